@@ -1,0 +1,1 @@
+"""ECG-FM for Transformers."""

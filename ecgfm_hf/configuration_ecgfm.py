@@ -1,0 +1,282 @@
+"""Configuration of ECG-FM models. Needs no torch."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+LABEL_AGGREGATIONS = ("mean", "max")
+LABEL_FIELDS = ("pos_weight", "label_aggregation", "label_thresholds", "label_calibration", "label_notes")
+
+
+@strict
+class ECGFMConfig(PreTrainedConfig):
+    r"""
+    Architecture, pretraining objective and label semantics of an ECG-FM model.
+
+    The defaults are the published base model (90.9 M parameters with its pretraining modules); see [`ECGFMConfig.base`]
+    and [`ECGFMConfig.large`]. Names follow `Wav2Vec2Config` wherever it has the thing.
+
+    Args:
+        num_leads (`int`, defaults to 12):
+            Leads (input channels) of a recording, 1 to 12.
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act:
+            The transformer encoder. `hidden_size` must be a multiple of `num_attention_heads`.
+        hidden_dropout, activation_dropout, attention_dropout (`float`):
+            Dropout on the outputs of attention and feed-forward blocks, after the feed-forward activation, and on the
+            attention weights.
+        feat_proj_dropout (`float`, defaults to 0.1):
+            Dropout on the encoder's input (`dropout_input` in fairseq-signals).
+        feat_quantizer_dropout (`float`, defaults to 0.1):
+            Dropout on the features that the quantizer sees (`dropout_features` in fairseq-signals).
+        final_dropout (`float`, defaults to 0.0):
+            Dropout on the pooled embedding before the classification head.
+        layerdrop (`float`, defaults to 0.0):
+            Probability of skipping a whole encoder layer in training.
+        initializer_range (`float`, defaults to 0.02):
+            Standard deviation of the initial weights of the transformer's linear layers.
+        layer_norm_eps (`float`, defaults to 1e-5)
+        feat_extract_norm (`str`, defaults to `"group"`):
+            `"group"`: one group norm per channel, so over time, after the first convolution only (as published);
+            `"layer"`: a layer norm over channels after every convolution.
+        feat_extract_activation (`str`, defaults to `"gelu"`)
+        conv_dim, conv_kernel, conv_stride (sequences of `int`), conv_bias (`bool`):
+            The convolutional feature encoder, one entry a layer.
+        num_conv_pos_embeddings, num_conv_pos_embedding_groups (`int`):
+            Kernel size and groups of the convolutional position embedding.
+        do_stable_layer_norm (`bool`, defaults to `False`):
+            Pre-norm transformer layers (`layer_norm_first` in fairseq-signals) instead of post-norm.
+        padding_safe (`bool`, defaults to `False`):
+            With `True`, what stands in the padded part of a batch cannot influence the valid part: the first norm takes
+            its statistics over valid positions, and padded frames are zeroed before the position embedding. A padded
+            recording then gives what it gives alone. `False` is the original's behaviour.
+        mask_time_prob, mask_time_length, mask_time_min_masks:
+            Span masking in pretraining: share of frames (before overlaps), frames a span, least number of spans. The
+            mask embedding exists only where `mask_time_prob > 0`.
+        feature_grad_multiplier (`float`, defaults to 0.1):
+            Factor on the gradient that reaches the convolutional feature encoder; 0 freezes it.
+        num_codevectors_per_group, num_codevector_groups, codevector_dim (`int`):
+            The quantizer's codebook; `codevector_dim` is the width of all groups together.
+        proj_codevector_dim (`int`, defaults to 256):
+            Width in which predictions and quantized targets are compared.
+        num_negatives (`int`, defaults to 100), contrastive_logits_temperature (`float`, defaults to 0.1):
+            Negatives a masked frame, drawn from the same segment's other masked frames, and the temperature.
+        max_gumbel_temperature, min_gumbel_temperature, gumbel_temperature_decay (`float`):
+            Temperature of the quantizer after `n` updates: `max(max * decay ** n, min)`.
+        diversity_loss_weight (`float`, defaults to 0.1), feature_penalty_weight (`float`, defaults to 10.0),
+        cmsc_loss_weight (`float`, defaults to 1.0), cmsc_temperature (`float`, defaults to 0.1):
+            Weights of the objective's other parts, and CMSC's temperature.
+        pos_weight (list of `float`, *optional*):
+            Weight of positive targets in the binary cross entropy, one a label.
+        label_aggregation (`dict[str, str]`, *optional*):
+            How segment scores become the recording's: `"mean"` or `"max"` by label name; `"mean"` where absent.
+        label_thresholds (`dict[str, float]`, *optional*):
+            Decision threshold on the recording's (calibrated) score, by label name. No threshold is assumed.
+        label_calibration (`dict[str, dict[str, float]]`, *optional*):
+            By label name, `{"slope": a, "intercept": b}`: the calibrated probability is
+            `sigmoid(a * logit(score) + b)` of the recording's score. Undoing the shift of a `pos_weight` w alone is
+            `{"slope": 1.0, "intercept": -ln w}`.
+        label_notes (`dict[str, str]`, *optional*):
+            What a user must know about a label, by label name.
+
+    Raises:
+        `ValueError` or huggingface_hub's strict dataclass errors for impossible values, naming field and value.
+    """
+
+    model_type = "ecgfm"
+
+    num_leads: int = 12
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout: float | int = 0.1
+    activation_dropout: float | int = 0.0
+    attention_dropout: float | int = 0.1
+    feat_proj_dropout: float | int = 0.1
+    feat_quantizer_dropout: float | int = 0.1
+    final_dropout: float | int = 0.0
+    layerdrop: float | int = 0.0
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-5
+    feat_extract_norm: str = "group"
+    feat_extract_activation: str = "gelu"
+    conv_dim: list[int] | tuple[int, ...] = (256, 256, 256, 256)
+    conv_kernel: list[int] | tuple[int, ...] = (2, 2, 2, 2)
+    conv_stride: list[int] | tuple[int, ...] = (2, 2, 2, 2)
+    conv_bias: bool = False
+    num_conv_pos_embeddings: int = 128
+    num_conv_pos_embedding_groups: int = 16
+    do_stable_layer_norm: bool = False
+    padding_safe: bool = False
+
+    mask_time_prob: float | int = 0.65
+    mask_time_length: int = 10
+    mask_time_min_masks: int = 2
+    feature_grad_multiplier: float | int = 0.1
+    num_codevectors_per_group: int = 320
+    num_codevector_groups: int = 2
+    codevector_dim: int = 256
+    proj_codevector_dim: int = 256
+    num_negatives: int = 100
+    contrastive_logits_temperature: float | int = 0.1
+    max_gumbel_temperature: float | int = 2.0
+    min_gumbel_temperature: float | int = 0.5
+    gumbel_temperature_decay: float | int = 0.999995
+    diversity_loss_weight: float | int = 0.1
+    feature_penalty_weight: float | int = 10.0
+    cmsc_loss_weight: float | int = 1.0
+    cmsc_temperature: float | int = 0.1
+
+    pos_weight: list[float | int] | tuple[float | int, ...] | None = None
+    label_aggregation: dict[str, str] | None = None
+    label_thresholds: dict[str, float | int] | None = None
+    label_calibration: dict[str, dict[str, float | int]] | None = None
+    label_notes: dict[str, str] | None = None
+
+    @classmethod
+    def base(cls, **overrides: Any) -> "ECGFMConfig":
+        """The published base model: 12 layers of width 768. Unknown names in `overrides` raise `TypeError`."""
+        return cls._preset({}, overrides)
+
+    @classmethod
+    def large(cls, **overrides: Any) -> "ECGFMConfig":
+        """The published large model: 24 layers of width 1024. Unknown names in `overrides` raise `TypeError`."""
+        sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+        return cls._preset(sizes, overrides)
+
+    @classmethod
+    def _preset(cls, sizes: dict[str, Any], overrides: dict[str, Any]) -> "ECGFMConfig":
+        # PreTrainedConfig takes any keyword; where people type, a misspelt one has to be an error.
+        known = cls().to_dict().keys() | cls.__dataclass_fields__.keys() | {"num_labels"}
+        unknown = sorted(overrides.keys() - known)
+        if unknown:
+            raise TypeError(f"ECGFMConfig has no field named {', '.join(map(repr, unknown))}")
+        return cls(**{**sizes, **overrides})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "ECGFMConfig":
+        """
+        As in transformers; but where `num_labels` or `id2label` gives the model other labels than the stored ones, what
+        is stored about those (weights, aggregation, thresholds, calibration, notes) goes with them.
+        """
+        stored = config_dict.get("id2label") or {}
+        if kwargs.get("num_labels", len(stored)) != len(stored) or "id2label" in kwargs:
+            config_dict = {name: value for name, value in config_dict.items() if name not in LABEL_FIELDS}
+            config_dict |= {name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs}
+            if "id2label" in kwargs:
+                config_dict["id2label"] = kwargs["id2label"]
+                config_dict["label2id"] = {label: int(i) for i, label in kwargs["id2label"].items()}
+        return super().from_dict(config_dict, **kwargs)
+
+    def validate_architecture(self) -> None:
+        """Checks that belong together; called by the strict dataclass machinery."""
+        if not 1 <= self.num_leads <= 12:
+            raise ValueError(f"num_leads must be 1 to 12, found: {self.num_leads}")
+        if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride) > 0:
+            raise ValueError(
+                "conv_dim, conv_kernel and conv_stride must have the same length of at least 1, found lengths "
+                f"{len(self.conv_dim)}, {len(self.conv_kernel)} and {len(self.conv_stride)}"
+            )
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "num_conv_pos_embeddings",
+            "num_conv_pos_embedding_groups",
+            "num_codevectors_per_group",
+            "num_codevector_groups",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found: {getattr(self, name)}")
+        for name in ("conv_dim", "conv_kernel", "conv_stride"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"{name} must hold numbers of at least 1, found: {list(getattr(self, name))}")
+        self._check_multiple("hidden_size", "num_attention_heads")
+        self._check_multiple("hidden_size", "num_conv_pos_embedding_groups")
+        self._check_multiple("codevector_dim", "num_codevector_groups")
+        if self.feat_extract_norm not in ("group", "layer"):
+            raise ValueError(f"feat_extract_norm must be 'group' or 'layer', found: {self.feat_extract_norm!r}")
+        for name in (
+            "hidden_dropout",
+            "activation_dropout",
+            "attention_dropout",
+            "feat_proj_dropout",
+            "feat_quantizer_dropout",
+            "final_dropout",
+            "layerdrop",
+            "mask_time_prob",
+        ):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be between 0 and 1, found: {getattr(self, name)}")
+
+    def validate_labels(self) -> None:
+        """Checks of everything stated per label; called by the strict dataclass machinery."""
+        if self.pos_weight is not None:
+            if len(self.pos_weight) != self.num_labels:
+                raise ValueError(
+                    f"pos_weight must have one entry a label ({self.num_labels}), found {len(self.pos_weight)}"
+                )
+            if not all(math.isfinite(weight) and weight > 0 for weight in self.pos_weight):
+                raise ValueError(f"pos_weight must be finite and positive, found: {list(self.pos_weight)}")
+        labels = set(self.id2label.values()) if self.id2label else set()
+        for name in ("label_aggregation", "label_thresholds", "label_calibration", "label_notes"):
+            unknown = sorted((getattr(self, name) or {}).keys() - labels)
+            if unknown:
+                raise ValueError(f"{name} names labels that id2label does not have: {unknown}")
+        for label, how in (self.label_aggregation or {}).items():
+            if how not in LABEL_AGGREGATIONS:
+                raise ValueError(f"label_aggregation of {label!r} must be one of {LABEL_AGGREGATIONS}, found: {how!r}")
+        for label, threshold in (self.label_thresholds or {}).items():
+            if not 0.0 <= threshold <= 1.0:
+                raise ValueError(f"label_thresholds of {label!r} must be between 0 and 1, found: {threshold}")
+        for label, fit in (self.label_calibration or {}).items():
+            if set(fit) != {"slope", "intercept"} or not all(map(math.isfinite, fit.values())):
+                raise ValueError(
+                    f"label_calibration of {label!r} must be finite numbers 'slope' and 'intercept', found: {fit}"
+                )
+
+    def _check_multiple(self, name: str, divisor: str) -> None:
+        if getattr(self, name) % getattr(self, divisor):
+            raise ValueError(
+                f"{name} must be a multiple of {divisor}, found: {getattr(self, name)} and {getattr(self, divisor)}"
+            )
+
+    @property
+    def label_names(self) -> list[str]:
+        """Label names in the order of the classifier's outputs."""
+        return [self.id2label[i] for i in range(self.num_labels)]
+
+    @property
+    def inputs_to_logits_ratio(self) -> int:
+        """Samples between the beginnings of two frames."""
+        return math.prod(self.conv_stride)
+
+    def num_frames(self, num_samples: int, num_conv_layers: int | None = None) -> int:
+        """
+        Frames that the feature encoder makes of `num_samples` samples; works on integers and on integer tensors.
+
+        `num_conv_layers` counts only that many of the first convolutions.
+        """
+        for kernel, stride in list(zip(self.conv_kernel, self.conv_stride, strict=True))[:num_conv_layers]:
+            num_samples = (num_samples - kernel) // stride + 1
+        return num_samples
+
+    @property
+    def min_samples(self) -> int:
+        """Least number of samples that give one frame."""
+        samples = 1
+        for kernel, stride in zip(reversed(self.conv_kernel), reversed(self.conv_stride), strict=True):
+            samples = (samples - 1) * stride + kernel
+        return samples
+
+    def aggregations(self) -> Sequence[str]:
+        """The aggregation of every label, in output order."""
+        return [(self.label_aggregation or {}).get(label, "mean") for label in self.label_names]
+
+
+__all__ = ["ECGFMConfig"]
