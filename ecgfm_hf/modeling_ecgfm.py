@@ -1,0 +1,970 @@
+"""
+ECG-FM: a wav2vec 2.0-style encoder of 12-lead electrocardiograms, its pretraining objective (W2V + CMSC) and a
+classifier.
+
+Sources: Baevski et al. 2020, "wav2vec 2.0"; Oh et al. 2022, "Lead-agnostic self-supervised learning for local and
+global representations of electrocardiogram" (the W2V + CMSC + RLM objective); Kiyasseh et al. 2021, "CLOCS" (CMSC);
+McKeen et al. 2024, "ECG-FM: an open electrocardiogram foundation model". Numbers agree with fairseq-signals.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+
+from .configuration_ecgfm import ECGFMConfig
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Outputs
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ECGFMModelOutput(ModelOutput):
+    """
+    Output of [`ECGFMModel`].
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, frames, hidden_size)`):
+            The encoder's output. Padded frames hold values without meaning.
+        extract_features (`torch.FloatTensor` of shape `(batch, frames, conv_dim[-1])`):
+            Convolutional features after their layer norm: what pretraining quantizes.
+        pooler_output (`torch.FloatTensor` of shape `(batch, hidden_size)`):
+            The published embedding: the mean over unpadded frames. NaN for a row without a single unpadded frame.
+        conv_features (`torch.FloatTensor` of shape `(batch, conv_dim[-1], frames)`):
+            Convolutional features before the layer norm: what pretraining's feature penalty acts on.
+        hidden_states (tuple of `torch.FloatTensor` of shape `(batch, frames, hidden_size)`, *optional*):
+            The input of the first layer and the output of every layer; the last equals `last_hidden_state`.
+        attentions (tuple of `torch.FloatTensor` of shape `(batch, heads, frames, frames)`, *optional*):
+            Attention weights of every layer, after the softmax.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    extract_features: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    conv_features: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class ECGFMForPreTrainingOutput(ModelOutput):
+    """
+    Output of [`ECGFMForPreTraining`]. The four parts are weighted and add up to `loss`; all are in nats and per masked
+    frame (fairseq-signals sums over masked frames, and logs in bits).
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): The objective; `None` without `mask_time_indices`.
+        contrastive_loss, diversity_loss, feature_penalty (`torch.FloatTensor` of shape `()`, *optional*): Its parts.
+        cmsc_loss (`torch.FloatTensor` of shape `()`, *optional*): Its CMSC part; `None` without `patient_ids`.
+        num_masked_frames (`torch.LongTensor` of shape `()`, *optional*): Masked frames in the batch.
+        code_perplexity, prob_perplexity (`torch.FloatTensor` of shape `()`, *optional*):
+            Effective number of codes in use, summed over groups, of the hard choices and of the probabilities.
+        contrastive_accuracy (`torch.FloatTensor` of shape `()`, *optional*):
+            Share of masked frames whose own target is more similar than every negative.
+        last_hidden_state, extract_features, pooler_output, hidden_states, attentions:
+            As in [`ECGFMModelOutput`], of the masked pass where frames were masked.
+    """
+
+    loss: torch.FloatTensor | None = None
+    contrastive_loss: torch.FloatTensor | None = None
+    diversity_loss: torch.FloatTensor | None = None
+    feature_penalty: torch.FloatTensor | None = None
+    cmsc_loss: torch.FloatTensor | None = None
+    num_masked_frames: torch.LongTensor | None = None
+    code_perplexity: torch.FloatTensor | None = None
+    prob_perplexity: torch.FloatTensor | None = None
+    contrastive_accuracy: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    extract_features: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class ECGFMClassifierOutput(ModelOutput):
+    """
+    Output of [`ECGFMForMultiLabelClassification`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): Given `labels`.
+        logits (`torch.FloatTensor` of shape `(batch, num_labels)`): Before sigmoid, softmax or nothing (regression).
+        pooler_output (`torch.FloatTensor` of shape `(batch, hidden_size)`, *optional*):
+            The embedding that the head saw; on request (`output_pooler_output=True`).
+        hidden_states, attentions: As in [`ECGFMModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Feature encoder
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Identity forward; multiplies the gradient backward."""
+
+    @staticmethod
+    def forward(ctx, values: torch.Tensor, factor: float) -> torch.Tensor:
+        ctx.factor = factor
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient * ctx.factor, None
+
+
+class ECGFMGroupNorm(nn.GroupNorm):
+    """
+    Normalises every channel over time, always in float32.
+
+    Given `valid` (batch, positions), the statistics leave padded positions out; the original lets them in.
+    """
+
+    def forward(self, hidden_states: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        values, weight, bias = hidden_states.float(), self.weight.float(), self.bias.float()
+        if valid is None:
+            normalised = F.group_norm(values, self.num_groups, weight, bias, self.eps)
+        else:
+            valid = valid[:, None, :].float()
+            count = valid.sum(-1, keepdim=True)
+            mean = (values * valid).sum(-1, keepdim=True) / count
+            variance = ((values - mean).square() * valid).sum(-1, keepdim=True) / count
+            normalised = (values - mean) * torch.rsqrt(variance + self.eps) * weight[:, None] + bias[:, None]
+        return normalised.to(hidden_states.dtype)
+
+
+class ECGFMChannelLayerNorm(nn.LayerNorm):
+    """Layer norm over the channels of (batch, channels, positions), in float32."""
+
+    def forward(self, hidden_states: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        values = hidden_states.transpose(1, 2).float()
+        values = F.layer_norm(values, self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        return values.transpose(1, 2).to(hidden_states.dtype)
+
+
+class ECGFMConvLayer(nn.Module):
+    """Convolution, optional norm, activation."""
+
+    def __init__(self, config: ECGFMConfig, layer: int):
+        super().__init__()
+        channels_in = config.conv_dim[layer - 1] if layer > 0 else config.num_leads
+        channels_out = config.conv_dim[layer]
+        self.conv = nn.Conv1d(
+            channels_in,
+            channels_out,
+            kernel_size=config.conv_kernel[layer],
+            stride=config.conv_stride[layer],
+            bias=config.conv_bias,
+        )
+        if config.feat_extract_norm == "layer":
+            self.layer_norm = ECGFMChannelLayerNorm(channels_out, eps=config.layer_norm_eps)
+        elif layer == 0:
+            self.layer_norm = ECGFMGroupNorm(channels_out, channels_out, eps=config.layer_norm_eps)
+        else:
+            self.layer_norm = None
+        self.activation = ACT2FN[config.feat_extract_activation]
+
+    def forward(self, hidden_states: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        hidden_states = self.conv(hidden_states)
+        if self.layer_norm is not None:
+            hidden_states = self.layer_norm(hidden_states, valid)
+        return self.activation(hidden_states)
+
+
+class ECGFMFeatureEncoder(nn.Module):
+    """Strided convolutions: (batch, leads, samples) to (batch, conv_dim[-1], frames)."""
+
+    def __init__(self, config: ECGFMConfig):
+        super().__init__()
+        self.config = config
+        self.conv_layers = nn.ModuleList(ECGFMConvLayer(config, i) for i in range(len(config.conv_dim)))
+
+    def forward(self, input_values: torch.Tensor, num_samples: torch.Tensor | None = None) -> torch.Tensor:
+        """`num_samples` (batch,) counts valid samples; only `config.padding_safe` looks at it."""
+        valid = None
+        if num_samples is not None and self.config.padding_safe:
+            valid = _valid_positions(
+                self.config.num_frames(num_samples, 1), self.config.num_frames(input_values.shape[-1], 1)
+            )
+        frozen = self.config.feature_grad_multiplier == 0
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            hidden_states = input_values
+            for layer in self.conv_layers:
+                hidden_states = layer(hidden_states, valid)
+        if hidden_states.requires_grad and self.config.feature_grad_multiplier != 1:
+            hidden_states = _ScaleGradient.apply(hidden_states, float(self.config.feature_grad_multiplier))
+        return hidden_states
+
+
+class ECGFMFeatureProjection(nn.Module):
+    """Layer norm, then a linear map to the encoder's width (left out where the widths are equal), dropout."""
+
+    def __init__(self, config: ECGFMConfig):
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
+        same_width = config.conv_dim[-1] == config.hidden_size
+        self.projection = None if same_width else nn.Linear(config.conv_dim[-1], config.hidden_size)
+        self.dropout = nn.Dropout(config.feat_proj_dropout)
+
+    def forward(self, conv_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, channels, frames) to hidden states (batch, frames, hidden_size) and the normed features."""
+        extract_features = self.layer_norm(conv_features.transpose(1, 2))
+        hidden_states = extract_features if self.projection is None else self.projection(extract_features)
+        return self.dropout(hidden_states), extract_features
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Transformer encoder
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _linear(in_features: int, out_features: int, weight_init: Callable[[torch.Tensor], torch.Tensor]) -> nn.Linear:
+    # `_init_weights` sees a module without its place in the model, so the place states the initialisation.
+    linear = nn.Linear(in_features, out_features)
+    linear.weight_init = weight_init
+    return linear
+
+
+class ECGFMPositionalConvEmbedding(nn.Module):
+    """A grouped convolution over frames with weight norm: a relative position embedding."""
+
+    def __init__(self, config: ECGFMConfig):
+        super().__init__()
+        conv = nn.Conv1d(
+            config.hidden_size,
+            config.hidden_size,
+            kernel_size=config.num_conv_pos_embeddings,
+            padding=config.num_conv_pos_embeddings // 2,
+            groups=config.num_conv_pos_embedding_groups,
+        )
+        self.conv = weight_norm(conv, name="weight", dim=2)
+        self.activation = ACT2FN[config.feat_extract_activation]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        num_frames = hidden_states.shape[1]
+        # (batch, frames, width) is (batch, width, 1, frames) in channels-last order without a copy, which oneDNN
+        # convolves more than twice as fast as conv1d.
+        positions = F.conv2d(
+            hidden_states.transpose(1, 2).unsqueeze(2),
+            self.conv.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last),
+            self.conv.bias,
+            padding=(0, self.conv.padding[0]),
+            groups=self.conv.groups,
+        )
+        # An even kernel gives one frame too many.
+        return self.activation(positions.squeeze(2).transpose(1, 2)[:, :num_frames])
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention as two matrix products, with the softmax in float32; `attention_mask` is True where to look."""
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+class ECGFMAttention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, config: ECGFMConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        weight_init = partial(init.normal_, std=config.initializer_range)
+        self.q_proj = _linear(config.hidden_size, config.hidden_size, weight_init)
+        self.k_proj = _linear(config.hidden_size, config.hidden_size, weight_init)
+        self.v_proj = _linear(config.hidden_size, config.hidden_size, weight_init)
+        self.out_proj = _linear(config.hidden_size, config.hidden_size, weight_init)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        shape = hidden_states.shape[:-1]
+        query, key, value = (
+            projection(hidden_states).view(*shape, -1, self.head_dim).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        # Only the eager way has the weights to show.
+        implementation = "eager" if output_attentions else self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+        )
+        return self.out_proj(output.reshape(*shape, -1)), weights if output_attentions else None
+
+
+class ECGFMFeedForward(nn.Module):
+    def __init__(self, config: ECGFMConfig):
+        super().__init__()
+        weight_init = partial(init.normal_, std=config.initializer_range)
+        self.intermediate_dense = _linear(config.hidden_size, config.intermediate_size, weight_init)
+        self.activation = ACT2FN[config.hidden_act]
+        self.intermediate_dropout = nn.Dropout(config.activation_dropout)
+        self.output_dense = _linear(config.intermediate_size, config.hidden_size, weight_init)
+        self.output_dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.intermediate_dropout(self.activation(self.intermediate_dense(hidden_states)))
+        return self.output_dropout(self.output_dense(hidden_states))
+
+
+class ECGFMEncoderLayer(GradientCheckpointingLayer):
+    """A transformer layer, post-norm as published or pre-norm (`do_stable_layer_norm`)."""
+
+    def __init__(self, config: ECGFMConfig):
+        super().__init__()
+        self.pre_norm = config.do_stable_layer_norm
+        self.attention = ECGFMAttention(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = ECGFMFeedForward(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self.pre_norm:
+            attended, weights = self.attention(self.layer_norm(hidden_states), attention_mask, output_attentions)
+            hidden_states = hidden_states + self.dropout(attended)
+            hidden_states = hidden_states + self.feed_forward(self.final_layer_norm(hidden_states))
+        else:
+            attended, weights = self.attention(hidden_states, attention_mask, output_attentions)
+            hidden_states = self.layer_norm(hidden_states + self.dropout(attended))
+            hidden_states = self.final_layer_norm(hidden_states + self.feed_forward(hidden_states))
+        return hidden_states, weights
+
+
+class ECGFMEncoder(nn.Module):
+    """Position embedding and transformer layers."""
+
+    def __init__(self, config: ECGFMConfig):
+        super().__init__()
+        self.config = config
+        self.pos_conv_embed = ECGFMPositionalConvEmbedding(config)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.layers = nn.ModuleList(ECGFMEncoderLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        frame_mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor, ...] | None]:
+        """
+        Encodes (batch, frames, hidden_size) given the mask of valid frames (batch, frames).
+
+        Returns the last hidden state and, where asked for, all hidden states and attention weights. As in the
+        original, the position embedding sees padded frames as they are; only after it has been added are they zeroed.
+        `config.padding_safe` zeroes them before as well.
+        """
+        if frame_mask is not None and self.config.padding_safe:
+            hidden_states = hidden_states.masked_fill(~frame_mask[..., None], 0.0)
+        hidden_states = hidden_states + self.pos_conv_embed(hidden_states)
+        if frame_mask is not None:
+            hidden_states = hidden_states.masked_fill(~frame_mask[..., None], 0.0)
+        if not self.config.do_stable_layer_norm:
+            hidden_states = self.layer_norm(hidden_states)
+        hidden_states = self.dropout(hidden_states)
+
+        attention_mask = self._attention_mask(hidden_states, frame_mask, output_attentions)
+        all_hidden_states, all_attentions = [], []
+        for layer in self.layers:
+            all_hidden_states.append(hidden_states)
+            if self.training and self.config.layerdrop > 0 and torch.rand(()) < self.config.layerdrop:
+                continue
+            hidden_states, weights = layer(hidden_states, attention_mask, output_attentions)
+            all_attentions.append(weights)
+        if self.config.do_stable_layer_norm:
+            hidden_states = self.layer_norm(hidden_states)
+        all_hidden_states.append(hidden_states)
+        return (
+            hidden_states,
+            tuple(all_hidden_states) if output_hidden_states else None,
+            tuple(all_attentions) if output_attentions else None,
+        )
+
+    def _attention_mask(
+        self, hidden_states: torch.Tensor, frame_mask: torch.Tensor | None, output_attentions: bool
+    ) -> torch.Tensor | None:
+        if frame_mask is None:
+            return None
+        if output_attentions or self.config._attn_implementation in ("eager", "sdpa"):
+            # Broadcasts over heads and queries. transformers' function would build the whole square and, outside
+            # tracing, look at the mask's values first.
+            return frame_mask[:, None, None, :]
+        return create_bidirectional_mask(self.config, hidden_states, frame_mask)
+
+
+def _valid_positions(num_valid: torch.Tensor, length: int) -> torch.Tensor:
+    """(batch,) counts to a bool mask (batch, length), True at the first `num_valid` positions."""
+    return torch.arange(length, device=num_valid.device)[None, :] < num_valid[:, None]
+
+
+def _mean_over_frames(hidden_states: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
+    # The original divides each channel by its count of values that are not zero, not by the number of valid frames.
+    hidden_states = hidden_states.float()
+    if frame_mask is not None:
+        hidden_states = hidden_states.masked_fill(~frame_mask[..., None], 0.0)
+    return hidden_states.sum(dim=1) / (hidden_states != 0).sum(dim=1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Models
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class ECGFMPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation that all ECG-FM models share."""
+
+    config: ECGFMConfig
+    config_class = ECGFMConfig
+    base_model_prefix = "ecgfm"
+    main_input_name = "input_values"
+    input_modalities = ("audio",)
+    supports_gradient_checkpointing = True
+    # No **kwargs in `forward` and no `num_items_in_batch`: the Trainer then scales the loss itself.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["ECGFMEncoderLayer"]
+    _supports_sdpa = True
+    # Flash and flex attention go through the same interface. Neither has been run: they need a GPU.
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """
+        The original's initialisation, from scratch and for keys that a checkpoint lacks.
+
+        transformers skips modules that own no tensor directly, so each branch names the owner.
+        """
+        if isinstance(module, parametrize.ParametrizationList):
+            # Weight norm of the position embedding: the direction has the original's deviation, the magnitude is its
+            # norm, so that the effective weight equals the direction. Writing to `conv.weight` would do nothing.
+            direction = module.original1
+            init.normal_(direction, std=2.0 / math.sqrt(direction.shape[0] * direction.shape[-1]))
+            init.copy_(module.original0, torch.linalg.vector_norm(direction, dim=(0, 1), keepdim=True))
+        elif isinstance(module, nn.Conv1d) and parametrize.is_parametrized(module):
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv1d):
+            init.kaiming_normal_(module.weight)
+            if module.bias is not None:
+                bound = 1.0 / math.sqrt(module.weight.shape[1] * module.weight.shape[2])
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Linear) and hasattr(module, "weight_init"):
+            module.weight_init(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            bound = 1.0 / math.sqrt(module.in_features)
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, ECGFMGumbelQuantizer):
+            init.uniform_(module.codevectors)
+        elif isinstance(module, ECGFMModel) and module.masked_spec_embed is not None:
+            init.uniform_(module.masked_spec_embed)
+
+    def freeze_feature_encoder(self) -> None:
+        """Stops training the convolutions; layer norm, projection and position embedding go on training."""
+        self.base_model.feature_extractor.requires_grad_(False)
+
+    def get_input_embeddings(self) -> None:
+        """There is no embedding table; quantised loading asks."""
+        return None
+
+
+class ECGFMModel(ECGFMPreTrainedModel):
+    """The encoder: standardised segments in, frames and the published embedding out. Never masks by itself."""
+
+    def __init__(self, config: ECGFMConfig):
+        super().__init__(config)
+        self.feature_extractor = ECGFMFeatureEncoder(config)
+        self.feature_projection = ECGFMFeatureProjection(config)
+        # As in Wav2Vec2 only where masking is configured: fine-tuned checkpoints have none.
+        embed = nn.Parameter(torch.empty(config.hidden_size).uniform_()) if config.mask_time_prob > 0 else None
+        self.register_parameter("masked_spec_embed", embed)
+        self.encoder = ECGFMEncoder(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        mask_time_indices: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ECGFMModelOutput | tuple:
+        """
+        Args:
+            input_values (`torch.FloatTensor` of shape `(batch, num_leads, samples)`):
+                Segments from `ECGFMFeatureExtractor`: 500 Hz, standardised per lead. Any length from
+                `config.min_samples`.
+            attention_mask (`torch.Tensor` of shape `(batch, samples)`, *optional*):
+                1 for samples, 0 for padding, which has to be at the end.
+            mask_time_indices (`torch.BoolTensor` of shape `(batch, frames)`, *optional*):
+                Frames to replace by the mask embedding. Nothing is masked without it, in training or not.
+            output_attentions, output_hidden_states, return_dict (`bool`, *optional*):
+                As in transformers; the default is the config's. With `output_attentions`, attention runs the eager
+                way whatever implementation is set.
+
+        Returns:
+            [`ECGFMModelOutput`]
+
+        Raises:
+            `ValueError`: wrong shapes, too few samples, a mask for a model without mask embedding.
+        """
+        config = self.config
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return_dict = config.return_dict if return_dict is None else return_dict
+
+        num_samples = self._check_inputs(input_values, attention_mask)
+        conv_features = self.feature_extractor(input_values.to(self.dtype), num_samples)
+        hidden_states, extract_features = self.feature_projection(conv_features)
+        num_frames = hidden_states.shape[1]
+        if mask_time_indices is not None:
+            hidden_states = self._mask(hidden_states, mask_time_indices)
+        frame_mask = None
+        if num_samples is not None:
+            frame_mask = _valid_positions(config.num_frames(num_samples), num_frames)
+        last_hidden_state, all_hidden_states, all_attentions = self.encoder(
+            hidden_states, frame_mask, output_attentions, output_hidden_states
+        )
+        output = ECGFMModelOutput(
+            last_hidden_state=last_hidden_state,
+            extract_features=extract_features,
+            pooler_output=_mean_over_frames(last_hidden_state, frame_mask).to(last_hidden_state.dtype),
+            conv_features=conv_features,
+            hidden_states=all_hidden_states,
+            attentions=all_attentions,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _check_inputs(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Checks shapes; returns the number of valid samples a row, `None` where nothing is padded."""
+        config = self.config
+        if input_values.ndim != 3 or input_values.shape[1] != config.num_leads:
+            raise ValueError(
+                f"input_values must have shape (batch, {config.num_leads} leads, samples), "
+                f"found: {tuple(input_values.shape)}"
+            )
+        if input_values.shape[2] < config.min_samples:
+            raise ValueError(
+                f"input_values must hold at least {config.min_samples} samples, found: {input_values.shape[2]}"
+            )
+        if attention_mask is None:
+            return None
+        expected = (input_values.shape[0], input_values.shape[2])
+        if tuple(attention_mask.shape) != expected:
+            raise ValueError(
+                f"attention_mask must have shape (batch, samples) = {expected}, found: {tuple(attention_mask.shape)}"
+            )
+        return attention_mask.long().sum(dim=-1)
+
+    def _mask(self, hidden_states: torch.Tensor, mask_time_indices: torch.Tensor) -> torch.Tensor:
+        if self.masked_spec_embed is None:
+            raise ValueError("mask_time_indices needs a mask embedding; this model's config has mask_time_prob = 0")
+        if mask_time_indices.shape != hidden_states.shape[:2]:
+            raise ValueError(
+                f"mask_time_indices must have shape (batch, frames) = {tuple(hidden_states.shape[:2])}, "
+                f"found: {tuple(mask_time_indices.shape)}"
+            )
+        embed = self.masked_spec_embed.to(hidden_states.dtype)
+        return torch.where(mask_time_indices.bool()[..., None], embed, hidden_states)
+
+
+class ECGFMGumbelQuantizer(nn.Module):
+    """
+    Product quantizer with a Gumbel softmax: hard straight-through choices in training, the arg max in evaluation.
+
+    Source: Baevski et al. 2020; Jang et al. 2017, "Categorical reparameterization with Gumbel-softmax".
+    """
+
+    def __init__(self, config: ECGFMConfig):
+        super().__init__()
+        self.num_groups = config.num_codevector_groups
+        self.num_codes = config.num_codevectors_per_group
+        width = config.codevector_dim // self.num_groups
+        self.codevectors = nn.Parameter(torch.empty(1, self.num_groups * self.num_codes, width).uniform_())
+        self.weight_proj = _linear(
+            config.conv_dim[-1], self.num_groups * self.num_codes, partial(init.normal_, std=1.0)
+        )
+        self.temperature = float(config.max_gumbel_temperature)
+
+    def forward(
+        self, features: torch.Tensor, gumbel_noise: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            features (`torch.Tensor` of shape `(..., conv_dim[-1])`)
+            gumbel_noise (`torch.Tensor` of shape `(..., groups, codes)`, *optional*): drawn in training if absent.
+
+        Returns:
+            quantized features `(..., codevector_dim)`, codes `(..., groups)`, code perplexity, probability perplexity.
+        """
+        logits = self.weight_proj(features).unflatten(-1, (self.num_groups, self.num_codes)).float()
+        codevectors = self.codevectors.view(self.num_groups, self.num_codes, -1)
+        hard = logits.argmax(dim=-1)
+        if self.training:
+            if gumbel_noise is None:
+                gumbel_noise = -torch.empty_like(logits).exponential_().log()
+            soft = F.softmax((logits + gumbel_noise.view_as(logits)) / self.temperature, dim=-1)
+            codes = soft.argmax(dim=-1)
+            one_hot = F.one_hot(codes, self.num_codes).to(soft.dtype)
+            choice = (one_hot - soft.detach() + soft).to(codevectors.dtype)
+            # One matrix product a group; the original multiplies every code vector with every frame.
+            quantized = torch.einsum("...gc,gcw->...gw", choice, codevectors)
+        else:
+            codes = hard
+            groups = torch.arange(self.num_groups, device=codes.device)
+            quantized = codevectors[groups, codes]
+
+        frame_dims = tuple(range(logits.ndim - 2))
+        code_perplexity = self._perplexity(F.one_hot(hard, self.num_codes).float().mean(dim=frame_dims))
+        prob_perplexity = self._perplexity(F.softmax(logits, dim=-1).mean(dim=frame_dims))
+        return quantized.flatten(-2), codes, code_perplexity, prob_perplexity
+
+    @staticmethod
+    def _perplexity(probabilities: torch.Tensor) -> torch.Tensor:
+        """(groups, codes) to exp(entropy) summed over groups."""
+        return torch.exp(-(probabilities * torch.log(probabilities + 1e-7)).sum(dim=-1)).sum()
+
+
+class ECGFMForPreTraining(ECGFMPreTrainedModel):
+    """
+    The pretraining objective W2V + CMSC. Random lead masking, its third part, is an augmentation of the input.
+
+    Per masked frame: InfoNCE against negatives of the same segment, codebook diversity, a penalty on large features;
+    and CMSC, which draws the embeddings of two adjacent segments of one recording together.
+    """
+
+    def __init__(self, config: ECGFMConfig):
+        super().__init__(config)
+        self.ecgfm = ECGFMModel(config)
+        self.dropout_features = nn.Dropout(config.feat_quantizer_dropout)
+        self.quantizer = ECGFMGumbelQuantizer(config)
+        self.project_q = nn.Linear(config.codevector_dim, config.proj_codevector_dim)
+        self.project_hid = nn.Linear(config.hidden_size, config.proj_codevector_dim)
+        self.post_init()
+
+    def set_gumbel_temperature(self, temperature: float) -> None:
+        """Sets the quantizer's temperature for training."""
+        self.quantizer.temperature = float(temperature)
+
+    def gumbel_temperature_at(self, num_updates: int) -> float:
+        """The published schedule: `max(max_gumbel_temperature * decay ** num_updates, min_gumbel_temperature)`."""
+        config = self.config
+        temperature = config.max_gumbel_temperature * config.gumbel_temperature_decay**num_updates
+        return max(temperature, config.min_gumbel_temperature)
+
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        mask_time_indices: torch.Tensor | None = None,
+        sampled_negative_indices: torch.Tensor | None = None,
+        patient_ids: torch.Tensor | None = None,
+        segment_ids: torch.Tensor | None = None,
+        gumbel_noise: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ECGFMForPreTrainingOutput | tuple:
+        """
+        Args:
+            input_values, attention_mask, output_attentions, output_hidden_states, return_dict:
+                As in [`ECGFMModel`].
+            mask_time_indices (`torch.BoolTensor` of shape `(batch, frames)`, *optional*):
+                Frames to mask and predict, the same number in every row. Without it nothing is masked and `loss` is
+                `None`.
+            sampled_negative_indices (`torch.LongTensor` of shape `(batch, masked frames, negatives)`, *optional*):
+                Negatives of every masked frame as positions among the masked frames of its own row. Drawn uniformly
+                from the other masked frames if absent.
+            patient_ids, segment_ids (`torch.Tensor` of shape `(batch,)`, *optional*):
+                For CMSC: rows with equal id and different `segment_ids` (0 or 1) are positives. In the published
+                training the id is the recording's. Without them CMSC is left out.
+            gumbel_noise (`torch.Tensor` of shape `(batch, masked frames, groups, codes)`, *optional*):
+                Noise of the quantizer in training; drawn if absent.
+
+        Returns:
+            [`ECGFMForPreTrainingOutput`]
+
+        Raises:
+            `ValueError`: wrong shapes, rows with different numbers of masked frames or fewer than two, only one of
+            `patient_ids` and `segment_ids`, no positive pair.
+        """
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        if (patient_ids is None) != (segment_ids is None):
+            raise ValueError("patient_ids and segment_ids go together; found only one of them")
+        encoded = self.ecgfm(
+            input_values,
+            attention_mask=attention_mask,
+            mask_time_indices=mask_time_indices,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        output = ECGFMForPreTrainingOutput(
+            last_hidden_state=encoded.last_hidden_state,
+            extract_features=encoded.extract_features,
+            pooler_output=encoded.pooler_output,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+        if mask_time_indices is not None:
+            self._add_losses(
+                output,
+                encoded,
+                mask_time_indices.bool(),
+                sampled_negative_indices,
+                patient_ids,
+                segment_ids,
+                gumbel_noise,
+            )
+        return output if return_dict else output.to_tuple()
+
+    def _add_losses(
+        self,
+        output: ECGFMForPreTrainingOutput,
+        encoded: ECGFMModelOutput,
+        mask: torch.Tensor,
+        negatives: torch.Tensor | None,
+        patient_ids: torch.Tensor | None,
+        segment_ids: torch.Tensor | None,
+        gumbel_noise: torch.Tensor | None,
+    ) -> None:
+        config = self.config
+        masked_per_row = self._masked_per_row(mask)
+        shape = (mask.shape[0], masked_per_row, -1)
+        features = self.dropout_features(encoded.extract_features)[mask].view(shape)
+        quantized, codes, output.code_perplexity, output.prob_perplexity = self.quantizer(features, gumbel_noise)
+        targets = self.project_q(quantized)
+        predictions = self.project_hid(encoded.last_hidden_state[mask].view(shape))
+        if negatives is None:
+            negatives = self._sample_negatives(mask.shape[0], masked_per_row, mask.device)
+        output.contrastive_loss, output.contrastive_accuracy = self._contrastive_loss(
+            predictions, targets, codes, negatives
+        )
+        num_codes = config.num_codevector_groups * config.num_codevectors_per_group
+        output.diversity_loss = config.diversity_loss_weight * (1.0 - output.prob_perplexity / num_codes)
+        output.feature_penalty = config.feature_penalty_weight * encoded.conv_features.float().square().mean()
+        output.loss = output.contrastive_loss + output.diversity_loss + output.feature_penalty
+        if patient_ids is not None:
+            cmsc_loss = self._cmsc_loss(encoded.pooler_output.float(), patient_ids, segment_ids)
+            output.cmsc_loss = config.cmsc_loss_weight * cmsc_loss
+            output.loss = output.loss + output.cmsc_loss
+        output.num_masked_frames = torch.tensor(mask.shape[0] * masked_per_row, device=mask.device)
+
+    def _masked_per_row(self, mask: torch.Tensor) -> int:
+        counts = mask.sum(dim=1)
+        least, most = int(counts.min()), int(counts.max())
+        if least != most:
+            raise ValueError(
+                f"every row of mask_time_indices must mask the same number of frames, found {least} to {most}"
+            )
+        if least < 2:
+            raise ValueError(f"mask_time_indices must mask at least 2 frames a row, found: {least}")
+        return least
+
+    def _sample_negatives(self, batch: int, masked_per_row: int, device: torch.device) -> torch.Tensor:
+        shape = (batch, masked_per_row, self.config.num_negatives)
+        drawn = torch.randint(masked_per_row - 1, shape, device=device)
+        # Skipping the frame's own position leaves the others equally likely.
+        own = torch.arange(masked_per_row, device=device)[None, :, None]
+        return drawn + (drawn >= own)
+
+    def _contrastive_loss(
+        self, predictions: torch.Tensor, targets: torch.Tensor, codes: torch.Tensor, negatives: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """InfoNCE in nats a masked frame, and accuracy; predictions and targets are (batch, masked frames, width)."""
+        batch, num_masked, _ = predictions.shape
+        if negatives.ndim != 3 or negatives.shape[:2] != (batch, num_masked):
+            raise ValueError(
+                f"sampled_negative_indices must have shape (batch, masked frames, negatives) = "
+                f"({batch}, {num_masked}, ...), found: {tuple(negatives.shape)}"
+            )
+        # A segment's cosine similarities are one small matrix product; gathering from it spares the 100 copies of every
+        # target that the negatives would be.
+        predictions = F.normalize(predictions.float(), dim=-1, eps=1e-8)
+        targets = F.normalize(targets.float(), dim=-1, eps=1e-8)
+        similarity = predictions @ targets.transpose(1, 2) / self.config.contrastive_logits_temperature
+        positive = similarity.diagonal(dim1=1, dim2=2)
+        # A negative with the codes of its positive is the same vector: it must not count.
+        same = (codes[:, :, None] == codes[:, None, :]).all(dim=-1)
+        negative = similarity.masked_fill(same, -math.inf).gather(2, negatives.long())
+        logits = torch.cat([positive[..., None], negative], dim=-1).flatten(0, 1)
+        loss = -F.log_softmax(logits, dim=-1)[:, 0].mean()
+        correct = logits[:, :1] >= logits
+        # As the original counts: a row whose logits are all equal is not a hit.
+        hit = correct.all(dim=-1) & ~(logits[:, :1] <= logits).all(dim=-1)
+        return loss, hit.float().mean()
+
+    def _cmsc_loss(
+        self, embeddings: torch.Tensor, patient_ids: torch.Tensor, segment_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """Contrastive multi-segment coding (Kiyasseh et al. 2021) between first and second segments."""
+        # The norm is detached, as in the original: an ordinary normalisation has the same value and another gradient.
+        norm = torch.linalg.vector_norm(embeddings.detach(), dim=-1, keepdim=True).clamp_min(1e-8)
+        embeddings = embeddings / norm
+        first, second = segment_ids == 0, segment_ids == 1
+        similarity = embeddings[first] @ embeddings[second].T / self.config.cmsc_temperature
+        positive = patient_ids[first][:, None] == patient_ids[second][None, :]
+        if not positive.any():
+            raise ValueError("CMSC needs rows of equal patient_ids with segment_ids 0 and 1; found no such pair")
+        rows = -F.log_softmax(similarity, dim=1)[positive].mean()
+        columns = -F.log_softmax(similarity, dim=0)[positive].mean()
+        return (rows + columns) / 2
+
+
+class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
+    """
+    A linear head on the published embedding.
+
+    `config.problem_type` chooses the loss: `"multi_label_classification"` (default), `"single_label_classification"`
+    or `"regression"`.
+    """
+
+    def __init__(self, config: ECGFMConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.ecgfm = ECGFMModel(config)
+        self.dropout = nn.Dropout(config.final_dropout)
+        self.classifier = _linear(config.hidden_size, config.num_labels, init.xavier_uniform_)
+        if self.ecgfm.masked_spec_embed is not None:
+            # Classification never masks, and a parameter without gradient stops distributed training.
+            self.ecgfm.masked_spec_embed.requires_grad_(False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_pooler_output: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ECGFMClassifierOutput | tuple:
+        """
+        Args:
+            input_values, attention_mask, output_attentions, output_hidden_states, return_dict:
+                As in [`ECGFMModel`].
+            labels (`torch.Tensor`, *optional*):
+                Multi-label: `(batch, num_labels)`, 0, 1 or in between; regression: `(batch, num_labels)` or, with one
+                label, `(batch,)`; single-label: class numbers `(batch,)`. NaN (-100 for single-label) is an unknown
+                target and left out of the loss, which is a mean over known targets (0 where none is known).
+            output_pooler_output (`bool`, defaults to `False`): Return the embedding too.
+
+        Returns:
+            [`ECGFMClassifierOutput`]
+
+        Raises:
+            `ValueError`: `labels` of the wrong shape, an unknown `config.problem_type`.
+        """
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        encoded = self.ecgfm(
+            input_values,
+            attention_mask=attention_mask,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(self.dropout(encoded.pooler_output))
+        output = ECGFMClassifierOutput(
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            pooler_output=encoded.pooler_output if output_pooler_output else None,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        problem_type = self.config.problem_type or "multi_label_classification"
+        logits, labels = logits.float(), labels.to(logits.device)
+        if problem_type == "single_label_classification":
+            self._check_labels(labels, logits.shape[:1])
+            # A sum over at least one target: `mean` would be NaN where every target is unknown.
+            total = F.cross_entropy(logits, labels.long(), reduction="sum", ignore_index=-100)
+            return total / (labels != -100).sum().clamp_min(1)
+        if problem_type not in ("multi_label_classification", "regression"):
+            raise ValueError(f"unknown config.problem_type: {problem_type!r}")
+        if problem_type == "regression" and self.num_labels == 1 and labels.ndim == 1:
+            labels = labels[:, None]
+        self._check_labels(labels, logits.shape)
+        labels = labels.float()
+        known = ~labels.isnan()
+        labels = labels.nan_to_num(nan=0.0)
+        if problem_type == "regression":
+            losses = (logits - labels).square()
+        else:
+            weight = self.config.pos_weight
+            weight = None if weight is None else torch.tensor(weight, dtype=logits.dtype, device=logits.device)
+            losses = F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight, reduction="none")
+        return (losses * known).sum() / known.sum().clamp_min(1)
+
+    @staticmethod
+    def _check_labels(labels: torch.Tensor, expected: torch.Size) -> None:
+        if labels.shape != expected:
+            raise ValueError(f"labels must have shape {tuple(expected)}, found: {tuple(labels.shape)}")
+
+
+__all__ = [
+    "ECGFMClassifierOutput",
+    "ECGFMForMultiLabelClassification",
+    "ECGFMForPreTraining",
+    "ECGFMForPreTrainingOutput",
+    "ECGFMModel",
+    "ECGFMModelOutput",
+    "ECGFMPreTrainedModel",
+]
