@@ -7,10 +7,14 @@ global representations of electrocardiogram" (the W2V + CMSC + RLM objective); K
 McKeen et al. 2024, "ECG-FM: an open electrocardiogram foundation model". Numbers agree with fairseq-signals.
 """
 
+import copy
 import math
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +29,22 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 from .configuration_ecgfm import ECGFMConfig
+
+# What a saved folder says about the code beside its weights.
+AUTO_MAP = {
+    "AutoConfig": "configuration_ecgfm.ECGFMConfig",
+    "AutoModel": "modeling_ecgfm.ECGFMModel",
+    "AutoModelForPreTraining": "modeling_ecgfm.ECGFMForPreTraining",
+    "AutoModelForSequenceClassification": "modeling_ecgfm.ECGFMForMultiLabelClassification",
+    "AutoModelForAudioClassification": "modeling_ecgfm.ECGFMForMultiLabelClassification",
+}
+PRETRAINING_HEADS = [r"^quantizer\.", r"^project_q\.", r"^project_hid\."]
+CUSTOM_PIPELINES = {
+    "ecg-classification": {
+        "impl": "pipeline_ecgfm.ECGClassificationPipeline",
+        "pt": ["AutoModelForSequenceClassification"],
+    }
+}
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Outputs
@@ -513,6 +533,20 @@ class ECGFMPreTrainedModel(PreTrainedModel):
         elif isinstance(module, ECGFMModel) and module.masked_spec_embed is not None:
             init.uniform_(module.masked_spec_embed)
 
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """
+        As in transformers. The folder also holds the code, so that it loads without this package
+        (`trust_remote_code=True`), under every Auto class and as a pipeline.
+        """
+        # Left to itself, transformers names only the class being saved, and AutoModel then fails on a classifier.
+        self.config.auto_map = dict(AUTO_MAP)
+        pipeline_code = Path(__file__).with_name("pipeline_ecgfm.py")
+        if self._auto_class is not None and pipeline_code.is_file():
+            self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(pipeline_code, Path(save_directory) / pipeline_code.name)
+        super().save_pretrained(save_directory, **kwargs)
+
     def freeze_feature_encoder(self) -> None:
         """Stops training the convolutions; layer norm, projection and position embedding go on training."""
         self.base_model.feature_extractor.requires_grad_(False)
@@ -524,6 +558,9 @@ class ECGFMPreTrainedModel(PreTrainedModel):
 
 class ECGFMModel(ECGFMPreTrainedModel):
     """The encoder: standardised segments in, frames and the published embedding out. Never masks by itself."""
+
+    # Folders of the other two classes hold an encoder as well; leaving their heads is what AutoModel is for.
+    _keys_to_ignore_on_load_unexpected = [*PRETRAINING_HEADS, r"^classifier\."]
 
     def __init__(self, config: ECGFMConfig):
         super().__init__(config)
@@ -792,6 +829,8 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
         predictions = self.project_hid(encoded.last_hidden_state[mask].view(shape))
         if negatives is None:
             negatives = self._sample_negatives(mask.shape[0], masked_per_row, mask.device)
+        else:
+            self._check_negatives(negatives, mask.shape[0], masked_per_row)
         output.contrastive_loss, output.contrastive_accuracy = self._contrastive_loss(
             predictions, targets, codes, negatives
         )
@@ -823,16 +862,24 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
         own = torch.arange(masked_per_row, device=device)[None, :, None]
         return drawn + (drawn >= own)
 
+    @staticmethod
+    def _check_negatives(negatives: torch.Tensor, batch: int, masked_per_row: int) -> None:
+        if negatives.ndim != 3 or negatives.shape[:2] != (batch, masked_per_row):
+            raise ValueError(
+                f"sampled_negative_indices must have shape (batch, masked frames, negatives) = "
+                f"({batch}, {masked_per_row}, ...), found: {tuple(negatives.shape)}"
+            )
+        least, most = int(negatives.min()), int(negatives.max())
+        if least < 0 or most >= masked_per_row:
+            raise ValueError(
+                f"sampled_negative_indices are positions among a row's masked frames, 0 to {masked_per_row - 1}, "
+                f"found: {least} to {most}"
+            )
+
     def _contrastive_loss(
         self, predictions: torch.Tensor, targets: torch.Tensor, codes: torch.Tensor, negatives: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """InfoNCE in nats a masked frame, and accuracy; predictions and targets are (batch, masked frames, width)."""
-        batch, num_masked, _ = predictions.shape
-        if negatives.ndim != 3 or negatives.shape[:2] != (batch, num_masked):
-            raise ValueError(
-                f"sampled_negative_indices must have shape (batch, masked frames, negatives) = "
-                f"({batch}, {num_masked}, ...), found: {tuple(negatives.shape)}"
-            )
         # A segment's cosine similarities are one small matrix product; gathering from it spares the 100 copies of every
         # target that the negatives would be.
         predictions = F.normalize(predictions.float(), dim=-1, eps=1e-8)
@@ -873,6 +920,8 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
     `config.problem_type` chooses the loss: `"multi_label_classification"` (default), `"single_label_classification"`
     or `"regression"`.
     """
+
+    _keys_to_ignore_on_load_unexpected = PRETRAINING_HEADS
 
     def __init__(self, config: ECGFMConfig):
         super().__init__(config)

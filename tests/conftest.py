@@ -25,3 +25,28 @@ def checkpoint_path():
         return FIXTURES / "checkpoints" / f"{name}.pt"
 
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """Makes small configurations; three labels A, B, C."""
+    from ecgfm_hf import ECGFMConfig
+
+    def make(**settings):
+        sizes = {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "conv_dim": [16] * 4,
+            "num_conv_pos_embeddings": 16,
+            "num_conv_pos_embedding_groups": 4,
+            "num_codevectors_per_group": 8,
+            "codevector_dim": 16,
+            "proj_codevector_dim": 16,
+            "id2label": {0: "A", 1: "B", 2: "C"},
+            "label2id": {"A": 0, "B": 1, "C": 2},
+        }
+        return ECGFMConfig(**{**sizes, **settings})
+
+    return make

@@ -1,0 +1,211 @@
+"""The command line: argument parsing and printing, nothing else."""
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+UNCALIBRATED = "score, uncalibrated; not for clinical use"
+CALIBRATED = "calibrated; not for clinical use"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `ecgfm`, with one subparser a command."""
+    parser = argparse.ArgumentParser(
+        prog="ecgfm", description="ECG-FM, the open foundation model for the 12-lead electrocardiogram."
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    _add_predict(commands)
+    _add_convert(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status: 0 all went well, 1 some failed, 2 usage."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.version:
+        from importlib.metadata import version
+
+        print(f"ecgfm-hf {version('ecgfm-hf')}")
+        return 0
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("ecgfm: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (such as `head`) has left; Python would complain once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# ecgfm predict
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _add_predict(commands: Any) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="score recordings with a classifier",
+        description="Scores each recording: one answer a file. Reads WFDB (.hea with .dat or .mat) and DICOM.",
+        epilog="Exit status: 0 all answered, 1 some failed, 2 usage.",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="recordings: .hea or record name, DICOM file")
+    parser.add_argument("--model", required=True, metavar="DIR", help="folder or Hub repository of a classifier")
+    parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="default: table")
+    parser.add_argument("--output", metavar="PATH", help="write there instead of standard output")
+    parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="segments together (default: 8)")
+    parser.add_argument("--device", default="cpu", help="such as cpu or cuda:0 (default: cpu)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    parser.add_argument("--missing-leads", choices=("error", "zero", "derive"), help="default: error")
+    parser.add_argument("--nan-samples", choices=("error", "zero", "interpolate"), help="default: error")
+    parser.add_argument("--constant-leads", choices=("error", "zero"), help="default: zero")
+    parser.add_argument("--short-recordings", choices=("error", "pad"), help="under a segment; default: error")
+    parser.set_defaults(run=_predict)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, found: {value}")
+    return value
+
+
+def _predict(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from tqdm import tqdm
+
+    from .memory import keep_freed_memory
+    from .saving import load_pipeline
+
+    keep_freed_memory()
+    policies = {
+        name: getattr(options, name)
+        for name in ("missing_leads", "nan_samples", "constant_leads", "short_recordings")
+        if getattr(options, name) is not None
+    }
+    try:
+        pipeline = load_pipeline(
+            options.model, device=options.device, dtype=options.dtype, batch_size=options.batch_size, **policies
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"ecgfm: cannot load the model {options.model}: {error}", file=sys.stderr)
+        return 2
+
+    answers, failures = [], 0
+    show_progress = len(options.files) > 1 and sys.stderr.isatty()
+    for path in tqdm(options.files, unit="recording", disable=not show_progress):
+        try:
+            answers.append(pipeline(path))
+        except (OSError, ValueError, RuntimeError) as error:
+            failures += 1
+            tqdm.write(f"ecgfm: {_named(path, error)}", file=sys.stderr)
+
+    config = pipeline.model.config
+    note = CALIBRATED if config.label_calibration and config.label_thresholds else UNCALIBRATED
+    write = {"table": _write_table, "csv": _write_csv, "json": _write_json}[options.format]
+    if options.output is None:
+        write(answers, config, note, sys.stdout)
+    else:
+        try:
+            with open(options.output, "w", encoding="utf-8", newline="") as stream:
+                write(answers, config, note, stream)
+        except OSError as error:
+            print(f"ecgfm: cannot write {options.output}: {error.strerror}", file=sys.stderr)
+            return 2
+    if failures:
+        print(f"ecgfm: {failures} of {len(options.files)} recordings failed", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _named(path: str, error: Exception) -> str:
+    message = str(error)
+    return message if path in message else f"{path}: {message}"
+
+
+def _write_json(answers: list[dict], config: Any, note: str, stream: TextIO) -> None:
+    json.dump([{**answer, "note": note} for answer in answers], stream, indent=1, ensure_ascii=False)
+    stream.write("\n")
+
+
+def _write_csv(answers: list[dict], config: Any, note: str, stream: TextIO) -> None:
+    # The columns are for programs; the note goes where people look.
+    print(f"ecgfm: {note}", file=sys.stderr)
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["recording", *config.label_names, "segments", "warnings"])
+    for answer in answers:
+        scores = [f"{answer['scores'][label]:.6g}" for label in config.label_names]
+        writer.writerow([answer["recording"], *scores, answer["segments"], "; ".join(answer["warnings"])])
+
+
+def _write_table(answers: list[dict], config: Any, note: str, stream: TextIO) -> None:
+    """Labels down, a column a recording, as many columns as the terminal is wide."""
+    if not answers:
+        return
+    thresholds, labels = config.label_thresholds or {}, config.label_names
+    label_width = max(len("label"), *map(len, labels))
+    width = shutil.get_terminal_size((120, 24)).columns if stream.isatty() else 120
+    cell = max(10, *(min(len(_short(answer)), 24) for answer in answers)) + 2
+    per_block = max(1, (width - label_width) // cell)
+    for start in range(0, len(answers), per_block):
+        block = answers[start : start + per_block]
+        stream.write("label".ljust(label_width) + "".join(_short(a)[-cell + 2 :].rjust(cell) for a in block) + "\n")
+        for label in labels:
+            marks = ("*" if label in (answer["positive"] or []) else " " for answer in block)
+            cells = (f"{a['scores'][label]:.3f}{mark}".rjust(cell) for a, mark in zip(block, marks, strict=True))
+            stream.write(label.ljust(label_width) + "".join(cells).rstrip() + "\n")
+        stream.write("segments".ljust(label_width) + "".join(f"{a['segments']} ".rjust(cell) for a in block) + "\n\n")
+    for answer in answers:
+        for warning in answer["warnings"]:
+            stream.write(f"{answer['recording']}: {warning}\n")
+    for label, text in (config.label_notes or {}).items():
+        stream.write(f"{label}: {text}\n")
+    if thresholds:
+        stream.write("* at or above the label's threshold\n")
+    stream.write(f"{note}\n")
+
+
+def _short(answer: dict) -> str:
+    return os.path.basename(answer["recording"])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# ecgfm convert
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _add_convert(commands: Any) -> None:
+    from .conversion.command import add_convert_arguments, run_convert
+
+    parser = commands.add_parser("convert", help="turn a fairseq-signals checkpoint into a model folder")
+    add_convert_arguments(parser)
+
+    def run(options: argparse.Namespace) -> int:
+        _quiet_libraries()
+        return run_convert(options)
+
+    parser.set_defaults(run=run)
+
+
+def _quiet_libraries() -> None:
+    """Keeps libraries' progress bars and advice out of what a command prints; their errors still come through."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

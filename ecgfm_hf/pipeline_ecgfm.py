@@ -1,0 +1,172 @@
+"""The `ecg-classification` pipeline: one recording in, one score per label out."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.pipelines.base import ChunkPipeline
+
+RECORDING_KEYS = {"signal", "sampling_rate", "lead_names", "units", "recording"}
+
+
+def recording_scores(segment_logits: np.ndarray, config: Any) -> dict[str, float]:
+    """
+    The answer for one recording from the logits of its segments.
+
+    Multi-label: the sigmoid of every segment, aggregated per label as `config.label_aggregation` says (mean if it says
+    nothing), then calibrated where `config.label_calibration` has the label. Single-label: the mean of the softmax.
+    Regression: the mean.
+
+    Args:
+        segment_logits (`np.ndarray` of shape `(segments, num_labels)`)
+        config (`ECGFMConfig`)
+
+    Returns:
+        `dict[str, float]`: by label name, in output order. A score is a probability only where it was calibrated.
+    """
+    logits = np.asarray(segment_logits, dtype=np.float64)
+    if config.problem_type == "regression":
+        return dict(zip(config.label_names, logits.mean(axis=0).tolist(), strict=True))
+    if config.problem_type == "single_label_classification":
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        scores = odds / odds.sum(axis=1, keepdims=True)
+    else:
+        scores = _sigmoid(logits)
+    result = {}
+    for label, how, column in zip(config.label_names, config.aggregations(), scores.T, strict=True):
+        score = column.max() if how == "max" else column.mean()
+        fit = (config.label_calibration or {}).get(label)
+        if fit is not None:
+            # Kept off 0 and 1, where the logit is infinite.
+            score = np.clip(score, 1e-12, 1 - 1e-12)
+            score = _sigmoid(fit["slope"] * np.log(score / (1 - score)) + fit["intercept"])
+        result[label] = float(score)
+    return result
+
+
+def positive_labels(scores: dict[str, float], config: Any) -> list[str] | None:
+    """Labels whose score reaches their threshold; `None` where the config has no threshold. None is assumed."""
+    thresholds = config.label_thresholds
+    if not thresholds:
+        return None
+    return [label for label, score in scores.items() if label in thresholds and score >= thresholds[label]]
+
+
+def _sigmoid(values: np.ndarray) -> np.ndarray:
+    return 0.5 * (1.0 + np.tanh(0.5 * values))
+
+
+class ECGClassificationPipeline(ChunkPipeline):
+    """
+    Scores recordings with an `ECGFMForMultiLabelClassification` model.
+
+    Input: a path (needs the `ecgfm_hf` package to read the file), or a dictionary with
+
+    - `signal`: array of shape `(leads, samples)`,
+    - `sampling_rate`: in Hz,
+    - `lead_names`: one name a row of `signal`,
+    - `units` (optional): such as `"mV"`; one, or one a lead,
+    - `recording` (optional): the name to answer with,
+
+    or a list of such. Keyword arguments of the call, or of the constructor, are `ECGFMFeatureExtractor`'s policies:
+    `missing_leads`, `nan_samples`, `constant_leads`, `short_recordings`; and `batch_size`, in segments.
+
+    Output, one a recording: `{"recording": name, "scores": {label: float}, "positive": [label, ...] or None,
+    "segments": int, "warnings": [str, ...]}`. `positive` is `None` unless the config has thresholds.
+
+    A recording shorter than a segment, admitted with `short_recordings="pad"`, is run at its true length, so padding
+    never influences an answer.
+    """
+
+    _load_processor = False
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = True
+    _load_tokenizer = False
+
+    def _sanitize_parameters(
+        self,
+        missing_leads: str | None = None,
+        nan_samples: str | None = None,
+        constant_leads: str | None = None,
+        short_recordings: str | None = None,
+    ) -> tuple[dict, dict, dict]:
+        policies = {
+            "missing_leads": missing_leads,
+            "nan_samples": nan_samples,
+            "constant_leads": constant_leads,
+            "short_recordings": short_recordings,
+        }
+        return {name: policy for name, policy in policies.items() if policy is not None}, {}, {}
+
+    def preprocess(self, inputs: dict[str, Any] | str | os.PathLike, **policies: str) -> Iterator[dict[str, Any]]:
+        """Yields the segments of one recording."""
+        recording = self._recording(inputs)
+        name = recording.pop("recording", None)
+        extracted = self.feature_extractor(recording.pop("signal"), **recording, **policies, return_tensors="pt")
+        segments = extracted["input_values"]
+        masks = extracted.get("attention_mask")
+        if masks is None:
+            masks = torch.ones(segments.shape[0], segments.shape[2], dtype=torch.long)
+        for i in range(len(segments)):
+            yield {
+                "is_last": i == len(segments) - 1,
+                "input_values": segments[i : i + 1],
+                "attention_mask": masks[i : i + 1],
+                "recording": name,
+                "warnings": extracted["warnings"][0],
+            }
+
+    @staticmethod
+    def _recording(inputs: dict[str, Any] | str | os.PathLike) -> dict[str, Any]:
+        if isinstance(inputs, (str, os.PathLike)):
+            try:
+                from ecgfm_hf.records import read_ecg
+            except ImportError as error:
+                raise ImportError(
+                    f"reading {os.fspath(inputs)!r} needs the package ecgfm-hf (pip install ecgfm-hf); without it, "
+                    "pass a dictionary with 'signal', 'sampling_rate' and 'lead_names'"
+                ) from error
+            record = read_ecg(inputs)
+            return {
+                "signal": record.signal,
+                "sampling_rate": record.sampling_rate,
+                "lead_names": list(record.lead_names),
+                "units": "mV",
+                "recording": os.fspath(inputs),
+            }
+        if not isinstance(inputs, dict):
+            raise ValueError(f"a recording must be a path or a dictionary, found: {type(inputs).__name__}")
+        missing = sorted({"signal", "sampling_rate", "lead_names"} - inputs.keys())
+        unknown = sorted(inputs.keys() - RECORDING_KEYS)
+        if missing or unknown:
+            raise ValueError(
+                f"a recording must have the keys 'signal', 'sampling_rate' and 'lead_names', optionally 'units' and "
+                f"'recording'; missing: {missing}, unknown: {unknown}"
+            )
+        return dict(inputs)
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+        segments, lengths = model_inputs.pop("input_values"), model_inputs.pop("attention_mask").sum(dim=1)
+        logits = torch.empty(len(segments), self.model.config.num_labels, device=segments.device)
+        for length in lengths.unique().tolist():
+            rows = lengths == length
+            logits[rows] = self.model(segments[rows, :, :length]).logits.float()
+        return {"logits": logits, **model_inputs}
+
+    def postprocess(self, model_outputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Joins the segments of one recording."""
+        logits = torch.cat([output["logits"] for output in model_outputs]).cpu().numpy()
+        scores = recording_scores(logits, self.model.config)
+        return {
+            "recording": model_outputs[0]["recording"],
+            "scores": scores,
+            "positive": positive_labels(scores, self.model.config),
+            "segments": len(logits),
+            "warnings": list(model_outputs[0]["warnings"]),
+        }
+
+
+__all__ = ["ECGClassificationPipeline", "positive_labels", "recording_scores"]

@@ -1,0 +1,314 @@
+"""What the models promise beyond the original's numbers."""
+
+import copy
+import math
+
+import pytest
+import torch
+from goldens import golden, scaled_difference
+
+from ecgfm_hf import ECGFMConfig, ECGFMForMultiLabelClassification, ECGFMForPreTraining, ECGFMModel
+from ecgfm_hf.conversion import build_model, config_from_checkpoint, load_fairseq_checkpoint
+
+
+@pytest.fixture
+def classifier(checkpoint_path):
+    source = load_fairseq_checkpoint(checkpoint_path("finetune"))
+    return build_model(source, config_from_checkpoint(source))
+
+
+def pretraining_inputs(batch=4, samples=400, masked=9):
+    frames = ECGFMConfig().num_frames(samples)
+    mask = torch.zeros(batch, frames, dtype=torch.bool)
+    for row in mask:
+        row[torch.randperm(frames)[:masked]] = True
+    return {
+        "input_values": torch.randn(batch, 12, samples),
+        "mask_time_indices": mask,
+        "patient_ids": torch.arange(batch) // 2,
+        "segment_ids": torch.arange(batch) % 2,
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Nothing random in evaluation
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_evaluation_is_deterministic_and_masks_nothing(tiny_config):
+    model, x = ECGFMForPreTraining(tiny_config()).eval(), torch.randn(2, 12, 400)
+    first = model(x)
+    torch.manual_seed(99)
+    assert torch.equal(first.last_hidden_state, model(x).last_hidden_state)
+    assert torch.equal(first.last_hidden_state, model.ecgfm(x).last_hidden_state)
+    assert first.loss is None
+
+
+@torch.no_grad()
+def test_training_mode_masks_only_what_it_is_told(tiny_config):
+    model = ECGFMModel(tiny_config(hidden_dropout=0.0, attention_dropout=0.0, feat_proj_dropout=0.0)).train()
+    x = torch.randn(2, 12, 400)
+    assert torch.equal(model(x).last_hidden_state, model.eval()(x).last_hidden_state)
+
+
+@torch.no_grad()
+def test_prediction_does_not_see_the_masked_frames(tiny_config):
+    model = ECGFMModel(tiny_config(feat_extract_norm="layer")).eval()
+    x = torch.randn(1, 12, 400)
+    mask = torch.zeros(1, 25, dtype=torch.bool)
+    mask[0, 5:9] = True
+    changed = x.clone()
+    changed[:, :, 5 * 16 : 9 * 16] += 10.0
+    found = [model(values, mask_time_indices=mask).last_hidden_state for values in (x, changed)]
+    assert torch.allclose(*found, atol=1e-6)
+    assert not torch.allclose(model(x).last_hidden_state, model(changed).last_hidden_state, atol=1e-3)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pretraining
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_sampled_negatives_are_other_masked_frames_equally_often(tiny_config):
+    model = ECGFMForPreTraining(tiny_config(num_negatives=4000))
+    negatives = model._sample_negatives(2, 5, torch.device("cpu"))
+    assert negatives.shape == (2, 5, 4000)
+    for frame in range(5):
+        counts = torch.bincount(negatives[:, frame].flatten(), minlength=5)
+        assert counts[frame] == 0
+        others = counts[torch.arange(5) != frame].float() / 8000
+        assert torch.allclose(others, torch.full((4,), 0.25), atol=0.03)
+
+
+def test_loss_parts_add_up_and_every_weight_learns(tiny_config):
+    model = ECGFMForPreTraining(tiny_config()).train()
+    output = model(**pretraining_inputs())
+    parts = output.contrastive_loss + output.diversity_loss + output.feature_penalty + output.cmsc_loss
+    assert output.loss.item() == pytest.approx(parts.item())
+    assert int(output.num_masked_frames) == 36
+    output.loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_without_patients_cmsc_is_left_out(tiny_config):
+    inputs = pretraining_inputs()
+    del inputs["patient_ids"], inputs["segment_ids"]
+    output = ECGFMForPreTraining(tiny_config()).eval()(**inputs)
+    assert output.cmsc_loss is None
+    parts = output.contrastive_loss + output.diversity_loss + output.feature_penalty
+    assert output.loss.item() == pytest.approx(parts.item())
+
+
+def test_a_negative_with_the_codes_of_its_target_does_not_count(tiny_config):
+    model = ECGFMForPreTraining(tiny_config())
+    predictions = targets = torch.nn.functional.normalize(torch.randn(1, 3, 16), dim=-1)
+    codes = torch.tensor([[[0, 0], [0, 0], [1, 0]]])
+    loss, accuracy = model._contrastive_loss(predictions, targets, codes, torch.tensor([[[1], [0], [0]]]))
+    # Frames 0 and 1 share their codes, so only frame 2 has a negative that counts.
+    similarity = (targets[0, 2] @ targets[0, 0]).item() / 0.1
+    expected = math.log(1 + math.exp(similarity - 10)) / 3
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    assert accuracy.item() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patient_ids": None}, "patient_ids and segment_ids go together"),
+        ({"segment_ids": torch.zeros(4)}, "no such pair"),
+        ({"mask_time_indices": torch.zeros(4, 25, dtype=torch.bool)}, "at least 2 frames"),
+        ({"mask_time_indices": torch.rand(4, 25) > torch.rand(4, 1)}, "same number of frames"),
+        ({"mask_time_indices": torch.zeros(4, 24, dtype=torch.bool)}, r"\(4, 25\)"),
+        ({"sampled_negative_indices": torch.zeros(4, 8, 10).long()}, r"\(4, 9, \.\.\.\)"),
+        ({"sampled_negative_indices": torch.full((4, 9, 10), 9)}, "0 to 8"),
+    ],
+)
+def test_wrong_pretraining_inputs_are_named(tiny_config, change, message):
+    with pytest.raises(ValueError, match=message):
+        ECGFMForPreTraining(tiny_config())(**{**pretraining_inputs(), **change})
+
+
+def test_feature_gradient_multiplier_scales_only_the_convolutions(tiny_config):
+    inputs = pretraining_inputs()
+    quiet = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "feat_proj_dropout": 0.0, "feat_quantizer_dropout": 0.0}
+    gradients = {}
+    model = ECGFMForPreTraining(tiny_config(**quiet))
+    for factor in (1.0, 0.1, 0.0):
+        scaled = ECGFMForPreTraining(tiny_config(**quiet, feature_grad_multiplier=factor)).eval()
+        scaled.load_state_dict(model.state_dict())
+        torch.manual_seed(1)
+        scaled(**inputs).loss.backward()
+        gradients[factor] = {name: parameter.grad for name, parameter in scaled.named_parameters()}
+    for name, whole in gradients[1.0].items():
+        convolution = name.startswith("ecgfm.feature_extractor.")
+        if convolution:
+            assert gradients[0.0][name] is None, name
+            assert torch.allclose(gradients[0.1][name], 0.1 * whole, rtol=1e-4, atol=1e-7), name
+        elif whole is not None:
+            assert torch.allclose(gradients[0.1][name], whole, rtol=1e-4, atol=1e-6), name
+
+
+def test_gradient_checkpointing_changes_no_gradient(tiny_config):
+    quiet = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "feat_proj_dropout": 0.0, "feat_quantizer_dropout": 0.0}
+    plain = ECGFMForPreTraining(tiny_config(**quiet)).train()
+    saving = copy.deepcopy(plain)
+    saving.gradient_checkpointing_enable()
+    inputs = pretraining_inputs()
+    for model in (plain, saving):
+        torch.manual_seed(5)
+        model(**inputs).loss.backward()
+    for (name, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-5, atol=1e-7), name
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Classification
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_targets_are_left_out_of_the_loss(tiny_config):
+    model, x = ECGFMForMultiLabelClassification(tiny_config()).eval(), torch.randn(2, 12, 400)
+    nan = float("nan")
+    labels = torch.tensor([[1.0, nan, 0.0], [nan, nan, 1.0]])
+    output = model(x, labels=labels)
+    probability = output.logits.sigmoid()
+    known = [probability[0, 0], 1 - probability[0, 2], probability[1, 2]]
+    assert output.loss.item() == pytest.approx(-sum(p.log().item() for p in known) / 3, rel=1e-5)
+    output.loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert model(x, labels=torch.full((2, 3), nan)).loss.item() == 0.0
+
+
+def test_pos_weight_weighs_positive_targets(tiny_config):
+    model = ECGFMForMultiLabelClassification(tiny_config(pos_weight=[5.0, 1.0, 1.0])).eval()
+    x, labels = torch.randn(1, 12, 400), torch.tensor([[1.0, 1.0, 0.0]])
+    output = model(x, labels=labels)
+    p = output.logits.sigmoid()[0].tolist()
+    assert output.loss.item() == pytest.approx(
+        -(5 * math.log(p[0]) + math.log(p[1]) + math.log(1 - p[2])) / 3, rel=1e-5
+    )
+
+
+def test_single_label_and_regression_losses(tiny_config):
+    x = torch.randn(3, 12, 400)
+    single = ECGFMForMultiLabelClassification(tiny_config(problem_type="single_label_classification")).eval()
+    output = single(x, labels=torch.tensor([0, -100, 2]))
+    log = output.logits.log_softmax(-1)
+    assert output.loss.item() == pytest.approx(-(log[0, 0] + log[2, 2]).item() / 2, rel=1e-5)
+    one = tiny_config(problem_type="regression", id2label={0: "LVEF"}, label2id={"LVEF": 0})
+    regression = ECGFMForMultiLabelClassification(one).eval()
+    labels = torch.tensor([1.0, float("nan"), 3.0])
+    output = regression(x, labels=labels)
+    expected = ((output.logits[0, 0] - 1) ** 2 + (output.logits[2, 0] - 3) ** 2) / 2
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert regression(x, labels=labels[:, None]).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(2), torch.zeros(3, 2), torch.zeros(2, 4)])
+def test_labels_of_the_wrong_shape_are_named(tiny_config, labels):
+    with pytest.raises(ValueError, match=r"labels must have shape \(2, 3\)"):
+        ECGFMForMultiLabelClassification(tiny_config())(torch.randn(2, 12, 400), labels=labels)
+
+
+def test_embedding_comes_on_request(tiny_config):
+    model, x = ECGFMForMultiLabelClassification(tiny_config()).eval(), torch.randn(2, 12, 400)
+    assert model(x).pooler_output is None
+    assert torch.equal(model(x, output_pooler_output=True).pooler_output, model.ecgfm(x).pooler_output)
+
+
+def test_classifier_leaves_no_trainable_weight_without_gradient(tiny_config):
+    model = ECGFMForMultiLabelClassification(tiny_config()).train()
+    model(torch.randn(2, 12, 400), labels=torch.ones(2, 3)).loss.backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Shapes
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("leads", [1, 2, 8, 12])
+@pytest.mark.parametrize("samples", [16, 17, 250, 2500])
+def test_any_leads_and_any_length_the_convolutions_admit(tiny_config, leads, samples):
+    model = ECGFMModel(tiny_config(num_leads=leads)).eval()
+    output = model(torch.randn(2, leads, samples))
+    assert output.last_hidden_state.shape == (2, model.config.num_frames(samples), 32)
+    assert output.pooler_output.isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"input_values": torch.randn(2, 11, 400)}, r"12 leads.*\(2, 11, 400\)"),
+        ({"input_values": torch.randn(12, 400)}, r"\(12, 400\)"),
+        ({"input_values": torch.randn(2, 12, 15)}, "at least 16 samples, found: 15"),
+        ({"input_values": torch.randn(2, 12, 400), "attention_mask": torch.ones(2, 25)}, r"\(2, 25\)"),
+    ],
+)
+def test_wrong_inputs_are_named(tiny_config, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        ECGFMModel(tiny_config())(**inputs)
+
+
+def test_masking_without_mask_embedding_is_an_error(tiny_config):
+    model = ECGFMModel(tiny_config(mask_time_prob=0.0))
+    assert model.masked_spec_embed is None
+    with pytest.raises(ValueError, match="mask_time_prob = 0"):
+        model(torch.randn(1, 12, 400), mask_time_indices=torch.zeros(1, 25, dtype=torch.bool))
+
+
+@torch.no_grad()
+def test_padding_of_nothing_changes_nothing(classifier):
+    x = golden("tiny/a_finetune_eval")["source"]
+    masked = classifier(x, attention_mask=torch.ones(x.shape[0], x.shape[2]))
+    assert scaled_difference(masked.logits, classifier(x).logits) < 1e-6
+
+
+@torch.no_grad()
+def test_bfloat16_stays_near_float32(classifier):
+    x = golden("tiny/a_finetune_eval")["source"]
+    exact = classifier(x).logits.sigmoid()
+    classifier.bfloat16()
+    for attention in ("eager", "sdpa"):
+        classifier.set_attn_implementation(attention)
+        assert (classifier(x).logits.float().sigmoid() - exact).abs().max() < 0.03
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (classifier.float()(x).logits.float().sigmoid() - exact).abs().max() < 0.03
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# torch.export, torch.compile
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padded", [False, True], ids=["without mask", "with mask"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_classifier_exports(classifier, padded, attention):
+    classifier.set_attn_implementation(attention)
+    case = golden("tiny/b_finetune_padded")
+    inputs = {"input_values": case["source"]}
+    if padded:
+        inputs["attention_mask"] = case["attention_mask"]
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(classifier, (), inputs, dynamic_shapes={name: {0: batch} for name in inputs})
+    smaller = {name: value[:2] for name, value in inputs.items()}
+    for given in (inputs, smaller):
+        assert scaled_difference(program.module()(**given).logits, classifier(**given).logits) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padded", [False, True], ids=["without mask", "with mask"])
+def test_classifier_compiles_as_one_graph(classifier, padded):
+    case = golden("tiny/b_finetune_padded")
+    inputs = {"input_values": case["source"]}
+    if padded:
+        inputs["attention_mask"] = case["attention_mask"]
+    torch.compiler.reset()
+    compiled = torch.compile(classifier, fullgraph=True)
+    assert scaled_difference(compiled(**inputs).logits, classifier(**inputs).logits) < 1e-5

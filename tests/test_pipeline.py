@@ -1,0 +1,279 @@
+"""One recording in, one answer out: the pipeline and `ecgfm predict`."""
+
+import csv
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from pydicom.data import get_testdata_file
+from transformers import pipeline as transformers_pipeline
+
+from ecgfm_hf import (
+    ECGFMConfig,
+    ECGFMFeatureExtractor,
+    ECGFMForMultiLabelClassification,
+    ECGFMForPreTraining,
+    load_pipeline,
+    read_ecg,
+    save_model_folder,
+)
+from ecgfm_hf.cli import main as ecgfm
+from ecgfm_hf.pipeline_ecgfm import positive_labels, recording_scores
+
+LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
+DICOM = get_testdata_file("waveform_ecg.dcm", download=False)
+UNCALIBRATED = "score, uncalibrated; not for clinical use"
+
+
+def recording(seconds=10.0, sampling_rate=500, seed=0):
+    """A made-up recording whose limb leads obey Einthoven and Goldberger."""
+    rng = np.random.default_rng(seed)
+    samples = round(seconds * sampling_rate)
+    one, two, *chest = rng.standard_normal((8, samples)).cumsum(axis=1) * 0.01
+    limbs = [one, two, two - one, -(one + two) / 2, one - two / 2, two - one / 2]
+    return {
+        "signal": np.stack([*limbs, *chest]),
+        "sampling_rate": sampling_rate,
+        "lead_names": LEADS,
+        "units": "mV",
+    }
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory, tiny_config):
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(3)
+    save_model_folder(ECGFMForMultiLabelClassification(tiny_config()).eval(), ECGFMFeatureExtractor(), folder)
+    return folder
+
+
+@pytest.fixture
+def with_config(model_dir, tmp_path):
+    """A copy of the model folder with other settings."""
+
+    def change(**settings):
+        model = ECGFMForMultiLabelClassification.from_pretrained(model_dir)
+        for name, value in settings.items():
+            setattr(model.config, name, value)
+        save_model_folder(model, ECGFMFeatureExtractor(), tmp_path / "changed")
+        return tmp_path / "changed"
+
+    return change
+
+
+def test_answer_is_the_mean_of_the_segments_sigmoids(model_dir):
+    pipe = load_pipeline(model_dir)
+    given = recording(seconds=16.0)
+    answer = pipe(given)
+    segments = torch.from_numpy(ECGFMFeatureExtractor()(**_as_call(given))["input_values"])
+    with torch.no_grad():
+        expected = pipe.model(segments).logits.sigmoid().mean(dim=0)
+    assert answer["segments"] == 3
+    assert answer["positive"] is None
+    assert list(answer["scores"]) == ["A", "B", "C"]
+    assert list(answer["scores"].values()) == pytest.approx(expected.tolist(), abs=1e-6)
+    assert any("1" in warning and "s" in warning for warning in answer["warnings"]), "the dropped tail is told"
+
+
+def _as_call(given):
+    given = dict(given)
+    return {"recordings": given.pop("signal"), **given}
+
+
+def test_aggregation_is_per_label(model_dir, with_config):
+    given = recording(seconds=15.0)
+    mean = load_pipeline(model_dir)(given)["scores"]
+    mixed = load_pipeline(with_config(label_aggregation={"B": "max"}))(given)["scores"]
+    assert mixed["A"] == mean["A"]
+    assert mixed["B"] > mean["B"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_answers_do_not_depend_on_the_batch(model_dir, batch_size):
+    given = [recording(seconds=s, seed=i) for i, s in enumerate((10.0, 5.0, 23.0))]
+    alone = [load_pipeline(model_dir, batch_size=1)(one) for one in given]
+    together = load_pipeline(model_dir, batch_size=batch_size)(given)
+    assert [answer["segments"] for answer in together] == [2, 1, 4]
+    for found, expected in zip(together, alone, strict=True):
+        assert list(found["scores"].values()) == pytest.approx(list(expected["scores"].values()), abs=1e-5)
+
+
+def test_short_recording_is_an_error_unless_admitted_and_then_padding_has_no_influence(model_dir):
+    given = recording(seconds=3.0)
+    pipe = load_pipeline(model_dir)
+    with pytest.raises(ValueError, match=r"3|1500"):
+        pipe(given)
+    answer = pipe(given, short_recordings="pad")
+    signal = given["signal"]
+    alone = (signal - signal.mean(1, keepdims=True)) / signal.std(1, keepdims=True)
+    with torch.no_grad():
+        expected = pipe.model(torch.from_numpy(alone[None]).float()).logits.sigmoid()[0]
+    assert list(answer["scores"].values()) == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_short_and_long_recordings_share_a_batch(model_dir):
+    given = [recording(seconds=s, seed=i) for i, s in enumerate((3.0, 10.0, 4.0))]
+    pipe = load_pipeline(model_dir, short_recordings="pad")
+    together, alone = pipe(given, batch_size=4), [pipe(one, batch_size=1) for one in given]
+    for found, expected in zip(together, alone, strict=True):
+        assert list(found["scores"].values()) == pytest.approx(list(expected["scores"].values()), abs=1e-6)
+
+
+def test_calibration_acts_on_the_recordings_score_and_thresholds_on_the_calibrated(with_config):
+    weight = 50.0
+    folder = with_config(
+        label_calibration={"A": {"slope": 1.0, "intercept": -math.log(weight)}},
+        label_thresholds={"A": 0.001, "B": 1.0},
+    )
+    pipe = load_pipeline(folder)
+    answer = pipe(recording())
+    raw = recording_scores(np.log([[0.25 / 0.75, 0.0 + 1, 1.0]]), ECGFMConfig(num_labels=3))
+    assert raw["LABEL_0"] == pytest.approx(0.25)
+    odds = answer["scores"]["A"] / (1 - answer["scores"]["A"])
+    pipe.model.config.label_calibration = None
+    score = pipe(recording())["scores"]["A"]
+    assert odds * weight == pytest.approx(score / (1 - score), rel=1e-6)
+    assert answer["positive"] == ["A"]
+
+
+def test_threshold_is_reached_at_equality():
+    config = ECGFMConfig(num_labels=2, label_thresholds={"LABEL_0": 0.5})
+    assert positive_labels({"LABEL_0": 0.5, "LABEL_1": 0.9}, config) == ["LABEL_0"]
+    assert positive_labels({"LABEL_0": 0.49, "LABEL_1": 0.9}, config) == []
+
+
+def test_single_label_and_regression_models_answer_too():
+    logits = np.array([[0.0, 0.0], [1.0, 1.0]])
+    assert sum(
+        recording_scores(logits, ECGFMConfig(num_labels=2, problem_type="single_label_classification")).values()
+    ) == pytest.approx(1.0)
+    assert recording_scores(logits, ECGFMConfig(num_labels=2, problem_type="regression"))["LABEL_0"] == 0.5
+
+
+def test_transformers_pipeline_function_builds_it_too(model_dir):
+    model = ECGFMForMultiLabelClassification.from_pretrained(model_dir)
+    pipe = transformers_pipeline(
+        "ecg-classification", model=model, feature_extractor=ECGFMFeatureExtractor(), device="cpu"
+    )
+    given = recording()
+    assert pipe(given)["scores"] == pytest.approx(load_pipeline(model_dir)(given)["scores"], abs=1e-6)
+
+
+def test_path_and_arrays_give_the_same_answer(model_dir):
+    pipe = load_pipeline(model_dir)
+    record = read_ecg(DICOM)
+    arrays = {"signal": record.signal, "sampling_rate": record.sampling_rate, "lead_names": record.lead_names}
+    assert pipe(DICOM)["scores"] == pytest.approx(pipe(arrays)["scores"], abs=1e-6)
+    assert pipe(DICOM)["recording"] == DICOM
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sampling_rate": None}, "sampling_rate"),
+        ({"signal": None}, "must hold integers or floats"),
+        ({"lead_names": LEADS[:-1]}, "11"),
+        ({"sampling_frequency": 500}, "sampling_frequency"),
+    ],
+)
+def test_incomplete_input_is_named(model_dir, change, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        load_pipeline(model_dir)({**recording(), **change})
+
+
+def test_misspelt_policy_is_an_error(model_dir):
+    with pytest.raises(TypeError, match="missing_lead"):
+        load_pipeline(model_dir, missing_lead="zero")
+
+
+def test_folder_without_trained_head_is_refused(tmp_path, tiny_config):
+    save_model_folder(ECGFMForPreTraining(tiny_config()), ECGFMFeatureExtractor(), tmp_path)
+    with pytest.raises(ValueError, match=r"classifier\.weight"):
+        load_pipeline(tmp_path)
+
+
+def test_model_and_feature_extractor_must_agree_on_leads(tmp_path, tiny_config):
+    model = ECGFMForMultiLabelClassification(tiny_config(num_leads=2))
+    with pytest.raises(ValueError, match=r"2 leads.*12"):
+        save_model_folder(model, ECGFMFeatureExtractor(), tmp_path)
+    save_model_folder(model, ECGFMFeatureExtractor(lead_names=["I", "II"]), tmp_path)
+    assert load_pipeline(tmp_path)(recording())["segments"] == 2
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# ecgfm predict
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_table_names_every_label_and_says_that_scores_are_not_probabilities(model_dir, capsys):
+    assert ecgfm(["predict", DICOM, "--model", str(model_dir)]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()[:5]] == ["label", "A", "B", "C", "segments"]
+    assert UNCALIBRATED in out
+
+
+def test_csv_has_the_documented_columns(model_dir, capsys):
+    assert ecgfm(["predict", DICOM, DICOM, "--model", str(model_dir), "--format", "csv"]) == 0
+    captured = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(captured.out)))
+    assert list(rows[0]) == ["recording", "A", "B", "C", "segments", "warnings"]
+    assert [row["recording"] for row in rows] == [DICOM, DICOM]
+    expected = load_pipeline(model_dir)(DICOM)["scores"]
+    assert float(rows[1]["B"]) == pytest.approx(expected["B"], rel=1e-5)
+    assert UNCALIBRATED in captured.err
+
+
+def test_json_is_the_pipelines_answer(model_dir, capsys):
+    assert ecgfm(["predict", DICOM, "--model", str(model_dir), "--format", "json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer.pop("note") == UNCALIBRATED
+    expected = load_pipeline(model_dir)(DICOM)
+    assert answer.pop("scores") == pytest.approx(expected.pop("scores"))
+    assert answer == expected
+
+
+def test_calibrated_model_drops_the_note(with_config, capsys):
+    folder = with_config(label_calibration={"A": {"slope": 1, "intercept": 0}}, label_thresholds={"A": 0.0})
+    assert ecgfm(["predict", DICOM, "--model", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert UNCALIBRATED not in out
+    assert "not for clinical use" in out
+    assert "*" in next(line for line in out.splitlines() if line.startswith("A"))
+
+
+def test_failed_recording_is_named_and_the_others_are_answered(model_dir, tmp_path, capsys):
+    broken = tmp_path / "broken.dcm"
+    broken.write_bytes(b"no recording")
+    status = ecgfm(["predict", str(broken), DICOM, "missing.hea", "--model", str(model_dir), "--format", "csv"])
+    captured = capsys.readouterr()
+    assert status == 1
+    assert "broken.dcm" in captured.err
+    assert "missing.hea" in captured.err
+    assert "2 of 3" in captured.err
+    assert [row["recording"] for row in csv.DictReader(io.StringIO(captured.out))] == [DICOM]
+
+
+def test_output_goes_to_a_file(model_dir, tmp_path, capsys):
+    path = tmp_path / "scores.csv"
+    assert ecgfm(["predict", DICOM, "--model", str(model_dir), "--format", "csv", "--output", str(path)]) == 0
+    assert capsys.readouterr().out == ""
+    assert path.read_text().startswith("recording,A,B,C,segments,warnings\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["predict"], ["predict", "x.hea"], ["predict", "x.hea", "--model", "m", "--batch-size", "0"], ["nonsense"]],
+)
+def test_wrong_usage_exits_with_2(arguments):
+    with pytest.raises(SystemExit) as exit_info:
+        ecgfm(arguments)
+    assert exit_info.value.code == 2
+
+
+def test_no_command_and_no_model_are_usage_errors(tmp_path, capsys):
+    assert ecgfm([]) == 2
+    assert ecgfm(["predict", DICOM, "--model", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
