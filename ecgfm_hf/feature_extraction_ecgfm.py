@@ -1,0 +1,558 @@
+"""
+Preprocessing of ECG recordings: the only definition in this package, for training as for inference.
+
+A recording's way through this file: leads put in order by name, bad samples handled, resampled, standardised per lead
+over the whole recording, cut into segments. The numbers are those of the original implementation (fairseq-signals).
+Beside the weights on the Hub this file is remote code, so it needs numpy and transformers and nothing else.
+"""
+
+import difflib
+import math
+import numbers
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
+
+STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+# Leads that files carry beside the twelve: posterior and right-sided chest leads, Frank's X, Y, Z, monitoring leads
+# (Mason-Likar, MCL, bipolar chest), EASI, Cabrera's inverted aVR. None of these names can mean a standard lead, so they
+# are passed over with a warning. A name in neither list is an error: it might be a standard lead in disguise.
+OTHER_LEADS = (
+    *("V7", "V8", "V9", *(f"V{i}R" for i in range(1, 10)), "VX", "VY", "VZ", "X", "Y", "Z", "MLI", "MLII", "MLIII"),
+    *(*(f"MCL{i}" for i in range(1, 7)), "CM2", "CM5", "CC5", "CS5", "ES", "AS", "AI", "-aVR"),
+)
+_CANONICAL_NAMES = {name.upper(): name for name in (*STANDARD_LEADS, *OTHER_LEADS)}
+_MILLIVOLTS = {"v": 1e3, "mv": 1.0, "uv": 1e-3, "µv": 1e-3, "nv": 1e-6}
+_MILLIVOLTS |= {"volt": 1e3, "millivolt": 1.0, "microvolt": 1e-3, "nanovolt": 1e-6}
+
+# Each limb lead as a weighted sum of two others, and the same in words where it serves as a check.
+_LIMB_LEADS = {"I": {"II": 1, "III": -1}, "II": {"I": 1, "III": 1}, "III": {"II": 1, "I": -1}}
+_LIMB_LEADS |= {"aVR": {"I": -0.5, "II": -0.5}, "aVL": {"I": 1, "II": -0.5}, "aVF": {"II": 1, "I": -0.5}}
+_CHECKS = {"III": "II - I (Einthoven)", "aVR": "-(I + II) / 2 (Goldberger)"}
+_CHECKS |= {"aVL": "I - II / 2 (Goldberger)", "aVF": "II - I / 2 (Goldberger)"}
+
+_POLICIES = {"missing_leads": ("error", "zero", "derive"), "nan_samples": ("error", "zero", "interpolate")}
+_POLICIES |= {"constant_leads": ("zero", "error"), "short_recordings": ("error", "pad")}
+_SETTINGS = ("sampling_rate", "lead_names", "segment_seconds", *_POLICIES)
+# What transformers itself writes into preprocessor_config.json, or reads from it.
+_HF_KEYS = {"feature_extractor_type", "auto_map", "processor_class", "transformers_version", "custom_pipelines"}
+
+# Slower than any ECG recorder, faster than any: a period, a rate in kHz or a number of samples lands outside.
+_MIN_RATE, _MAX_RATE = 25, 50_000
+_MIN_MV, _MAX_MV = 0.01, 50.0  # of the widest lead, peak to peak
+# Beyond these a square would over- or underflow. They are no voltages, whatever the unit.
+_LARGEST_SAMPLE, _SMALLEST_RANGE = 1e100, 1e-100
+
+
+class PreparedRecording(NamedTuple):
+    segments: np.ndarray  # (n, leads, samples) float32, standardised
+    valid_samples: int  # of each segment: fewer than all where a short recording was padded
+    warnings: list[str]
+
+
+def canonical_lead_name(name: str) -> str:
+    """
+    The usual spelling of a lead's name, one of `STANDARD_LEADS` or `OTHER_LEADS`. Case and blanks do not matter, nor a
+    `lead` or `MDC_ECG_LEAD_` in front (`" avr"`, `"Lead II"`, `"v1"`). Any other name is a ValueError that quotes it.
+    """
+    if isinstance(name, str):
+        key = "".join(name.split()).upper().removeprefix("MDC_ECG_LEAD_").removeprefix("LEAD")
+        if key in _CANONICAL_NAMES:
+            return _CANONICAL_NAMES[key]
+    raise ValueError(f"unknown lead name {name!r}; the standard leads are {', '.join(STANDARD_LEADS)}")
+
+
+def millivolts_per_unit(unit: str) -> float:
+    """
+    Millivolts in one V, mV, uV (or µV) or nV, whatever the case, or in one volt, millivolt, microvolt or nanovolt. Any
+    other unit is a ValueError that quotes it; so is `"MV"`, which might be a megavolt.
+    """
+    if isinstance(unit, str) and unit.strip() not in ("MV", "Mv"):
+        text = unit.strip().replace("\u03bc", "\u00b5").lower()  # the Greek letter to the micro sign
+        text = text.removesuffix("s") if len(text) > 3 else text
+        if text in _MILLIVOLTS:
+            return _MILLIVOLTS[text]
+    raise ValueError(f"unknown unit {unit!r}, expected one of V, mV, uV (µV), nV")
+
+
+@lru_cache(maxsize=1024)
+def resampled_length(num_samples: int, from_rate: float, to_rate: float) -> int:
+    """`floor(num_samples * to_rate / from_rate)` in exact arithmetic."""
+    # 257.1 is no binary fraction: the nearest simple one is what its writer meant.
+    old, new = (Fraction(rate).limit_denominator(1_000_000) for rate in (from_rate, to_rate))
+    return math.floor(num_samples * new / old)
+
+
+@lru_cache(maxsize=64)
+def _interpolation_grid(num_samples: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    position = np.linspace(0, num_samples - 1, length)
+    left = np.minimum(position.astype(np.intp), max(num_samples - 2, 0))
+    return left, position - left
+
+
+def resample(signal: np.ndarray, from_rate: float, to_rate: float) -> np.ndarray:
+    """
+    Resample (leads, n) float64 as the original does: linearly, at [`resampled_length`] points spread evenly from the
+    first sample to the last, without a low-pass filter (the published model was trained that way). Returns (leads, m)
+    float64, which is `signal` itself if the length stays the same.
+    """
+    length = resampled_length(signal.shape[1], from_rate, to_rate)
+    if length == signal.shape[1]:
+        return signal
+    grid = _interpolation_grid if length < 100_000 else _interpolation_grid.__wrapped__  # a day's is not worth keeping
+    left, weight = grid(signal.shape[1], length)
+    # a + (b - a) * w and not a * (1 - w) + b * w: between equal neighbours the result is exactly their value.
+    start = signal.take(left, axis=1)
+    out = signal.take(left + 1, axis=1, mode="clip")
+    out -= start
+    out *= weight
+    out += start
+    return out
+
+
+def standardise(signal: np.ndarray) -> np.ndarray:
+    """
+    Bring each lead of (leads, n) float64 to mean 0 and population standard deviation 1, *in place*; zeros stay zeros.
+    Returns the standard deviations (leads,).
+    """
+    signal -= signal.mean(axis=1, keepdims=True)
+    energy = (signal[:, None, :] @ signal[:, :, None]).reshape(-1)  # the fastest sum of squares
+    std = np.sqrt(energy / signal.shape[1])
+    signal *= np.divide(1.0, std, out=np.zeros_like(std), where=std > 0)[:, None]
+    return std
+
+
+def segment(signal: np.ndarray, segment_samples: int) -> np.ndarray:
+    """
+    Cut (leads, n) into consecutive segments without overlap. A shorter rest is dropped; where there is nothing else,
+    zeros follow it. Returns (max(n // segment_samples, 1), leads, segment_samples) float32.
+    """
+    leads, num_samples = signal.shape
+    count = num_samples // segment_samples
+    if count == 0:
+        return np.pad(signal, ((0, 0), (0, segment_samples - num_samples))).astype(np.float32)[None]
+    out = np.empty((count, leads, segment_samples), dtype=np.float32)
+    out.transpose(1, 0, 2)[...] = signal[:, : count * segment_samples].reshape(leads, count, segment_samples)
+    return out
+
+
+def clipped_leads(signal: np.ndarray, low: np.ndarray, high: np.ndarray, sampling_rate: float) -> list[tuple[int, str]]:
+    """
+    Leads of (leads, samples) whose peaks are cut off at the end of the recorder's range, as `(row, description)`.
+
+    Such a lead rests on exactly its maximum `high` (leads,) or minimum `low`, not counting the recording's ends: once
+    for 20 ms or three times for 6 ms, more than 2 standard deviations from its mean, or for 100 ms more than 1 away.
+    (Coarse quantisation makes plateaus too, of up to 16 ms in real recordings, but near the baseline.)
+    """
+    shortest, long = max(3, math.ceil(0.006 * sampling_rate)), max(5, math.ceil(0.02 * sampling_rate))
+    flagged = []
+    for side, level in (("maximum", high), ("minimum", low)):
+        at_level = signal == level[:, None]
+        rests = at_level[:, 2:] & at_level[:, 1:-1] & at_level[:, :-2]
+        # Most recordings stop at this line; what follows is slow.
+        for row in np.flatnonzero(rests.any(axis=1)) if rests.any() else ():
+            lead, hits = signal[row], at_level[row]
+            edges = np.flatnonzero(np.diff(hits))
+            edges = edges[int(hits[0]) : len(edges) - int(hits[-1])]
+            lengths = edges[1::2] - edges[::2]
+            longest = lengths.max(initial=0)
+            if longest < long and np.count_nonzero(lengths >= shortest) < 3:
+                continue
+            distance = abs(level[row] - lead.mean()) / lead.std()
+            if distance > 2 or (longest >= 0.1 * sampling_rate and distance > 1):
+                flagged.append((int(row), f"rests at its {side} for {1000 * longest / sampling_rate:.0f} ms"))
+    return flagged
+
+
+@lru_cache(maxsize=256)
+def _check_matrix(leads: tuple[str, ...], usable: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
+    """The limb leads that can be checked, and a matrix (checks, rows) whose product with those rows should vanish."""
+    checked = [lead for lead in _CHECKS if {lead, "I", "II"} <= set(usable)]
+    rows = 1 + max((leads.index(lead) for lead in (*checked, "I", "II") if checked), default=0)
+    matrix = [[(name == lead) - _LIMB_LEADS[lead].get(name, 0) for name in leads[:rows]] for lead in checked]
+    return checked, np.array(matrix, dtype=np.float64)
+
+
+def contradicting_leads(
+    signal: np.ndarray, std: np.ndarray, leads: tuple[str, ...], usable: tuple[str, ...], sampling_rate: float
+) -> list[tuple[str, float]]:
+    """
+    Limb leads that contradict the others, which betrays a wrong order, wrong units or wrong gains: those that differ
+    from what I and II make them by more than 5% of lead II's range, for 20 ms or more in all (a filter's first samples
+    do in sound recordings). Offsets do not count. Takes standardised (leads, n) in the order of `leads`, the standard
+    deviations they had before, and which leads are `usable`: recorded and not dead. Returns
+    `(lead, largest difference as a share of lead II's range)` for each.
+    """
+    checked, matrix = _check_matrix(leads, usable)
+    if not checked:
+        return []
+    rows, ii = matrix.shape[1], leads.index("II")
+    difference = np.abs((matrix * std[:rows]) @ signal[:rows])
+    range_ii = std[ii] * (signal[ii].max() - signal[ii].min())
+    shares = difference.max(axis=1) / range_ii
+    seconds = {i: (difference[i] > 0.05 * range_ii).sum() / sampling_rate for i in np.flatnonzero(shares > 0.05)}
+    return [(checked[i], float(shares[i])) for i in seconds if seconds[i] >= 0.02]
+
+
+class _Plan(NamedTuple):
+    """Which rows of a recording to read: leads the model wants, then leads needed only to derive others."""
+
+    leads: tuple[str, ...]
+    rows: list[int]
+    as_is: bool  # every row, in order: nothing to pick
+    missing: dict[str, dict[str, float]]  # by lead, the weighted sum that derives it (empty: it becomes 0)
+    ignored: tuple[str, ...]
+
+
+@lru_cache(maxsize=256)
+def _plan(names: tuple[str, ...], wanted: tuple[str, ...], policy: str) -> _Plan:
+    """Match a recording's lead names with those the model wants. Cached: a data set has few layouts."""
+    found: dict[str, int] = {}
+    for row, name in enumerate(map(canonical_lead_name, names)):
+        if name in found:
+            raise ValueError(f"duplicate lead {name} (rows {found[name]} and {row})")
+        found[name] = row
+    missing = {name: _derivation(name, found) if policy == "derive" else {} for name in wanted if name not in found}
+    if missing and (policy == "error" or (policy == "zero" and len(missing) == len(wanted))):
+        advice = "missing_leads='zero' or 'derive' would allow it" if policy == "error" else "nothing is left"
+        raise ValueError(f"missing lead {', '.join(missing)}, found {', '.join(found)} ({advice})")
+    leads = [name for name in wanted if name in found]
+    leads += sorted({source for formula in missing.values() for source in formula}.difference(leads))
+    rows = [found[name] for name in leads]
+    ignored = tuple(name for name in found if name not in STANDARD_LEADS)
+    return _Plan(tuple(leads), rows, rows == list(range(len(names))), missing, ignored)
+
+
+def _derivation(name: str, found: dict[str, int]) -> dict[str, float]:
+    """`name` as a weighted sum of two of the leads I, II and III that were recorded."""
+    if name not in _LIMB_LEADS or len({"I", "II", "III"} & set(found)) < 2:
+        raise ValueError(
+            f"missing lead {name} cannot be derived from {', '.join(found)} (only limb leads from two can)"
+        )
+    formula: dict[str, float] = {}
+    for source, weight in _LIMB_LEADS[name].items():
+        for lead, factor in ({source: 1} if source in found else _LIMB_LEADS[source]).items():
+            formula[lead] = formula.get(lead, 0) + weight * factor
+    return formula
+
+
+def _clean_nan(signal, leads: tuple[str, ...], policy: str, live: np.ndarray, warnings: list[str]) -> None:
+    """Apply the policy to leads with NaN, in place, and refuse infinite samples."""
+    for row in np.flatnonzero(~(np.abs(signal).max(axis=1) <= _LARGEST_SAMPLE)):  # written so that NaN is among them
+        bad = np.isnan(signal[row])
+        if (np.abs(signal[row][~bad]) > _LARGEST_SAMPLE).any():
+            raise ValueError(f"lead {leads[row]} has infinite samples (or any above {_LARGEST_SAMPLE:g})")
+        found = f"lead {leads[row]} has {bad.sum()} NaN in {len(bad)} samples"
+        if policy == "error":
+            raise ValueError(f"{found} (nan_samples='zero' or 'interpolate' would allow it)")
+        if policy == "interpolate":
+            if bad.all():
+                raise ValueError(f"{found}: there is nothing to interpolate between")
+            signal[row, bad] = np.interp(np.flatnonzero(bad), np.flatnonzero(~bad), signal[row, ~bad])
+        else:
+            signal[row], live[row] = 0, False
+        warnings.append(f"{found}: {'bridged linearly' if live[row] else 'the lead is set to 0'}")
+
+
+def _drop_constant(signal, constant: np.ndarray, leads, policy: str, live: np.ndarray, warnings: list[str]) -> None:
+    """Set constant leads to 0, in place: what is left of them after centring is rounding noise."""
+    for row in np.flatnonzero(constant & live):
+        if policy == "error":
+            raise ValueError(f"lead {leads[row]} is constant (constant_leads='zero' would allow it)")
+        warnings.append(f"lead {leads[row]} is constant (dead): set to 0")
+        signal[row], live[row] = 0, False
+
+
+def _assemble(signal, live, plan: _Plan, wanted: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The model's leads (leads, samples), derived or 0 where missing; which carry a signal; which are constant."""
+    out, constant = np.zeros((len(wanted), signal.shape[1])), np.zeros(len(wanted), dtype=bool)
+    row_of = {lead: row for row, lead in enumerate(plan.leads)}
+    for slot, name in enumerate(wanted):
+        formula = plan.missing.get(name, {name: 1})
+        for source, weight in formula.items():
+            if name in plan.missing and not live[row_of[source]]:
+                raise ValueError(f"missing lead {name} cannot be derived: lead {source} carries no signal")
+            out[slot] += weight * signal[row_of[source]]
+        # Sources that differ by a constant leave rounding noise, which standardisation would blow up.
+        constant[slot] = len(formula) == 2 and np.ptp(out[slot]) <= 1e-6 * np.ptp(signal[row_of[source]])
+    return out, np.array([bool(plan.missing[n]) if n in plan.missing else live[row_of[n]] for n in wanted]), constant
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
+
+
+def _check_number(name: str, value: Any, low: float, high: float) -> float:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
+    if not number or not low <= value <= high:
+        raise ValueError(f"{name} must be a number from {low} to {high}, got {value!r}")
+    return int(value) if value == int(value) else float(value)
+
+
+def _check_policy(name: str, value: Any) -> str:
+    if value not in _POLICIES[name]:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, _POLICIES[name]))}, got {value!r}")
+    return value
+
+
+def _check_names(names: Any) -> tuple[str, ...]:
+    if not _is_sequence(names) or len(names) == 0:
+        raise ValueError(f"lead_names must be a list of lead names, got {names!r}")
+    return tuple(names)
+
+
+def _check_recording(recording: Any, num_names: int) -> np.ndarray:
+    array = np.asarray(recording)
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"a recording must hold integers or floats, got dtype {array.dtype}")
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise ValueError(f"a recording must have shape (leads, samples), with at least one sample, got {array.shape}")
+    if array.shape[0] != num_names:
+        hint = ": it looks transposed" if array.shape[1] == num_names else ""
+        raise ValueError(f"a recording must have shape (leads, samples), got {array.shape} and {num_names} names{hint}")
+    return array
+
+
+def _check_units(units: Any, plan: _Plan, num_names: int) -> np.ndarray:
+    """Millivolts per unit of each lead that is read; the units of others do not matter."""
+    units = list(units) if _is_sequence(units) else [units] * num_names
+    if len(units) != num_names:
+        raise ValueError(f"{len(units)} units for {num_names} leads")
+    gains = []
+    for lead, row in zip(plan.leads, plan.rows, strict=True):
+        try:
+            gains.append(millivolts_per_unit(units[row]))
+        except ValueError as error:
+            raise ValueError(f"lead {lead}: {error}") from None
+    return np.array(gains)
+
+
+def _split_recordings(recordings: Any) -> list:
+    if isinstance(recordings, list | tuple) and len(recordings):
+        is_lead = _is_sequence(recordings[0]) and not any(map(_is_sequence, recordings[0]))
+        return [recordings] if is_lead else list(recordings)
+    array = np.asarray(recordings)
+    if array.shape[:1] == (0,) and array.ndim != 2:
+        raise ValueError(f"there are no recordings in {recordings!r}")
+    return list(array) if array.ndim == 3 else [array]
+
+
+def _spread(name: str, value: Any, count: int, shared: bool) -> list:
+    if not shared and len(value) != count:
+        raise ValueError(f"{name}: {len(value)} of them for {count} recordings")
+    return [value] * count if shared else list(value)
+
+
+def _units_are_shared(units: Any, recordings: list) -> bool:
+    """Whether `units` hold for every recording. A flat list is one a lead or one a recording: its length decides."""
+    if not _is_sequence(units) or any(unit is None or _is_sequence(unit) for unit in units):
+        return not _is_sequence(units)
+    per_recording = len(units) == len(recordings)
+    per_lead = any(hasattr(recording, "__len__") and len(recording) == len(units) for recording in recordings)
+    if per_recording and per_lead and len(set(units)) > 1:
+        raise ValueError(f"units {list(units)} may be one a lead or one a recording: give a list for each recording")
+    return per_lead or not per_recording
+
+
+def _suggestion(key: str) -> str:
+    close = difflib.get_close_matches(key, _SETTINGS, n=1, cutoff=0.75)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+class ECGFMFeatureExtractor(FeatureExtractionMixin):
+    r"""
+    Turns recordings into the segments an ECG-FM model takes.
+
+    Leads are put in order by name, resampled linearly, standardised (mean 0, population standard deviation 1 per lead,
+    over the whole recording) and cut into segments of 5 s; a shorter rest at the end is dropped. So the unit of a lead
+    makes no difference. The numbers are those of the original (fairseq-signals, `scripts/preprocess/ecg`). Where that
+    fails, this does what its user would expect: names match whatever their case, a missing lead or a NaN never reaches
+    the model, and no recording vanishes for being short.
+
+    Args:
+        sampling_rate (`int` or `float`, defaults to 500): of the model's input, in Hz.
+        lead_names (sequence of `str`, defaults to the twelve standard leads): of the model's input, in its order.
+        segment_seconds (`float`, defaults to 5.0)
+        missing_leads (`str`, defaults to `"error"`): for a lead the recording lacks: `"error"`, `"zero"`, or
+            `"derive"`: a limb lead is computed from two of I, II and III, any other is an error.
+        nan_samples (`str`, defaults to `"error"`): for a lead with NaN: `"error"`, `"zero"` (the whole lead), or
+            `"interpolate"`: gaps are bridged linearly in time, at the ends by the nearest value; nothing but NaN is an
+            error. Infinity always is.
+        constant_leads (`str`, defaults to `"zero"`): for a lead that never changes, as of a loose electrode: `"zero"`
+            or `"error"`.
+        short_recordings (`str`, defaults to `"error"`): for a recording shorter than a segment: `"error"`, or `"pad"`:
+            zeros follow the standardised samples.
+
+    Raises:
+        ValueError, TypeError: for a setting of a value, or of a name, outside these.
+    """
+
+    model_input_names = ["input_values", "attention_mask"]
+    # What short recordings are padded with; transformers' pipelines ask for it.
+    padding_value = 0.0
+
+    def __init__(
+        self,
+        sampling_rate: float = 500,
+        lead_names: Sequence[str] = STANDARD_LEADS,
+        segment_seconds: float = 5.0,
+        missing_leads: str = "error",
+        nan_samples: str = "error",
+        constant_leads: str = "zero",
+        short_recordings: str = "error",
+        **kwargs,
+    ):
+        for key in kwargs:
+            if key not in _HF_KEYS and not key.startswith("_"):
+                raise TypeError(f"unknown setting {key!r}{_suggestion(key)}; the settings are {', '.join(_SETTINGS)}")
+        super().__init__(**kwargs)
+        self.sampling_rate = _check_number("sampling_rate (Hz)", sampling_rate, _MIN_RATE, _MAX_RATE)
+        self.lead_names = [canonical_lead_name(name) for name in _check_names(lead_names)]
+        if not set(self.lead_names) <= set(STANDARD_LEADS) or len(set(self.lead_names)) < len(self.lead_names):
+            raise ValueError(f"lead_names must be standard leads, each once, got {list(lead_names)}")
+        self.segment_seconds = float(_check_number("segment_seconds", segment_seconds, 0.01, 86_400))
+        if abs(self.sampling_rate * self.segment_seconds - self.segment_samples) > 1e-6 or self.segment_samples == 0:
+            raise ValueError(f"segment_seconds={segment_seconds} is no whole number of samples at {sampling_rate} Hz")
+        given = (missing_leads, nan_samples, constant_leads, short_recordings)
+        for key, value in zip(_POLICIES, given, strict=True):
+            setattr(self, key, _check_policy(key, value))
+
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs):
+        """As the base class, but the caller's settings count where the file lacks them, and no misspelt one passes."""
+        given = {key: kwargs.pop(key) for key in list(kwargs) if key in _SETTINGS or _suggestion(key)}
+        return super().from_dict({**feature_extractor_dict, **given}, **kwargs)
+
+    @property
+    def segment_samples(self) -> int:
+        """Samples of a segment at the model's sampling rate: 2500 by default."""
+        return round(self.sampling_rate * self.segment_seconds)
+
+    def __call__(
+        self, recordings, *, sampling_rate, lead_names, units=None, return_tensors: str | None = None, **policies
+    ) -> BatchFeature:
+        """
+        Prepare one recording or several.
+
+        Args:
+            recordings: A (leads, samples) array of integers or floats, a list of them, or an array
+                (recordings, leads, samples).
+            sampling_rate: Theirs, in Hz, 25 to 50,000: one number, or one for each recording.
+            lead_names: Of their rows: one list, or one for each recording. Case and blanks do not matter. `OTHER_LEADS`
+                are passed over with a warning; standard leads that the model does not take, silently.
+            units: `"mV"`, `"uV"` and so on: one for all, or a list with one for each lead, or a list with one of these
+                (or None) for each recording. Without it a recording's leads are taken to have one unit, whichever.
+            return_tensors: `"pt"` for torch tensors; numpy arrays otherwise.
+            missing_leads, nan_samples, constant_leads, short_recordings: In place of the extractor's own settings.
+
+        Returns:
+            [`BatchFeature`] with
+
+            - `input_values` (n, leads, samples) float32: the segments of all recordings, in order
+            - `attention_mask` (n, samples) int64: 1 where a sample is real; only if something was padded
+            - `recording_index` (n,) int64: which recording a segment belongs to
+            - `segment_start` (n,) int64: where it starts, in samples at the model's sampling rate
+            - `warnings`: for each recording a list of strings: leads that are missing, ignored, dead or clipped, have
+              NaN or contradict each other, amplitudes that cannot be in the given units, seconds dropped at the end
+
+        Input that is missing or wrong is a ValueError with the recording's index, the lead and the value.
+        """
+        pieces = _split_recordings(recordings)
+        count = len(pieces)
+        nested_names = _is_sequence(lead_names) and any(map(_is_sequence, lead_names))
+        rates = _spread("sampling_rate", sampling_rate, count, not _is_sequence(sampling_rate))
+        names = _spread("lead_names", lead_names, count, not nested_names)
+        units = _spread("units", units, count, _units_are_shared(units, pieces))
+        values = np.empty((0, len(self.lead_names), self.segment_samples), dtype=np.float32)
+        counts, valid, warnings, end = [], [], [], 0
+        for i, inputs in enumerate(zip(pieces, rates, names, units, strict=True)):
+            segments, valid_samples, notes = self.prepare_recording(*inputs, name=f"recording {i}", **policies)
+            counts.append(len(segments))
+            valid.append(valid_samples)
+            warnings.append(notes)
+            start, end = end, end + len(segments)
+            if count == 1:
+                values = segments
+                break
+            if end > len(values):  # once, if all are as long as the first
+                room = np.empty((max(end, count * len(segments)), *values.shape[1:]), dtype=np.float32)
+                room[:start] = values[:start]
+                values = room
+            values[start:end] = segments
+        data = {
+            "input_values": values if len(values) == end else values[:end].copy(),
+            "recording_index": np.repeat(np.arange(count), counts),
+            "segment_start": np.concatenate([np.arange(n) * self.segment_samples for n in counts]),
+            "warnings": warnings,
+        }
+        valid = np.repeat(valid, counts)
+        if valid.min() < self.segment_samples:
+            data["attention_mask"] = (np.arange(self.segment_samples) < valid[:, None]).astype(np.int64)
+        return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=["warnings"])
+
+    def prepare_recording(
+        self, recording, sampling_rate, lead_names, units=None, *, name: str = "recording", **policies: str | None
+    ) -> PreparedRecording:
+        """One recording as in `__call__`, without the batch around it; error messages call it by its `name`."""
+        if not policies.keys() <= _POLICIES.keys():
+            raise TypeError(f"unknown argument among {', '.join(policies)}; the policies are {', '.join(_POLICIES)}")
+        given = {key: value for key, value in policies.items() if value is not None}
+        try:
+            policies = {key: _check_policy(key, given.get(key, getattr(self, key))) for key in _POLICIES}
+            rate = _check_number("sampling_rate (Hz)", sampling_rate, _MIN_RATE, _MAX_RATE)
+            return self._prepare(recording, rate, _check_names(lead_names), units, **policies)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+    def _prepare(
+        self, recording, rate, names, units, missing_leads, nan_samples, constant_leads, short_recordings
+    ) -> PreparedRecording:
+        array = _check_recording(recording, len(names))
+        wanted = tuple(self.lead_names)
+        plan = _plan(names, wanted, missing_leads)
+        length = resampled_length(array.shape[1], rate, self.sampling_rate)
+        if length == 0 or (length < self.segment_samples and short_recordings == "error"):
+            advice = "short_recordings='pad' would allow it" if length else "nothing is left after resampling"
+            raise ValueError(f"{array.shape[1]} samples at {rate} Hz are no {self.segment_seconds:g} s ({advice})")
+        warnings = [f"missing lead {lead}: {'derived' if plan.missing[lead] else 'set to 0'}" for lead in plan.missing]
+        warnings += [f"ignored lead {lead}: not a standard lead" for lead in plan.ignored]
+
+        signal = np.array(array if plan.as_is else array[plan.rows], dtype=np.float64, order="C")
+        live = np.ones(len(plan.leads), dtype=bool)
+        low, high = signal.min(axis=1), signal.max(axis=1)
+        if not max(-low.min(), high.max()) <= _LARGEST_SAMPLE:  # or NaN
+            _clean_nan(signal, plan.leads, nan_samples, live, warnings)
+            low, high = signal.min(axis=1), signal.max(axis=1)
+        _drop_constant(signal, high - low < _SMALLEST_RANGE, plan.leads, constant_leads, live, warnings)
+        clipped = clipped_leads(signal, low, high, rate)
+        warnings += [f"lead {plan.leads[row]} looks clipped: it {what}" for row, what in clipped]
+        if units is not None:
+            gains = _check_units(units, plan, len(names))
+            widest = ((high - low) * gains)[live].max(initial=0)
+            if live.any() and not _MIN_MV <= widest <= _MAX_MV:
+                warnings.append(f"the widest lead spans {widest:.3g} mV: units or gains may be wrong")
+            if (gains != gains[0]).any():
+                signal *= gains[:, None]
+        if plan.leads != wanted:
+            signal, live, constant = _assemble(signal, live, plan, wanted)
+            _drop_constant(signal, constant, wanted, constant_leads, live, warnings)
+
+        if length != array.shape[1]:
+            signal = resample(signal, rate, self.sampling_rate)
+            flat = signal.max(axis=1) == signal.min(axis=1)  # of a lead with one spike between two new samples
+            _drop_constant(signal, flat, wanted, constant_leads, live, warnings)
+        if not live.any():
+            warnings.append("no lead carries a signal: the model's input is all zeros")
+        std = standardise(signal)
+        recorded = tuple(lead for lead, ok in zip(wanted, live, strict=True) if ok and lead not in plan.missing)
+        for lead, share in contradicting_leads(signal, std, wanted, recorded, self.sampling_rate):
+            differs = f"lead {lead} differs from {_CHECKS[lead]} by up to {share:.0%} of lead II's range"
+            warnings.append(f"{differs}: the order of leads, units or gains may be wrong")
+        rest = length % self.segment_samples
+        if length > self.segment_samples and rest:
+            warnings.append(f"the last {rest / self.sampling_rate:.3g} s are dropped: shorter than a segment")
+        return PreparedRecording(segment(signal, self.segment_samples), min(length, self.segment_samples), warnings)
