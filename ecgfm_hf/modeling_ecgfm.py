@@ -546,6 +546,11 @@ class ECGFMPreTrainedModel(PreTrainedModel):
             Path(save_directory).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(pipeline_code, Path(save_directory) / pipeline_code.name)
         super().save_pretrained(save_directory, **kwargs)
+        # safetensors (0.8) leaves weights readable by their owner alone; who may read the rest may read them too.
+        config_file = Path(save_directory) / "config.json"
+        for weights in Path(save_directory).glob("*.safetensors"):
+            if config_file.is_file():
+                weights.chmod(config_file.stat().st_mode)
 
     def freeze_feature_encoder(self) -> None:
         """Stops training the convolutions; layer norm, projection and position embedding go on training."""
