@@ -492,7 +492,8 @@ class ECGFMPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     _no_split_modules = ["ECGFMEncoderLayer"]
     _supports_sdpa = True
-    # Flash and flex attention go through the same interface. Neither has been run: they need a GPU.
+    # Both go through the attention interface. Flash attention is untested: it needs a GPU. Flex attention has been run on
+    # a CPU only.
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True

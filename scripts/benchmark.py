@@ -84,7 +84,7 @@ def _run_cases(cases: list[dict], as_json: bool) -> int:
         low, high = result["ceiling_share_range"]
         print(
             f"{result['name']:32}{result['segments_per_s']:12.2f}{result['ceiling_share']:8.2f}"
-            f"{f'{low:.2f} - {high:.2f}':>14}{result['ceiling_gflops']:9.0f} GFLOP/s{result['peak_memory_gb']:11.2f} GB",
+            f"{f'{low:.2f} - {high:.2f}':>14}{result['ceiling_gflops']:8.0f} GFLOP/s{result['peak_memory_gb']:11.2f} GB",
             flush=True,
         )
     return 0
