@@ -339,8 +339,12 @@ class ECGFMAttention(nn.Module):
             projection(hidden_states).view(*shape, -1, self.head_dim).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        # Only the eager way has the weights to show.
-        implementation = "eager" if output_attentions else self.config._attn_implementation
+        implementation = self.config._attn_implementation
+        # Only the eager way has the weights to show. And on a CPU below float32, torch's fused kernel is slower than
+        # two matrix products.
+        fused_is_slower = implementation == "sdpa" and query.device.type == "cpu" and query.dtype != torch.float32
+        if output_attentions or fused_is_slower:
+            implementation = "eager"
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output, weights = attend(
             self,
@@ -492,8 +496,8 @@ class ECGFMPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     _no_split_modules = ["ECGFMEncoderLayer"]
     _supports_sdpa = True
-    # Both go through the attention interface. Flash attention is untested: it needs a GPU. Flex attention has been run on
-    # a CPU only.
+    # Both go through the attention interface. Flash attention is untested: it needs a GPU. Flex attention has been
+    # run on a CPU only.
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True

@@ -72,6 +72,7 @@ def _run_cases(cases: list[dict], as_json: bool) -> int:
     if not as_json:
         print(f"{'':32}{'segments/s':>12}{'share':>8}{'range':>14}{'ceiling':>16}{'peak memory':>14}")
     for case in cases:
+        # The child prints one object.
         command = [sys.executable, __file__, "model", "--case", json.dumps(case)]
         run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if run.returncode:
@@ -81,10 +82,11 @@ def _run_cases(cases: list[dict], as_json: bool) -> int:
             print(run.stdout.strip(), flush=True)
             continue
         result = json.loads(run.stdout)
-        low, high = result["ceiling_share_range"]
+        between = "{:.2f} - {:.2f}".format(*result["ceiling_share_range"])
+        ceiling, memory = f"{result['ceiling_gflops']:.0f} GFLOP/s", f"{result['peak_memory_gb']:.2f} GB"
         print(
-            f"{result['name']:32}{result['segments_per_s']:12.2f}{result['ceiling_share']:8.2f}"
-            f"{f'{low:.2f} - {high:.2f}':>14}{result['ceiling_gflops']:8.0f} GFLOP/s{result['peak_memory_gb']:11.2f} GB",
+            f"{result['name']:32}{result['segments_per_s']:12.2f}{result['ceiling_share']:8.2f}{between:>14}"
+            f"{ceiling:>16}{memory:>14}",
             flush=True,
         )
     return 0
