@@ -6,8 +6,8 @@ import sys
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-# glibc takes at most half of its heap's maximum for M_MMAP_THRESHOLD, as an int; this is far above any tensor of ours.
-_BYTES = 2**30
+# Far above any tensor of ours; older versions of glibc take at most 32 MiB for M_MMAP_THRESHOLD.
+_LARGE, _LARGEST_IN_OLD_GLIBC = 2**30, 32 * 2**20
 
 
 def keep_freed_memory() -> bool:
@@ -28,7 +28,8 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _BYTES)) and bool(mallopt(_M_TRIM_THRESHOLD, _BYTES))
+    set_mmap = mallopt(_M_MMAP_THRESHOLD, _LARGE) or mallopt(_M_MMAP_THRESHOLD, _LARGEST_IN_OLD_GLIBC)
+    return bool(set_mmap) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGE))
 
 
 __all__ = ["keep_freed_memory"]
