@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from pydicom.data import get_testdata_file
 from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers.utils.logging import disable_progress_bar
 
 from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, ECGFMForMultiLabelClassification, read_ecg, save_model_folder
 from ecgfm_hf.cli import main as ecgfm
@@ -27,6 +28,7 @@ def main() -> int:
         print("the installed pydicom does not bring its recording waveform_ecg.dcm", file=sys.stderr)
         return 1
 
+    disable_progress_bar()
     print("1. A tiny ECG-FM classifier with RANDOM weights: untrained, its scores mean nothing.")
     torch.manual_seed(0)
     config = ECGFMConfig.base(

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import ecgfm_hf
+
 HEAVY = ["datasets", "scipy", "pandas", "wfdb", "matplotlib", "pydicom", "sklearn"]
-PACKAGE = Path(__file__).parent.parent / "ecgfm_hf"
+PACKAGE = Path(ecgfm_hf.__file__).parent
 
 
 def _python(code: str) -> str:
@@ -69,7 +71,5 @@ def test_configuration_needs_no_torch():
 
 def test_version_is_the_distributions():
     from importlib.metadata import version
-
-    import ecgfm_hf
 
     assert ecgfm_hf.__version__ == version("ecgfm-hf")
