@@ -1,0 +1,1 @@
+"""Recordings to datasets that training reads: builders, store, splits, labels."""

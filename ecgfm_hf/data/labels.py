@@ -1,0 +1,396 @@
+"""Label tables: one row a recording, one column a label, 1, 0 or NaN where nobody knows.
+
+NaN stays out of loss, weights and metrics and is counted. The files are those of fairseq-signals (`label_def.csv`,
+`pos_weight.txt`, `y.npy`). Differences from it:
+
+- it drops a recording from all counts where any of its labels is missing; here each label counts what it knows;
+- its counts and weights depend on how a column was stored (counts of float columns end in `.0`, a bool column with
+  missing rows and no positive crashes); here 1, 1.0, True and "True" are the same, and counts are whole numbers;
+- a training weight without positives is infinite there; here it is an error that names the label;
+- its `y.npy` has 0 for unlabelled recordings; here that array comes with the rows that must not be used.
+"""
+
+import csv
+import functools
+import re
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .splits import canonical_id
+
+# The codes that occur in the PhysioNet/CinC Challenge 2021 and that it does not score (its dx_mapping_unscored.csv).
+UNSCORED_CODES = frozenset(
+    """
+    233892002 164951009 251187003 61277005 426664006 251139008 57054005 413444003 426434006 54329005 251173003
+    195080001 195126007 251268003 106068003 713422000 233917008 50799005 29320008 251166008 233897008 251170000
+    418818005 74615001 426749004 251199005 61721007 698247007 27885002 204384007 53741008 413844008 251198002 82226007
+    428417006 13640000 164942001 84114007 368009 251259000 251200008 195042002 426183003 425419005 251120003 704997005
+    49260003 426995002 251164006 426648003 253352002 67741000119109 446813000 425623009 445211001 164873001 55827005
+    370365005 164865005 164861001 54016002 428750005 164867002 282825002 251205003 67198005 425856008 164912004
+    253339007 164921003 446358003 67751000119106 314208002 89792004 17366009 65778007 5609005 60423000 49578007
+    77867006 55930002 429622005 164931005 164930006 251168009 426761007 266257000 251223006 164937009 11157007
+    164884008 75532003 81898007 164896001 111288001 266249003 195060002 251266004 251182009 164895002 251180001
+    195101003 74390002
+    """.split()  # noqa: SIM905 (a list takes a line for each code)
+)
+
+
+class LabelTableError(ValueError):
+    """Labels that contradict themselves or cannot be used. The message names the label and what was found."""
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """
+    Labels of recordings.
+
+    Args:
+        ids (`tuple[str, ...]`, length n): Unique recording ids, as text.
+        names (`tuple[str, ...]`, length L): Unique labels, in order.
+        values (`np.ndarray` of shape `(n, L)`, float64): 1, 0, or NaN for unknown.
+    """
+
+    ids: tuple[str, ...]
+    names: tuple[str, ...]
+    values: np.ndarray
+
+    def __post_init__(self):
+        for what, items in (("recording", self.ids), ("label", self.names)):
+            if repeated := [item for item, count in Counter(items).items() if count > 1]:
+                raise LabelTableError(f"{what} given more than once: {', '.join(repeated[:3])}")
+        if self.values.shape != (len(self.ids), len(self.names)):
+            raise LabelTableError(
+                f"values must have shape {(len(self.ids), len(self.names))}, found: {self.values.shape}"
+            )
+        if ((self.values != 0) & (self.values != 1) & ~np.isnan(self.values)).any():
+            raise LabelTableError("values must be 0, 1 or NaN")
+
+    @property
+    def unknown(self) -> dict[str, int]:
+        """Recordings without a known value, by label."""
+        return dict(zip(self.names, np.isnan(self.values).sum(axis=0).tolist(), strict=True))
+
+    def align(self, ids: Sequence[Hashable]) -> "LabelTable":
+        """The same labels for these recordings, in their order; NaN where the table has none."""
+        wanted = tuple(_identified(ids))
+        place = {recording: row for row, recording in enumerate(self.ids)}
+        rows = np.array([place.get(recording, len(self.ids)) for recording in wanted], dtype=np.int64)
+        padded = np.concatenate([self.values, np.full((1, len(self.names)), np.nan)])
+        return LabelTable(wanted, self.names, padded[rows])
+
+    def with_labels(self, names: Sequence[str]) -> "LabelTable":
+        """These labels in this order; NaN for one that the table lacks."""
+        padded = np.concatenate([self.values, np.full((len(self.ids), 1), np.nan)], axis=1)
+        columns = [self.names.index(name) if name in self.names else len(self.names) for name in names]
+        return LabelTable(self.ids, tuple(names), padded[:, columns])
+
+
+def label_table(ids: Sequence[Hashable], columns: Mapping[str, Sequence[Any]]) -> LabelTable:
+    """
+    A table from columns of any kind.
+
+    Args:
+        ids (sequence, length n): Unique recording ids.
+        columns (mapping of `str` to sequence of length n): By label. True, 1, 1.0, "1", "True" are positive, False, 0,
+            0.0, "0", "False" negative; None, NaN and empty text are unknown.
+
+    Raises:
+        `LabelTableError`: another value, another length, repeated or missing ids.
+    """
+    recordings, columns = tuple(_identified(ids)), dict(columns.items())  # of a data frame, too
+    values = np.empty((len(recordings), len(columns)))
+    for number, (name, column) in enumerate(columns.items()):
+        column = list(column)
+        if len(column) != len(recordings):
+            raise LabelTableError(f"label {name!r} has {len(column)} values for {len(recordings)} recordings")
+        for row, value in enumerate(column):
+            parsed = _parse(str(value))
+            if parsed is None:
+                raise LabelTableError(
+                    f"label {name!r} of recording {recordings[row]} is {value!r}, expected 0, 1, True, False or nothing"
+                )
+            values[row, number] = parsed
+    return LabelTable(recordings, tuple(columns), values)
+
+
+def read_label_csv(path: str | Path, id_column: str = "idx", columns: Sequence[str] | None = None) -> LabelTable:
+    """
+    Labels from a CSV with a column of recording ids and one a label, such as fairseq-signals' `labels.csv`.
+
+    Args:
+        path (`str` or `Path`)
+        id_column (`str`)
+        columns (sequence of `str`, *optional*): The labels, in order. Defaults to all other columns with a name.
+
+    Raises:
+        `LabelTableError`: a missing column, a row of another length, and what [`label_table`] raises.
+    """
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = [row for row in csv.reader(file) if row]
+    header = rows[0] if rows else []
+    # pandas leaves the name of its index empty.
+    labels = list(columns) if columns is not None else [name for name in header if name not in ("", id_column)]
+    if missing := [name for name in (id_column, *labels) if name not in header]:
+        raise LabelTableError(f"{path} has no column {', '.join(missing[:3])} (found: {', '.join(header[:20])})")
+    if repeated := [name for name in (id_column, *labels) if header.count(name) > 1]:
+        raise LabelTableError(f"{path} has several columns called {', '.join(repeated[:3])}")
+    for number, row in enumerate(rows):
+        if len(row) != len(header):
+            raise LabelTableError(f"{path}, row {number}: {len(row)} cells under {len(header)} columns")
+    place = {name: header.index(name) for name in (id_column, *labels)}
+    ids = [row[place[id_column]] for row in rows[1:]]
+    return label_table(ids, {name: [row[place[name]] for row in rows[1:]] for name in labels})
+
+
+def merge_label_tables(tables: Sequence[LabelTable]) -> LabelTable:
+    """
+    One table of several sources: their recordings one after the other, all labels in the order in which they occur.
+    What a source lacks is NaN, never 0.
+
+    Raises:
+        `LabelTableError`: a recording in two tables, no table.
+    """
+    if not tables:
+        raise LabelTableError("there are no tables to merge")
+    names = tuple(dict.fromkeys(name for table in tables for name in table.names))
+    values = np.concatenate([table.with_labels(names).values for table in tables])
+    return LabelTable(tuple(recording for table in tables for recording in table.ids), names, values)
+
+
+@dataclass(frozen=True)
+class SnomedLabels:
+    """Labels from diagnosis codes ([`snomed_labels`]).
+
+    `table` has the 26 scored classes; `unscored` and `unknown` give codes with the number of recordings that carry
+    them; `others` the codes of each recording that are not in the table, in their order; `undiagnosed` the number of
+    recordings without any code.
+    """
+
+    table: LabelTable
+    unscored: dict[str, int]
+    unknown: dict[str, int]
+    others: tuple[tuple[str, ...], ...]
+    undiagnosed: int
+
+
+def snomed_labels(ids: Sequence[Hashable], codes: Sequence[str | Iterable[int | str] | None]) -> SnomedLabels:
+    """
+    SNOMED CT codes to the 26 classes that the PhysioNet/CinC Challenge 2021 scores, in the order of its `weights.csv`.
+
+    Codes that its scoring takes for one share a class. A recording with codes has 0 for the classes that they do not
+    name, as the challenge scores it; one without any code was not diagnosed, and all its labels are NaN.
+
+    Args:
+        ids (sequence, length n): Unique recording ids.
+        codes (sequence, length n): Of each recording, the codes, or the header's text ("284470004,427084000"), or None.
+
+    Returns:
+        [`SnomedLabels`]
+    """
+    names, place = _scored_classes()
+    recordings = tuple(_identified(ids))
+    if len(codes) != len(recordings):
+        raise LabelTableError(f"{len(recordings)} recordings, but codes for {len(codes)}")
+    values = np.full((len(recordings), len(names)), np.nan)
+    unscored: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
+    others = []
+    for row, given in enumerate(codes):
+        parts = (
+            re.split(r"[,;|\s]+", given)
+            if isinstance(given, str)
+            else given
+            if isinstance(given, Iterable)
+            else (given,)
+        )
+        found = dict.fromkeys(code for part in parts if (code := canonical_id(part)) is not None)
+        if found:
+            values[row] = 0
+        values[row, [place[code] for code in found if code in place]] = 1
+        others.append(tuple(code for code in found if code not in place))
+        for code in others[-1]:
+            (unscored if code in UNSCORED_CODES else unknown)[code] += 1
+    undiagnosed = int(np.isnan(values).all(axis=1).sum())
+    table = LabelTable(recordings, names, values)
+    return SnomedLabels(table, dict(unscored.most_common()), dict(unknown.most_common()), tuple(others), undiagnosed)
+
+
+@dataclass(frozen=True)
+class LabelDefinition:
+    """
+    How often labels occur: the contents of fairseq-signals' `label_def.csv`.
+
+    Args:
+        names (`tuple[str, ...]`, length L): Labels in order.
+        positives (`dict[str, np.ndarray]`): Positive recordings `(L,)` int64 by split, and under `"all"`.
+        fractions (`dict[str, np.ndarray]`): Of the recordings whose label is known, `(L,)` float64 likewise. NaN where
+            none is. The file calls them percent, but they are fractions.
+        weights (`dict[str, np.ndarray]`): (1 - f) / f `(L,)` by split, without `"all"`; infinite without positives.
+        unknown (`dict[str, np.ndarray]`): Recordings whose label is unknown, likewise. Not in the file: empty if read.
+    """
+
+    names: tuple[str, ...]
+    positives: dict[str, np.ndarray]
+    fractions: dict[str, np.ndarray]
+    weights: dict[str, np.ndarray]
+    unknown: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def define_labels(table: LabelTable, splits: Sequence[str | None]) -> LabelDefinition:
+    """
+    Count labels by split. `splits` has one item for each row of `table` (`table.align(result.ids), result.splits`);
+    rows that are in none (None) are not counted, not under `"all"` either.
+    """
+    if len(splits) != len(table.ids):
+        raise LabelTableError(f"{len(table.ids)} recordings, but splits for {len(splits)}")
+    home = np.array(["" if split is None else split for split in splits])
+    rows = {split: home == split for split in sorted(set(home.tolist()) - {""})}
+    if "all" in rows:
+        raise LabelTableError("a split must not be called 'all': label_def.csv means all recordings by it")
+    rows["all"] = home != ""
+    positives = {split: (table.values[here] == 1).sum(axis=0) for split, here in rows.items()}
+    unknown = {split: np.isnan(table.values[here]).sum(axis=0) for split, here in rows.items()}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        fractions = {split: positives[split] / (here.sum() - unknown[split]) for split, here in rows.items()}
+        weights = {split: (1 - fractions[split]) / fractions[split] for split in rows if split != "all"}
+    return LabelDefinition(table.names, positives, fractions, weights, unknown)
+
+
+def pos_weight(table: LabelTable, splits: Sequence[str | None], split: str = "train") -> np.ndarray:
+    """
+    Weights of positives in the loss, `(L,)` float64: (1 - f) / f, f the fraction of positives among the known values of
+    one split, training unless said otherwise.
+
+    Raises:
+        `LabelTableError`: no such split; a label without positives or without negatives there, by name.
+    """
+    definition = define_labels(table, splits)
+    if split not in definition.weights:
+        raise LabelTableError(f"no recording is in split {split!r}, only in {', '.join(definition.weights) or 'none'}")
+    weights = definition.weights[split]
+    for what, bad in (
+        ("no known value", np.isnan(weights)),
+        ("no positives", np.isinf(weights)),
+        ("no negatives", weights == 0),
+    ):
+        if bad.any():
+            labels = ", ".join(repr(table.names[number]) for number in np.flatnonzero(bad))
+            raise LabelTableError(f"{what} in {split} for {labels}: there is no weight; leave out or merge the label")
+    return weights
+
+
+def write_label_def(path: str | Path, definition: LabelDefinition) -> None:
+    """Write `label_def.csv`, columns and digits as fairseq-signals does (the shortest text that gives the number)."""
+    splits = sorted(definition.weights)
+    columns = {f"pos_count_{split}": definition.positives[split] for split in splits}
+    columns |= {f"pos_percent_{split}": definition.fractions[split] for split in splits}
+    columns |= {f"pos_weight_{split}": definition.weights[split] for split in splits}
+    columns |= {"pos_count_all": definition.positives["all"], "pos_percent_all": definition.fractions["all"]}
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("name", *columns))
+        for name, *numbers in zip(definition.names, *(column.tolist() for column in columns.values()), strict=True):
+            writer.writerow((name, *("" if number != number else repr(number) for number in numbers)))
+
+
+def read_label_def(path: str | Path) -> LabelDefinition:
+    """
+    Read a `label_def.csv`, with the columns of any splits or of none (`pos_count_all` and `pos_percent_all` alone).
+
+    Raises:
+        `LabelTableError`: no names, a name twice, a missing column, a cell that is no number.
+    """
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        rows, header = list(reader), reader.fieldnames or []
+    names = tuple(row.get("name") or "" for row in rows)
+    if not names or "" in names or len(set(names)) != len(names):
+        raise LabelTableError(f"{path} must have a column 'name' with labels, each once, found: {list(names)[:20]}")
+    splits = [column.removeprefix("pos_weight_") for column in header if column.startswith("pos_weight_")]
+
+    def column(kind: str, split: str, dtype: type) -> np.ndarray:
+        try:
+            # Counts of float columns are written 24.0 there.
+            return np.array([float(row[f"pos_{kind}_{split}"] or "nan") for row in rows]).astype(dtype)
+        except KeyError as error:
+            raise LabelTableError(f"{path} has no column {error} (found: {', '.join(header)})") from None
+        except (TypeError, ValueError) as error:
+            raise LabelTableError(f"{path}, column pos_{kind}_{split}: {error}") from None
+
+    everywhere = [*splits, "all"]
+    return LabelDefinition(
+        names,
+        {split: column("count", split, np.int64) for split in everywhere},
+        {split: column("percent", split, np.float64) for split in everywhere},
+        {split: column("weight", split, np.float64) for split in splits},
+    )
+
+
+def write_pos_weight(path: str | Path, weights: Sequence[float]) -> None:
+    """Write `pos_weight.txt`: `[0.518519,47.0]`, six decimals, no line end. A shell passes it on as one argument."""
+    if not np.isfinite(weights).all():
+        raise LabelTableError(f"weights must be finite, found: {list(weights)}")
+    text = ",".join(str(weight) for weight in np.round(np.asarray(weights, dtype=np.float64), 6).tolist())
+    Path(path).write_text(f"[{text}]", encoding="utf-8")
+
+
+def read_pos_weight(path: str | Path) -> np.ndarray:
+    """The weights `(L,)` float64 of a `pos_weight.txt`. `LabelTableError` if it holds anything else."""
+    text = Path(path).read_text(encoding="utf-8").strip()
+    try:
+        if not (text.startswith("[") and text.endswith("]")):
+            raise ValueError("no list in brackets")
+        return np.array([float(part) for part in text[1:-1].split(",")])
+    except ValueError as error:
+        raise LabelTableError(f"{path} is no list of weights such as [1.5,2.0]: {error}") from None
+
+
+def fairseq_label_array(table: LabelTable, num_rows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """
+    The array of fairseq-signals' `y.npy`, whose row is the recording's `idx`, and the rows that must not be used.
+
+    Args:
+        table ([`LabelTable`]): With whole numbers as ids.
+        num_rows (`int`, *optional*): Rows if more than the highest `idx` + 1.
+
+    Returns:
+        `(rows, L)` float64, with 0 also for what is unknown, and `(rows,)` bool: True where any label is unknown. That
+        format cannot say unknown, so leave these recordings out of its manifests.
+    """
+    if other := [recording for recording in table.ids if not (recording.isascii() and recording.isdigit())]:
+        raise LabelTableError(f"y.npy is indexed by idx, but recording {other[0]!r} is no number from 0")
+    rows = np.array([int(recording) for recording in table.ids], dtype=np.int64)
+    values = np.full((max(int(rows.max(initial=-1)) + 1, num_rows or 0), len(table.names)), np.nan)
+    values[rows] = table.values
+    return np.nan_to_num(values, nan=0.0), np.isnan(values).any(axis=1)
+
+
+@functools.cache
+def _scored_classes() -> tuple[tuple[str, ...], dict[str, int]]:
+    """Names of the scored classes and the column of each code."""
+    # Imported late: the conversion room loads torch, and label tables need only numpy.
+    from ..conversion.labels import PHYSIONET_CLASSES
+
+    names = tuple(name for _, _, name in PHYSIONET_CLASSES)
+    return names, {str(code): column for column, (codes, _, _) in enumerate(PHYSIONET_CLASSES) for code in codes}
+
+
+def _identified(ids: Iterable[Hashable]) -> list[str]:
+    found = [canonical_id(recording) for recording in ids]
+    if None in found:
+        raise LabelTableError(f"{found.count(None)} recordings have no id, the first in row {found.index(None)}")
+    return found
+
+
+@functools.lru_cache(maxsize=64)  # millions of cells, a dozen ways to write them
+def _parse(text: str) -> float | None:
+    """1.0, 0.0, NaN for unknown, or None for what is no label."""
+    text = text.strip().lower()
+    if text in ("", "nan", "none", "<na>"):
+        return float("nan")
+    return {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}.get(text)

@@ -1,0 +1,506 @@
+"""Splits of recordings into train, valid and test, and the filters before them.
+
+Everything here takes plain sequences, one item a recording, so that any table library will do. What decides a split is
+the set of recordings with their ids, patients and times, the sizes and the seed, never the order of the rows. Draws and
+roundings are those of fairseq-signals, so that ids which sort like its rows give its splits; differences:
+
+- its command line cannot be seeded and shuffles rows in file order; here the rows are sorted by id first;
+- it drops recordings without a patient from grouped splits; here that is an error or an assumption on record;
+- its grouped temporal split leaves patients in valid *and* test, and crashes where all overlap is to be removed; here a
+  patient is in one split, always;
+- it sorts dates as text, ties in no particular order, missing dates last; here they are parsed and none may be missing;
+- it scales fractions that do not add up to 1, or adds a split; here they must add up, and no split is empty silently.
+"""
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+STRATEGIES = ("random", "grouped", "temporal", "grouped_temporal")
+DEFAULT_FRACTIONS = {"train": 0.8, "valid": 0.1, "test": 0.1}
+_UNKNOWN = {"", "nan", "nat", "none", "null", "<na>", "na", "n/a", "unknown"}  # as text tables write a missing id
+
+
+class SplitError(ValueError):
+    """A split that cannot be made or trusted. The message says what was found, with a few ids at most."""
+
+
+def canonical_id(value: Any) -> str | None:
+    """An id as text, the same however a table library read it (13, "13", 13.0 of a column with gaps); None if unknown.
+
+    Raises `SplitError` for a number that a float can no longer hold exactly or that is not whole.
+    """
+    if value is None:
+        return None
+    if isinstance(value, float | np.floating):
+        if math.isnan(value):
+            return None
+        if not float(value).is_integer() or abs(value) >= 2**53:
+            raise SplitError(f"{value!r} is no id: read ids as integers or text")
+        value = int(value)
+    text = value.decode() if isinstance(value, bytes) else str(value).strip()
+    if text.endswith(".0") and text[:-2].isascii() and text[:-2].isdigit():  # a text column written from floats
+        text = text[:-2]
+    return None if text.lower() in _UNKNOWN else text
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """
+    Which split each recording is in.
+
+    Args:
+        ids (`tuple[str, ...]`): The recordings, in the order given.
+        splits (`tuple[str | None, ...]`): The split of each, aligned with `ids`; None where it was left out.
+        names (`tuple[str, ...]`): The splits.
+        strategy (`str`): One of `STRATEGIES`, or `"imported"`.
+        seed (`int`, *optional*): Where the strategy draws.
+        sizes (`dict`): What was asked for: fractions or counts by split.
+        excluded (`dict[str, int]`): Recordings left out, by reason.
+        patients (`dict[str, int]`): Known patients, by split; empty where no patients were given.
+        boundaries (`dict[str, str]`): Of a temporal split, the time at which each split but the first begins.
+        assumptions (`tuple[str, ...]`): Sentences that belong in the report and on the model card.
+    """
+
+    ids: tuple[str, ...]
+    splits: tuple[str | None, ...]
+    names: tuple[str, ...]
+    strategy: str
+    seed: int | None = None
+    sizes: dict[str, float | int | None] = field(default_factory=dict)
+    excluded: dict[str, int] = field(default_factory=dict)
+    patients: dict[str, int] = field(default_factory=dict)
+    boundaries: dict[str, str] = field(default_factory=dict)
+    assumptions: tuple[str, ...] = ()
+
+    def indices(self, name: str) -> np.ndarray:
+        """Positions `(count,)` int64 of a split's recordings, in the order given. `SplitError` for another name."""
+        if name not in self.names:
+            raise SplitError(f"there is no split {name!r}, only {', '.join(self.names)}")
+        return np.flatnonzero(np.array([split == name for split in self.splits], dtype=bool))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Recordings in each split."""
+        found = Counter(self.splits)
+        return {name: found[name] for name in self.names}
+
+    def summary(self) -> dict[str, Any]:
+        """What happened, ready for `report.json`: no ids."""
+        keys = ("strategy", "seed", "sizes", "excluded", "patients", "boundaries")
+        facts = {key: getattr(self, key) for key in keys}
+        return {**facts, "recordings": self.counts, "assumptions": list(self.assumptions)}
+
+
+def split_recordings(
+    ids: Sequence[Hashable],
+    strategy: str,
+    *,
+    fractions: Mapping[str, float] | None = None,
+    counts: Mapping[str, int | None] | None = None,
+    seed: int = 0,
+    patients: Sequence[Any] | None = None,
+    times: Sequence[Any] | None = None,
+    assume_independent: bool = False,
+) -> SplitResult:
+    """
+    Split recordings at random, by patient, by time, or by patient and time.
+
+    `grouped` draws patients. `temporal` puts the oldest recordings into the first split. `grouped_temporal` cuts time
+    likewise, gives each patient to the split that has most of their recordings (a tie goes to the split whose name
+    sorts first, as in fairseq-signals), and leaves out those of their recordings that lie in another split's time.
+    De-identified sets such as MIMIC-IV-ECG shift each patient's dates by another amount: there time orders the
+    recordings of one patient, but says nothing between patients.
+
+    Args:
+        ids (sequence, length n): Unique recording ids.
+        strategy (`str`): `"random"`, `"grouped"`, `"temporal"` or `"grouped_temporal"`.
+        fractions (mapping of `str` to `float`, *optional*): By split, in order; they add up to 1. Of recordings, or of
+            patients if grouped. Defaults to 0.8 / 0.1 / 0.1 for train / valid / test.
+        counts (mapping of `str` to `int`, *optional*): The same as numbers in place of `fractions`; one may be None
+            for the rest, otherwise they add up to all there are.
+        seed (`int`): For `random` and `grouped`.
+        patients (sequence, length n, *optional*): Unknown where None, NaN or empty.
+        times (sequence, length n, *optional*): datetimes, numpy datetime64, ISO 8601 text, or numbers.
+        assume_independent (`bool`): Take recordings of unknown patients to be of one patient each; `assumptions` says
+            so. Needed for the grouped strategies where a patient is unknown, as with PhysioNet 2021.
+
+    Returns:
+        [`SplitResult`]
+
+    Raises:
+        `SplitError`: a patient in two splits (`random` and `temporal` where patients are given), unknown patients or
+        times, repeated ids, sizes that do not fit, an empty split.
+    """
+    if strategy not in STRATEGIES:
+        raise SplitError(f"strategy must be one of {', '.join(STRATEGIES)}, found: {strategy!r}")
+    recordings = _unique_ids(ids)
+    if fractions is not None and counts is not None:
+        raise SplitError("give fractions or counts, not both")
+    sizes = dict(counts if counts is not None else DEFAULT_FRACTIONS if fractions is None else fractions)
+    names = tuple(sizes)
+    people = _aligned(patients, len(recordings), "patients")
+    people = None if people is None else [canonical_id(patient) for patient in people]
+    draws = strategy in ("random", "grouped")
+    if draws and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32):
+        raise SplitError(f"seed must be a whole number from 0 to 2**32 - 1, found: {seed!r}")
+
+    assumptions: list[str] = []
+    excluded: dict[str, int] = {}
+    boundaries: dict[str, str] = {}
+    groups: list[tuple[bool, str]] = []
+    if "grouped" in strategy:
+        groups = _groups(recordings, people, assume_independent, assumptions)
+
+    splits: list[str | None] = [None] * len(recordings)
+    if strategy == "grouped":
+        members = sorted(set(groups), key=lambda group: (group[0], *_id_order(group[1])))
+        drawn = dict(zip(members, _draw_groups(sizes, counts is not None, len(members), int(seed)), strict=True))
+        splits = [names[drawn[group]] for group in groups]
+    else:
+        if strategy == "random":
+            order = np.array(sorted(range(len(recordings)), key=lambda row: _id_order(recordings[row])), dtype=np.int64)
+            # numpy vouches for the bits of this generator; that `shuffle` uses them alike in all versions is tested.
+            shuffled = np.arange(len(order))
+            np.random.default_rng(int(seed)).shuffle(shuffled)
+            order = order[shuffled]
+        else:
+            clock = _parse_times(_aligned(times, len(recordings), "times"), strategy)
+            rows = sorted(range(len(recordings)), key=lambda row: (clock[row], *_id_order(recordings[row])))
+            order = np.array(rows, dtype=np.int64)
+        for name, part in zip(names, np.split(order, _cuts(sizes, counts is not None, len(order))), strict=True):
+            if strategy != "random" and name != names[0] and len(part):
+                boundaries[name] = str(clock[part[0]])
+            for row in part:
+                splits[row] = name
+    if strategy == "grouped_temporal":
+        splits, left_out = _one_split_each(groups, splits)
+        if left_out:
+            excluded["outside the time of the patient's split"] = left_out
+    found = SplitResult(
+        recordings, tuple(splits), names, strategy, int(seed) if draws else None, sizes, excluded, {}, boundaries
+    )
+    return _finish(found, people, assumptions)
+
+
+def read_split_csv(path: str | Path, key: str = "save_file") -> dict[str, str]:
+    """
+    The split of each recording from a published CSV such as fairseq-signals' `meta_split.csv` or `segmented_split.csv`.
+
+    Args:
+        path (`str` or `Path`): With columns `idx, save_file, split`; others are passed over.
+        key (`str`): The column that identifies recordings.
+
+    Returns:
+        `dict[str, str]` from id to split, in the file's order.
+
+    Raises:
+        `SplitError`: a missing column, id or split, a recording in two splits.
+    """
+    found: dict[str, str] = {}
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        if missing := {key, "split"} - set(reader.fieldnames or ()):
+            columns = ", ".join(reader.fieldnames or ()) or "none"
+            raise SplitError(f"{path} has no column {', '.join(sorted(missing))} (found: {columns})")
+        for row in reader:
+            recording, split = canonical_id(row[key]), canonical_id(row["split"])
+            if recording is None or split is None:
+                raise SplitError(f"{path}, line {reader.line_num}: {key} and split must not be empty")
+            # The files of segments name a recording once for each of its segments.
+            if found.setdefault(recording, split) != split:
+                raise SplitError(f"{path}: {recording} is in {found[recording]} and in {split}")
+    if not found:
+        raise SplitError(f"{path} names no recordings")
+    return found
+
+
+def import_split(
+    published: str | Path | Mapping[str, str],
+    ids: Sequence[Hashable],
+    *,
+    key: str = "save_file",
+    patients: Sequence[Any] | None = None,
+) -> SplitResult:
+    """
+    Apply a published split to the recordings at hand.
+
+    Args:
+        published (`str`, `Path` or mapping): A file for [`read_split_csv`], or its result.
+        ids (sequence, length n): What the recordings at hand are called in the file's column `key`.
+        key (`str`): That column.
+        patients (sequence, length n, *optional*): Checked: a patient in two splits is an error.
+
+    Returns:
+        [`SplitResult`]. Recordings that the file does not name are left out and counted in `excluded`; `assumptions`
+        says how many of the file's recordings are not at hand.
+
+    Raises:
+        `SplitError`: see [`read_split_csv`]; no recording in common; a patient in two splits.
+    """
+    recordings = _unique_ids(ids)
+    given = published if isinstance(published, Mapping) else read_split_csv(published, key)
+    table = {canonical_id(recording): split for recording, split in given.items() if split is not None}
+    people = _aligned(patients, len(recordings), "patients")
+    people = None if people is None else [canonical_id(patient) for patient in people]
+    splits = tuple(table.get(recording) for recording in recordings)
+    matched = len(splits) - splits.count(None)
+    if not matched:
+        pair = f"the dataset has {recordings[0]!r}, the published split {next(iter(table), None)!r}"
+        raise SplitError(f"no recording is in the published split: {pair}")
+    assumptions = ["The split was imported."]
+    if absent := len(table) - matched:
+        assumptions.append(f"{absent} of the {len(table)} recordings in the published split are not at hand.")
+    excluded = {"not in the published split": len(splits) - matched} if matched < len(splits) else {}
+    order = {name: place for place, name in enumerate(DEFAULT_FRACTIONS)}
+    names = tuple(sorted(set(table.values()), key=lambda name: (order.get(name, len(order)), name)))
+    assumptions += [f"No recording of the published split {name} is at hand." for name in names if name not in splits]
+    names = tuple(name for name in names if name in splits)
+    return _finish(SplitResult(recordings, splits, names, "imported", excluded=excluded), people, assumptions)
+
+
+def write_split_csv(path: str | Path, idx: Sequence[int], save_files: Sequence[str], splits: Sequence[str | None]):
+    """Write `idx, save_file, split` as fairseq-signals does, without recordings that are in no split."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("idx", "save_file", "split"))
+        writer.writerows(row for row in zip(idx, save_files, splits, strict=True) if row[2] is not None)
+
+
+@dataclass(frozen=True)
+class FilterResult:
+    """Which recordings pass (`keep`, bool `(n,)`), and by filter how many it removed, each recording counted once by
+    the first that did (`removed`), and how many it would remove alone (`matched`)."""
+
+    keep: np.ndarray
+    removed: dict[str, int]
+    matched: dict[str, int]
+
+
+def filter_recordings(
+    *,
+    sources: Sequence[str] | None = None,
+    keep_sources: Sequence[str] | None = None,
+    drop_sources: Sequence[str] | None = None,
+    nan_leads: Any = None,
+    constant_leads: Any = None,
+    flags: Mapping[str, Sequence[Any]] | None = None,
+) -> FilterResult:
+    """
+    Leave out recordings before splitting: sources first, then NaN leads, constant leads, and any other flags.
+
+    Args:
+        sources (sequence of `str`, length n): Each recording's source.
+        keep_sources, drop_sources (sequences of `str`, *optional*): Keep only these; leave these out.
+        nan_leads, constant_leads (`(n,)` or `(n, leads)`, *optional*): Recordings with a true or non-zero value go.
+        flags (mapping of `str` to sequences, *optional*): The same by name, such as missing times.
+
+    Returns:
+        [`FilterResult`]
+
+    Raises:
+        `SplitError`: a source that no recording has, a flag that is neither true nor false (unknown included), columns
+        of different lengths, nothing left.
+    """
+    sources = [] if sources is None else list(sources)
+    removers: dict[str, np.ndarray] = {}
+    for what, asked in (("source not kept", keep_sources), ("source left out", drop_sources)):
+        if asked is not None:
+            asked = {asked} if isinstance(asked, str) else set(asked)
+            if absent := asked - set(sources):
+                known = ", ".join(sorted(set(map(str, sources))))
+                raise SplitError(f"no recording is of source {', '.join(sorted(absent))} (found: {known or 'none'})")
+            removers[what] = np.array([(source in asked) == (what == "source left out") for source in sources])
+    for what, values in {"NaN lead": nan_leads, "constant lead": constant_leads, **(flags or {})}.items():
+        if values is not None:
+            removers[what] = np.array([_flag(value, what, row) for row, value in enumerate(values)], dtype=bool)
+    if len({len(remove) for remove in removers.values()}) != 1:
+        raise SplitError(f"filters need columns of one length, found: { {k: len(v) for k, v in removers.items()} }")
+    keep, removed = True, {}
+    for what, remove in removers.items():
+        removed[what] = int((keep & remove).sum())
+        keep = keep & ~remove
+    if not keep.any():
+        raise SplitError(f"the filters leave nothing: {removed}")
+    return FilterResult(keep, removed, {what: int(remove.sum()) for what, remove in removers.items()})
+
+
+def _flag(value: Any, what: str, row: int) -> bool:
+    words = {"true": 1.0, "1": 1.0, "false": 0.0, "0": 0.0}  # as text is read from a CSV; bool("False") is True
+    try:
+        values = np.asarray(words.get(value.strip().lower()) if isinstance(value, str) else value, dtype=np.float64)
+    except (TypeError, ValueError):  # not a number: pandas' NA, an object
+        values = np.array(np.nan)
+    if np.isnan(values).any():
+        raise SplitError(f"{what}, row {row}: neither true nor false: {value!r}")
+    return bool(values.any())
+
+
+def check_patients(splits: Sequence[str | None], patients: Sequence[Any]) -> None:
+    """`SplitError`, naming patients, if one is in two splits. Unknown patients and splits (None) are passed over."""
+    homes: dict[str, set[str]] = {}
+    for split, patient in zip(splits, patients, strict=True):
+        if split is not None and (person := canonical_id(patient)) is not None:
+            homes.setdefault(person, set()).add(split)
+    torn = [f"{person} is in {' and '.join(sorted(home))}" for person, home in homes.items() if len(home) > 1]
+    if torn:
+        more = f"; and {len(torn) - 3} more" if len(torn) > 3 else ""
+        raise SplitError(
+            f"patients in two splits: patient {'; patient '.join(torn[:3])}{more}. Split by patient instead"
+        )
+
+
+def _finish(result: SplitResult, people: list[str | None] | None, assumptions: list[str]) -> SplitResult:
+    """The checks that every split passes, and what they find out."""
+    if "grouped" not in result.strategy:
+        if people is None:
+            assumptions.append("Patients were not looked at: recordings of one patient may be in several splits.")
+        elif unknown := people.count(None):
+            assumptions.append(
+                f"{unknown} of {len(people)} recordings have no patient id: overlap was not checked there."
+            )
+    if people is not None:
+        check_patients(result.splits, people)
+        seen = set(zip(result.splits, people, strict=True))
+        found = Counter(split for split, person in seen if person is not None)
+        result = replace(result, patients={name: found[name] for name in result.names})
+    empty = [name for name, count in result.counts.items() if not count]
+    if empty:
+        found = ", ".join(f"{name} {count}" for name, count in result.counts.items())
+        raise SplitError(f"nothing is left for {', '.join(empty)} (recordings: {found}); ask for other sizes")
+    return replace(result, assumptions=tuple(assumptions))
+
+
+def _aligned(values: Sequence[Any] | None, length: int, what: str) -> list[Any] | None:
+    values = None if values is None else list(values)
+    if values is not None and len(values) != length:
+        raise SplitError(f"{what} must have one item a recording: {length} recordings, found {len(values)}")
+    return values
+
+
+def _unique_ids(ids: Sequence[Hashable]) -> tuple[str, ...]:
+    found = [canonical_id(value) for value in ids]
+    if not found:
+        raise SplitError("there are no recordings to split")
+    if None in found:
+        raise SplitError(f"{found.count(None)} recordings have no id, the first in row {found.index(None)}")
+    if repeated := [name for name, count in Counter(found).items() if count > 1]:
+        raise SplitError(f"{len(repeated)} recording ids are not unique, such as {', '.join(repeated[:3])}")
+    return tuple(found)
+
+
+def _id_order(text: str) -> tuple[bool, int, str]:
+    """Sorts numbers by value before other text, whether a table library read them as numbers or as text."""
+    number = text.isascii() and text.isdigit()
+    digits = text.lstrip("0") if number else text
+    return not number, len(digits) if number else 0, digits + "\0" + text
+
+
+def _groups(ids: Sequence[str], people: list[str | None] | None, independent: bool, assumptions: list[str]):
+    """(is it a lone recording, patient or recording) for each recording."""
+    people = people if people is not None else [None] * len(ids)
+    if unknown := people.count(None):
+        what = f"{unknown} of {len(ids)} recordings have no patient id"
+        if not independent:
+            raise SplitError(f"{what}: grouping by patient needs them, or assume_independent=True")
+        assumptions.append(f"{what} and were taken to be of different patients: the same patient may be in two splits.")
+    return [(person is None, id_ if person is None else person) for id_, person in zip(ids, people, strict=True)]
+
+
+def _counts(sizes: Mapping[str, int | None], total: int) -> list[int]:
+    """Counts of all splits, with the one that is None filled in."""
+    given = [size for size in sizes.values() if size is not None]
+    if any(isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 0 for size in given):
+        raise SplitError(f"counts must be whole numbers, found: {dict(sizes)}")
+    rest = total - sum(given)
+    if len(sizes) - len(given) > 1 or rest < 0 or (rest and len(given) == len(sizes)):
+        raise SplitError(f"counts {dict(sizes)} do not add up to the {total} there are (one may be None: the rest)")
+    return [rest if size is None else int(size) for size in sizes.values()]
+
+
+def _fractions(sizes: Mapping[str, float]) -> list[float]:
+    values = list(sizes.values())
+    if not values or not all(isinstance(v, int | float | np.number) and 0 <= v <= 1 for v in values):
+        raise SplitError(f"fractions must be numbers from 0 to 1, found: {dict(sizes)}")
+    if abs(sum(values) - 1) > 1e-6:
+        raise SplitError(f"fractions must add up to 1, found {sum(values):g}: {dict(sizes)}")
+    return [value / sum(values) for value in values]
+
+
+def _cuts(sizes: Mapping[str, Any], are_counts: bool, total: int) -> list[int]:
+    """Where n ordered rows are cut: the cumulative fractions of n, rounded half to even."""
+    if are_counts:
+        return np.cumsum(_counts(sizes, total))[:-1].tolist()
+    return np.round(np.cumsum(_fractions(sizes))[:-1] * total).astype(int).tolist()
+
+
+def _draw_groups(sizes: Mapping[str, Any], are_counts: bool, total: int, seed: int) -> list[int]:
+    """The number of the split for each of `total` sorted groups: split after split is drawn from those that remain.
+
+    The draws of scikit-learn's GroupShuffleSplit: the tail of a permutation by numpy's legacy generator, whose stream
+    is frozen, of floor(fraction * remaining) groups.
+    """
+    wanted, shares = (_counts(sizes, total), []) if are_counts else ([], _fractions(sizes))
+    generator = np.random.RandomState(seed)
+    home = np.full(total, len(sizes) - 1)
+    remaining = np.arange(total)
+    for number in range(len(sizes) - 1):
+        left = sum(shares[number:]) if shares else 0
+        # Shares of what remains, scaled anew after each split; rounding error must not ask for more than there is.
+        take = wanted[number] if are_counts else int(min(shares[number] / left, 1) * len(remaining)) if left else 0
+        order = generator.permutation(len(remaining))
+        home[remaining[order[len(remaining) - take :]]] = number
+        remaining = np.sort(remaining[order[: len(remaining) - take]])
+    return home.tolist()
+
+
+def _one_split_each(groups: Sequence[tuple[bool, str]], splits: Sequence[str]) -> tuple[list[str | None], int]:
+    """Each group's split, and the rows outside it set to None and counted."""
+    tally: dict[tuple[bool, str], Counter[str]] = {}
+    for group, split in zip(groups, splits, strict=True):
+        tally.setdefault(group, Counter())[split] += 1
+    home = {group: min(found, key=lambda name: (-found[name], name)) for group, found in tally.items()}
+    kept = [split if home[group] == split else None for group, split in zip(groups, splits, strict=True)]
+    return kept, kept.count(None)
+
+
+def _parse_times(times: list[Any] | None, strategy: str) -> list[Any]:
+    """Times as numbers or datetimes that compare."""
+    if times is None:
+        raise SplitError(f"a {strategy} split needs times")
+    parsed = [_parse_time(value, row) for row, value in enumerate(times)]
+    if missing := [row for row, value in enumerate(parsed) if value is None]:
+        where = ", ".join(map(str, missing[:3]))
+        raise SplitError(f"{len(missing)} recordings have no time (rows {where}...): leave them out first")
+    kinds = {"numbers" if not isinstance(t, datetime) else "aware" if t.tzinfo else "naive" for t in parsed}
+    if len(kinds) > 1:
+        raise SplitError(f"times of several kinds cannot be compared: {', '.join(sorted(kinds))} (of a time zone)")
+    return parsed
+
+
+def _parse_time(value: Any, row: int) -> datetime | float | int | None:
+    if isinstance(value, np.datetime64):
+        value = None if np.isnat(value) else value.astype("datetime64[us]").item()
+    elif isinstance(value, np.generic):
+        value = value.item()
+    if value is None or canonical_id(str(value)) is None:  # by its text: pandas' NA has no truth value
+        return None
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value.strip())
+        except ValueError:
+            raise SplitError(f"row {row}: {value!r} is no time in ISO 8601 (such as 2020-01-31 08:30:00)") from None
+    if isinstance(value, datetime):
+        return value.astimezone(UTC) if value.tzinfo else value
+    if isinstance(value, date):
+        return datetime(value.year, value.month, value.day)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    raise SplitError(f"row {row}: a {type(value).__name__} is no time")
