@@ -58,10 +58,11 @@ def _add_predict(commands: Any) -> None:
     parser = commands.add_parser(
         "predict",
         help="score recordings with a classifier",
-        description="Scores each recording: one answer a file. Reads WFDB (.hea with .dat or .mat) and DICOM.",
+        description="Scores each recording: one answer a file. Reads WFDB (.hea with .dat or .mat) and DICOM; with "
+        "ecgfm-hf[formats] installed also EDF, MUSE XML, Sierra XML, aECG and SCP-ECG.",
         epilog="Exit status: 0 all answered, 1 some failed, 2 usage.",
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="recordings: .hea or record name, DICOM file")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="recordings: .hea or record name, DICOM file, ...")
     parser.add_argument("--model", required=True, metavar="DIR", help="folder or Hub repository of a classifier")
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="default: table")
     parser.add_argument("--output", metavar="PATH", help="write there instead of standard output")

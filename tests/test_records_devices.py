@@ -1,0 +1,166 @@
+"""`read_ecg` on the files of ECG devices: EDF, aECG, MUSE XML, Sierra XML and SCP-ECG, which ecgdatakit parses."""
+
+import base64
+import re
+import tracemalloc
+from datetime import datetime
+
+import device_files
+import numpy as np
+import pytest
+from device_files import DEVICES, LEADS, NAME
+
+from ecgfm_hf.records import ECGReadError, read_ecg
+
+pytest.importorskip("ecgdatakit", reason="needs the extra [formats]: pip install ecgfm-hf[formats]")
+
+X = device_files.samples()
+
+
+def refused(path, *messages, **arguments):
+    with pytest.raises(ECGReadError) as caught:
+        read_ecg(path, **arguments)
+    assert str(caught.value).startswith(f"{path}: ")
+    for message in messages:
+        assert message in str(caught.value)
+    assert NAME not in str(caught.value)
+
+
+def put(path, content):
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("kind", DEVICES)
+def test_device_files_give_back_what_was_written(tmp_path, kind):
+    write, leads, microvolts, rate = DEVICES[kind]
+    x = X[: len(leads)]
+    record = read_ecg(put(tmp_path / "somefile", write(x)))
+    assert np.array_equal(record.samples, x)
+    assert record.samples.dtype == np.int16
+    assert np.allclose(record.signal, x * microvolts / 1000, rtol=1e-14, atol=0)
+    assert (record.lead_names, record.sampling_rate, record.recording_id) == (leads, rate, "somefile")
+    assert (record.age, record.sex, record.time) == (67.0, "F", datetime(2019, 3, 5, 10, 20, 30))
+    assert (record.report, record.patient_id, record.diagnoses) == (None, None, ())
+    assert NAME not in repr(record)
+    assert "1951" not in repr(record)
+    refused(record.path, "units=", units="mV")
+
+
+def test_calibrations_and_rates_of_device_files_are_exact(tmp_path):
+    path = tmp_path / "a"
+    put(path, device_files.edf(X, unit="mV", physical=(-5, 11.384), digital=(0, 16384), rate=500, seconds=0.5))
+    record = read_ecg(path)
+    assert np.allclose(record.signal, X * 0.001 - 5, rtol=0, atol=1e-12)
+    assert (record.sampling_rate, set(record.units)) == (500.0, {"mV"})
+    assert read_ecg(put(path, device_files.edf(X, rate=257, seconds=1.5))).sampling_rate == 386 / 1.5
+    put(path, device_files.edf(X, labels=[f"ECG {n.upper()}" for n in LEADS]))
+    assert read_ecg(path).lead_names == LEADS
+    record = read_ecg(put(path, device_files.aecg(X, step="1.953125 ms", scale="0.5 mV", origin="250 uV")))
+    assert record.sampling_rate == 512.0
+    assert np.allclose(record.signal, X * 0.5 + 0.25, rtol=0, atol=1e-10)
+    record = read_ecg(put(path, device_files.aecg(X, step="4 ms")))
+    assert record.sampling_rate == 250.0
+    assert read_ecg(put(path, device_files.scp(X, interval=1024))).sampling_rate == 1e6 / 1024
+    record = read_ecg(put(path, device_files.muse(X[:2] * 9, leads=("II", "aVF"), scale="1", unit="MILLIVOLTS")))
+    assert np.array_equal(record.signal, X[:2] * 9)
+    assert record.lead_names == ("II", "aVF")
+    for encoding in ("utf-8", "utf-16"):
+        text = device_files.sierra(X).decode().replace('encoding="UTF-8"', f'encoding="{encoding}"')
+        assert np.array_equal(read_ecg(put(path, text.encode(encoding))).samples, X)
+    assert np.array_equal(read_ecg(put(path, device_files.aecg(X).replace(NAME.encode(), b"Z\xfc"))).samples, X)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda: device_files.edf(X)[:-1], "truncated"),
+        (lambda: device_files.edf(X) + b"\0\0", "after the last data record"),
+        (lambda: device_files.edf(X, records=-1), "not closed"),
+        (lambda: device_files.edf(X, unit="mmHg"), "lead I: unknown unit 'mmHg'"),
+        (lambda: device_files.edf(X, unit="MV"), "lead I: unknown unit 'MV'"),
+        (lambda: device_files.edf(X, unit=""), "lead I: no unit of a voltage"),
+        (lambda: device_files.edf(X, digital=(5, 5)), "invalid range"),
+        (lambda: device_files.edf(X, labels=["I", "II", "II", *LEADS[3:]]), "lead II is there twice"),
+        (lambda: device_files.edf(X, labels=["", *LEADS[1:]]), "lead 1 of 12 has no name"),
+        (lambda: device_files.edf(X).replace(b"+1\x14\x14", b"+7\x14\x14"), "gaps between data records"),
+        (lambda: b"\xffBIOSEMI" + device_files.edf(X)[8:], "BDF"),
+        (lambda: device_files.aecg(X).replace(b'unit="uV"', b""), "lead I: no unit of a voltage"),
+        (lambda: device_files.aecg(X, scale="2.5 MV"), "lead I: unknown unit 'MV'"),
+        (lambda: device_files.aecg(X, step="2 fortnights"), "fortnights"),
+        (lambda: device_files.aecg(X).replace(b"</digits>", b" 1</digits>", 1), "leads of different lengths (I 501"),
+        (lambda: device_files.aecg(X).replace(b"</digits>", b"NaN</digits>", 1), "cannot read aECG"),
+        (lambda: device_files.aecg(X).replace(b"LEAD_V1", b"LEAD_I"), "lead I is there twice"),
+        (lambda: device_files.aecg(X)[:-30], "malformed XML"),
+        (lambda: device_files.muse(X[:8], unit="QUARKS"), "QUARKS"),
+        (lambda: device_files.muse(X[:8], base="499.5"), "sampling rate of 499.5 Hz"),
+        (lambda: device_files.muse(X[:8]).replace(b"Exponent>0", b"Exponent>999"), "SampleExponent"),
+        (lambda: re.sub(rb"(CRC32>)\d", rb"\g<1>", device_files.muse(X[:8]), count=1), "CRC32"),
+        (lambda: device_files.muse(X[:8]).replace(b"Offset>0<", b"Offset>8<", 1), "lead I is shifted in time"),
+        (lambda: device_files.muse(X[:8]).replace(b"Baseline>0", b"Baseline>5", 1), "FirstSampleBaseline"),
+        (lambda: device_files.sierra(X).replace(b"<resolution>5</resolution>", b""), "no signal resolution"),
+        (lambda: device_files.sierra(X).replace(b"cated>12", b"cated>9999999999"), "9999999999 leads"),
+        (lambda: device_files.sierra(X, durationperchannel=1002), "parsedwaveforms holds"),
+        (lambda: device_files.sierra(X, durationperchannel=998), "found 12000 bytes, expected 11976"),
+        (lambda: device_files.sierra(X, numberofleads=10), "found 12000 bytes, expected 10000"),
+        (lambda: device_files.sierra(X, xli=True, numberofleads=10), "found 12 compressed leads, expected 10"),
+        (lambda: device_files.sierra(X, xli=True, durationperchannel=998), "leads of 500 samples, expected 499"),
+        (lambda: device_files.sierra(X, rate=500.5, durationperchannel=1000), "sampling rate of 500.5 Hz"),
+        (lambda: device_files.sierra(X, compression="ZIP"), "ZIP"),
+        (lambda: device_files.scp(X)[:-2], "cannot read SCP-ECG"),
+        (lambda: device_files.scp(X)[:-2] + b"!!", "CRC"),
+        (lambda: device_files.scp(X, nanovolts=0), "multiplier is 0"),
+        (lambda: device_files.scp(X, interval=0), "interval is 0"),
+        (lambda: device_files.scp(X, huffman=True, end=2**32 - 1), "declares 12 leads of up to 4.29497e+09 samples"),
+        (lambda: device_files.scp(X, huffman=True, reference=65535), "declares 12 leads of up to 6.5535e+07 samples"),
+    ],
+)
+def test_a_device_file_that_is_damaged_or_says_too_little_is_refused(tmp_path, content, message):
+    refused(put(tmp_path / "a", content()), message)
+
+
+ENTITIES = '<!DOCTYPE RestingECG [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]>'
+OUTSIDE = '<!DOCTYPE RestingECG [<!ENTITY a SYSTEM "file:///etc/passwd">]>'
+PARAMETER = '<!DOCTYPE RestingECG [<!ENTITY % a SYSTEM "file:///etc/passwd"> %a;]>'
+
+
+@pytest.mark.parametrize("doctype", [ENTITIES, OUTSIDE, PARAMETER])
+def test_xml_with_entities_is_refused(tmp_path, doctype):
+    for content in (device_files.muse(X[:8]), device_files.aecg(X), device_files.sierra(X)):
+        content = re.sub(rb"<!DOCTYPE.*>\n", b"", content).replace(b"?>", b"?>" + doctype.encode(), 1)
+        refused(put(tmp_path / "a.xml", content), "declares XML entities")
+
+
+def test_xml_that_is_too_much_is_refused(tmp_path):
+    deep = device_files.aecg(X).replace(b"<componentOf>", b"<x>" * 5000 + b"</x>" * 5000 + b"<componentOf>", 1)
+    refused(put(tmp_path / "a.xml", deep), "64 levels")
+    many = device_files.aecg(X).replace(b"<componentOf>", b"<x/>" * 600_000 + b"<componentOf>", 1)
+    refused(put(tmp_path / "a.xml", many), "500000 elements")
+    with open(tmp_path / "a.xml", "ab") as file:
+        file.truncate(1 << 30)
+    refused(tmp_path / "a.xml", "expected at most")
+
+
+def test_compressed_samples_do_not_unpack_without_bounds(tmp_path):
+    from ecgdatakit.parsing.codecs import LzwDecoder
+
+    from ecgfm_hf.records.device_guards import _lzw_length
+
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        chunk = rng.bytes(int(rng.integers(1, 400)))
+        try:
+            expected = len(LzwDecoder(chunk, bits=10).read_all())
+        except Exception:
+            continue
+        assert _lzw_length(chunk, 1 << 40) == expected
+    bits = "".join(f"{code:010b}" for code in [0, *range(256, 1023), *[1022] * 40_000])
+    bomb = int(bits + "0" * (-len(bits) % 8), 2).to_bytes((len(bits) + 7) // 8, "big")
+    content = base64.b64encode(len(bomb).to_bytes(4, "little") + bytes(4) + bomb)
+    xml = re.sub(rb"\n[A-Za-z0-9+/=]+</parsed", b"\n" + content + b"</parsed", device_files.sierra(X, xli=True))
+    tracemalloc.start()
+    try:
+        refused(put(tmp_path / "a.xml", xml), "compressed samples unpack to more than")
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()

@@ -1,0 +1,107 @@
+"""Damaged files of every format beside WFDB and DICOM, by the hundred, and formats whose library is missing."""
+
+import builtins
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from device_files import DEVICES, LEADS, samples
+from format_files import feats, write_code_15, write_csv, write_mat
+
+from ecgfm_hf.records import ECGReadError, read_ecg
+
+MV, TABLE = {"units": "mV"}, {"sampling_rate": 500, "units": "uV"}
+
+
+def put(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def a_device_file(kind):
+    write, leads, *_ = DEVICES[kind]
+    return write(samples(len(leads), 250 if kind == "edf" else 60))
+
+
+@pytest.mark.parametrize(("library", "kind"), [("ecgdatakit", "edf"), ("ecgdatakit", "muse"), ("h5py", "hdf5")])
+def test_a_missing_library_is_named(tmp_path, monkeypatch, library, kind):
+    original = builtins.__import__
+
+    def without(name, *rest, **named):
+        if name.split(".")[0] == library:
+            raise ImportError(f"No module named {name!r}")
+        return original(name, *rest, **named)
+
+    content = b"\x89HDF\r\n\x1a\n" + bytes(99) if kind == "hdf5" else a_device_file(kind)
+    monkeypatch.setattr(builtins, "__import__", without)
+    arguments = {"exam_id": 1} if kind == "hdf5" else {}
+    with pytest.raises(ECGReadError, match=rf"{library}; pip install 'ecgfm-hf\[formats\]'"):
+        read_ecg(put(tmp_path / "a", content), **arguments)
+
+
+KINDS = ("edf", "aecg", "muse", "sierra", "xli", "scp", "scpTrue2", "matFalse", "matTrue", "npy", "csv")
+
+
+def _damaged_inputs(tmp_path):
+    for kind in KINDS[:7]:
+        yield kind, tmp_path / "a.bin", a_device_file(kind), {}
+    for compress in (False, True):
+        path = write_mat(
+            tmp_path / "b.mat", feats=feats(40), mean=np.zeros(12), std=np.ones(12), do_compression=compress
+        )
+        yield f"mat{compress}", path, path.read_bytes(), MV
+    np.save(tmp_path / "c.npy", feats(30))
+    yield "npy", tmp_path / "c.npy", (tmp_path / "c.npy").read_bytes(), TABLE | {"lead_names": LEADS}
+    yield "csv", tmp_path / "d.csv", write_csv(tmp_path / "d.csv", feats(30)).read_bytes(), TABLE
+
+
+def _outcome(path, arguments):
+    start = time.perf_counter()
+    try:
+        record = read_ecg(path, **arguments)
+        record.signal  # noqa: B018
+    except ECGReadError:
+        record = None
+    assert time.perf_counter() - start < 5
+    return record
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_is_refused_or_harmless(tmp_path, kind):
+    from test_records_damaged import damage, only_within
+
+    if kind not in ("matFalse", "matTrue", "npy", "csv"):
+        pytest.importorskip("ecgdatakit", reason="needs the extra [formats]: pip install ecgfm-hf[formats]")
+    [(_, path, whole, arguments)] = [case for case in _damaged_inputs(tmp_path) if case[0] == kind]
+    sound = _outcome(put(path, whole), arguments)
+    rng = np.random.default_rng(list(kind.encode()))
+    number, read = 120, 0
+    with only_within(tmp_path):
+        for _ in range(number):
+            # Half of it where the format is declared, which is what damage does most by.
+            head = int(rng.integers(2)) * min(len(whole), 1500) or len(whole)
+            record = _outcome(put(path, damage(whole[:head], rng) + whole[head:]), arguments)
+            if record is not None:
+                read += 1
+                if kind.startswith("scp"):  # the one format with checksums over all of it
+                    assert np.array_equal(record.samples, sound.samples)
+                assert kind == "csv" or record.samples.shape[0] == sound.samples.shape[0]
+    assert read < number
+
+
+def test_damaged_hdf5_is_refused_or_read(tmp_path):
+    from test_records_damaged import damage
+
+    path, tracings = write_code_15(tmp_path / "a.hdf5", lengths=(300,), compression="gzip", chunks=(1, 4096, 12))
+    whole = path.read_bytes()
+    rng = np.random.default_rng(8)
+    tracemalloc.start()
+    try:
+        for _ in range(150):
+            head = int(rng.integers(2)) * 4000 or len(whole)
+            record = _outcome(put(path, damage(whole[:head], rng) + whole[head:]), {"exam_id": 100})
+            assert record is None or record.samples.shape[0] == tracings.shape[2]
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
