@@ -1,13 +1,14 @@
 """The command line: argument parsing and printing, nothing else."""
 
 import argparse
+import contextlib
 import csv
 import json
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 UNCALIBRATED = "score, uncalibrated; not for clinical use"
@@ -39,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     try:
-        return options.run(options)
+        with _quiet_libraries():
+            status = options.run(options)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         print("ecgfm: interrupted", file=sys.stderr)
         return 130
@@ -47,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (such as `head`) has left; Python would complain once more when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        print(f"ecgfm: {error}", file=sys.stderr)
+        return 2
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -77,14 +84,14 @@ def _add_predict(commands: Any) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, found: {value}")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, found: {text}")
+    return int(text)
 
 
 def _predict(options: argparse.Namespace) -> int:
-    _quiet_libraries()
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
     from tqdm import tqdm
 
     from .memory import keep_freed_memory
@@ -96,43 +103,53 @@ def _predict(options: argparse.Namespace) -> int:
         for name in ("missing_leads", "nan_samples", "constant_leads", "short_recordings")
         if getattr(options, name) is not None
     }
-    try:
-        pipeline = load_pipeline(
-            options.model, device=options.device, dtype=options.dtype, batch_size=options.batch_size, **policies
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"ecgfm: cannot load the model {options.model}: {error}", file=sys.stderr)
-        return 2
-
-    answers, failures = [], 0
-    show_progress = len(options.files) > 1 and sys.stderr.isatty()
-    for path in tqdm(options.files, unit="recording", disable=not show_progress):
+    # Whatever may be wrong with a folder or a device.
+    unloadable = (OSError, ValueError, RuntimeError, KeyError, AssertionError)
+    # Opened first: hours of work must not end at a folder that cannot be written.
+    with contextlib.ExitStack() as stack:
+        stream = sys.stdout
+        if options.output is not None:
+            stream = stack.enter_context(open(options.output, "w", encoding="utf-8", newline=""))
         try:
-            answers.append(pipeline(path))
-        except (OSError, ValueError, RuntimeError) as error:
-            failures += 1
-            tqdm.write(f"ecgfm: {_named(path, error)}", file=sys.stderr)
-
-    config = pipeline.model.config
-    note = CALIBRATED if config.label_calibration and config.label_thresholds else UNCALIBRATED
-    write = {"table": _write_table, "csv": _write_csv, "json": _write_json}[options.format]
-    if options.output is None:
-        write(answers, config, note, sys.stdout)
-    else:
-        try:
-            with open(options.output, "w", encoding="utf-8", newline="") as stream:
-                write(answers, config, note, stream)
-        except OSError as error:
-            print(f"ecgfm: cannot write {options.output}: {error.strerror}", file=sys.stderr)
+            pipeline = load_pipeline(
+                options.model, device=options.device, dtype=options.dtype, batch_size=options.batch_size, **policies
+            )
+        except (*unloadable, SafetensorError, StrictDataclassError) as error:
+            print(f"ecgfm: cannot load the model {options.model}: {type(error).__name__}: {error}", file=sys.stderr)
             return 2
+
+        answers, failures, interrupted = [], 0, False
+        show_progress = len(options.files) > 1 and sys.stderr.isatty()
+        try:
+            for path in tqdm(options.files, unit="recording", disable=not show_progress):
+                try:
+                    answers.append(pipeline(path))
+                except (OSError, ValueError, TypeError, RuntimeError) as error:
+                    failures += 1
+                    tqdm.write(f"ecgfm: {_named(path, error)}", file=sys.stderr)
+        except KeyboardInterrupt:
+            interrupted = True  # What has been answered is still written.
+
+        config = pipeline.model.config
+        note = CALIBRATED if _fully_calibrated(config) else UNCALIBRATED
+        {"table": _write_table, "csv": _write_csv, "json": _write_json}[options.format](answers, config, note, stream)
     if failures:
         print(f"ecgfm: {failures} of {len(options.files)} recordings failed", file=sys.stderr)
+    if interrupted:
+        print(f"ecgfm: interrupted after {len(answers) + failures} of {len(options.files)} recordings", file=sys.stderr)
+        return 130
     return 1 if failures else 0
+
+
+def _fully_calibrated(config: Any) -> bool:
+    """Whether every label has a calibration and a threshold; one without makes the answer a mixture."""
+    labels = set(config.label_names)
+    return labels <= (config.label_calibration or {}).keys() and labels <= (config.label_thresholds or {}).keys()
 
 
 def _named(path: str, error: Exception) -> str:
     message = str(error)
-    return message if path in message else f"{path}: {message}"
+    return message if message.startswith(path) else f"{path}: {message}"
 
 
 def _write_json(answers: list[dict], config: Any, note: str, stream: TextIO) -> None:
@@ -155,13 +172,15 @@ def _write_table(answers: list[dict], config: Any, note: str, stream: TextIO) ->
     if not answers:
         return
     thresholds, labels = config.label_thresholds or {}, config.label_names
+    names = _headings(answers)
     label_width = max(len("label"), *map(len, labels))
     width = shutil.get_terminal_size((120, 24)).columns if stream.isatty() else 120
-    cell = max(10, *(min(len(_short(answer)), 24) for answer in answers)) + 2
+    cell = max(10, *(min(len(name), 24) for name in names)) + 2
     per_block = max(1, (width - label_width) // cell)
     for start in range(0, len(answers), per_block):
         block = answers[start : start + per_block]
-        stream.write("label".ljust(label_width) + "".join(_short(a)[-cell + 2 :].rjust(cell) for a in block) + "\n")
+        headings = (name[-cell + 2 :].rjust(cell) for name in names[start : start + per_block])
+        stream.write("label".ljust(label_width) + "".join(headings) + "\n")
         for label in labels:
             marks = ("*" if label in (answer["positive"] or []) else " " for answer in block)
             cells = (f"{a['scores'][label]:.3f}{mark}".rjust(cell) for a, mark in zip(block, marks, strict=True))
@@ -177,8 +196,10 @@ def _write_table(answers: list[dict], config: Any, note: str, stream: TextIO) ->
     stream.write(f"{note}\n")
 
 
-def _short(answer: dict) -> str:
-    return os.path.basename(answer["recording"])
+def _headings(answers: list[dict]) -> list[str]:
+    """File names; whole paths where two files have the same name."""
+    names = [os.path.basename(answer["recording"]) for answer in answers]
+    return names if len(set(names)) == len(names) else [answer["recording"] for answer in answers]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -192,20 +213,26 @@ def _add_convert(commands: Any) -> None:
     parser = commands.add_parser("convert", help="turn a fairseq-signals checkpoint into a model folder")
     add_convert_arguments(parser)
 
-    def run(options: argparse.Namespace) -> int:
-        _quiet_libraries()
-        return run_convert(options)
-
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run_convert)
 
 
-def _quiet_libraries() -> None:
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
     """Keeps libraries' progress bars and advice out of what a command prints; their errors still come through."""
     from transformers.utils import logging
 
+    verbosity, progress_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            yield
+    finally:
+        # A caller of `main` in Python gets its own settings back.
+        logging.set_verbosity(verbosity)
+        if progress_bar:
+            logging.enable_progress_bar()
 
 
 if __name__ == "__main__":

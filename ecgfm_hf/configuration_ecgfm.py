@@ -8,7 +8,15 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 LABEL_AGGREGATIONS = ("mean", "max")
+PROBLEM_TYPES = ("multi_label_classification", "single_label_classification", "regression")
 LABEL_FIELDS = ("pos_weight", "label_aggregation", "label_thresholds", "label_calibration", "label_notes")
+
+
+def _label_list(id2label: dict | None, num_labels: int | None) -> list[str]:
+    """Labels in order; without names, as transformers calls them."""
+    if id2label:
+        return [id2label[key] for key in sorted(id2label, key=int)]
+    return [f"LABEL_{i}" for i in range(2 if num_labels is None else num_labels)]
 
 
 @strict
@@ -163,11 +171,14 @@ class ECGFMConfig(PreTrainedConfig):
         As in transformers; but where `num_labels` or `id2label` gives the model other labels than the stored ones, what
         is stored about those (weights, aggregation, thresholds, calibration, notes) goes with them.
         """
-        stored = config_dict.get("id2label") or {}
-        if kwargs.get("num_labels", len(stored)) != len(stored) or "id2label" in kwargs:
+        stored = _label_list(config_dict.get("id2label"), config_dict.get("num_labels"))
+        asked = _label_list(kwargs.get("id2label"), kwargs.get("num_labels"))
+        renamed = kwargs.get("id2label") is not None and asked != stored
+        resized = kwargs.get("num_labels", len(stored)) != len(stored)
+        if renamed or resized:
             config_dict = {name: value for name, value in config_dict.items() if name not in LABEL_FIELDS}
             config_dict |= {name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs}
-            if "id2label" in kwargs:
+            if renamed:
                 config_dict["id2label"] = kwargs["id2label"]
                 config_dict["label2id"] = {label: int(i) for i, label in kwargs["id2label"].items()}
         return super().from_dict(config_dict, **kwargs)
@@ -190,9 +201,21 @@ class ECGFMConfig(PreTrainedConfig):
             "num_conv_pos_embedding_groups",
             "num_codevectors_per_group",
             "num_codevector_groups",
+            "proj_codevector_dim",
+            "num_negatives",
+            "mask_time_length",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found: {getattr(self, name)}")
+        for name in (
+            "layer_norm_eps",
+            "contrastive_logits_temperature",
+            "cmsc_temperature",
+            "min_gumbel_temperature",
+            "max_gumbel_temperature",
+        ):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, found: {getattr(self, name)}")
         for name in ("conv_dim", "conv_kernel", "conv_stride"):
             if min(getattr(self, name)) < 1:
                 raise ValueError(f"{name} must hold numbers of at least 1, found: {list(getattr(self, name))}")
@@ -223,7 +246,14 @@ class ECGFMConfig(PreTrainedConfig):
                 )
             if not all(math.isfinite(weight) and weight > 0 for weight in self.pos_weight):
                 raise ValueError(f"pos_weight must be finite and positive, found: {list(self.pos_weight)}")
-        labels = set(self.id2label.values()) if self.id2label else set()
+        numbers, labels = sorted(self.id2label or {}), set((self.id2label or {}).values())
+        if numbers != list(range(self.num_labels)) or self.num_labels < 1:
+            raise ValueError(f"id2label must number its labels from 0 without gaps, found: {numbers}")
+        if len(labels) < self.num_labels:
+            # Answers are given by label name.
+            raise ValueError(f"id2label must not name two labels alike, found: {list(self.id2label.values())}")
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ValueError(f"problem_type must be one of {PROBLEM_TYPES}, found: {self.problem_type!r}")
         for name in ("label_aggregation", "label_thresholds", "label_calibration", "label_notes"):
             unknown = sorted((getattr(self, name) or {}).keys() - labels)
             if unknown:

@@ -457,7 +457,8 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
             - `recording_index` (n,) int64: which recording a segment belongs to
             - `segment_start` (n,) int64: where it starts, in samples at the model's sampling rate
             - `warnings`: for each recording a list of strings: leads that are missing, ignored, dead or clipped, have
-              NaN or contradict each other, amplitudes that cannot be in the given units, seconds dropped at the end
+              NaN or contradict each other, amplitudes that cannot be in the given units, seconds padded, or dropped at
+              the end
 
         Input that is missing or wrong is a ValueError with the recording's index, the lead and the value.
         """
@@ -553,6 +554,8 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
             differs = f"lead {lead} differs from {_CHECKS[lead]} by up to {share:.0%} of lead II's range"
             warnings.append(f"{differs}: the order of leads, units or gains may be wrong")
         rest = length % self.segment_samples
+        if length < self.segment_samples:
+            warnings.append(f"only {length / self.sampling_rate:.3g} s long: padded to {self.segment_seconds:g} s")
         if length > self.segment_samples and rest:
             warnings.append(f"the last {rest / self.sampling_rate:.3g} s are dropped: shorter than a segment")
         return PreparedRecording(segment(signal, self.segment_samples), min(length, self.segment_samples), warnings)

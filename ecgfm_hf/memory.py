@@ -16,8 +16,8 @@ def keep_freed_memory() -> bool:
 
     Without it every forward pass hands its large tensors back and takes them anew, page by page, which costs CPU
     inference and training about a fifth of its speed; with it, the process stays as large as its largest step. The
-    environment variables `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` do the same from outside. `ecgfm`
-    commands call this; importing the package does not.
+    environment variables `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` do the same from outside. `ecgfm
+    predict` calls this; importing the package does not.
 
     Returns:
         `bool`: whether it took effect (Linux with glibc only).

@@ -225,13 +225,12 @@ class ECGFMFeatureEncoder(nn.Module):
             valid = _valid_positions(
                 self.config.num_frames(num_samples, 1), self.config.num_frames(input_values.shape[-1], 1)
             )
-        frozen = self.config.feature_grad_multiplier == 0
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            hidden_states = input_values
-            for layer in self.conv_layers:
-                hidden_states = layer(hidden_states, valid)
-        if hidden_states.requires_grad and self.config.feature_grad_multiplier != 1:
-            hidden_states = _ScaleGradient.apply(hidden_states, float(self.config.feature_grad_multiplier))
+        hidden_states = input_values
+        for layer in self.conv_layers:
+            hidden_states = layer(hidden_states, valid)
+        factor = float(self.config.feature_grad_multiplier)
+        if hidden_states.requires_grad and factor not in (0.0, 1.0):
+            hidden_states = _ScaleGradient.apply(hidden_states, factor)
         return hidden_states
 
 
@@ -340,10 +339,10 @@ class ECGFMAttention(nn.Module):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         implementation = self.config._attn_implementation
-        # Only the eager way has the weights to show. And on a CPU below float32, torch's fused kernel is slower than
-        # two matrix products.
-        fused_is_slower = implementation == "sdpa" and query.device.type == "cpu" and query.dtype != torch.float32
-        if output_attentions or fused_is_slower:
+        # Only the eager way has the weights to show. And on a CPU in 16 bits, torch's fused kernel is slower than two
+        # matrix products.
+        slow_fused_kernel = query.device.type == "cpu" and query.dtype.itemsize == 2 and implementation == "sdpa"
+        if output_attentions or slow_fused_kernel:
             implementation = "eager"
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output, weights = attend(
@@ -545,17 +544,45 @@ class ECGFMPreTrainedModel(PreTrainedModel):
         """
         # Left to itself, transformers names only the class being saved, and AutoModel then fails on a classifier.
         self.config.auto_map = dict(AUTO_MAP)
-        pipeline_code = Path(__file__).with_name("pipeline_ecgfm.py")
-        if self._auto_class is not None and pipeline_code.is_file():
+        # Run as remote code, this file may be alone in transformers' cache; the folder that the model came from has
+        # the pipeline's.
+        places = [Path(__file__).parent, *([Path(self.config._name_or_path)] if self.config._name_or_path else [])]
+        pipeline_code = next((p for place in places if (p := place / "pipeline_ecgfm.py").is_file()), None)
+        if pipeline_code is not None:
             self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
-            Path(save_directory).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(pipeline_code, Path(save_directory) / pipeline_code.name)
+            target = Path(save_directory) / pipeline_code.name
+            if kwargs.get("is_main_process", True) and pipeline_code.resolve() != target.resolve():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(pipeline_code, target)
+        elif hasattr(self.config, "custom_pipelines"):
+            del self.config.custom_pipelines
         super().save_pretrained(save_directory, **kwargs)
         # safetensors (0.8) leaves weights readable by their owner alone; who may read the rest may read them too.
         config_file = Path(save_directory) / "config.json"
         for weights in Path(save_directory).glob("*.safetensors"):
             if config_file.is_file():
                 weights.chmod(config_file.stat().st_mode)
+
+    def post_init(self) -> None:
+        super().post_init()
+        self._freeze_untrained()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers, whose loading makes every weight trainable; what the config freezes is frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._freeze_untrained()
+        return loaded
+
+    def _freeze_untrained(self) -> None:
+        """
+        Freezes what gets no gradient: distributed training waits for the gradient of every trainable weight.
+
+        Weights and not the graph, since saliency wants the input's gradient.
+        """
+        if self.config.feature_grad_multiplier == 0:
+            self.freeze_feature_encoder()
 
     def freeze_feature_encoder(self) -> None:
         """Stops training the convolutions; layer norm, projection and position embedding go on training."""
@@ -939,9 +966,6 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
         self.ecgfm = ECGFMModel(config)
         self.dropout = nn.Dropout(config.final_dropout)
         self.classifier = _linear(config.hidden_size, config.num_labels, init.xavier_uniform_)
-        if self.ecgfm.masked_spec_embed is not None:
-            # Classification never masks, and a parameter without gradient stops distributed training.
-            self.ecgfm.masked_spec_embed.requires_grad_(False)
         self.post_init()
 
     def forward(
@@ -961,7 +985,8 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
             labels (`torch.Tensor`, *optional*):
                 Multi-label: `(batch, num_labels)`, 0, 1 or in between; regression: `(batch, num_labels)` or, with one
                 label, `(batch,)`; single-label: class numbers `(batch,)`. NaN (-100 for single-label) is an unknown
-                target and left out of the loss, which is a mean over known targets (0 where none is known).
+                target and left out of the loss, which is a mean over the batch's known targets (0 where none is known);
+                gradient accumulation averages such means.
             output_pooler_output (`bool`, defaults to `False`): Return the embedding too.
 
         Returns:
@@ -1011,6 +1036,11 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
             weight = None if weight is None else torch.tensor(weight, dtype=logits.dtype, device=logits.device)
             losses = F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight, reduction="none")
         return (losses * known).sum() / known.sum().clamp_min(1)
+
+    def _freeze_untrained(self) -> None:
+        super()._freeze_untrained()
+        if self.ecgfm.masked_spec_embed is not None:
+            self.ecgfm.masked_spec_embed.requires_grad_(False)  # Classification never masks.
 
     @staticmethod
     def _check_labels(labels: torch.Tensor, expected: torch.Size) -> None:

@@ -105,18 +105,18 @@ class ECGClassificationPipeline(ChunkPipeline):
         """Yields the segments of one recording."""
         recording = self._recording(inputs)
         name = recording.pop("recording", None)
-        extracted = self.feature_extractor(recording.pop("signal"), **recording, **policies, return_tensors="pt")
-        segments = extracted["input_values"]
-        masks = extracted.get("attention_mask")
-        if masks is None:
-            masks = torch.ones(segments.shape[0], segments.shape[2], dtype=torch.long)
-        for i in range(len(segments)):
+        # A recording at a time: two in one array would be averaged into one answer.
+        segments, valid_samples, warnings = self.feature_extractor.prepare_recording(
+            recording.pop("signal"), **recording, name="recording" if name is None else str(name), **policies
+        )
+        mask = (torch.arange(segments.shape[2]) < valid_samples).long()[None]
+        for i, segment in enumerate(torch.from_numpy(segments)):
             yield {
                 "is_last": i == len(segments) - 1,
-                "input_values": segments[i : i + 1],
-                "attention_mask": masks[i : i + 1],
+                "input_values": segment[None],
+                "attention_mask": mask,
                 "recording": name,
-                "warnings": extracted["warnings"][0],
+                "warnings": warnings,
             }
 
     @staticmethod

@@ -59,6 +59,9 @@ def load_pipeline(
         `ValueError`: the folder has no trained classification head, or its parts disagree about the number of leads.
         `OSError`: there is no such folder, or it lacks a file.
     """
+    if os.fspath(model_dir).startswith((".", os.sep)) and not os.path.isdir(model_dir):
+        # transformers would take it for the name of a Hub repository, and complain of its spelling.
+        raise FileNotFoundError(f"there is no folder {os.fspath(model_dir)}")
     model, loading = ECGFMForMultiLabelClassification.from_pretrained(
         model_dir, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
     )
@@ -66,7 +69,7 @@ def load_pipeline(
     if absent:
         # transformers would fill them at random and warn.
         raise ValueError(f"{os.fspath(model_dir)} is no trained classifier: its weights lack {', '.join(absent)}")
-    feature_extractor = ECGFMFeatureExtractor.from_pretrained(model_dir)
+    feature_extractor = ECGFMFeatureExtractor.from_pretrained(model_dir, **policies)
     _check_leads(model.config, feature_extractor)
     return ECGClassificationPipeline(
         model=model.eval(),
@@ -74,7 +77,6 @@ def load_pipeline(
         task="ecg-classification",
         device=device,
         batch_size=batch_size,
-        **policies,
     )
 
 

@@ -5,6 +5,7 @@ Cuts the reference data (outputs of the original code) into the small files unde
 
 PATH holds `golden/` and `data/`. Inputs are not stored with every case: all are built from ten CODE-15% segments, so a
 case names its segments and lengths, and this script checks that they give exactly the input that the original saw.
+Needs scipy.
 """
 
 import argparse

@@ -815,12 +815,37 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
 def test_overwriting_replaces_a_model_folder_whole(tmp_path):
     out = tmp_path / "out"
     convert_checkpoint(FIXTURES / "finetune.pt", out)
-    (out / "stale.txt").write_text("from before")
+    (out / "model-00001-of-00002.safetensors").write_text("from before")
     with pytest.raises(FileExistsError, match="--overwrite"):
         convert_checkpoint(FIXTURES / "pretrain.pt", out)
     convert_checkpoint(FIXTURES / "pretrain.pt", out, overwrite=True)
-    assert not (out / "stale.txt").exists()
+    assert not (out / "model-00001-of-00002.safetensors").exists()
     assert json.loads((out / "config.json").read_text())["architectures"] == ["ECGFMForPreTraining"]
+
+
+def test_overwriting_does_not_remove_other_peoples_files(tmp_path):
+    out = tmp_path / "out"
+    convert_checkpoint(FIXTURES / "finetune.pt", out)
+    (out / "results").mkdir()
+    with pytest.raises(FileExistsError, match="also holds results"):
+        convert_checkpoint(FIXTURES / "finetune.pt", out, overwrite=True)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_appears_in_the_folder_meanwhile_is_not_removed(tmp_path, monkeypatch, overwrite):
+    from ecgfm_hf.conversion import convert
+
+    out, save = tmp_path / "out", convert._save
+
+    def save_slowly(*arguments):
+        save(*arguments)
+        out.mkdir()
+        (out / "thesis.tex").write_text("years of work")
+
+    monkeypatch.setattr(convert, "_save", save_slowly)
+    with pytest.raises(FileExistsError, match=r"is not empty|holds other things"):
+        convert_checkpoint(FIXTURES / "finetune.pt", out, overwrite=overwrite)
+    assert [file.name for file in out.iterdir()] == ["thesis.tex"]
 
 
 def test_overwriting_does_not_remove_the_checkpoint_itself(tmp_path):

@@ -177,8 +177,8 @@ class TestSegments:
         output = run(extract, make_ecg(4), return_tensors="pt", short_recordings="pad")
         for key in ("input_values", "attention_mask", "recording_index", "segment_start"):
             assert isinstance(output[key], torch.Tensor), key
-        assert output.warnings == [[]]
-        assert output.to("cpu").warnings == [[]]
+        assert output.warnings == [["only 4 s long: padded to 5 s"]]
+        assert output.to("cpu").warnings == output.warnings
 
     def test_one_prepared_recording_is_the_batch_of_one(self, extract):
         prepared = extract.prepare_recording(make_ecg(12), 500, LEADS, "mV")

@@ -75,7 +75,7 @@ def test_answer_is_the_mean_of_the_segments_sigmoids(model_dir):
     assert answer["positive"] is None
     assert list(answer["scores"]) == ["A", "B", "C"]
     assert list(answer["scores"].values()) == pytest.approx(expected.tolist(), abs=1e-6)
-    assert any("1" in warning and "s" in warning for warning in answer["warnings"]), "the dropped tail is told"
+    assert any("last 1 s are dropped" in warning for warning in answer["warnings"])
 
 
 def _as_call(given):
@@ -170,6 +170,12 @@ def test_path_and_arrays_give_the_same_answer(model_dir):
     assert pipe(DICOM)["recording"] == DICOM
 
 
+def test_two_recordings_in_one_signal_are_refused(model_dir):
+    one = recording()
+    with pytest.raises(ValueError, match=r"E7: .*\(leads, samples\)"):
+        load_pipeline(model_dir)({**one, "signal": np.stack([one["signal"]] * 2), "recording": "E7"})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -236,7 +242,11 @@ def test_json_is_the_pipelines_answer(model_dir, capsys):
 
 
 def test_calibrated_model_drops_the_note(with_config, capsys):
-    folder = with_config(label_calibration={"A": {"slope": 1, "intercept": 0}}, label_thresholds={"A": 0.0})
+    fit = {"slope": 1, "intercept": 0}
+    folder = with_config(label_calibration={"A": fit}, label_thresholds={"A": 0.0})
+    assert ecgfm(["predict", DICOM, "--model", str(folder)]) == 0
+    assert UNCALIBRATED in capsys.readouterr().out, "two of three labels are not calibrated"
+    folder = with_config(label_calibration=dict.fromkeys("ABC", fit), label_thresholds=dict.fromkeys("ABC", 0.0))
     assert ecgfm(["predict", DICOM, "--model", str(folder)]) == 0
     out = capsys.readouterr().out
     assert UNCALIBRATED not in out
@@ -276,4 +286,84 @@ def test_wrong_usage_exits_with_2(arguments):
 def test_no_command_and_no_model_are_usage_errors(tmp_path, capsys):
     assert ecgfm([]) == 2
     assert ecgfm(["predict", DICOM, "--model", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_policies_and_dtype_reach_the_model(model_dir, tmp_path, capsys):
+    record = read_ecg(DICOM)
+    rows = [name for name in record.lead_names if name != "aVF"]
+    signal = record.signal[[record.lead_names.index(name) for name in rows], :3000]
+    path = tmp_path / "short.csv"
+    pipe = load_pipeline(model_dir, missing_leads="derive", short_recordings="pad")
+    answer = pipe({"signal": signal, "sampling_rate": record.sampling_rate, "lead_names": rows})
+    assert any("derived" in warning for warning in answer["warnings"])
+    assert any("padded" in warning for warning in answer["warnings"])
+    with pytest.raises(ValueError, match="aVF"):
+        load_pipeline(model_dir)({"signal": signal, "sampling_rate": 1000, "lead_names": rows})
+    arguments = ["predict", DICOM, "--model", str(model_dir), "--format", "json", "--output", str(path)]
+    scores = []
+    for dtype in ("float32", "bfloat16"):
+        assert ecgfm([*arguments, "--dtype", dtype]) == 0
+        scores.append(json.loads(path.read_text())[0]["scores"]["A"])
+    assert 0 < abs(scores[0] - scores[1]) < 0.02
+
+
+def test_command_passes_its_policies_on(model_dir, tmp_path, capsys):
+    import wfdb
+
+    record = read_ecg(DICOM)
+    flat = record.signal[:, :4000].T.copy()
+    flat[:, 7] = 0.25
+    wfdb.wrsamp(
+        "short",
+        fs=1000,
+        units=["mV"] * 11,
+        sig_name=list(record.lead_names[:11]),
+        p_signal=flat[:, :11],
+        fmt=["16"] * 11,
+        write_dir=str(tmp_path),
+    )
+    arguments = ["predict", str(tmp_path / "short.hea"), "--model", str(model_dir)]
+    assert ecgfm(arguments) == 1
+    allowed = [*arguments, "--missing-leads", "zero", "--short-recordings", "pad"]
+    assert ecgfm(allowed) == 0
+    out = capsys.readouterr().out
+    for told in ("constant", "missing lead", "padded"):
+        assert any(line.startswith(str(tmp_path)) and told in line for line in out.splitlines()), told
+    assert ecgfm([*allowed, "--constant-leads", "error"]) == 1
+
+
+def test_label_notes_are_shown(with_config, capsys):
+    assert ecgfm(["predict", DICOM, "--model", str(with_config(label_notes={"B": "follows from A"}))]) == 0
+    assert "B: follows from A" in capsys.readouterr().out
+
+
+def test_command_leaves_the_callers_logging_as_it_was(model_dir, capsys):
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    assert ecgfm(["predict", DICOM, "--model", str(model_dir)]) == 0
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+@pytest.mark.parametrize("damage", ["weights", "config", "device"])
+def test_a_model_that_cannot_be_loaded_is_a_usage_error(model_dir, tmp_path, capsys, damage):
+    import shutil
+
+    folder, options = tmp_path / "damaged", []
+    shutil.copytree(model_dir, folder)
+    if damage == "weights":
+        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:500])
+    elif damage == "config":
+        text = (folder / "config.json").read_text()
+        (folder / "config.json").write_text(text.replace('"hidden_size": 32', '"hidden_size": "32"'))
+    else:
+        options = ["--device", "nonsense"]
+    assert ecgfm(["predict", DICOM, "--model", str(folder), *options]) == 2
+    assert "cannot load the model" in capsys.readouterr().err
+
+
+def test_output_that_cannot_be_written_is_told_before_the_work(model_dir, tmp_path, capsys):
+    target = tmp_path / "nowhere" / "scores.csv"
+    assert ecgfm(["predict", DICOM, "--model", str(model_dir), "--output", str(target)]) == 2
     assert "nowhere" in capsys.readouterr().err

@@ -50,8 +50,12 @@ try:
     pipe("recording.hea")
 except ImportError as error:
     result["path"] = str(error)
-pipe.save_pretrained(sys.argv[4])
-result["saved"] = AutoModelForSequenceClassification.from_pretrained(sys.argv[4], **remote).config.num_labels
+# Saved again from remote code, by the model and by the pipeline, the folder still works whole.
+AutoModelForSequenceClassification.from_pretrained(classifier_dir, **remote).save_pretrained(sys.argv[4])
+extractor.save_pretrained(sys.argv[4])
+pipe.save_pretrained(sys.argv[5])
+again = {"signal": signal, **call}
+result["saved"] = [pipeline("ecg-classification", model=d, device="cpu", **remote)(again) for d in sys.argv[4:6]]
 print(json.dumps(result))
 """
 
@@ -82,6 +86,7 @@ def test_moved_folder_loads_everywhere_without_the_package(folders, tmp_path):
             folders / "pretraining",
             tmp_path / "signal.npy",
             tmp_path / "saved again",
+            tmp_path / "saved_by_pipeline",
         ],
         capture_output=True,
         text=True,
@@ -107,7 +112,7 @@ def test_moved_folder_loads_everywhere_without_the_package(folders, tmp_path):
     assert result["AutoModelForPreTraining"][0] == "ECGFMForPreTraining"
     assert list(result["pipeline"]["scores"].values()) == pytest.approx(logits.sigmoid().mean(0).tolist(), abs=1e-5)
     assert "pip install ecgfm-hf" in result["path"]
-    assert result["saved"] == 3
+    assert result["saved"] == [result["pipeline"]] * 2
 
 
 @pytest.mark.parametrize("model_class", [ECGFMModel, ECGFMForPreTraining, ECGFMForMultiLabelClassification])

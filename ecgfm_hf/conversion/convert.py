@@ -4,9 +4,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -100,7 +101,8 @@ def convert_checkpoint(
         `VerificationError`: the written model differs from the source. No folder is left behind.
     """
     output_dir = Path(output_dir).resolve()
-    _check_output(output_dir, Path(checkpoint), overwrite)
+    check = partial(_check_output, output_dir, Path(checkpoint), overwrite)
+    check()
     source = load_fairseq_checkpoint(checkpoint)
     settings = config_from_checkpoint(source, labels=labels, heads=heads, like=like, lead_names=lead_names)
     warnings = list(settings.warnings)
@@ -110,7 +112,7 @@ def convert_checkpoint(
         warnings.append(f"tensors stored as {stored} are written as float32")
     model = build_model(source, settings)
     differences = None
-    with _folder(output_dir, keep=not dry_run) as folder:
+    with _folder(output_dir, not dry_run, check) as folder:
         _save(model, settings, folder)
         if verify:
             differences = _verify(folder, type(model), source)
@@ -194,6 +196,10 @@ def _compare_tensors(folder: Path, config: ECGFMConfig, tensors: Mapping[str, to
         )
 
 
+# What a model folder holds; anything else in it is somebody's, and stays.
+_OURS = ("config.json", "preprocessor_config.json", "*.safetensors", "model.safetensors.index.json", "*_ecgfm.py")
+
+
 def _check_output(output_dir: Path, checkpoint: Path, overwrite: bool) -> None:
     if output_dir.exists() and not output_dir.is_dir():
         raise FileExistsError(f"{output_dir} is not a folder")
@@ -210,11 +216,20 @@ def _check_output(output_dir: Path, checkpoint: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{output_dir} holds other things than an ECG-FM model; it is not overwritten")
     if output_dir in checkpoint.resolve().parents:
         raise FileExistsError(f"{output_dir} holds the checkpoint itself; it is not overwritten")
+    foreign = sorted(path.name for path in output_dir.iterdir() if not any(path.match(pattern) for pattern in _OURS))
+    if foreign:
+        shown = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
+        raise FileExistsError(f"{output_dir} also holds {shown}; it is not overwritten")
 
 
 @contextmanager
-def _folder(output_dir: Path, keep: bool) -> Iterator[Path]:
-    """A folder beside `output_dir` that takes its place once the block is through without an error."""
+def _folder(output_dir: Path, keep: bool, check: Callable[[], None]) -> Iterator[Path]:
+    """
+    A folder beside `output_dir` that takes its place once the block is through without an error.
+
+    `check` raises where `output_dir` must not be replaced; it is asked again at the end, since a conversion takes long
+    enough for somebody else to have written there.
+    """
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", suffix=".partial", dir=output_dir.parent))
     try:
@@ -222,10 +237,11 @@ def _folder(output_dir: Path, keep: bool) -> Iterator[Path]:
         new.mkdir()  # with the user's own permissions; mkdtemp's are private
         yield new
         if keep:
-            if output_dir.is_dir():
+            check()
+            if output_dir.is_dir() and any(output_dir.iterdir()):
                 output_dir.rename(work / "old")
             try:
-                new.rename(output_dir)
+                new.rename(output_dir)  # onto a missing or an empty folder: the system refuses any other
             except OSError:
                 if (work / "old").is_dir():
                     os.rename(work / "old", output_dir)
