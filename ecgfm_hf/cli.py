@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_predict(commands)
     _add_convert(commands)
+    _add_synthesize(commands)
     return parser
 
 
@@ -214,6 +215,19 @@ def _add_convert(commands: Any) -> None:
     add_convert_arguments(parser)
 
     parser.set_defaults(run=run_convert)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# ecgfm synthesize
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _add_synthesize(commands: Any) -> None:
+    from .data.synthetic.command import add_synthesize_arguments, run_synthesize
+
+    parser = commands.add_parser("synthesize", help="write a synthetic, labelled cohort as WFDB")
+    add_synthesize_arguments(parser)
+    parser.set_defaults(run=run_synthesize)
 
 
 @contextlib.contextmanager
