@@ -1,0 +1,232 @@
+"""
+Labelers of one's own: a dictionary or a JSON file.
+
+    {
+      "name": "my-labels",
+      "labels": ["Long QT", "Sinus rhythm"],
+      "entities": {"Sinus rhythm": [], "Sinus tachycardia": ["Sinus rhythm"], "Long QT": []},
+      "phrases": {"Sinus tachycardia": ["sinus tachycardia"], "Long QT": ["prolonged qt"]},
+      "descriptors": {"Possible": {"before": ["possible"], "after": ["is possible"], "probability": 0.5}},
+      "connectives": {"or": {"left": ["Possible"], "right": ["Possible"]}, "with": {}},
+      "compounds": [{"entity": "...", "including": ["..."], "excluding": ["..."]}],
+      "attached": [{"entity": "...", "descriptor": "...", "gives": "..."}],
+      "traveling": {"Infarction": ["Old"]},
+      "ignored": ["no previous ecg"],
+      "slots": {"lead": ["v1", "v2"]},
+      "rewrites": {"sb": "sinus bradycardia"},
+      "switches": {"connective_gate": false, "honour_absence": true, "within_statement": true},
+      "extends": "general.json"
+    }
+
+Phrases are in normalised words (`Labeler.normalize` shows them); `{lead}` in a phrase stands for each value of a slot.
+A phrase under several entities gives all of them. `extends` takes another file (its path from this file's folder)
+and changes it: an entity, descriptor or connective that it has is replaced, phrases and lists are added to, and
+`"removed": [...]` takes phrases of it away.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import LabelerError
+from .inference import Switches
+from .knowledge import AFTER, BEFORE, CONNECTIVE, ENTITY, Compound, Descriptor, Entity, Knowledge, Mention, Pattern
+from .original_json import read_json
+
+_SECTIONS = {
+    **{"name": str, "description": str, "extends": str, "labels": list, "entities": dict, "phrases": dict},
+    **{"descriptors": dict, "connectives": dict, "compounds": list, "attached": list, "traveling": dict},
+    **{"ignored": list, "removed": list, "slots": dict, "rewrites": dict, "switches": dict, "differences": list},
+}
+_SWITCHES = tuple(Switches.__dataclass_fields__)
+
+
+def read_definition(
+    source: str | Path | Mapping[str, Any], extended_by: tuple[Path, ...] = ()
+) -> tuple[dict[str, Any], str]:
+    """
+    A definition, with what it extends merged in, and what to call it in messages.
+
+    Args:
+        source: a JSON file, or a dictionary.
+        extended_by: the files whose `extends` led here.
+
+    Raises:
+        LabelerError: it cannot be read, or has a section that is unknown or of the wrong kind.
+    """
+    if isinstance(source, Mapping):
+        definition, where = dict(source), str(source.get("name", "definition"))
+    else:
+        path = Path(source)
+        if path.resolve() in extended_by:
+            raise LabelerError(f"{path}: 'extends' leads back to this file")
+        extended_by = (*extended_by, path.resolve())
+        definition, where = read_json(path, dict, "an object"), str(path)
+    for section, value in definition.items():
+        if section not in _SECTIONS:
+            raise LabelerError(f"{where}: section {section!r} is unknown; known: {', '.join(sorted(_SECTIONS))}")
+        if not isinstance(value, _SECTIONS[section]):
+            kind = {str: "a string", list: "a list", dict: "an object"}[_SECTIONS[section]]
+            raise LabelerError(f"{where}: {section!r} must be {kind}, found: {value!r}")
+    if "extends" in definition:
+        folder = extended_by[-1].parent if extended_by else Path()
+        definition = _merged(read_definition(folder / definition["extends"], extended_by)[0], definition, where)
+    return definition, where
+
+
+def build(definition: Mapping[str, Any], where: str) -> tuple[Knowledge, Switches]:
+    """
+    The tables and switches of a definition.
+
+    Raises:
+        LabelerError: an entry is wrong; the message begins with `where` and names section and entry.
+    """
+    reader = _Reader(where, definition.get("slots", {}))
+    entities = {
+        name: Entity(name, reader.names(parents, f"entities: {name!r}"))
+        for name, parents in definition.get("entities", {}).items()
+    }
+    mentions: dict[str, list[Mention]] = {text: [] for text in reader.phrases(definition.get("ignored", []), "ignored")}
+    for entity, phrases in definition.get("phrases", {}).items():
+        entry = f"phrases: {entity!r}"
+        if entity not in entities:
+            raise reader.error(entry, f"entity {entity!r} is not defined")
+        for item in reader.listed(phrases, entry):
+            text, described = item, ()
+            if isinstance(item, Mapping):
+                reader.keys(item, entry, {"text", "descriptors"})
+                text, described = item.get("text"), reader.names(item.get("descriptors", []), entry)
+            for phrase in reader.phrases([text], entry):
+                mentions.setdefault(phrase, []).append(Mention(entity, described))
+    if "removed" in definition:
+        raise reader.error("removed", "there is nothing to remove phrases from without 'extends'")
+    patterns = [
+        Pattern(text, ENTITY, mentions=tuple(found), source=f"{where}: phrases") for text, found in mentions.items()
+    ]
+    descriptors = {}
+    for name, entry in definition.get("descriptors", {}).items():
+        spot = f"descriptors: {name!r}"
+        reader.keys(entry, spot, {"before", "after", "probability", "creates"})
+        probability = entry.get("probability")
+        if probability is not None and (isinstance(probability, bool) or not isinstance(probability, int | float)):
+            raise reader.error(spot, f"'probability' must be a number, found: {probability!r}")
+        descriptors[name] = Descriptor(name, reader.names(entry.get("creates", []), spot), probability)
+        for side, kind in (("before", BEFORE), ("after", AFTER)):
+            for text in reader.phrases(entry.get(side, []), spot):
+                patterns.append(Pattern(text, kind, descriptors=(name,), source=f"{where}: {spot}"))
+    for text, entry in definition.get("connectives", {}).items():
+        spot = f"connectives: {text!r}"
+        reader.keys(entry, spot, {"left", "right"})
+        left, right = (reader.names(entry.get(side, []), spot) for side in ("left", "right"))
+        patterns.append(
+            Pattern(text, CONNECTIVE, descriptors=left, right_descriptors=right, source=f"{where}: connectives")
+        )
+    compounds = []
+    for number, entry in enumerate(definition.get("compounds", [])):
+        spot = f"compounds: entry {number}"
+        reader.keys(entry, spot, {"entity", "including", "excluding"}, needed={"entity", "including"})
+        sides = (reader.mentions(entry.get(side, []), spot) for side in ("including", "excluding"))
+        compounds.append(Compound(entry["entity"], *sides))
+    attached = []
+    for number, entry in enumerate(definition.get("attached", [])):
+        keys = {"entity", "descriptor", "gives"}
+        reader.keys(entry, f"attached: entry {number}", keys, needed=keys)
+        attached.append((entry["entity"], entry["descriptor"], entry["gives"]))
+    traveling = tuple(
+        (entity, frozenset(reader.names(names, f"traveling: {entity!r}")))
+        for entity, names in definition.get("traveling", {}).items()
+    )
+    switches = definition.get("switches", {})
+    reader.keys(switches, "switches", set(_SWITCHES))
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise reader.error(f"switches: {name!r}", f"must be true or false, found: {value!r}")
+    try:
+        knowledge = Knowledge(entities, descriptors, tuple(patterns), tuple(compounds), tuple(attached), traveling)
+    except LabelerError as error:
+        raise error if str(error).startswith(where) else LabelerError(f"{where}: {error}") from error
+    return knowledge, Switches(**switches)
+
+
+class _Reader:
+    """Checks the parts of a definition; its errors say in which entry."""
+
+    def __init__(self, where: str, slots: Mapping[str, Any]) -> None:
+        self.where = where
+        self.slots = {name: self.names(values, f"slots: {name!r}") for name, values in slots.items()}
+
+    def error(self, entry: str, message: str) -> LabelerError:
+        return LabelerError(f"{self.where}: {entry}: {message}")
+
+    def listed(self, value: Any, entry: str) -> list:
+        if not isinstance(value, list | tuple):
+            raise self.error(entry, f"must be a list, found: {value!r}")
+        return list(value)
+
+    def names(self, value: Any, entry: str) -> tuple[str, ...]:
+        value = self.listed(value, entry)
+        if not all(isinstance(name, str) and name.strip() for name in value):
+            raise self.error(entry, f"must be a list of non-empty strings, found: {value!r}")
+        return tuple(value)
+
+    def keys(self, value: Any, entry: str, known: set[str], needed: Iterable[str] = ()) -> None:
+        if not isinstance(value, Mapping):
+            raise self.error(entry, f"must be an object, found: {value!r}")
+        for key in value:
+            if key not in known:
+                raise self.error(entry, f"{key!r} is unknown; known: {', '.join(sorted(known))}")
+        for key in sorted(needed):
+            if key not in value:
+                raise self.error(entry, f"{key!r} is missing")
+
+    def mentions(self, items: Any, entry: str) -> tuple[Mention, ...]:
+        found = []
+        for item in self.listed(items, entry):
+            if isinstance(item, Mapping):
+                self.keys(item, entry, {"entity", "descriptors"}, needed={"entity"})
+                found.append(Mention(item["entity"], self.names(item.get("descriptors", []), entry)))
+            else:
+                found.append(Mention(self.names([item], entry)[0]))
+        return tuple(found)
+
+    def phrases(self, items: Any, entry: str) -> list[str]:
+        """Phrases with their slots filled, in all combinations."""
+        filled = []
+        for text in self.names(items, entry):
+            names = re.findall(r"\{(\w+)\}", text)
+            for name in names:
+                if name not in self.slots:
+                    raise self.error(entry, f"{text!r}: slot {name!r} is not defined")
+            for values in itertools.product(*(self.slots[name] for name in names)):
+                phrase = text
+                for name, value in zip(names, values, strict=True):
+                    phrase = phrase.replace(f"{{{name}}}", value, 1)
+                filled.append(phrase.lower())
+        return filled
+
+
+def _merged(base: Mapping[str, Any], change: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A definition and its changes. What is named twice is replaced; phrases and lists grow; `removed` phrases go."""
+    merged = {**base, **change}
+    for section in base.keys() & change.keys():
+        if isinstance(base[section], dict):
+            merged[section] = {**base[section], **change[section]}
+        elif isinstance(base[section], list) and section != "labels":
+            merged[section] = [*base[section], *change[section]]
+    phrases = {entity: list(texts) for entity, texts in base.get("phrases", {}).items()}
+    for text in change.get("removed", []):
+        holders = [texts for texts in phrases.values() if text in texts]
+        if not holders:
+            raise LabelerError(f"{where}: removed: {text!r} is no phrase of {base.get('name')!r}")
+        for texts in holders:
+            texts.remove(text)
+    for entity, texts in change.get("phrases", {}).items():
+        if not isinstance(texts, list):
+            raise LabelerError(f"{where}: phrases: {entity!r}: must be a list, found: {texts!r}")
+        phrases[entity] = [*phrases.get(entity, []), *texts]
+    merged["phrases"] = phrases
+    merged.pop("extends", None)
+    merged.pop("removed", None)
+    return merged

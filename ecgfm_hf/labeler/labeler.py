@@ -1,0 +1,212 @@
+"""The labeler: a report in, its labels out."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .definition import build, read_definition
+from .errors import LabelerError
+from .explanation import Explanation, explain
+from .inference import Inference, Row, Switches
+from .knowledge import Knowledge
+from .matching import Hit, Matcher
+from .normalization import Normalizer
+from .original_json import load_original_json
+
+_NOT_SHOWN = re.compile(r"[^A-Za-z0-9 ]+")
+
+
+@dataclass(frozen=True, slots=True)
+class ReportLabels:
+    """
+    What a labeler found in a report.
+
+    Args:
+        text: the normalised report.
+        hits: the phrases found in it, in its order.
+        probabilities: by label; 1.0 where nothing expressed doubt. Also labels that are no columns of the labeler.
+    """
+
+    text: str
+    hits: tuple[Hit, ...]
+    probabilities: dict[str, float]
+
+    @property
+    def unmatched(self) -> str:
+        """The normalised text without the phrases that were found; spaces and punctuation stay."""
+        parts, end = [], 0
+        for hit in self.hits:
+            parts.append(self.text[end : hit.start])
+            end = hit.end
+        return "".join([*parts, self.text[end:]])
+
+    @property
+    def stripped(self) -> str:
+        """What `unmatched` has of ASCII letters, digits and spaces."""
+        return _NOT_SHOWN.sub("", self.unmatched).strip()
+
+    def is_positive(self, label: str, keep: str | float = "any") -> bool:
+        """Whether the label is there: with any probability, or with at least the threshold `keep`."""
+        probability = self.probabilities.get(label)
+        return probability is not None and (keep == "any" or probability >= keep)
+
+
+class Labeler:
+    """
+    Labels free-text ECG reports with a table of phrases and a graph of what follows from what.
+
+        >>> labeler = Labeler.from_definition("my_labels.json")
+        >>> labeler("Sinus tachycardia with PVCs").probabilities["Premature ventricular contraction"]
+        1.0
+
+    Reports are independent of one another. What is no string (None, NaN, a number) has no labels.
+
+    Args:
+        knowledge: the tables.
+        labels: the columns, in order: entities, or "Entity - Descriptor"; by default all entities that are labels.
+        rewrites: phrases to normalise besides those of the package, as `{written: canonical}`.
+        switches: see `Switches`; by default as the original behaves.
+        name: for messages and reports.
+
+    Raises:
+        LabelerError: a label is not defined.
+    """
+
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        labels: Sequence[str] | None = None,
+        *,
+        rewrites: Mapping[str, str] | None = None,
+        switches: Switches | None = None,
+        name: str = "labeler",
+    ) -> None:
+        self.knowledge, self.name, self.switches = knowledge, name, switches or Switches()
+        if labels is None:
+            labels = [name for name, entity in knowledge.entities.items() if not entity.require_descriptors]
+        for label in labels:
+            _check_label(label, knowledge, name)
+        self.labels = tuple(labels)
+        if len(set(self.labels)) < len(self.labels):
+            repeated = next(label for label, count in Counter(self.labels).items() if count > 1)
+            raise LabelerError(f"{name}: label {repeated!r} is there twice")
+        self.rewrites = dict(rewrites or {})
+        self.normalize = Normalizer(self.rewrites)
+        self._matcher = Matcher(knowledge.patterns)
+        self._inference = Inference(knowledge, self.switches)
+
+    @classmethod
+    def from_definition(cls, source: str | Path | Mapping[str, Any], **switches: bool) -> "Labeler":
+        """
+        A labeler of one's own, from a JSON file or a dictionary (for its form see `ecgfm_hf.labeler.definition`).
+
+        Raises:
+            LabelerError: the definition is wrong; the message names file and entry.
+        """
+        definition, where = read_definition(source)
+        knowledge, defaults = build(definition, where)
+        rewrites = definition.get("rewrites", {})
+        for written, canonical in rewrites.items():
+            if not written.strip() or not isinstance(canonical, str):
+                raise LabelerError(
+                    f"{where}: rewrites: {written!r}: must be a phrase and a string, found: {canonical!r}"
+                )
+        return cls(
+            knowledge,
+            definition.get("labels"),
+            rewrites=rewrites,
+            switches=_switched(defaults, switches, where),
+            name=definition.get("name", where),
+        )
+
+    @classmethod
+    def from_original(cls, folder: str | Path, labels: Sequence[str] | None = None, **switches: bool) -> "Labeler":
+        """
+        A labeler with the original's JSON tables, from a clone of its repository, and this package's normalisation.
+
+        Raises:
+            LabelerError: a table is wrong; the message names file and entry.
+        """
+        switches_ = _switched(Switches(), switches, str(folder))
+        return cls(load_original_json(folder), labels, switches=switches_, name=str(folder))
+
+    def __call__(self, report: str) -> ReportLabels:
+        """The labels of one report."""
+        return self.label_normalized(self.normalize(report))
+
+    def label_normalized(self, text: str) -> ReportLabels:
+        """The labels of a report that is normalised already."""
+        hits = self._matcher.find(text)
+        groups, compounds = self._infer(text, hits)
+        labels = self._inference.labels(row for group in (*groups, compounds) for row in group)
+        return ReportLabels(text, tuple(hits), labels)
+
+    def row(self, report: str, keep: str | float = "any", soft: bool = False) -> list[int] | list[float]:
+        """
+        One report's row of the table of `labels`: 0 and 1, or probabilities where `soft`.
+
+        Args:
+            report: its text.
+            keep: `"any"` (a label counts with any probability, as in the original's table) or a threshold in (0, 1].
+            soft: probabilities in place of 0 and 1; what is below a threshold is 0.0.
+
+        Raises:
+            ValueError: `keep` is neither.
+        """
+        check_keep(keep)
+        found = self(report)
+        if soft:
+            return [found.probabilities[label] if found.is_positive(label, keep) else 0.0 for label in self.labels]
+        return [int(found.is_positive(label, keep)) for label in self.labels]
+
+    def explain(self, report: str) -> Explanation:
+        """Which words of a report gave which label, by which path."""
+        text = self.normalize(report)
+        hits = self._matcher.find(text)
+        instances = self._inference.instances(text, hits)
+        groups = [(instance, self._inference.rows(instance)) for instance in instances]
+        compounds = self._inference.compounds([rows for _, rows in groups])
+        found = self.label_normalized(text)
+        return explain(report if isinstance(report, str) else "", found, groups, compounds, self.labels)
+
+    def unmatched(self, reports: Iterable[str]) -> Counter[str]:
+        """What no phrase accounts for, statement by statement, with counts: where the tables have gaps."""
+        counts: Counter[str] = Counter()
+        for report in reports:
+            for part in self(report).unmatched.split(";"):
+                words = " ".join(_NOT_SHOWN.sub(" ", part).split())
+                if words:
+                    counts[words] += 1
+        return counts
+
+    def _infer(self, text: str, hits: Sequence[Hit]) -> tuple[list[Sequence[Row]], list[Row]]:
+        groups = [self._inference.rows(instance) for instance in self._inference.instances(text, hits)]
+        return groups, self._inference.compounds(groups)
+
+
+def check_keep(keep: str | float) -> None:
+    """
+    Raises:
+        ValueError: `keep` is neither "any" nor a threshold above 0 and at most 1.
+    """
+    number = isinstance(keep, int | float) and not isinstance(keep, bool)
+    if keep != "any" and not (number and 0 < keep <= 1):
+        raise ValueError(f"keep must be 'any' or a threshold above 0 and at most 1, found: {keep!r}")
+
+
+def _check_label(label: str, knowledge: Knowledge, name: str) -> None:
+    entity, _, descriptor = label.partition(" - ")
+    if label in knowledge.entities or (entity in knowledge.entities and descriptor in knowledge.descriptors):
+        return
+    raise LabelerError(f"{name}: label {label!r} is no entity and no 'Entity - Descriptor' of the tables")
+
+
+def _switched(defaults: Switches, switches: Mapping[str, bool], where: str) -> Switches:
+    values = {name: getattr(defaults, name) for name in Switches.__dataclass_fields__}
+    for name in switches:
+        if name not in values:
+            raise LabelerError(f"{where}: switch {name!r} is unknown; known: {', '.join(values)}")
+    return Switches(**{**values, **switches})
