@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_predict(commands)
     _add_convert(commands)
+    _add_data(commands)
     _add_synthesize(commands)
     return parser
 
@@ -220,6 +221,23 @@ def _add_convert(commands: Any) -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 # ecgfm synthesize
 # ----------------------------------------------------------------------------------------------------------------------
+
+
+def _add_data(commands: Any) -> None:
+    from .data.command import add_prepare_arguments, add_split_arguments, run_prepare, run_split
+
+    parser = commands.add_parser(
+        "prepare",
+        help="turn a dataset's files into a store that training reads",
+        description="One row a recording, samples as they came, in Parquet files by split, with an account of what was "
+        "left out. Run again after an interruption, it goes on where it was.",
+        epilog="Exit status: 0 done (the table says what was left out), 1 cannot be written, 2 usage.",
+    )
+    add_prepare_arguments(parser)
+    parser.set_defaults(run=run_prepare)
+    parser = commands.add_parser("split", help="split a store anew")
+    add_split_arguments(parser)
+    parser.set_defaults(run=run_split)
 
 
 def _add_synthesize(commands: Any) -> None:

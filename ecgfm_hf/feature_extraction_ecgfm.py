@@ -59,10 +59,9 @@ def canonical_lead_name(name: str) -> str:
     The usual spelling of a lead's name, one of `STANDARD_LEADS` or `OTHER_LEADS`. Case and blanks do not matter, nor a
     `lead` or `MDC_ECG_LEAD_` in front (`" avr"`, `"Lead II"`, `"v1"`). Any other name is a ValueError that quotes it.
     """
-    if isinstance(name, str):
-        key = "".join(name.split()).upper().removeprefix("MDC_ECG_LEAD_").removeprefix("LEAD")
-        if key in _CANONICAL_NAMES:
-            return _CANONICAL_NAMES[key]
+    canonical = _canonical_or_none(name) if isinstance(name, str) else None
+    if canonical is not None:
+        return canonical
     raise ValueError(f"unknown lead name {name!r}; the standard leads are {', '.join(STANDARD_LEADS)}")
 
 
@@ -71,12 +70,25 @@ def millivolts_per_unit(unit: str) -> float:
     Millivolts in one V, mV, uV (or µV) or nV, whatever the case, or in one volt, millivolt, microvolt or nanovolt. Any
     other unit is a ValueError that quotes it; so is `"MV"`, which might be a megavolt.
     """
-    if isinstance(unit, str) and unit.strip() not in ("MV", "Mv"):
-        text = unit.strip().replace("\u03bc", "\u00b5").lower()  # the Greek letter to the micro sign
-        text = text.removesuffix("s") if len(text) > 3 else text
-        if text in _MILLIVOLTS:
-            return _MILLIVOLTS[text]
+    millivolts = _millivolts_or_none(unit) if isinstance(unit, str) else None
+    if millivolts is not None:
+        return millivolts
     raise ValueError(f"unknown unit {unit!r}, expected one of V, mV, uV (µV), nV")
+
+
+# A data set spells its leads and units in a few ways, for millions of recordings.
+@lru_cache(maxsize=1024)
+def _canonical_or_none(name: str) -> str | None:
+    key = "".join(name.split()).upper().removeprefix("MDC_ECG_LEAD_").removeprefix("LEAD")
+    return _CANONICAL_NAMES.get(key)
+
+
+@lru_cache(maxsize=256)
+def _millivolts_or_none(unit: str) -> float | None:
+    if unit.strip() in ("MV", "Mv"):
+        return None
+    text = unit.strip().replace("\u03bc", "\u00b5").lower()  # the Greek letter to the micro sign
+    return _MILLIVOLTS.get(text.removesuffix("s") if len(text) > 3 else text)
 
 
 @lru_cache(maxsize=1024)
@@ -432,6 +444,41 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         """Samples of a segment at the model's sampling rate: 2500 by default."""
         return round(self.sampling_rate * self.segment_seconds)
 
+    def num_segments(self, num_samples: int, sampling_rate: float) -> int:
+        """Segments that a recording of this length becomes; 0 for a short one that is refused."""
+        count = resampled_length(num_samples, sampling_rate, self.sampling_rate) // self.segment_samples
+        return 1 if count == 0 and self.short_recordings == "pad" else count
+
+    def refusal(
+        self,
+        num_samples: int,
+        sampling_rate: float,
+        lead_names: Sequence[str],
+        nan_samples: Sequence[int] | None = None,
+        constant: Sequence[bool] | None = None,
+    ) -> str | None:
+        """
+        Why a recording would be refused, told from what is known of it without its samples; None if nothing is.
+
+        Args:
+            num_samples, sampling_rate, lead_names: As in `__call__`.
+            nan_samples, constant: Of each lead, how many samples are NaN, and whether it never changes; where known.
+        """
+        try:
+            rate = _check_number("sampling_rate (Hz)", sampling_rate, _MIN_RATE, _MAX_RATE)
+            plan = _plan(tuple(lead_names), tuple(self.lead_names), self.missing_leads)
+        except ValueError as error:
+            return str(error)
+        if self.num_segments(num_samples, rate) == 0:
+            return f"shorter than {self.segment_seconds:g} s"
+        for row in plan.rows:
+            count = 0 if nan_samples is None else nan_samples[row]
+            if count and (self.nan_samples == "error" or (self.nan_samples == "interpolate" and count == num_samples)):
+                return "a lead has NaN"
+            if self.constant_leads == "error" and constant is not None and constant[row]:
+                return "a lead is constant"
+        return None
+
     def __call__(
         self, recordings, *, sampling_rate, lead_names, units=None, return_tensors: str | None = None, **policies
     ) -> BatchFeature:
@@ -496,21 +543,33 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=["warnings"])
 
     def prepare_recording(
-        self, recording, sampling_rate, lead_names, units=None, *, name: str = "recording", **policies: str | None
+        self,
+        recording,
+        sampling_rate,
+        lead_names,
+        units=None,
+        *,
+        name: str = "recording",
+        inspect: bool = True,
+        **policies: str | None,
     ) -> PreparedRecording:
-        """One recording as in `__call__`, without the batch around it; error messages call it by its `name`."""
+        """
+        One recording as in `__call__`, without the batch around it; error messages call it by its `name`. Without
+        `inspect` nobody looks for clipped or contradicting leads and impossible amplitudes, which takes more than half
+        of the time and changes nothing but the warnings.
+        """
         if not policies.keys() <= _POLICIES.keys():
             raise TypeError(f"unknown argument among {', '.join(policies)}; the policies are {', '.join(_POLICIES)}")
         given = {key: value for key, value in policies.items() if value is not None}
         try:
             policies = {key: _check_policy(key, given.get(key, getattr(self, key))) for key in _POLICIES}
             rate = _check_number("sampling_rate (Hz)", sampling_rate, _MIN_RATE, _MAX_RATE)
-            return self._prepare(recording, rate, _check_names(lead_names), units, **policies)
+            return self._prepare(recording, rate, _check_names(lead_names), units, inspect, **policies)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
 
     def _prepare(
-        self, recording, rate, names, units, missing_leads, nan_samples, constant_leads, short_recordings
+        self, recording, rate, names, units, inspect, missing_leads, nan_samples, constant_leads, short_recordings
     ) -> PreparedRecording:
         array = _check_recording(recording, len(names))
         wanted = tuple(self.lead_names)
@@ -529,12 +588,12 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
             _clean_nan(signal, plan.leads, nan_samples, live, warnings)
             low, high = signal.min(axis=1), signal.max(axis=1)
         _drop_constant(signal, high - low < _SMALLEST_RANGE, plan.leads, constant_leads, live, warnings)
-        clipped = clipped_leads(signal, low, high, rate)
+        clipped = clipped_leads(signal, low, high, rate) if inspect else ()
         warnings += [f"lead {plan.leads[row]} looks clipped: it {what}" for row, what in clipped]
         if units is not None:
             gains = _check_units(units, plan, len(names))
             widest = ((high - low) * gains)[live].max(initial=0)
-            if live.any() and not _MIN_MV <= widest <= _MAX_MV:
+            if inspect and live.any() and not _MIN_MV <= widest <= _MAX_MV:
                 warnings.append(f"the widest lead spans {widest:.3g} mV: units or gains may be wrong")
             if (gains != gains[0]).any():
                 signal *= gains[:, None]
@@ -550,7 +609,8 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
             warnings.append("no lead carries a signal: the model's input is all zeros")
         std = standardise(signal)
         recorded = tuple(lead for lead, ok in zip(wanted, live, strict=True) if ok and lead not in plan.missing)
-        for lead, share in contradicting_leads(signal, std, wanted, recorded, self.sampling_rate):
+        found = contradicting_leads(signal, std, wanted, recorded, self.sampling_rate) if inspect else ()
+        for lead, share in found:
             differs = f"lead {lead} differs from {_CHECKS[lead]} by up to {share:.0%} of lead II's range"
             warnings.append(f"{differs}: the order of leads, units or gains may be wrong")
         rest = length % self.segment_samples

@@ -192,7 +192,7 @@ def snomed_labels(ids: Sequence[Hashable], codes: Sequence[str | Iterable[int | 
     Returns:
         [`SnomedLabels`]
     """
-    names, place = _scored_classes()
+    names, _ = _scored_classes()
     recordings = tuple(_identified(ids))
     if len(codes) != len(recordings):
         raise LabelTableError(f"{len(recordings)} recordings, but codes for {len(codes)}")
@@ -201,23 +201,32 @@ def snomed_labels(ids: Sequence[Hashable], codes: Sequence[str | Iterable[int | 
     unknown: Counter[str] = Counter()
     others = []
     for row, given in enumerate(codes):
-        parts = (
-            re.split(r"[,;|\s]+", given)
-            if isinstance(given, str)
-            else given
-            if isinstance(given, Iterable)
-            else (given,)
-        )
-        found = dict.fromkeys(code for part in parts if (code := canonical_id(part)) is not None)
-        if found:
-            values[row] = 0
-        values[row, [place[code] for code in found if code in place]] = 1
-        others.append(tuple(code for code in found if code not in place))
-        for code in others[-1]:
+        row_values, left = _classes_of(given)
+        if row_values is not None:
+            values[row] = row_values
+        others.append(left)
+        for code in left:
             (unscored if code in UNSCORED_CODES else unknown)[code] += 1
     undiagnosed = int(np.isnan(values).all(axis=1).sum())
     table = LabelTable(recordings, names, values)
     return SnomedLabels(table, dict(unscored.most_common()), dict(unknown.most_common()), tuple(others), undiagnosed)
+
+
+def scored_classes() -> tuple[str, ...]:
+    """The 26 classes that the PhysioNet/CinC Challenge 2021 scores, in the order of its `weights.csv`."""
+    return _scored_classes()[0]
+
+
+def scored_codes() -> frozenset[str]:
+    """The codes of these classes."""
+    return frozenset(_scored_classes()[1])
+
+
+def snomed_values(codes: str | Iterable[int | str] | None) -> dict[str, int | None]:
+    """The same for one recording: 1 or 0 by class, or None throughout for a recording without any code."""
+    names, _ = _scored_classes()
+    values, _ = _classes_of(codes)
+    return dict.fromkeys(names) if values is None else dict(zip(names, values.astype(int).tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -241,11 +250,20 @@ class LabelDefinition:
     unknown: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def define_labels(table: LabelTable, splits: Sequence[str | None]) -> LabelDefinition:
+def define_labels(table: LabelTable, splits: Sequence[str | None] | None) -> LabelDefinition:
     """
     Count labels by split. `splits` has one item for each row of `table` (`table.align(result.ids), result.splits`);
-    rows that are in none (None) are not counted, not under `"all"` either.
+    rows that are in none (None) are not counted, not under `"all"` either. Without `splits`, `"all"` is all there is.
     """
+    if splits is None:
+        everything = define_labels(table, ["-"] * len(table.ids))
+        return LabelDefinition(
+            table.names,
+            {"all": everything.positives["all"]},
+            {"all": everything.fractions["all"]},
+            {},
+            {"all": everything.unknown["all"]},
+        )
     if len(splits) != len(table.ids):
         raise LabelTableError(f"{len(table.ids)} recordings, but splits for {len(splits)}")
     home = np.array(["" if split is None else split for split in splits])
@@ -378,6 +396,21 @@ def _scored_classes() -> tuple[tuple[str, ...], dict[str, int]]:
 
     names = tuple(name for _, _, name in PHYSIONET_CLASSES)
     return names, {str(code): column for column, (codes, _, _) in enumerate(PHYSIONET_CLASSES) for code in codes}
+
+
+def _classes_of(given: str | Iterable[int | str] | None) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """(26,) of 1 and 0, or None where there is no code; and the codes of no scored class."""
+    names, place = _scored_classes()
+    if isinstance(given, str):
+        parts = re.split(r"[,;|\s]+", given)
+    else:
+        parts = given if isinstance(given, Iterable) else (given,)
+    found = dict.fromkeys(code for part in parts if (code := canonical_id(part)) is not None)
+    if not found:
+        return None, ()
+    values = np.zeros(len(names))
+    values[[place[code] for code in found if code in place]] = 1
+    return values, tuple(code for code in found if code not in place)
 
 
 def _identified(ids: Iterable[Hashable]) -> list[str]:

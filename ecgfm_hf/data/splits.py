@@ -475,7 +475,7 @@ def _parse_times(times: list[Any] | None, strategy: str) -> list[Any]:
     """Times as numbers or datetimes that compare."""
     if times is None:
         raise SplitError(f"a {strategy} split needs times")
-    parsed = [_parse_time(value, row) for row, value in enumerate(times)]
+    parsed = [parse_time(value, row) for row, value in enumerate(times)]
     if missing := [row for row, value in enumerate(parsed) if value is None]:
         where = ", ".join(map(str, missing[:3]))
         raise SplitError(f"{len(missing)} recordings have no time (rows {where}...): leave them out first")
@@ -485,7 +485,7 @@ def _parse_times(times: list[Any] | None, strategy: str) -> list[Any]:
     return parsed
 
 
-def _parse_time(value: Any, row: int) -> datetime | float | int | None:
+def parse_time(value: Any, row: int) -> datetime | float | int | None:
     if isinstance(value, np.datetime64):
         value = None if np.isnat(value) else value.astype("datetime64[us]").item()
     elif isinstance(value, np.generic):

@@ -2,7 +2,8 @@
 The synthetic cohort on disk: WFDB records in the layout of PhysioNet's 2021 challenge, with tables beside them.
 
     FOLDER/training/synthetic/g1/synthetic_s0_p000000_r1.hea and .mat    500 patients a folder g1, g2, ...
-    FOLDER/labels.csv            recording_id, patient_id, path (of the header, in FOLDER), one column a label: 0 or 1
+    FOLDER/labels.csv            recording_id, patient_id, path (of the header, in FOLDER), source (synthetic), one
+                                 column a label: 0 or 1
     FOLDER/segment_labels.csv    recording_id, segment, start_seconds, one column a label
     FOLDER/truth.jsonl           one line a recording: recording_id, patient_id, age, sex, SyntheticTruth
     FOLDER/cohort.json           what made it; written last, so that a folder without it is unfinished
@@ -80,7 +81,9 @@ def write_cohort(
         open(folder / "segment_labels.csv", "w", encoding="utf-8", newline="") as segments_file,
         open(folder / "truth.jsonl", "w", encoding="utf-8") as truth_file,
     ):
-        csv.writer(labels_file, lineterminator="\n").writerow(["recording_id", "patient_id", "path", *LABEL_NAMES])
+        csv.writer(labels_file, lineterminator="\n").writerow(
+            ["recording_id", "patient_id", "path", "source", *LABEL_NAMES]
+        )
         csv.writer(segments_file, lineterminator="\n").writerow(
             ["recording_id", "segment", "start_seconds", *LABEL_NAMES]
         )
@@ -188,7 +191,7 @@ def _write_patient(cohort: SyntheticCohort, folder: str, number: int) -> _Writte
     for recording in recordings:
         header = write_record(recording, os.path.join(folder, inside))
         identity = {"recording_id": recording.recording_id, "patient_id": recording.patient_id}
-        label_rows.writerow([*identity.values(), f"{inside}/{header.name}", *recording.labels.values()])
+        label_rows.writerow([*identity.values(), f"{inside}/{header.name}", "synthetic", *recording.labels.values()])
         for index, values in enumerate(recording.segment_labels):
             segment_rows.writerow([recording.recording_id, index, index * SEGMENT_SECONDS, *values.values()])
         facts = {"synthetic": True, **identity, "age": recording.age, "sex": recording.sex}

@@ -1,0 +1,217 @@
+"""What a model takes, from the rows of a store: preprocessing happens when a row is read, and only in the extractor."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
+from ..records.record import ECGRecord
+from .store import COLUMNS, StoreError, label_columns, record_from_row
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+logger = logging.getLogger(__name__)
+
+# What a segment is made of; reading no more saves half of the time.
+_SIGNAL_COLUMNS = ("recording_id", "patient_id", "path", "sampling_rate", "num_samples", "lead_names", "units")
+_SIGNAL_COLUMNS += ("signal", "dtype", "gain", "baseline", "missing_value")
+_KNOWN_BEFORE_READING = ("num_samples", "sampling_rate", "lead_names", "nan_samples", "constant")
+_STREAMED_TOGETHER = 16
+
+SignalTransform = Callable[[np.ndarray, ECGRecord], np.ndarray]
+Transform = Callable[[np.ndarray], np.ndarray]
+
+
+def as_model_inputs(
+    dataset: "Dataset | IterableDataset",
+    feature_extractor: ECGFMFeatureExtractor,
+    *,
+    pairs: bool = False,
+    labels: Sequence[str] | None = None,
+    signal_transform: SignalTransform | None = None,
+    transform: Transform | None = None,
+) -> "ModelInputs | IterableDataset":
+    """
+    Segments for classification, or adjacent pairs of segments for CMSC, from one split of a store.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): From [`load_prepared`]; possibly filtered, shuffled or sharded.
+        feature_extractor ([`ECGFMFeatureExtractor`]): With the policies for missing leads, NaN and so on.
+        pairs (`bool`): Each item is a pair: segments 0 and 1, 2 and 3, ... of a recording. A last one without a
+            neighbour is passed over, as is a recording of one segment.
+        labels (sequence of `str`, *optional*): Which, in which order. Defaults to all label columns; none for pairs.
+        signal_transform (callable, *optional*): `(signal, record) -> signal`, (leads, samples) in mV, in the
+            recording's own order and rate, before preprocessing: augmentations that are physical.
+        transform (callable, *optional*): `(input_values) -> input_values` of an item, after preprocessing.
+
+    Returns:
+        For a `Dataset` a [`ModelInputs`], for an `IterableDataset` another. Items are
+
+        - `input_values` (leads, samples) float32, or (2, leads, samples) for pairs
+        - `labels` (L,) float32 with NaN where unknown; only where there are labels
+        - `recording_id`, `patient_id` (None where unknown)
+        - `segment`: its number in the recording, of a pair that of the first
+
+        Recordings that the extractor refuses (shorter than a segment, with NaN, lacking leads, as its policies say) are
+        left out; a warning says how many for which reason, and `ModelInputs.left_out` counts them.
+
+    Raises:
+        `StoreError`: columns that are missing, a label that is none.
+    """
+    columns = dataset.column_names
+    if columns is None or (missing := [n for n in (*_SIGNAL_COLUMNS, *_KNOWN_BEFORE_READING) if n not in columns]):
+        what = "no columns" if columns is None else f"no column {', '.join(missing[:3])}"
+        raise StoreError(f"the dataset has {what}: give one split of a store, as load_prepared(store, split=...) does")
+    found = label_columns(columns)
+    wanted = (() if pairs else found) if labels is None else tuple(labels)
+    if unknown := [name for name in wanted if name not in columns or name in COLUMNS]:
+        raise StoreError(f"the dataset has no label {', '.join(unknown)} (found: {', '.join(found) or 'none'})")
+    reader = _Reader(feature_extractor, wanted, pairs, signal_transform, transform)
+    if not hasattr(dataset, "__len__"):
+        return reader.stream(dataset)
+    return ModelInputs(dataset, reader)
+
+
+class ModelInputs:
+    """
+    Items by number, for torch's `DataLoader` and the `Trainer`; [`as_model_inputs`] makes it.
+
+    Items of one recording follow one another. A batch reads each of its recordings once, so a sampler that keeps a
+    recording's items together (`shuffle_recordings`) reads about twice as fast as one that shuffles items.
+
+    Attributes:
+        label_names (`tuple[str, ...]`)
+        left_out (`dict[str, int]`): Recordings without an item, by reason.
+        recordings (`np.ndarray` (items,) int64): The row of the dataset that each item is from.
+    """
+
+    def __init__(self, dataset: "Dataset", reader: "_Reader"):
+        self.label_names = reader.label_names
+        self._reader = reader
+        counts, self.left_out = _item_counts(dataset, reader)
+        self.recordings = np.repeat(np.arange(len(counts)), counts)
+        self._first_item = np.concatenate([[0], np.cumsum(counts)])
+        self._rows = dataset.select_columns([*_SIGNAL_COLUMNS, *reader.label_names]).with_format("arrow")
+        _tell(self.left_out, len(counts))
+
+    def __len__(self) -> int:
+        return len(self.recordings)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        return self.__getitems__([item])[0]
+
+    def __getitems__(self, items: Sequence[int]) -> list[dict[str, Any]]:
+        items = np.asarray(items, dtype=np.int64)
+        if len(items) and not -len(self) <= items.min() <= items.max() < len(self):
+            raise IndexError(f"item {items.max()} of {len(self)}")
+        items = items % max(len(self), 1)
+        places = items - self._first_item[self.recordings[items]]
+        wanted: dict[int, list[int]] = {}
+        for number, recording in enumerate(self.recordings[items].tolist()):
+            wanted.setdefault(recording, []).append(number)
+        answers: list[dict[str, Any]] = [{}] * len(items)
+        for row, numbers in zip(self._rows[list(wanted)].to_pylist(), wanted.values(), strict=True):
+            made = self._reader.items(row, places[numbers].tolist())
+            for number, item in zip(numbers, made, strict=True):
+                answers[number] = item
+        return answers
+
+    def shuffle_recordings(self, generator: np.random.Generator) -> np.ndarray:
+        """All items (items,) int64 in random order of recordings, those of a recording together."""
+        order = generator.permutation(np.flatnonzero(np.diff(self._first_item)))
+        return np.concatenate([np.arange(self._first_item[row], self._first_item[row + 1]) for row in order])
+
+
+class _Reader:
+    """From a row to items."""
+
+    def __init__(
+        self,
+        feature_extractor: ECGFMFeatureExtractor,
+        label_names: tuple[str, ...],
+        pairs: bool,
+        signal_transform: SignalTransform | None,
+        transform: Transform | None,
+    ):
+        self.feature_extractor, self.label_names, self.pairs = feature_extractor, label_names, pairs
+        self._signal_transform, self._transform = signal_transform, transform
+
+    def num_items(self, num_samples: int, sampling_rate: float) -> int:
+        segments = self.feature_extractor.num_segments(num_samples, sampling_rate)
+        return segments // 2 if self.pairs else segments
+
+    def items(self, row: Mapping[str, Any], places: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """The items of a row: all, or those in these places."""
+        record = record_from_row(row)
+        signal = record.signal
+        if self._signal_transform is not None:
+            signal = self._signal_transform(signal, record)
+        # Warnings were due when the store was made; its columns have the quality of each lead.
+        segments = self.feature_extractor.prepare_recording(
+            signal, record.sampling_rate, record.lead_names, "mV", name=record.path, inspect=False
+        ).segments
+        width = 2 if self.pairs else 1
+        known = {"recording_id": row["recording_id"], "patient_id": row["patient_id"]}
+        if self.label_names:
+            values = [row[name] for name in self.label_names]
+            known["labels"] = np.array([np.nan if value is None else value for value in values], dtype=np.float32)
+        items = []
+        for place in range(len(segments) // width) if places is None else places:
+            values = segments[2 * place : 2 * place + 2] if self.pairs else segments[place]
+            if self._transform is not None:
+                values = self._transform(values)
+            # Items do not overlap, so a transform may work in place.
+            items.append({"input_values": values, "segment": width * place, **known})
+        return items
+
+    def stream(self, dataset: "IterableDataset") -> "IterableDataset":
+        told: set[str] = set()
+
+        def expand(batch: Mapping[str, list]) -> dict[str, list]:
+            names = ["input_values", "segment", "recording_id", "patient_id", *(["labels"] if self.label_names else [])]
+            out: dict[str, list] = {name: [] for name in names}
+            for number in range(len(batch["recording_id"])):
+                row = {name: column[number] for name, column in batch.items()}
+                known = [row[name] for name in _KNOWN_BEFORE_READING]
+                reason = self.feature_extractor.refusal(*known)
+                if reason is not None:
+                    if reason not in told:
+                        told.add(reason)
+                        logger.warning("recordings are left out while streaming: %s", reason)
+                    continue
+                for item in self.items(row):
+                    for name, column in out.items():
+                        column.append(item[name])
+            return out
+
+        columns = list(dict.fromkeys([*_SIGNAL_COLUMNS, *_KNOWN_BEFORE_READING, *self.label_names]))
+        selected = dataset.select_columns(columns)
+        return selected.map(expand, batched=True, batch_size=_STREAMED_TOGETHER, remove_columns=columns)
+
+
+def _item_counts(dataset: "Dataset", reader: _Reader) -> tuple[np.ndarray, dict[str, int]]:
+    """Items of each row, 0 where the extractor refuses it; and why."""
+    extractor = reader.feature_extractor
+    counts, refused = np.zeros(len(dataset), dtype=np.int64), Counter()
+    known = dataset.select_columns(list(_KNOWN_BEFORE_READING)).with_format("arrow")
+    start = 0
+    for table in known.iter(batch_size=10_000):
+        for row, facts in enumerate(table.to_pylist()):
+            reason = extractor.refusal(*(facts[name] for name in _KNOWN_BEFORE_READING))
+            if reason is None:
+                counts[start + row] = reader.num_items(facts["num_samples"], facts["sampling_rate"])
+                reason = "only one segment long" if counts[start + row] == 0 else None
+            if reason is not None:
+                refused[reason] += 1
+        start += table.num_rows
+    return counts, dict(refused.most_common())
+
+
+def _tell(left_out: Mapping[str, int], total: int) -> None:
+    if left_out:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
+        logger.warning("%d of %d recordings are left out: %s", sum(left_out.values()), total, reasons)

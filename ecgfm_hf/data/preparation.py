@@ -1,0 +1,432 @@
+"""
+From a source to a store: index, read, split, account.
+
+    OUT/work/plan.json        what is being made; a second run compares and goes on
+    OUT/work/parts/           the recordings, part by part (`parts.py`)
+    OUT/work/finished/        the store as it will be; once complete it is moved into OUT, and `work` goes
+
+A run that is killed leaves parts behind and the next one goes on with them. With `shard`, several machines write parts
+into one folder (or into copies that are put together later), and a run without `shard` finishes.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .finish import SplitSettings, alone, finish_store, roll_forward, sweep
+from .parts import PartAccount, part_path, part_ranges, read_account, write_json, write_parts
+from .pseudonyms import pseudonym, pseudonymise_index, read_salt
+from .sources.base import LeftOut, Source, SourceIndex
+from .splits import filter_recordings
+from .store import (
+    CARD_FILE,
+    DATA_FOLDER,
+    LABEL_DEF_FILE,
+    OPTIONAL_COLUMNS,
+    REPORT_FILE,
+    read_report,
+    store_files,
+    store_schema,
+)
+
+WORK_FOLDER = "work"
+# Of the report, what a new split does not change.
+_KEPT_FACTS = ("format", "source", "source_settings", "labels", "keep_sources", "drop_sources", "dropped_columns")
+_KEPT_FACTS += ("pseudonymised",)
+_FORMAT = 1  # of stores; another number is another layout
+
+
+class PrepareError(ValueError):
+    """A preparation that cannot begin or go on. The message names the folder and what to do."""
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """
+    What decides a store besides its source.
+
+    Args:
+        split ([`SplitSettings`]): How to split, and what to leave out before.
+        keep_sources, drop_sources (sequences of `str`, *optional*): Only these sources; all but these.
+        drop (sequence of `str`): Columns to leave empty, among `OPTIONAL_COLUMNS`.
+        pseudonymise (`bool`): Hashes in place of recording and patient ids, no paths.
+        salt_file (`str` or `Path`, *optional*): For the same pseudonyms in several preparations; made where it does not
+            exist. Without it the salt is drawn and thrown away at the end.
+    """
+
+    split: SplitSettings = field(default_factory=SplitSettings)
+    keep_sources: Sequence[str] | None = None
+    drop_sources: Sequence[str] | None = None
+    drop: Sequence[str] = ()
+    pseudonymise: bool = False
+    salt_file: str | Path | None = None
+
+    def __post_init__(self):
+        if unknown := [name for name in self.drop if name not in OPTIONAL_COLUMNS]:
+            raise PrepareError(f"cannot drop {', '.join(unknown)}, only {', '.join(OPTIONAL_COLUMNS)}")
+        if self.salt_file is not None and not self.pseudonymise:
+            raise PrepareError("a salt file is for pseudonymise")
+
+
+def prepare(
+    source: Source,
+    out: str | os.PathLike,
+    settings: PrepareSettings | None = None,
+    *,
+    num_proc: int = 1,
+    shard: tuple[int, int] | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> dict[str, Any] | None:
+    """
+    Write a store. Run again after a kill, it goes on where it was; run again on a finished store, it does nothing.
+
+    Args:
+        source ([`Source`])
+        out (`str` or `Path`): Folder; new, empty, or of the same preparation.
+        settings ([`PrepareSettings`], *optional*)
+        num_proc (`int`): Processes.
+        shard (`tuple[int, int]`, *optional*): `(i, n)`, i from 0: write this machine's parts only; a run without it
+            finishes the store.
+        overwrite (`bool`): Throw away a store, or an unfinished one, that is in `out`.
+        progress (`bool`): Progress bars on standard error.
+
+    Returns:
+        The report, as in `report.json`; None for a shard.
+
+    Raises:
+        [`PrepareError`], `SourceError`, `SplitError`, `StoreError`: what is asked for cannot be had. Recordings that
+        cannot be read are no errors: the report lists them.
+    """
+    settings = settings or PrepareSettings()
+    if num_proc < 1:
+        raise PrepareError(f"num_proc must be at least 1, found {num_proc}")
+    if shard is not None and not 0 <= shard[0] < shard[1]:
+        raise PrepareError(f"shard must be (i, n) with i from 0 to n - 1, found {shard}")
+    if overwrite and shard is not None:
+        raise PrepareError("overwrite and shard do not go together: each machine would throw away the others' parts")
+    out = Path(out)
+    store_schema(source.label_names)  # labels of impossible names, before anything is read
+    _check_folder(out, overwrite)
+    work = out / WORK_FOLDER
+    salt = _salt(settings, None if overwrite else work)
+    index = build_index(source, settings, salt)
+    published = published_splits_of(index, settings)
+    settings.split.check(index.table, published)
+    plan = _plan(source, settings, index)
+    if overwrite:
+        _clear(out)
+    finished = _finished_report(out, plan)
+    if finished is None:
+        (work / "parts").mkdir(parents=True, exist_ok=True)
+        if salt is not None and overwrite and settings.salt_file is None:
+            _keep_salt(work / "salt", salt)
+        # Again: another process may have finished, and removed its folder, just before this one made it.
+        finished = _finished_report(out, plan)
+    if finished is not None:
+        sweep(out)
+        return None if shard else finished
+    try:
+        _agree(work / "plan.json", plan, out)
+        write_parts(
+            source,
+            index.table,
+            work,
+            drop=settings.drop,
+            pseudonyms=settings.pseudonymise,
+            num_proc=num_proc,
+            shard=shard,
+            progress=progress,
+        )
+        if shard is not None:
+            return None
+        with alone(work):
+            numbers = range(len(part_ranges(index.table.num_rows)))
+            account = _gather(work, numbers, index)
+            return finish_store(
+                out,
+                work,
+                [part_path(work, number) for number in numbers],
+                source.label_names,
+                settings.split,
+                {**plan, "left_out": index.left_out + account.left_out, "notes": index.notes, "codes": account.codes},
+                published=published,
+                num_proc=num_proc,
+                progress=progress,
+            )
+    except FileNotFoundError:
+        # Another process that prepares the same store may have finished it under this one's hands.
+        finished = _finished_report(out, plan)
+        if finished is None:
+            raise
+        return None if shard else finished
+
+
+def build_index(source: Source, settings: PrepareSettings, salt: bytes | None = None) -> SourceIndex:
+    """The recordings to read, sorted by id, with sources filtered and ids replaced (by `salt`) as the settings say."""
+    index = source.index()
+    table, left_out = index.table.sort_by("recording_id"), list(index.left_out)
+    if not table.num_rows:
+        raise PrepareError(f"{source.name}: there is no recording to read ({len(left_out)} left out)")
+    if settings.keep_sources is not None or settings.drop_sources is not None:
+        names = table["source"].to_pylist() if "source" in table.column_names else [source.name] * table.num_rows
+        found = filter_recordings(sources=names, keep_sources=settings.keep_sources, drop_sources=settings.drop_sources)
+        gone = table.filter(pa.array(~found.keep))
+        left_out += [
+            LeftOut(recording, path, "filter", "of a source that was left out")
+            for recording, path in zip(gone["recording_id"].to_pylist(), gone["path"].to_pylist(), strict=True)
+        ]
+        table = table.filter(pa.array(found.keep))
+    if settings.split.published is not None:
+        # Before ids turn into pseudonyms, which the published file does not know.
+        table = table.append_column("_split", pa.array(_published_splits(table, source.name, settings.split.published)))
+    if settings.pseudonymise:
+        salt = b"" if salt is None else salt
+        table = pseudonymise_index(table, salt)
+        left_out = [
+            LeftOut(pseudonym(one.recording_id, salt, "recording"), None, one.stage, one.reason) for one in left_out
+        ]
+    return SourceIndex(table, left_out, list(index.notes))
+
+
+def _published_splits(table: pa.Table, source: str, published: Mapping[str, str]) -> list[str | None]:
+    """The split of each recording, found by its id, its file's name, or fairseq-signals' `<dataset>_<id>.mat`."""
+    names = table["source"].to_pylist() if "source" in table.column_names else [None] * table.num_rows
+    found = []
+    for recording, path, name in zip(table["recording_id"].to_pylist(), table["path"].to_pylist(), names, strict=True):
+        base = (path or "").rpartition("/")[2]
+        stems = dict.fromkeys((recording, f"{source}_{recording}", f"{name}_{recording}", os.path.splitext(base)[0]))
+        keys = [path, base, *stems, *(f"{stem}.mat" for stem in stems)]
+        found.append(next((published[key] for key in keys if key in published), None))
+    return found
+
+
+def published_splits_of(index: SourceIndex, settings: PrepareSettings) -> dict[str, str | None] | None:
+    """Of an imported split, the split of each recording in the index, by its id there; otherwise None."""
+    if settings.split.published is None:
+        return None
+    return dict(zip(index.table["recording_id"].to_pylist(), index.table["_split"].to_pylist(), strict=True))
+
+
+def _salt(settings: PrepareSettings, work: Path | None) -> bytes | None:
+    if not settings.pseudonymise:
+        return None
+    if settings.salt_file is not None:
+        return read_salt(Path(settings.salt_file))
+    if work is None:
+        return secrets.token_hex(32).encode()
+    if (work.parent / REPORT_FILE).is_file():
+        raise PrepareError(
+            f"{work.parent} holds a store. Without a salt file a second preparation would have other pseudonyms: "
+            "overwrite it, or give a new folder"
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    return read_salt(work / "salt")
+
+
+def _keep_salt(path: Path, salt: bytes) -> None:
+    # Whole or not at all: a salt cut short by a kill would be refused for ever.
+    scratch = path.with_suffix(f".{os.getpid()}.partial")
+    with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(salt + b"\n")
+    os.replace(scratch, path)
+
+
+def _plan(source: Source, settings: PrepareSettings, index: SourceIndex) -> dict[str, Any]:
+    what = {
+        "format": _FORMAT,
+        "source": source.name,
+        "source_settings": source.settings,
+        "labels": list(source.label_names),
+        "keep_sources": None if settings.keep_sources is None else sorted(settings.keep_sources),
+        "drop_sources": None if settings.drop_sources is None else sorted(settings.drop_sources),
+        "dropped_columns": sorted(settings.drop),
+        "pseudonymised": settings.pseudonymise,
+        "split": settings.split.to_json(),
+    }
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode())
+    index_digest(index.table, digest)
+    return {**what, "plan": digest.hexdigest()[:32], "indexed": index.table.num_rows}
+
+
+def index_digest(table: pa.Table, digest: Any) -> Any:
+    """Feeds a table's content to a hash of hashlib, and returns it."""
+    with pa.ipc.new_stream(pa.PythonFile(_Digest(digest), mode="w"), table.schema) as stream:
+        for batch in table.combine_chunks().to_batches(max_chunksize=10_000):
+            stream.write_batch(batch)
+    return digest
+
+
+class _Digest:
+    """A file that only remembers a hash of what was written to it."""
+
+    closed = False
+
+    def __init__(self, digest):
+        self._digest = digest
+
+    def write(self, content) -> int:
+        self._digest.update(content)
+        return len(content)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _agree(path: Path, plan: Mapping[str, Any], out: Path) -> None:
+    """Writes the plan, or makes sure that the one that is there is the same."""
+    if not path.exists():
+        scratch = path.with_suffix(f".{os.uname().nodename}-{os.getpid()}.json")
+        write_json(scratch, plan)
+        try:
+            os.link(scratch, path)  # of two machines that begin at once, one is first
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            shutil.copyfile(scratch, path)
+        scratch.unlink()
+    there = json.loads(path.read_text(encoding="utf-8"))
+    differing = [key for key in plan if there.get(key) != json.loads(json.dumps(plan[key], default=str))]
+    if differing == ["plan"]:
+        differing = ["the recordings or what is known of them"]
+    if differing:
+        what = ", ".join(key for key in differing if key != "plan")
+        raise PrepareError(
+            f"{out} holds an unfinished preparation that differs in: {what}. Repeat that one, or overwrite it"
+        )
+
+
+def _gather(work: Path, numbers: Sequence[int], index: SourceIndex) -> PartAccount:
+    total = PartAccount()
+    for number in numbers:
+        account = read_account(work, number)
+        if account is None:
+            raise FileNotFoundError(f"{part_path(work, number)} is unfinished or gone")
+        total.kept += account.kept
+        total.left_out += account.left_out
+        total.codes += account.codes
+    if total.kept + len(total.left_out) != index.table.num_rows:
+        raise PrepareError(
+            f"{work}: {total.kept} recordings kept and {len(total.left_out)} left out, expected {index.table.num_rows} "
+            "in all; the folder was changed by something else. Overwrite it"
+        )
+    return total
+
+
+_OURS = {WORK_FOLDER, DATA_FOLDER, REPORT_FILE, LABEL_DEF_FILE, CARD_FILE}
+
+
+def _check_folder(out: Path, overwrite: bool) -> None:
+    """`PrepareError` where `out` holds something that is not ours."""
+    if out.exists() and not out.is_dir():
+        raise PrepareError(f"{out} is a file, expected a folder")
+    if not out.exists():
+        return
+    roll_forward(out)
+    if (out / REPORT_FILE).is_file():
+        sweep(out)
+    names = {path.name for path in out.iterdir()}
+    is_ours = not names or REPORT_FILE in names or (out / WORK_FOLDER).is_dir()
+    if not is_ours or (overwrite and names - _OURS):
+        strange = ", ".join(sorted(names - _OURS)[:3]) or ", ".join(sorted(names)[:3])
+        raise PrepareError(f"{out} has something else in it ({strange}); give a new folder")
+
+
+def _clear(out: Path) -> None:
+    for name in _OURS:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _finished_report(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not (out / REPORT_FILE).is_file():
+        return None
+    report = read_report(out)
+    if report["plan"] != plan["plan"]:
+        raise PrepareError(f"{out} holds a store of another preparation or of other files; overwrite replaces it")
+    return report
+
+
+def split_store(
+    store: str | os.PathLike,
+    settings: SplitSettings,
+    *,
+    num_proc: int = 1,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """
+    Split a finished store anew, in place. Nothing is read from the recordings' own files.
+
+    Args:
+        store (`str` or `Path`)
+        settings ([`SplitSettings`])
+        num_proc, progress: As in [`prepare`].
+
+    Returns:
+        The new report. Recordings that the old split left out stay out.
+
+    Raises:
+        `StoreError`, `SplitError`
+    """
+    out = Path(store)
+    if out.is_dir():
+        roll_forward(out)
+    read_report(out)  # a store, before anything is made in its folder
+    work = out / WORK_FOLDER
+    work.mkdir(exist_ok=True)
+    with alone(work):
+        try:
+            return _split_alone(out, work, settings, num_proc, progress)
+        except BaseException:
+            # The store itself is as it was; what was begun beside it is worth nothing.
+            if not (work / "moved").exists():
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+
+
+def _split_alone(out: Path, work: Path, settings: SplitSettings, num_proc: int, progress: bool) -> dict[str, Any]:
+    report = read_report(out)
+    files = [path for paths in store_files(out).values() for path in paths]
+    labels = list(report["label_counts"])
+    columns = ["recording_id", "patient_id", "time", "path", "source"]
+    index = pa.concat_tables([pq.read_table(path, columns=columns) for path in files])
+    published = None
+    if settings.published is not None:
+        if report["pseudonymised"]:
+            raise PrepareError(f"{out}: its recordings have pseudonyms, which a published split does not know")
+        splits = _published_splits(index, report["source"], settings.published)
+        published = dict(zip(index["recording_id"].to_pylist(), splits, strict=True))
+    plan = {name: report[name] for name in _KEPT_FACTS if name in report}
+    digest = hashlib.sha256(json.dumps([report["plan"], settings.to_json()], sort_keys=True).encode())
+    plan["plan"] = digest.hexdigest()[:32]
+    plan["left_out"] = [LeftOut(**one) for one in report["left_out"]]
+    codes = report["diagnosis_codes"]
+    plan["codes"] = codes["unscored"] | codes["unknown"]
+    plan["notes"] = report["notes"]
+    return finish_store(
+        out, work, files, labels, settings, plan, published=published, num_proc=num_proc, progress=progress
+    )

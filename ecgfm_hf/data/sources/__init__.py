@@ -1,0 +1,1 @@
+"""Datasets as they lie on disk: one module a layout."""

@@ -1,0 +1,287 @@
+"""MIMIC-IV-ECG: a table of recordings, a table of the machine's reports, and WFDB files."""
+
+import functools
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ...records import ECGRecord
+from .base import LeftOut, Source, SourceError, SourceIndex, unique_rows
+from .csv_columns import (
+    csv_header,
+    find_table,
+    first_rows,
+    id_column,
+    label_column,
+    number_column,
+    read_text_columns,
+    refuse_cell,
+    time_column,
+    translated_column,
+)
+
+_RECORDS, _REPORTS = "record_list.csv", "machine_measurements.csv"
+# What tables of this dataset are keyed by; no labels, also in a table of labels.
+_KEYS = ("study_id", "subject_id", "file_name", "ecg_time", "path", "cart_id")
+# What `str.strip` takes for white space; RE2's \s is the ASCII part of it, without the vertical tab.
+_SPACE = r"\s\v\x1c-\x1f\x85\p{Z}"
+_OVER_89 = 90.0
+
+
+class MimicIVECG(Source):
+    """
+    MIMIC-IV-ECG as PhysioNet gives it: `record_list.csv`, `machine_measurements.csv` (both may be gzipped) and `files`.
+
+    The tables are joined on `study_id`, never by position. A recording's id is its `study_id`, its patient the
+    `subject_id`, its time the `ecg_time`. The report is what the machine's columns `report_0`, `report_1`, ... say,
+    from left to right, joined by "; " without the empty ones ([`join_lines`]); it is unknown for a study without a row
+    there, with rows that differ, or with a row of another subject. Whether a recording's files exist shows when it is
+    read.
+
+    Args:
+        root (`str` or `Path`): The folder with `record_list.csv`.
+        patients (`str` or `Path`, *optional*): MIMIC-IV's `patients.csv` or `patients.csv.gz`, for sex and age. Age is
+            `anchor_age` plus the years from `anchor_year` to the recording. MIMIC-IV gives everybody over 89 an
+            `anchor_age` of 91: such patients are 91, which means 'over 89', from their anchor year on, and of unknown
+            age before it.
+        labels (`str` or `Path`, *optional*): A CSV (or `.csv.gz`) with a column `study_id` and one column a label (1,
+            0, True, False, or empty for unknown; the other keys of the dataset's tables are passed over). Or the name
+            of a preset of the labeler, such as `"mimic17"`, which labels the reports; a recording without a report has
+            unknown labels, not negative ones. None for no labels.
+
+    Raises:
+        `SourceError`: a table is missing, or lacks a column; no such preset.
+    """
+
+    name = "mimic_iv_ecg"
+
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        *,
+        patients: str | os.PathLike | None = None,
+        labels: str | os.PathLike | None = None,
+    ):
+        super().__init__(root)
+        self._records = find_table(self.root, _RECORDS)
+        if self._records is None:
+            raise SourceError(f"{self.root}: has no {_RECORDS} or {_RECORDS}.gz")
+        self._reports = find_table(self.root, _REPORTS)
+        self._patients = None if patients is None else Path(patients)
+        if self._patients is not None:
+            csv_header(self._patients)
+        self._preset, self._label_file, self._label_names = None, None, ()
+        if isinstance(labels, str) and not labels.lower().endswith((".csv", ".csv.gz")):
+            self._preset = labels
+            self._label_names = tuple(_labeler(labels).labels)
+            if self._reports is None:
+                raise SourceError(f"{self.root}: has no {_REPORTS}, whose reports labels={labels!r} needs")
+        elif labels is not None:
+            self._label_file = Path(labels)
+            # pandas leaves the name of its index empty.
+            self._label_names = tuple(name for name in csv_header(self._label_file) if name and name not in _KEYS)
+            if not self._label_names:
+                raise SourceError(f"{labels}: has no label, only {', '.join(csv_header(self._label_file))}")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "patients": self._patients and self._patients.name,
+            "labels": self._preset or (self._label_file and self._label_file.name),
+        }
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return self._label_names
+
+    def index(self) -> SourceIndex:
+        left_out: list[LeftOut] = []
+        notes = [
+            "MIMIC-IV-ECG shifts all times by an offset that differs from patient to patient: times order the "
+            "recordings of one patient only."
+        ]
+        table = unique_rows(self._recordings(left_out), left_out)
+        _count(notes, table["time"].combine_chunks().is_null().to_numpy(False), "{} recordings have no ecg_time.")
+        if self._patients is not None:
+            table = self._with_patients(table, notes)
+        if self._reports is None:
+            notes.append(f"There is no {_REPORTS}: reports are unknown.")
+        else:
+            table = table.append_column("report", self._report_column(table, notes))
+        if self._label_file is not None:
+            for name, column in self._labels_of_file(table["recording_id"], notes).items():
+                table = table.append_column(name, column)
+        return SourceIndex(table, left_out, notes)
+
+    def labels(self, record: ECGRecord, entry: Mapping[str, Any]) -> dict[str, int | None]:
+        if self._preset is None:
+            return super().labels(record, entry)
+        # Not when indexing: a million reports take minutes, which the processes that read recordings can share.
+        if entry["report"] is None:
+            return dict.fromkeys(self._label_names)
+        return dict(zip(self._label_names, labels_from_report(entry["report"], self._preset), strict=True))
+
+    def _recordings(self, left_out: list[LeftOut]) -> pa.Table:
+        """The rows of the record list that can be found and named."""
+        where = self._records
+        columns = read_text_columns(where, ("subject_id", "study_id", "ecg_time", "path"))
+        table = pa.table(
+            {
+                "recording_id": id_column(columns["study_id"]),
+                "patient_id": id_column(columns["subject_id"]),
+                "path": pc.utf8_trim_whitespace(columns["path"]).cast(pa.string()),
+                "time": time_column(where, "ecg_time", columns["ecg_time"]),
+            }
+        )
+        named, placed = pc.is_valid(table["recording_id"]), pc.is_valid(table["path"])
+        usable = pc.and_(named, placed)
+        if not pc.all(usable).as_py():
+            for row in np.flatnonzero(~usable.to_numpy()).tolist():
+                recording, path = table["recording_id"][row].as_py(), table["path"][row].as_py()
+                reason = f"{_RECORDS} gives no {'study_id' if recording is None else 'path'}"
+                left_out.append(LeftOut(recording, path, "index", reason, f"{where.name}, row {row + 1}"))
+            table = table.filter(usable)
+        return table
+
+    def _with_patients(self, table: pa.Table, notes: list[str]) -> pa.Table:
+        """The table with sex and age."""
+        where = self._patients
+        columns = read_text_columns(where, ("subject_id", "gender", "anchor_age", "anchor_year"))
+        ids, first, repeated = first_rows(id_column(columns["subject_id"]))
+        wrong = np.isin(np.arange(len(columns["subject_id"])), repeated)
+        refuse_cell(where, "subject_id", columns["subject_id"], wrong, "each subject once")
+        sexes = translated_column(where, "gender", columns["gender"], _sex, "M, F or nothing", pa.string())
+        ages = number_column(where, "anchor_age", columns["anchor_age"], 0, 150)
+        years = number_column(where, "anchor_year", columns["anchor_year"], 1, 9999)
+
+        place = pc.index_in(table["patient_id"], ids)
+        rows = pa.array(first).take(place.combine_chunks())  # of each recording the row of its patient, or null
+        known = rows.is_valid().to_numpy(zero_copy_only=False)
+        at = rows.fill_null(0).to_numpy()
+        years_on = _years(table["time"]) - years[at]
+        age = ages[at] + years_on
+        # Nobody knows by how much an age over 89 is over 89: it neither grows nor, before the anchor year, shrinks.
+        hidden = ages[at] >= _OVER_89
+        age = np.where(hidden, np.where(years_on >= 0, ages[at], np.nan), age)
+        impossible = known & (age < 0)
+        age[~known | impossible] = np.nan
+        _count(notes, ~known, f"{{}} recordings are of patients that {where.name} lacks: age and sex unknown.")
+        _count(notes, impossible, f"{{}} recordings are older than their patient, by {where.name}: age unknown.")
+        if (hidden & known).any():
+            notes.append("An age of 91 may mean any age over 89, as in MIMIC-IV.")
+        table = table.append_column("age", pa.array(age.astype(np.float32), from_pandas=True))
+        return table.append_column("sex", sexes.take(rows))
+
+    def _report_column(self, table: pa.Table, notes: list[str]) -> pa.Array:
+        """The report of each recording, null where there is none."""
+        where = self._reports
+        lines = sorted(filter(re.compile(r"report_\d+").fullmatch, csv_header(where)), key=lambda name: int(name[7:]))
+        if not lines:
+            raise SourceError(f"{where}: has no column report_0 (found: {', '.join(csv_header(where)[:40])})")
+        columns = read_text_columns(where, ("subject_id", "study_id", *lines))
+        reports = joined_lines([columns.pop(name) for name in lines])
+        studies, patients = id_column(columns["study_id"]), id_column(columns["subject_id"])
+        ids, first, repeated = first_rows(studies)
+        place = pc.index_in(table["recording_id"], ids).combine_chunks()
+
+        # Rows that repeat a study are taken for one if they say the same.
+        repeats = pc.index_in(studies.take(pa.array(repeated)), ids).to_numpy(zero_copy_only=False)
+        said = pc.fill_null(reports, "")
+        differ = pc.not_equal(said.take(pa.array(repeated)), said.take(pa.array(first[repeats]))).to_numpy(False)
+        rows = pa.array(first).take(place)
+        there = rows.is_valid().to_numpy(False)
+        several = there & np.isin(place.fill_null(0).to_numpy(), repeats[differ])
+        other = pc.not_equal(patients.take(rows), table["patient_id"].combine_chunks()).fill_null(False).to_numpy(False)
+        usable = there & ~several & ~other
+        column = reports.take(pa.array(rows.fill_null(0).to_numpy(), mask=~usable))
+
+        _count(notes, ~there, f"{{}} recordings have no row in {where.name}: report unknown.")
+        _count(notes, several, f"{{}} recordings have rows in {where.name} that differ: report unknown.")
+        _count(notes, other & ~several, f"{{}} recordings have another subject_id in {where.name}: report unknown.")
+        _count(notes, usable & column.is_null().to_numpy(False), "{} recordings have an empty report: report unknown.")
+        used = pc.is_in(ids, table["recording_id"].combine_chunks()).to_numpy(False)
+        _count(notes, ~used, f"{{}} studies of {where.name} are not in {self._records.name}.")
+        _count(notes, studies.is_null().to_numpy(False), f"{{}} rows of {where.name} have no study_id.")
+        return column
+
+    def _labels_of_file(self, recordings: pa.ChunkedArray, notes: list[str]) -> dict[str, pa.Array]:
+        """The labels of each recording, column by column: a million rows of text as Python objects fill gigabytes."""
+        where = self._label_file
+        columns = read_text_columns(where, ("study_id", *self._label_names))
+        studies = columns.pop("study_id")
+        ids = id_column(studies)
+        refuse_cell(where, "study_id", studies, ids.is_null().to_numpy(zero_copy_only=False), "a study")
+        ids, _, repeated = first_rows(ids)
+        wrong = np.isin(np.arange(len(studies)), repeated)
+        refuse_cell(where, "study_id", studies, wrong, "each study once")
+        rows = pc.index_in(recordings, ids).combine_chunks()  # each study is there once: its place is its row
+        _count(notes, rows.is_null().to_numpy(False), f"{{}} recordings are not in {where.name}: labels unknown.")
+        used = pc.is_in(ids, recordings.combine_chunks()).to_numpy(False)
+        _count(notes, ~used, f"{{}} studies of {where.name} are not among the recordings.")
+        taken = {name: label_column(where, name, columns[name]).take(rows) for name in self._label_names}
+        return {name: column.combine_chunks() for name, column in taken.items()}
+
+
+def joined_lines(columns: Sequence[pa.ChunkedArray]) -> pa.Array:
+    """
+    Reports from the columns of their lines, as [`join_lines`] makes one: joined by "; ", without the empty ones.
+
+    Returns:
+        Text, null where no line says anything.
+    """
+    parts = []
+    # In pieces, so that there are never two whole copies.
+    for batch in pa.table(dict(zip(map(str, range(len(columns))), columns, strict=True))).to_batches(1 << 16):
+        # Arrow leaves a row out altogether, and all after it move up, where it skips every line: so it never does.
+        first, *others = batch.columns
+        text = pc.binary_join_element_wise(pc.fill_null(first, ""), *others, "; ", null_handling="skip")
+        text = pc.replace_substring_regex(text, f"[{_SPACE}]*;[;{_SPACE}]*", "; ")
+        text = pc.replace_substring_regex(text, f"^[;{_SPACE}]+|[;{_SPACE}]+$", "")
+        parts.append(pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text))
+    return pa.concat_arrays(parts)
+
+
+@functools.lru_cache(maxsize=1 << 14)  # machines say the same again and again
+def labels_from_report(report: str, preset: str) -> tuple[int, ...]:
+    """
+    Labels of a report by one of the labeler's presets: 1 or 0 for each of its `labels`, in order.
+
+    Raises:
+        `SourceError`: no such preset.
+    """
+    return tuple(_labeler(preset).row(report))
+
+
+@functools.cache
+def _labeler(preset: str):
+    # Late: its tables take a moment, and most sources need none.
+    from ...labeler import Labeler, LabelerError
+
+    try:
+        return Labeler.from_preset(preset)
+    except LabelerError as error:
+        raise SourceError(f"labels={preset!r}: expected the path of a CSV or a preset ({error})") from None
+
+
+def _count(notes: list[str], which: np.ndarray, sentence: str) -> None:
+    """Adds the sentence with how many they are, if any is."""
+    if count := int(which.sum()):
+        notes.append(sentence.format(count))
+
+
+def _sex(text: str) -> str | None:
+    sex = text.strip().upper()
+    if sex not in ("M", "F", ""):
+        raise ValueError(text)
+    return sex or None
+
+
+def _years(times: pa.ChunkedArray) -> np.ndarray:
+    """Calendar years, float64, NaN where the time is unknown."""
+    return pc.year(times).cast(pa.float64()).to_numpy(zero_copy_only=False)

@@ -1,0 +1,197 @@
+"""What a model takes from a store: the same segments as inference has, in any order, and streamed."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from ecgfm_hf import ECGFMFeatureExtractor
+from ecgfm_hf.data import StoreError, as_model_inputs, load_arrays, load_prepared
+from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
+
+SECONDS = {"a": 10, "b": 5, "c": 3, "d": 27, "e": 10}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def recordings():
+    rng = np.random.default_rng(0)
+    found = {}
+    for number, (name, seconds) in enumerate(SECONDS.items()):
+        rate = (500, 400, 500, 257, 1000)[number]
+        found[name] = {
+            "recording_id": name,
+            "patient_id": None if name == "a" else f"p{number}",
+            "signal": rng.integers(-2000, 2000, (12, seconds * rate)).astype(np.int16),
+            "sampling_rate": rate,
+            "lead_names": STANDARD_LEADS[::-1] if name == "d" else STANDARD_LEADS,
+            "units": "uV",
+        }
+    return found
+
+
+@pytest.fixture
+def store(recordings, tmp_path):
+    labels = {"AF": [1, 0, 1, None, 0], "LBBB": [0, None, 0, 1, 1]}
+    load_arrays(recordings.values(), tmp_path / "store", labels, progress=False)
+    return tmp_path / "store"
+
+
+def expected(recordings, name):
+    record = recordings[name]
+    return ECGFMFeatureExtractor()(
+        record["signal"], sampling_rate=record["sampling_rate"], lead_names=record["lead_names"], units="uV"
+    )["input_values"]
+
+
+def test_segments_equal_those_of_inference(recordings, store):
+    inputs = as_model_inputs(load_prepared(store, "all"), ECGFMFeatureExtractor())
+    found = [inputs[number] for number in range(len(inputs))]
+    assert [(item["recording_id"], item["segment"]) for item in found] == [
+        *(("a", n) for n in range(2)),
+        ("b", 0),
+        *(("d", n) for n in range(5)),
+        *(("e", n) for n in range(2)),
+    ]
+    for item in found:
+        reference = expected(recordings, item["recording_id"])[item["segment"]]
+        assert item["input_values"].dtype == np.float32
+        np.testing.assert_allclose(item["input_values"], reference, atol=1e-6)
+    assert inputs.label_names == ("AF", "LBBB")
+    np.testing.assert_array_equal(found[0]["labels"], [1, 0])
+    np.testing.assert_array_equal(found[2]["labels"], [0, np.nan])
+    assert (found[0]["patient_id"], found[2]["patient_id"]) == (None, "p1")
+
+
+def test_pairs_are_neighbouring_segments_of_one_recording(recordings, store):
+    inputs = as_model_inputs(load_prepared(store, "all"), ECGFMFeatureExtractor(), pairs=True)
+    found = [inputs[number] for number in range(len(inputs))]
+    assert [(item["recording_id"], item["segment"]) for item in found] == [("a", 0), ("d", 0), ("d", 2), ("e", 0)]
+    for item in found:
+        reference = expected(recordings, item["recording_id"])[item["segment"] : item["segment"] + 2]
+        np.testing.assert_allclose(item["input_values"], reference, atol=1e-6)
+        assert "labels" not in item
+    assert inputs.left_out == {"only one segment long": 1, "shorter than 5 s": 1}
+
+
+def test_a_batch_in_any_order_has_the_items_of_single_access(store):
+    inputs = as_model_inputs(load_prepared(store, "all"), ECGFMFeatureExtractor())
+    order = np.random.default_rng(0).permutation(len(inputs))
+    batch = inputs.__getitems__(order)
+    for number, item in zip(order, batch, strict=True):
+        single = inputs[number]
+        assert (item["recording_id"], item["segment"]) == (single["recording_id"], single["segment"])
+        np.testing.assert_array_equal(item["input_values"], single["input_values"])
+    assert inputs.__getitems__([]) == []
+    with pytest.raises(IndexError):
+        inputs[len(inputs)]
+
+
+def test_shuffled_recordings_keep_their_items_together(store):
+    inputs = as_model_inputs(load_prepared(store, "all"), ECGFMFeatureExtractor())
+    order = inputs.shuffle_recordings(np.random.default_rng(0))
+    assert sorted(order) == list(range(len(inputs)))
+    recordings = inputs.recordings[order]
+    assert (np.diff(recordings) != 0).sum() == len(set(recordings)) - 1
+    assert order.tolist() != sorted(order)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_streaming_gives_the_same_items(store, pairs):
+    whole = as_model_inputs(load_prepared(store, "all"), ECGFMFeatureExtractor(), pairs=pairs)
+    stream = as_model_inputs(load_prepared(store, "all", streaming=True), ECGFMFeatureExtractor(), pairs=pairs)
+    items = list(stream)
+    assert len(items) == len(whole)
+    for number, item in enumerate(items):
+        assert item.keys() == whole[number].keys()
+        np.testing.assert_array_equal(item["input_values"], whole[number]["input_values"])
+        np.testing.assert_array_equal(item.get("labels", 0), whole[number].get("labels", 0))
+
+
+def test_both_kinds_feed_a_data_loader_with_workers(store):
+    from torch.utils.data import DataLoader
+
+    for streaming in (False, True):
+        inputs = as_model_inputs(load_prepared(store, "all", streaming=streaming), ECGFMFeatureExtractor())
+
+        def collate(items):
+            return np.stack([item["input_values"] for item in items])
+
+        loader = DataLoader(inputs, batch_size=4, num_workers=1, collate_fn=collate)
+        assert sum(len(batch) for batch in loader) == 10
+
+
+def test_what_cannot_be_used_is_told_before_training_not_during_it(recordings, tmp_path, caplog):
+    recordings["a"]["signal"] = recordings["a"]["signal"].astype(float)
+    recordings["a"]["signal"][3, 5] = np.nan
+    recordings["b"]["lead_names"] = [*STANDARD_LEADS[:11], "V7"]
+    load_arrays(recordings.values(), tmp_path / "store", progress=False)
+    data = load_prepared(tmp_path / "store", "all")
+    with caplog.at_level(logging.WARNING):
+        inputs = as_model_inputs(data, ECGFMFeatureExtractor())
+    assert inputs.left_out["a lead has NaN"] == 1
+    assert inputs.left_out["shorter than 5 s"] == 1
+    assert any("missing lead V6" in reason for reason in inputs.left_out)
+    assert "3 of 5 recordings are left out" in caplog.text
+    assert {inputs[number]["recording_id"] for number in range(len(inputs))} == {"d", "e"}
+    tolerant = ECGFMFeatureExtractor(missing_leads="zero", nan_samples="interpolate", short_recordings="pad")
+    assert as_model_inputs(data, tolerant).left_out == {}
+    streamed = as_model_inputs(load_prepared(tmp_path / "store", "all", streaming=True), ECGFMFeatureExtractor())
+    assert {item["recording_id"] for item in streamed} == {"d", "e"}
+
+
+def test_transforms_see_millivolts_before_and_segments_after(store):
+    seen = []
+
+    def louder(signal, record):
+        seen.append((record.recording_id, float(np.abs(signal).max()), signal.shape))
+        return signal[::-1]
+
+    inputs = as_model_inputs(
+        load_prepared(store, "all"), ECGFMFeatureExtractor(), signal_transform=louder, transform=lambda x: x * 0 + 7
+    )
+    assert (inputs[0]["input_values"] == 7).all()
+    assert seen[0][0] == "a"
+    assert seen[0][1] == pytest.approx(2, abs=0.01)
+    assert seen[0][2] == (12, 5000)
+
+
+def test_labels_are_chosen_and_ordered(store):
+    data = load_prepared(store, "all")
+    inputs = as_model_inputs(data, ECGFMFeatureExtractor(), labels=["LBBB", "AF"])
+    np.testing.assert_array_equal(inputs[0]["labels"], [0, 1])
+    assert "labels" not in as_model_inputs(data, ECGFMFeatureExtractor(), labels=[])[0]
+    with pytest.raises(StoreError, match="no label AFIB"):
+        as_model_inputs(data, ECGFMFeatureExtractor(), labels=["AFIB"])
+    with pytest.raises(StoreError, match="no label age"):
+        as_model_inputs(data, ECGFMFeatureExtractor(), labels=["age"])
+    with pytest.raises(StoreError, match="no column"):
+        as_model_inputs(data.remove_columns("signal"), ECGFMFeatureExtractor())
+
+
+def test_selected_and_shuffled_datasets_are_read_as_they_are(recordings, store):
+    data = load_prepared(store, "all").shuffle(seed=2).select([0, 2, 3])
+    inputs = as_model_inputs(data, ECGFMFeatureExtractor())
+    named = [inputs[number] for number in range(len(inputs))]
+    assert list(dict.fromkeys(item["recording_id"] for item in named)) == [
+        name for name in data["recording_id"] if SECONDS[name] >= 5
+    ]
+    for item in named:
+        np.testing.assert_allclose(
+            item["input_values"], expected(recordings, item["recording_id"])[item["segment"]], atol=1e-6
+        )
+
+
+def test_reading_without_inspection_changes_warnings_only(recordings):
+    extractor = ECGFMFeatureExtractor()
+    record = recordings["a"]
+    arguments = (record["signal"] * 1000.0, record["sampling_rate"], record["lead_names"], "mV")
+    with_checks = extractor.prepare_recording(*arguments)
+    without = extractor.prepare_recording(*arguments, inspect=False)
+    np.testing.assert_array_equal(with_checks.segments, without.segments)
+    assert with_checks.warnings
+    assert not without.warnings
