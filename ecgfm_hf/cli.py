@@ -239,6 +239,12 @@ def _add_data(commands: Any) -> None:
     add_split_arguments(parser)
     parser.set_defaults(run=run_split)
 
+    from .data.fairseq_folder.command import add_export_arguments, run_export
+
+    parser = commands.add_parser("export-fairseq", help="write a store as fairseq-signals' processed folder")
+    add_export_arguments(parser)
+    parser.set_defaults(run=run_export)
+
 
 def _add_synthesize(commands: Any) -> None:
     from .data.synthetic.command import add_synthesize_arguments, run_synthesize

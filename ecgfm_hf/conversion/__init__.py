@@ -1,6 +1,7 @@
-"""fairseq-signals checkpoints to this package's model folders."""
+"""fairseq-signals checkpoints to this package's model folders, and back."""
 
 from .convert import ConversionReport, build_model, convert_checkpoint
+from .export import ExportReport, export_fairseq_checkpoint, fairseq_settings
 from .facts import TensorFacts, read_tensor_facts
 from .grammar import parse_conv_feature_layers
 from .labels import LABEL_SETS, MIMIC17, PHYSIONET26, PHYSIONET_CLASSES, LabelError, LabelSet, resolve_labels
@@ -17,6 +18,7 @@ __all__ = [
     "CheckpointError",
     "ConversionReport",
     "ConvertedSettings",
+    "ExportReport",
     "FairseqCheckpoint",
     "LabelError",
     "LabelSet",
@@ -27,6 +29,8 @@ __all__ = [
     "config_from_checkpoint",
     "convert_checkpoint",
     "convert_state_dict",
+    "export_fairseq_checkpoint",
+    "fairseq_settings",
     "load_fairseq_checkpoint",
     "parse_conv_feature_layers",
     "read_tensor_facts",
