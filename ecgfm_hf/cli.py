@@ -68,7 +68,8 @@ def _add_predict(commands: Any) -> None:
         "predict",
         help="score recordings with a classifier",
         description="Scores each recording: one answer a file. Reads WFDB (.hea with .dat or .mat) and DICOM; with "
-        "ecgfm-hf[formats] installed also EDF, MUSE XML, Sierra XML, aECG and SCP-ECG.",
+        "ecgfm-hf[formats] installed also EDF, MUSE XML, Sierra XML, aECG, SCP-ECG and CODE-15's HDF5; with the "
+        "options for files that do not say everything, CSV, TSV, .npy and fairseq-signals .mat.",
         epilog="Exit status: 0 all answered, 1 some failed, 2 usage.",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="recordings: .hea or record name, DICOM file, ...")
@@ -78,6 +79,11 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="segments together (default: 8)")
     parser.add_argument("--device", default="cpu", help="such as cpu or cuda:0 (default: cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    lacking = parser.add_argument_group("what some formats do not say; files that say it themselves are not touched")
+    lacking.add_argument("--sampling-rate", type=float, metavar="HZ", help="of CSV, TSV and .npy")
+    lacking.add_argument("--units", metavar="UNIT", help="of CSV, TSV, .npy and .mat, such as mV; CODE-15: default mV")
+    lacking.add_argument("--lead-names", metavar="I,II,...", help="of .npy: one a row; of CSV and TSV: which columns")
+    lacking.add_argument("--exam-id", type=int, metavar="N", help="of CODE-15's HDF5: which exam")
     parser.add_argument("--missing-leads", choices=("error", "zero", "derive"), help="default: error")
     parser.add_argument("--nan-samples", choices=("error", "zero", "interpolate"), help="default: error")
     parser.add_argument("--constant-leads", choices=("error", "zero"), help="default: zero")
@@ -125,7 +131,7 @@ def _predict(options: argparse.Namespace) -> int:
         try:
             for path in tqdm(options.files, unit="recording", disable=not show_progress):
                 try:
-                    answers.append(pipeline(path))
+                    answers.append(pipeline(_inputs(path, options)))
                 except (OSError, ValueError, TypeError, RuntimeError) as error:
                     failures += 1
                     tqdm.write(f"ecgfm: {_named(path, error)}", file=sys.stderr)
@@ -141,6 +147,27 @@ def _predict(options: argparse.Namespace) -> int:
         print(f"ecgfm: interrupted after {len(answers) + failures} of {len(options.files)} recordings", file=sys.stderr)
         return 130
     return 1 if failures else 0
+
+
+def _inputs(path: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What the pipeline takes, read with the options for files that do not say everything."""
+    from .records.reading import read_with_defaults
+
+    names = None if options.lead_names is None else [name.strip() for name in options.lead_names.split(",")]
+    record = read_with_defaults(
+        path,
+        sampling_rate=options.sampling_rate,
+        units=options.units,
+        lead_names=names,
+        exam_id=options.exam_id,
+    )
+    return {
+        "signal": record.signal,
+        "sampling_rate": record.sampling_rate,
+        "lead_names": record.lead_names,
+        "units": "mV",
+        "recording": path,
+    }
 
 
 def _fully_calibrated(config: Any) -> bool:

@@ -29,7 +29,7 @@ from ecgfm_hf.data.labels import (
     write_label_def,
     write_pos_weight,
 )
-from ecgfm_hf.data.splits import read_split_csv
+from ecgfm_hf.data.published_splits import read_split_csv
 
 GOLDEN = Path(__file__).parent / "fixtures" / "splits"
 SHARED = Path(os.environ.get("ECGFM_SHARED", Path(__file__).parents[2] / "shared"))

@@ -283,6 +283,22 @@ def test_wrong_usage_exits_with_2(arguments):
     assert exit_info.value.code == 2
 
 
+def test_predict_takes_what_files_do_not_say_themselves(model_dir, tmp_path, capsys):
+    record = read_ecg(DICOM)
+    samples = (record.signal * 1000).astype(np.float64)
+    np.save(tmp_path / "a.npy", samples)
+    rows = [",".join(map(repr, column)) for column in samples.T.tolist()]
+    (tmp_path / "a.csv").write_text("\n".join([",".join(record.lead_names), *rows]) + "\n")
+    files = [DICOM, str(tmp_path / "a.npy"), str(tmp_path / "a.csv")]
+    told = ["--sampling-rate", "1000", "--units", "uV", "--lead-names", ",".join(record.lead_names)]
+    assert ecgfm(["predict", *files, "--model", str(model_dir), "--format", "json", *told]) == 0
+    answers = [list(answer["scores"].values()) for answer in json.loads(capsys.readouterr().out)]
+    np.testing.assert_allclose(answers[1], answers[0], atol=1e-5)
+    np.testing.assert_allclose(answers[2], answers[0], atol=1e-5)
+    assert ecgfm(["predict", files[1], "--model", str(model_dir)]) == 1
+    assert "does not say its" in capsys.readouterr().err
+
+
 def test_no_command_and_no_model_are_usage_errors(tmp_path, capsys):
     assert ecgfm([]) == 2
     assert ecgfm(["predict", DICOM, "--model", str(tmp_path / "nowhere")]) == 2

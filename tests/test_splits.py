@@ -11,16 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecgfm_hf.data.splits import (
-    SplitError,
-    canonical_id,
-    check_patients,
-    filter_recordings,
-    import_split,
-    read_split_csv,
-    split_recordings,
-    write_split_csv,
-)
+from ecgfm_hf.data.filters import filter_recordings
+from ecgfm_hf.data.published_splits import import_split, read_split_csv, write_split_csv
+from ecgfm_hf.data.splits import SplitError, canonical_id, check_patients, split_recordings
 
 GOLDEN = Path(__file__).parent / "fixtures" / "splits"
 SHARED = Path(os.environ.get("ECGFM_SHARED", Path(__file__).parents[2] / "shared"))

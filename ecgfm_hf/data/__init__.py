@@ -9,6 +9,7 @@ from typing import Any
 
 _HOMES = {
     ".builders": ("Code15Builder", "MimicIVECGBuilder", "PhysioNet2021Builder", "RecordingTableBuilder"),
+    ".filters": ("filter_recordings",),
     ".finish": ("SplitSettings",),
     ".labels": (
         "LabelTable",
@@ -30,7 +31,8 @@ _HOMES = {
     ".sources.mimic_iv_ecg": ("MimicIVECG",),
     ".sources.physionet2021": ("PhysioNet2021",),
     ".sources.table": ("Arrays", "RecordingTable"),
-    ".splits": ("SplitError", "SplitResult", "import_split", "read_split_csv", "split_recordings"),
+    ".published_splits": ("import_split", "read_split_csv", "write_split_csv"),
+    ".splits": ("SplitError", "SplitResult", "split_recordings"),
     ".store": ("StoreError", "label_columns", "load_prepared", "read_report", "record_from_row"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -236,7 +236,7 @@ def _source(args: argparse.Namespace) -> Any:
 
 def _split_settings(args: argparse.Namespace) -> Any:
     from .finish import SplitSettings
-    from .splits import read_split_csv
+    from .published_splits import read_split_csv
 
     if args.split_csv is not None and args.strategy is not None:
         raise ValueError("give a strategy or --split-csv, not both")

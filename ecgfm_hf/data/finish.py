@@ -19,10 +19,12 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from .card import store_card
+from .filters import filter_recordings
 from .labels import UNSCORED_CODES, LabelDefinition, LabelTable, define_labels, scored_codes, write_label_def
 from .parts import write_json
+from .published_splits import import_split
 from .sources.base import LeftOut
-from .splits import STRATEGIES, SplitError, SplitResult, filter_recordings, import_split, split_recordings
+from .splits import STRATEGIES, SplitError, SplitResult, split_recordings
 from .store import CARD_FILE, DATA_FOLDER, LABEL_DEF_FILE, REPORT_FILE, UNSPLIT, StoreWriter, store_schema
 
 try:

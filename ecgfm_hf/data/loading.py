@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from .finish import SplitSettings
 from .preparation import PrepareSettings, prepare
+from .published_splits import read_split_csv
 from .sources.base import Source
 from .sources.table import Arrays, RecordingTable
-from .splits import read_split_csv
 from .store import load_prepared
 
 if TYPE_CHECKING:

@@ -22,11 +22,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .filters import filter_recordings
 from .finish import SplitSettings, alone, finish_store, roll_forward, sweep
 from .parts import PartAccount, part_path, part_ranges, read_account, write_json, write_parts
 from .pseudonyms import pseudonym, pseudonymise_index, read_salt
 from .sources.base import LeftOut, Source, SourceIndex
-from .splits import filter_recordings
 from .store import (
     CARD_FILE,
     DATA_FOLDER,

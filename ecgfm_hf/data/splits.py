@@ -1,4 +1,4 @@
-"""Splits of recordings into train, valid and test, and the filters before them.
+"""Splits of recordings into train, valid and test.
 
 Everything here takes plain sequences, one item a recording, so that any table library will do. What decides a split is
 the set of recordings with their ids, patients and times, the sizes and the seed, never the order of the rows. Draws and
@@ -12,13 +12,11 @@ roundings are those of fairseq-signals, so that ids which sort like its rows giv
 - it scales fractions that do not add up to 1, or adds a split; here they must add up, and no split is empty silently.
 """
 
-import csv
 import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -141,12 +139,12 @@ def split_recordings(
     """
     if strategy not in STRATEGIES:
         raise SplitError(f"strategy must be one of {', '.join(STRATEGIES)}, found: {strategy!r}")
-    recordings = _unique_ids(ids)
+    recordings = unique_ids(ids)
     if fractions is not None and counts is not None:
         raise SplitError("give fractions or counts, not both")
     sizes = dict(counts if counts is not None else DEFAULT_FRACTIONS if fractions is None else fractions)
     names = tuple(sizes)
-    people = _aligned(patients, len(recordings), "patients")
+    people = aligned(patients, len(recordings), "patients")
     people = None if people is None else [canonical_id(patient) for patient in people]
     draws = strategy in ("random", "grouped")
     if draws and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32):
@@ -172,7 +170,7 @@ def split_recordings(
             np.random.default_rng(int(seed)).shuffle(shuffled)
             order = order[shuffled]
         else:
-            clock = _parse_times(_aligned(times, len(recordings), "times"), strategy)
+            clock = _parse_times(aligned(times, len(recordings), "times"), strategy)
             rows = sorted(range(len(recordings)), key=lambda row: (clock[row], *_id_order(recordings[row])))
             order = np.array(rows, dtype=np.int64)
         for name, part in zip(names, np.split(order, _cuts(sizes, counts is not None, len(order))), strict=True):
@@ -187,160 +185,7 @@ def split_recordings(
     found = SplitResult(
         recordings, tuple(splits), names, strategy, int(seed) if draws else None, sizes, excluded, {}, boundaries
     )
-    return _finish(found, people, assumptions)
-
-
-def read_split_csv(path: str | Path, key: str = "save_file") -> dict[str, str]:
-    """
-    The split of each recording from a published CSV such as fairseq-signals' `meta_split.csv` or `segmented_split.csv`.
-
-    Args:
-        path (`str` or `Path`): With columns `idx, save_file, split`; others are passed over.
-        key (`str`): The column that identifies recordings.
-
-    Returns:
-        `dict[str, str]` from id to split, in the file's order.
-
-    Raises:
-        `SplitError`: a missing column, id or split, a recording in two splits.
-    """
-    found: dict[str, str] = {}
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if missing := {key, "split"} - set(reader.fieldnames or ()):
-            columns = ", ".join(reader.fieldnames or ()) or "none"
-            raise SplitError(f"{path} has no column {', '.join(sorted(missing))} (found: {columns})")
-        for row in reader:
-            recording, split = canonical_id(row[key]), canonical_id(row["split"])
-            if recording is None or split is None:
-                raise SplitError(f"{path}, line {reader.line_num}: {key} and split must not be empty")
-            # The files of segments name a recording once for each of its segments.
-            if found.setdefault(recording, split) != split:
-                raise SplitError(f"{path}: {recording} is in {found[recording]} and in {split}")
-    if not found:
-        raise SplitError(f"{path} names no recordings")
-    return found
-
-
-def import_split(
-    published: str | Path | Mapping[str, str],
-    ids: Sequence[Hashable],
-    *,
-    key: str = "save_file",
-    patients: Sequence[Any] | None = None,
-) -> SplitResult:
-    """
-    Apply a published split to the recordings at hand.
-
-    Args:
-        published (`str`, `Path` or mapping): A file for [`read_split_csv`], or its result.
-        ids (sequence, length n): What the recordings at hand are called in the file's column `key`.
-        key (`str`): That column.
-        patients (sequence, length n, *optional*): Checked: a patient in two splits is an error.
-
-    Returns:
-        [`SplitResult`]. Recordings that the file does not name are left out and counted in `excluded`; `assumptions`
-        says how many of the file's recordings are not at hand.
-
-    Raises:
-        `SplitError`: see [`read_split_csv`]; no recording in common; a patient in two splits.
-    """
-    recordings = _unique_ids(ids)
-    given = published if isinstance(published, Mapping) else read_split_csv(published, key)
-    table = {canonical_id(recording): split for recording, split in given.items() if split is not None}
-    people = _aligned(patients, len(recordings), "patients")
-    people = None if people is None else [canonical_id(patient) for patient in people]
-    splits = tuple(table.get(recording) for recording in recordings)
-    matched = len(splits) - splits.count(None)
-    if not matched:
-        pair = f"the dataset has {recordings[0]!r}, the published split {next(iter(table), None)!r}"
-        raise SplitError(f"no recording is in the published split: {pair}")
-    assumptions = ["The split was imported."]
-    if absent := len(table) - matched:
-        assumptions.append(f"{absent} of the {len(table)} recordings in the published split are not at hand.")
-    excluded = {"not in the published split": len(splits) - matched} if matched < len(splits) else {}
-    order = {name: place for place, name in enumerate(DEFAULT_FRACTIONS)}
-    names = tuple(sorted(set(table.values()), key=lambda name: (order.get(name, len(order)), name)))
-    assumptions += [f"No recording of the published split {name} is at hand." for name in names if name not in splits]
-    names = tuple(name for name in names if name in splits)
-    return _finish(SplitResult(recordings, splits, names, "imported", excluded=excluded), people, assumptions)
-
-
-def write_split_csv(path: str | Path, idx: Sequence[int], save_files: Sequence[str], splits: Sequence[str | None]):
-    """Write `idx, save_file, split` as fairseq-signals does, without recordings that are in no split."""
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("idx", "save_file", "split"))
-        writer.writerows(row for row in zip(idx, save_files, splits, strict=True) if row[2] is not None)
-
-
-@dataclass(frozen=True)
-class FilterResult:
-    """Which recordings pass (`keep`, bool `(n,)`), and by filter how many it removed, each recording counted once by
-    the first that did (`removed`), and how many it would remove alone (`matched`)."""
-
-    keep: np.ndarray
-    removed: dict[str, int]
-    matched: dict[str, int]
-
-
-def filter_recordings(
-    *,
-    sources: Sequence[str] | None = None,
-    keep_sources: Sequence[str] | None = None,
-    drop_sources: Sequence[str] | None = None,
-    nan_leads: Any = None,
-    constant_leads: Any = None,
-    flags: Mapping[str, Sequence[Any]] | None = None,
-) -> FilterResult:
-    """
-    Leave out recordings before splitting: sources first, then NaN leads, constant leads, and any other flags.
-
-    Args:
-        sources (sequence of `str`, length n): Each recording's source.
-        keep_sources, drop_sources (sequences of `str`, *optional*): Keep only these; leave these out.
-        nan_leads, constant_leads (`(n,)` or `(n, leads)`, *optional*): Recordings with a true or non-zero value go.
-        flags (mapping of `str` to sequences, *optional*): The same by name, such as missing times.
-
-    Returns:
-        [`FilterResult`]
-
-    Raises:
-        `SplitError`: a source that no recording has, a flag that is neither true nor false (unknown included), columns
-        of different lengths, nothing left.
-    """
-    sources = [] if sources is None else list(sources)
-    removers: dict[str, np.ndarray] = {}
-    for what, asked in (("source not kept", keep_sources), ("source left out", drop_sources)):
-        if asked is not None:
-            asked = {asked} if isinstance(asked, str) else set(asked)
-            if absent := asked - set(sources):
-                known = ", ".join(sorted(set(map(str, sources))))
-                raise SplitError(f"no recording is of source {', '.join(sorted(absent))} (found: {known or 'none'})")
-            removers[what] = np.array([(source in asked) == (what == "source left out") for source in sources])
-    for what, values in {"NaN lead": nan_leads, "constant lead": constant_leads, **(flags or {})}.items():
-        if values is not None:
-            removers[what] = np.array([_flag(value, what, row) for row, value in enumerate(values)], dtype=bool)
-    if len({len(remove) for remove in removers.values()}) != 1:
-        raise SplitError(f"filters need columns of one length, found: { {k: len(v) for k, v in removers.items()} }")
-    keep, removed = True, {}
-    for what, remove in removers.items():
-        removed[what] = int((keep & remove).sum())
-        keep = keep & ~remove
-    if not keep.any():
-        raise SplitError(f"the filters leave nothing: {removed}")
-    return FilterResult(keep, removed, {what: int(remove.sum()) for what, remove in removers.items()})
-
-
-def _flag(value: Any, what: str, row: int) -> bool:
-    words = {"true": 1.0, "1": 1.0, "false": 0.0, "0": 0.0}  # as text is read from a CSV; bool("False") is True
-    try:
-        values = np.asarray(words.get(value.strip().lower()) if isinstance(value, str) else value, dtype=np.float64)
-    except (TypeError, ValueError):  # not a number: pandas' NA, an object
-        values = np.array(np.nan)
-    if np.isnan(values).any():
-        raise SplitError(f"{what}, row {row}: neither true nor false: {value!r}")
-    return bool(values.any())
+    return finish_split(found, people, assumptions)
 
 
 def check_patients(splits: Sequence[str | None], patients: Sequence[Any]) -> None:
@@ -357,7 +202,7 @@ def check_patients(splits: Sequence[str | None], patients: Sequence[Any]) -> Non
         )
 
 
-def _finish(result: SplitResult, people: list[str | None] | None, assumptions: list[str]) -> SplitResult:
+def finish_split(result: SplitResult, people: list[str | None] | None, assumptions: list[str]) -> SplitResult:
     """The checks that every split passes, and what they find out."""
     if "grouped" not in result.strategy:
         if people is None:
@@ -378,14 +223,14 @@ def _finish(result: SplitResult, people: list[str | None] | None, assumptions: l
     return replace(result, assumptions=tuple(assumptions))
 
 
-def _aligned(values: Sequence[Any] | None, length: int, what: str) -> list[Any] | None:
+def aligned(values: Sequence[Any] | None, length: int, what: str) -> list[Any] | None:
     values = None if values is None else list(values)
     if values is not None and len(values) != length:
         raise SplitError(f"{what} must have one item a recording: {length} recordings, found {len(values)}")
     return values
 
 
-def _unique_ids(ids: Sequence[Hashable]) -> tuple[str, ...]:
+def unique_ids(ids: Sequence[Hashable]) -> tuple[str, ...]:
     found = [canonical_id(value) for value in ids]
     if not found:
         raise SplitError("there are no recordings to split")

@@ -64,14 +64,23 @@ def read_ecg(
             may differ. A file that is readable only in part is an error too: a recording never comes out shorter than
             it went in.
     """
-    path = os.fsdecode(path)
     said = {"sampling_rate": sampling_rate, "lead_names": lead_names, "units": units, "exam_id": exam_id}
-    said = {name: value for name, value in said.items() if value is not None}
+    return _read(os.fsdecode(path), {name: value for name, value in said.items() if value is not None})
+
+
+def read_with_defaults(path: str | os.PathLike, **defaults) -> ECGRecord:
+    """As [`read_ecg`], for files of several formats at once: each takes of the arguments what its format lacks."""
+    return _read(
+        os.fsdecode(path), {name: value for name, value in defaults.items() if value is not None}, surplus=True
+    )
+
+
+def _read(path: str, said: dict, surplus: bool = False) -> ECGRecord:
     header = _wfdb_header_for(path)
     if header is not None:
         from .wfdb_reader import read_wfdb
 
-        _check_arguments(path, "WFDB", said)
+        _check_arguments(path, "WFDB", said, surplus)
         return read_wfdb(header, given=path)
 
     regular_file_size(path)
@@ -79,7 +88,7 @@ def read_ecg(
     kind = format_of(path, start)
     if kind is None:
         raise _unknown(path, start)
-    said = _check_arguments(path, kind, said)
+    said = _check_arguments(path, kind, said, surplus)
     # Each reader is imported when a file needs it, and its library by the reader.
     if kind == "DICOM":
         from .dicom_reader import read_dicom
@@ -106,9 +115,11 @@ def read_ecg(
     return read_device_file(path, kind)
 
 
-def _check_arguments(path: str, kind: str, said: dict) -> dict:
+def _check_arguments(path: str, kind: str, said: dict, surplus_is_dropped: bool) -> dict:
     """`said`, if it is what this kind of file needs and no more."""
     needed, allowed = _ARGUMENTS.get(kind, ((), ()))
+    if surplus_is_dropped:
+        said = {name: value for name, value in said.items() if name in needed + allowed}
     missing = [name for name in needed if name not in said]
     if missing:
         raise ECGReadError(

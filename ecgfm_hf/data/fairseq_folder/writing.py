@@ -25,7 +25,7 @@ from ..labels import (
     write_label_def,
     write_pos_weight,
 )
-from ..splits import write_split_csv
+from ..published_splits import write_split_csv
 from .manifests import FairseqFolderError, write_cmsc_manifest, write_manifest
 from .mat_file import write_mat
 from .reading import LABELED_SPLITS_FILE

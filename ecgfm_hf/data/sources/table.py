@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...records import ECGReadError, ECGRecord, read_ecg
+from ...records import ECGReadError, ECGRecord
+from ...records.reading import read_with_defaults
 from ..labels import LabelTable, LabelTableError, label_table
 from ..splits import SplitError, canonical_id, parse_time
 from ..store import COLUMNS
@@ -114,11 +115,7 @@ class RecordingTable(Source):
 
     def read_one(self, entry: Mapping[str, Any]) -> ECGRecord:
         own = {name: entry[f"_{name}"] for name in _ARGUMENTS if entry.get(f"_{name}") is not None}
-        path = inside(self.root, entry["path"])
-        suffix = os.path.splitext(path)[1].lower()
-        # What is given for all files is for those that lack it; a WFDB header says its own.
-        general = self._arguments if suffix in _WITH_ARGUMENTS and not os.path.isfile(path[:-4] + ".hea") else {}
-        return read_ecg(path, **(general | own))
+        return read_with_defaults(inside(self.root, entry["path"]), **(self._arguments | own))
 
     def _has(self, ours: str, columns: Mapping[str, list]) -> bool:
         return self._columns.get(ours, ours) in columns and not (self._labels_given and ours in self._label_names)
