@@ -4,7 +4,8 @@ The package's main job on a real recording, with a model that has learnt nothing
     python scripts/demo.py [OUTPUT_DIR]
 
 Builds a tiny classifier with random weights, saves it, loads it again through `AutoModel`, and scores the real 12-lead
-DICOM recording that comes with pydicom by `ecgfm predict`. The scores mean nothing: only the way is real.
+DICOM recording that comes with pydicom by `ecgfm predict`. The scores mean nothing: only the way is real. Then makes
+synthetic recordings and prepares them for training.
 """
 
 import shutil
@@ -19,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, ECGFMForMultiLabelClassification, read_ecg, save_model_folder
 from ecgfm_hf.cli import main as ecgfm
 from ecgfm_hf.conversion import MIMIC17
+from ecgfm_hf.data import as_model_inputs, load_prepared
 
 
 def main() -> int:
@@ -74,7 +76,27 @@ def main() -> int:
         f"{samples / record.sampling_rate:g} s\n\n   $ ecgfm predict {Path(recording).name} --model {model_dir}\n"
     )
     status = ecgfm(["predict", recording, "--model", str(model_dir)])
-    print("\nThese scores come from RANDOM weights. Convert a published checkpoint for real ones: ecgfm convert --help")
+    status = status or _prepare(output_dir)
+    print(
+        "\nThe scores above come from RANDOM weights. Convert a published checkpoint for real ones: ecgfm convert --help"
+    )
+    return status
+
+
+def _prepare(output_dir: Path) -> int:
+    """A dataset of synthetic recordings, split by patient, and the segments that training reads from it."""
+    cohort, store = output_dir / "cohort", output_dir / "store"
+    for folder in (cohort, store):
+        shutil.rmtree(folder, ignore_errors=True)
+    print(f"\n5. A dataset: synthetic recordings\n\n   $ ecgfm synthesize {cohort} --patients 60\n")
+    status = ecgfm(["synthesize", str(cohort), "--patients", "60"])
+    table = str(cohort / "labels.csv")
+    print(f"\n   $ ecgfm prepare table {cohort} {store} --table {table} --split grouped\n")
+    status = status or ecgfm(["prepare", "table", str(cohort), str(store), "--table", table, "--split", "grouped"])
+    if status == 0:
+        inputs = as_model_inputs(load_prepared(store, "train"), ECGFMFeatureExtractor())
+        shape = inputs[0]["input_values"].shape
+        print(f"\n   The split train gives a model {len(inputs)} segments of shape {shape}.")
     return status
 
 
