@@ -174,7 +174,12 @@ def summary(report: Mapping[str, Any]) -> str:
         )
     for kind, codes in report["diagnosis_codes"].items():
         if codes:
-            lines.append(f"codes of no scored class ({kind}): {len(codes)}, in {sum(codes.values()):,} places")
+            told = (
+                "that the challenge knows and does not score"
+                if kind == "unscored"
+                else "that the challenge does not know"
+            )
+            lines.append(f"{len(codes)} diagnosis codes {told}, {sum(codes.values()):,} times")
     return "\n".join([*lines, *(f"note: {sentence}" for sentence in sentences(report))])
 
 
