@@ -77,9 +77,7 @@ def main() -> int:
     )
     status = ecgfm(["predict", recording, "--model", str(model_dir)])
     status = status or _prepare(output_dir)
-    print(
-        "\nThe scores above come from RANDOM weights. Convert a published checkpoint for real ones: ecgfm convert --help"
-    )
+    print("\nThe scores come from RANDOM weights. Convert a published checkpoint for real ones: ecgfm convert --help")
     return status
 
 
