@@ -52,6 +52,8 @@ class PreparedRecording(NamedTuple):
     segments: np.ndarray  # (n, leads, samples) float32, standardised
     valid_samples: int  # of each segment: fewer than all where a short recording was padded
     warnings: list[str]
+    mean: np.ndarray  # (leads,) float64, what standardisation subtracted: in mV if units were given, else in theirs
+    std: np.ndarray  # (leads,) float64, what it divided by; 0 for a lead that is 0
 
 
 def canonical_lead_name(name: str) -> str:
@@ -129,13 +131,14 @@ def resample(signal: np.ndarray, from_rate: float, to_rate: float) -> np.ndarray
 def standardise(signal: np.ndarray) -> np.ndarray:
     """
     Bring each lead of (leads, n) float64 to mean 0 and population standard deviation 1, *in place*; zeros stay zeros.
-    Returns the standard deviations (leads,).
+    Returns the means (leads,) and standard deviations (leads,) that it had.
     """
-    signal -= signal.mean(axis=1, keepdims=True)
+    mean = signal.mean(axis=1, keepdims=True)
+    signal -= mean
     energy = (signal[:, None, :] @ signal[:, :, None]).reshape(-1)  # the fastest sum of squares
     std = np.sqrt(energy / signal.shape[1])
     signal *= np.divide(1.0, std, out=np.zeros_like(std), where=std > 0)[:, None]
-    return std
+    return mean[:, 0], std
 
 
 def segment(signal: np.ndarray, segment_samples: int) -> np.ndarray:
@@ -518,7 +521,7 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         values = np.empty((0, len(self.lead_names), self.segment_samples), dtype=np.float32)
         counts, valid, warnings, end = [], [], [], 0
         for i, inputs in enumerate(zip(pieces, rates, names, units, strict=True)):
-            segments, valid_samples, notes = self.prepare_recording(*inputs, name=f"recording {i}", **policies)
+            segments, valid_samples, notes, *_ = self.prepare_recording(*inputs, name=f"recording {i}", **policies)
             counts.append(len(segments))
             valid.append(valid_samples)
             warnings.append(notes)
@@ -587,9 +590,12 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         if not max(-low.min(), high.max()) <= _LARGEST_SAMPLE:  # or NaN
             _clean_nan(signal, plan.leads, nan_samples, live, warnings)
             low, high = signal.min(axis=1), signal.max(axis=1)
-        _drop_constant(signal, high - low < _SMALLEST_RANGE, plan.leads, constant_leads, live, warnings)
+        constant = high - low < _SMALLEST_RANGE
+        level = np.where(constant, low, 0.0)  # that a dead lead rests at
+        _drop_constant(signal, constant, plan.leads, constant_leads, live, warnings)
         clipped = clipped_leads(signal, low, high, rate) if inspect else ()
         warnings += [f"lead {plan.leads[row]} looks clipped: it {what}" for row, what in clipped]
+        unit = 1.0  # of the signal, in mV
         if units is not None:
             gains = _check_units(units, plan, len(names))
             widest = ((high - low) * gains)[live].max(initial=0)
@@ -597,9 +603,12 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
                 warnings.append(f"the widest lead spans {widest:.3g} mV: units or gains may be wrong")
             if (gains != gains[0]).any():
                 signal *= gains[:, None]
+                level *= gains
+            else:
+                unit = gains[0]
         if plan.leads != wanted:
-            signal, live, constant = _assemble(signal, live, plan, wanted)
-            _drop_constant(signal, constant, wanted, constant_leads, live, warnings)
+            signal, live, cancelled = _assemble(signal, live, plan, wanted)
+            _drop_constant(signal, cancelled, wanted, constant_leads, live, warnings)
 
         if length != array.shape[1]:
             signal = resample(signal, rate, self.sampling_rate)
@@ -607,7 +616,9 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
             _drop_constant(signal, flat, wanted, constant_leads, live, warnings)
         if not live.any():
             warnings.append("no lead carries a signal: the model's input is all zeros")
-        std = standardise(signal)
+        mean, std = standardise(signal)
+        if constant.any():
+            mean += [level[plan.leads.index(lead)] if lead in plan.leads else 0.0 for lead in wanted]
         recorded = tuple(lead for lead, ok in zip(wanted, live, strict=True) if ok and lead not in plan.missing)
         found = contradicting_leads(signal, std, wanted, recorded, self.sampling_rate) if inspect else ()
         for lead, share in found:
@@ -618,4 +629,5 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
             warnings.append(f"only {length / self.sampling_rate:.3g} s long: padded to {self.segment_seconds:g} s")
         if length > self.segment_samples and rest:
             warnings.append(f"the last {rest / self.sampling_rate:.3g} s are dropped: shorter than a segment")
-        return PreparedRecording(segment(signal, self.segment_samples), min(length, self.segment_samples), warnings)
+        segments, valid_samples = segment(signal, self.segment_samples), min(length, self.segment_samples)
+        return PreparedRecording(segments, valid_samples, warnings, unit * mean, unit * std)

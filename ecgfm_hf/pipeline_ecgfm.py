@@ -106,7 +106,7 @@ class ECGClassificationPipeline(ChunkPipeline):
         recording = self._recording(inputs)
         name = recording.pop("recording", None)
         # A recording at a time: two in one array would be averaged into one answer.
-        segments, valid_samples, warnings = self.feature_extractor.prepare_recording(
+        segments, valid_samples, warnings, *_ = self.feature_extractor.prepare_recording(
             recording.pop("signal"), **recording, name="recording" if name is None else str(name), **policies
         )
         mask = (torch.arange(segments.shape[2]) < valid_samples).long()[None]

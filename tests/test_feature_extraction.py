@@ -78,7 +78,9 @@ class TestAgreementWithTheOriginal:
             stitched(run(extract, data["recording"], 400))[:, ::16], expected[:, : 5000 // 16 + 1], atol=1e-6, rtol=0
         )
         signal = resample(data["recording"].astype(np.float64), 400, 500)
-        std = standardise(signal)
+        means = signal.mean(axis=1)
+        mean, std = standardise(signal)
+        np.testing.assert_array_equal(mean, means)
         np.testing.assert_allclose(signal[:, ::16], expected, atol=1e-12, rtol=0)
         np.testing.assert_allclose(std, data["std"], rtol=1e-13)
 
@@ -190,6 +192,19 @@ class TestSegments:
 
 
 class TestLeads:
+    @pytest.mark.parametrize("units", ["mV", "uV", ["uV"] * 6 + ["mV"] * 6, None])
+    def test_mean_and_std_undo_standardisation_in_millivolts(self, extract, units):
+        millivolts = make_ecg(10)
+        scale = np.array(
+            [
+                1000.0 if unit == "uV" else 1.0
+                for unit in ([units] * 12 if isinstance(units, str) else units or [""] * 12)
+            ]
+        )
+        prepared = extract.prepare_recording(millivolts * scale[:, None] + 0, 500, LEADS, units)
+        undone = prepared.segments * prepared.std[:, None] + prepared.mean[:, None]
+        np.testing.assert_allclose(np.concatenate(undone, axis=1), millivolts, atol=1e-6)
+
     def test_order_is_by_name_whatever_the_case(self, extract):
         order = np.random.default_rng(1).permutation(12)
         names = [(" " + LEADS[i]).lower() if i % 2 else LEADS[i].upper() for i in order]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...feature_extraction_ecgfm import STANDARD_LEADS, ECGFMFeatureExtractor
+from ...feature_extraction_ecgfm import STANDARD_LEADS, ECGFMFeatureExtractor, PreparedRecording
 from ...records.record import ECGRecord
 from ..labels import (
     LabelDefinition,
@@ -29,7 +29,6 @@ from ..published_splits import write_split_csv
 from .manifests import FairseqFolderError, write_cmsc_manifest, write_manifest
 from .mat_file import write_mat
 from .reading import LABELED_SPLITS_FILE
-from .voltages import mean_and_std
 
 UNSPLIT = "all"
 TRAINING = "train"
@@ -148,15 +147,14 @@ class _FolderWriter:
         identity = row["recording_id"]
         try:
             record = record_from_row(row)
-            segments = self._segments(record)
-            scale = mean_and_std(record, segments, self.extractor)
+            prepared = self._prepared(record)
         except ValueError as error:
             if self.errors == "raise":
                 raise FairseqFolderError(f"recording {identity}: {error}") from error
             self.left_out.append((identity, str(error)))
             return
         idx, name = len(self.recordings), self._free_name(identity)
-        self._write(name, idx, record, segments, *scale)
+        self._write(name, idx, record, prepared)
         meta = {key: row.get(key) for key in _META} | {
             **{
                 "dataset": row.get("source"),
@@ -171,21 +169,21 @@ class _FolderWriter:
         }
         # Tables of other libraries say NaN for null.
         values = tuple(None if row[label] != row[label] else row[label] for label in labels)
-        self.recordings.append(_Recording(name, split, len(segments), meta, values))
+        self.recordings.append(_Recording(name, split, len(prepared.segments), meta, values))
 
-    def _segments(self, record: ECGRecord) -> np.ndarray:
+    def _prepared(self, record: ECGRecord) -> PreparedRecording:
         prepared = self.extractor.prepare_recording(
             record.signal, record.sampling_rate, record.lead_names, "mV", name=record.recording_id, inspect=False
         )
         if prepared.valid_samples < self.extractor.segment_samples:
             raise FairseqFolderError(f"only {prepared.valid_samples} samples long, and segments have no padding there")
-        return prepared.segments
+        return prepared
 
-    def _write(self, name: str, idx: int, record: ECGRecord, segments: np.ndarray, mean, std) -> None:
+    def _write(self, name: str, idx: int, record: ECGRecord, prepared: PreparedRecording) -> None:
         def number(value: float) -> np.ndarray:
             return np.full((1, 1), _whole(value))
 
-        for segment_i, feats in enumerate(segments):
+        for segment_i, feats in enumerate(prepared.segments):
             variables = {
                 "org_sample_rate": number(record.sampling_rate),
                 "curr_sample_rate": number(self.extractor.sampling_rate),
@@ -193,8 +191,8 @@ class _FolderWriter:
                 "curr_sample_size": number(feats.shape[1]),
                 "feats": feats.astype(np.float64),
                 "idx": number(idx),
-                "mean": mean[:, None],
-                "std": std[:, None],
+                "mean": prepared.mean[:, None],
+                "std": prepared.std[:, None],
                 "segment_i": number(segment_i),
             }
             write_mat(self.folder / "segmented" / f"{name}_{segment_i}.mat", variables)
