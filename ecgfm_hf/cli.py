@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_data(commands)
     _add_synthesize(commands)
+    _add_label(commands)
     return parser
 
 
@@ -279,6 +280,20 @@ def _add_synthesize(commands: Any) -> None:
     parser = commands.add_parser("synthesize", help="write a synthetic, labelled cohort as WFDB")
     add_synthesize_arguments(parser)
     parser.set_defaults(run=run_synthesize)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# ecgfm label
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _add_label(commands: Any) -> None:
+    from .labeler.command import add_label_arguments, run_label
+
+    parser = commands.add_parser("label", help="turn free-text reports into labels")
+    add_label_arguments(parser)
+
+    parser.set_defaults(run=run_label)
 
 
 @contextlib.contextmanager

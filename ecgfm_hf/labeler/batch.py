@@ -1,6 +1,7 @@
 """Many reports: a table of labels, in several processes, without reading a report twice."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from itertools import islice
@@ -11,7 +12,7 @@ from .labeler import Labeler, check_keep
 REMEMBERED, LONGEST_REMEMBERED = 65536, 2000
 _CHUNK = 2000
 
-_row_of = None  # In a worker process: its labeler, ready to give rows.
+_read = None  # In a worker process: its labeler, ready to read reports.
 
 
 def label_reports(
@@ -22,6 +23,7 @@ def label_reports(
     soft: bool = False,
     processes: int = 1,
     cache: bool = True,
+    unmatched: Counter[str] | None = None,
 ) -> Iterator[list[int] | list[float]]:
     """
     The rows of many reports, in their order.
@@ -35,6 +37,7 @@ def label_reports(
         keep, soft: as for `Labeler.row`.
         processes: how many; with 1, in this one.
         cache: keep the rows of up to 65,536 different reports of up to 2,000 characters.
+        unmatched: counts, report by report, the statements that no phrase accounts for (see `Labeler.unmatched`).
 
     Returns:
         an iterator over lists of 0 and 1, or of probabilities where `soft`.
@@ -45,23 +48,29 @@ def label_reports(
     check_keep(keep)
     if processes < 1:
         raise ValueError(f"processes must be at least 1, found: {processes}")
-    settings = (labeler, keep, soft, cache)
-    return _in_order(settings, reports, processes)
+    return _in_order((labeler, keep, soft, cache, unmatched is not None), reports, processes, unmatched)
 
 
-def _in_order(settings: tuple, reports: Iterable[str], processes: int) -> Iterator[list]:
+def _in_order(
+    settings: tuple, reports: Iterable[str], processes: int, unmatched: Counter[str] | None
+) -> Iterator[list]:
+    for row, statements in _answers(settings, reports, processes):
+        if statements:
+            unmatched.update(statements)
+        yield list(row)  # A copy of what the cache keeps: a caller may change its row.
+
+
+def _answers(settings: tuple, reports: Iterable[str], processes: int) -> Iterator[tuple[list, list[str]]]:
     if processes == 1:
-        row_of = _reader(*settings)
-        for report in reports:
-            yield row_of(report)
+        yield from map(_reader(*settings), reports)
         return
     with ProcessPoolExecutor(processes, initializer=_start, initargs=settings) as pool:
         remaining = iter(reports)
         # A few chunks a process at a time: a table of a million reports never waits in memory as a whole.
         while block := list(islice(remaining, _CHUNK * processes * 4)):
             chunks = [block[start : start + _CHUNK] for start in range(0, len(block), _CHUNK)]
-            for rows in pool.map(_rows, chunks):
-                yield from rows
+            for answers in pool.map(_read_all, chunks):
+                yield from answers
 
 
 def join_lines(lines: Sequence[object]) -> str:
@@ -74,26 +83,30 @@ def join_lines(lines: Sequence[object]) -> str:
     return "; ".join(part for part in statements if part)
 
 
-def _reader(labeler: Labeler, keep: str | float, soft: bool, cache: bool):
-    def read(report: str) -> list:
-        return labeler.row(report, keep, soft)
+def _reader(
+    labeler: Labeler, keep: str | float, soft: bool, cache: bool, with_unmatched: bool
+) -> Callable[[str], tuple[list, list[str]]]:
+    """From a report to its row and what of it is unmatched."""
+
+    def read(report: str) -> tuple[list, list[str]]:
+        found = labeler(report)
+        return labeler.row_of(found, keep, soft), found.unmatched_statements if with_unmatched else []
 
     if not cache:
         return read
     remembered = lru_cache(maxsize=REMEMBERED)(read)
 
-    def row_of(report: str) -> list:
-        if isinstance(report, str) and len(report) <= LONGEST_REMEMBERED:
-            return list(remembered(report))  # A copy: a caller may change its row.
-        return read(report)
+    def recall(report: str) -> tuple[list, list[str]]:
+        is_short = isinstance(report, str) and len(report) <= LONGEST_REMEMBERED
+        return remembered(report) if is_short else read(report)
 
-    return row_of
+    return recall
 
 
 def _start(*settings: object) -> None:
-    global _row_of
-    _row_of = _reader(*settings)
+    global _read
+    _read = _reader(*settings)
 
 
-def _rows(reports: list[str]) -> list[list]:
-    return [_row_of(report) for report in reports]
+def _read_all(reports: list[str]) -> list[tuple[list, list[str]]]:
+    return [_read(report) for report in reports]

@@ -7,24 +7,27 @@ Labelers of one's own: a dictionary or a JSON file.
       "entities": {"Sinus rhythm": [], "Sinus tachycardia": ["Sinus rhythm"], "Long QT": []},
       "phrases": {"Sinus tachycardia": ["sinus tachycardia"], "Long QT": ["prolonged qt"]},
       "descriptors": {"Possible": {"before": ["possible"], "after": ["is possible"], "probability": 0.5}},
-      "connectives": {"or": {"left": ["Possible"], "right": ["Possible"]}, "with": {}},
+      "connectives": {"or": {"left": ["Possible"], "right": ["Possible"], "passes": ["Absence"]}, "with": {}},
       "compounds": [{"entity": "...", "including": ["..."], "excluding": ["..."]}],
       "attached": [{"entity": "...", "descriptor": "...", "gives": "..."}],
       "traveling": {"Infarction": ["Old"]},
       "ignored": ["no previous ecg"],
       "slots": {"lead": ["v1", "v2"]},
       "rewrites": {"sb": "sinus bradycardia"},
+      "mistyped": ["tachycardia"],
       "switches": {"connective_gate": false, "honour_absence": true, "within_statement": true},
       "extends": "general.json"
     }
 
-Phrases are in normalised words (`Labeler.normalize` shows them); `{lead}` in a phrase stands for each value of a slot.
-A phrase under several entities gives all of them. `extends` takes another file (its path from this file's folder)
-and changes it: an entity, descriptor or connective that it has is replaced, phrases and lists are added to, and
-`"removed": [...]` takes phrases of it away.
+Phrases are in normalised words (`Labeler.normalize` shows them). They may be templates: `{lead}` stands for each value
+of a slot, `{early|late}` for each of its choices, `[left|right]` for each of its choices or nothing, and these may
+stand in one another. A phrase under several entities (or descriptors of one side) gives all of them.
+
+`extends` takes a preset's name or another file (its path from this file's folder) and changes it: an entity,
+descriptor or connective that it has is replaced, phrases and lists are added to, and `"removed": [...]` takes phrases
+of it away (as they are written there).
 """
 
-import itertools
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -34,12 +37,15 @@ from .errors import LabelerError
 from .inference import Switches
 from .knowledge import AFTER, BEFORE, CONNECTIVE, ENTITY, Compound, Descriptor, Entity, Knowledge, Mention, Pattern
 from .original_json import read_json
+from .presets import PRESETS
 
 _SECTIONS = {
     **{"name": str, "description": str, "extends": str, "labels": list, "entities": dict, "phrases": dict},
     **{"descriptors": dict, "connectives": dict, "compounds": list, "attached": list, "traveling": dict},
-    **{"ignored": list, "removed": list, "slots": dict, "rewrites": dict, "switches": dict, "differences": list},
+    **{"ignored": list, "removed": list, "slots": dict, "rewrites": dict, "switches": dict, "mistyped": list},
 }
+# A part of a template that has no other part in it.
+_INNERMOST = re.compile(r"\{[^{}\[\]]*\}|\[[^{}\[\]]*\]")
 _SWITCHES = tuple(Switches.__dataclass_fields__)
 
 
@@ -72,7 +78,10 @@ def read_definition(
             raise LabelerError(f"{where}: {section!r} must be {kind}, found: {value!r}")
     if "extends" in definition:
         folder = extended_by[-1].parent if extended_by else Path()
-        definition = _merged(read_definition(folder / definition["extends"], extended_by)[0], definition, where)
+        base = PRESETS[definition["extends"]]() if definition["extends"] in PRESETS else None
+        if base is None:
+            base = read_definition(folder / definition["extends"], extended_by)[0]
+        definition = _merged(base, definition, where)
     return definition, where
 
 
@@ -105,7 +114,7 @@ def build(definition: Mapping[str, Any], where: str) -> tuple[Knowledge, Switche
     patterns = [
         Pattern(text, ENTITY, mentions=tuple(found), source=f"{where}: phrases") for text, found in mentions.items()
     ]
-    descriptors = {}
+    descriptors, described = {}, {}
     for name, entry in definition.get("descriptors", {}).items():
         spot = f"descriptors: {name!r}"
         reader.keys(entry, spot, {"before", "after", "probability", "creates"})
@@ -115,13 +124,18 @@ def build(definition: Mapping[str, Any], where: str) -> tuple[Knowledge, Switche
         descriptors[name] = Descriptor(name, reader.names(entry.get("creates", []), spot), probability)
         for side, kind in (("before", BEFORE), ("after", AFTER)):
             for text in reader.phrases(entry.get(side, []), spot):
-                patterns.append(Pattern(text, kind, descriptors=(name,), source=f"{where}: {spot}"))
+                described.setdefault((text, kind), []).append(name)
+    patterns += [
+        Pattern(text, kind, descriptors=tuple(names), source=f"{where}: descriptors: {names[0]!r}")
+        for (text, kind), names in described.items()
+    ]
     for text, entry in definition.get("connectives", {}).items():
         spot = f"connectives: {text!r}"
-        reader.keys(entry, spot, {"left", "right"})
-        left, right = (reader.names(entry.get(side, []), spot) for side in ("left", "right"))
+        reader.keys(entry, spot, {"left", "right", "passes"})
+        left, right, passes = (reader.names(entry.get(key, []), spot) for key in ("left", "right", "passes"))
+        source = f"{where}: connectives"
         patterns.append(
-            Pattern(text, CONNECTIVE, descriptors=left, right_descriptors=right, source=f"{where}: connectives")
+            Pattern(text, CONNECTIVE, descriptors=left, right_descriptors=right, passes=passes, source=source)
         )
     compounds = []
     for number, entry in enumerate(definition.get("compounds", [])):
@@ -192,19 +206,29 @@ class _Reader:
         return tuple(found)
 
     def phrases(self, items: Any, entry: str) -> list[str]:
-        """Phrases with their slots filled, in all combinations."""
-        filled = []
+        """All phrases of templates, each once: slots filled, choices made, what is optional there and left out."""
+        filled: dict[str, None] = {}
         for text in self.names(items, entry):
-            names = re.findall(r"\{(\w+)\}", text)
-            for name in names:
-                if name not in self.slots:
-                    raise self.error(entry, f"{text!r}: slot {name!r} is not defined")
-            for values in itertools.product(*(self.slots[name] for name in names)):
-                phrase = text
-                for name, value in zip(names, values, strict=True):
-                    phrase = phrase.replace(f"{{{name}}}", value, 1)
-                filled.append(phrase.lower())
-        return filled
+            waiting = [text.lower()]
+            while waiting:
+                template = waiting.pop()
+                part = _INNERMOST.search(template)
+                if part is None:
+                    filled[" ".join(template.split())] = None
+                    continue
+                for choice in self._choices(part[0], text, entry):
+                    waiting.append(template[: part.start()] + choice + template[part.end() :])
+        return list(filled)
+
+    def _choices(self, part: str, text: str, entry: str) -> list[str]:
+        inner = part[1:-1]
+        if part[0] == "[":
+            return [*inner.split("|"), ""]
+        if "|" in inner:
+            return inner.split("|")
+        if inner not in self.slots:
+            raise self.error(entry, f"{text!r}: slot {inner!r} is not defined")
+        return list(self.slots[inner])
 
 
 def _merged(base: Mapping[str, Any], change: Mapping[str, Any], where: str) -> dict[str, Any]:

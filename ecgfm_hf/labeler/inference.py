@@ -1,7 +1,8 @@
 """From the phrases of a report to its labels: attachment, probability, propagation through the graph, compounds."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from .knowledge import AFTER, BEFORE, CONNECTIVE, ENTITY, Compound, Knowledge, Mention
 from .matching import Hit
@@ -37,8 +38,7 @@ class Instance:
     attached: list[Hit]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """
     An entity of a report and why it is there.
 
@@ -108,6 +108,9 @@ class Inference:
                 reached[-1][1].extend(pattern.descriptors)
                 reached[-1][2].append(hit)
             elif kind == CONNECTIVE:
+                if reached and pattern.passes:
+                    passed = tuple(name for name in pattern.passes if name in reached[-1][1])
+                    waiting += [(hit, passed)] if passed else []
                 if reached and pattern.descriptors:
                     reached[-1][1].extend(pattern.descriptors)
                     reached[-1][2].append(hit)
@@ -170,7 +173,7 @@ class Inference:
                 for index, row in enumerate(rows):
                     if row.entity in self._ancestors[source.entity] and self._is_a(row.entity, root):
                         carried = row.descriptors + tuple(sorted(passed.difference(row.descriptors)))
-                        rows[index] = replace(row, descriptors=carried)
+                        rows[index] = row._replace(descriptors=carried)
         return rows
 
     def _attach(self, rows: list[Row]) -> list[Row]:
@@ -196,7 +199,7 @@ class Inference:
                 via = tuple(mention.entity for mention in compound.including)
                 rows.append(Row(compound.entity, 1.0, source="compound", path=(compound.entity,), via=via))
                 parents = self._parents(compound.entity, 1.0, (compound.entity,))
-                rows += [replace(row, via=via) for row in parents]
+                rows += [row._replace(via=via) for row in parents]
         return rows
 
     def labels(self, rows: Iterable[Row]) -> dict[str, float]:

@@ -42,7 +42,8 @@ class Pattern:
 
     `kind` is `"entity"` (stands for `mentions`; none means: recognised, and ignored), `"before"` or `"after"` (gives
     `descriptors` to the next entity on its right or left), `"unattached"` (recognised only) or `"connective"` (gives
-    `descriptors` to its left and `right_descriptors` to its right). `source` is where the table has it, for messages.
+    `descriptors` to its left and `right_descriptors` to its right, and passes those of `passes` on from what is on its
+    left to what is on its right). `source` is where the table has it, for messages.
     """
 
     text: str
@@ -50,6 +51,7 @@ class Pattern:
     mentions: tuple[Mention, ...] = ()
     descriptors: tuple[str, ...] = ()
     right_descriptors: tuple[str, ...] = ()
+    passes: tuple[str, ...] = ()
     source: str = field(default="", compare=False)
 
 
@@ -133,7 +135,8 @@ class Knowledge:
                 raise LabelerError(f"{where}the phrase is there already ({first[pattern.text].source or 'pattern'})")
             first[pattern.text] = pattern
             self._mentions(pattern.mentions, where)
-            self._defined(pattern.descriptors + pattern.right_descriptors, self.descriptors, where + "descriptor")
+            named = pattern.descriptors + pattern.right_descriptors + pattern.passes
+            self._defined(named, self.descriptors, where + "descriptor")
 
     def _refuse_cycles(self) -> None:
         finished: set[str] = set()

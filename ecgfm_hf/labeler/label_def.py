@@ -48,6 +48,11 @@ class LabelCounts:
         counts._recordings = dict(recordings)
         return counts
 
+    def totals(self) -> tuple[list[int], int]:
+        """Positives by label, and recordings, of all splits together."""
+        positives = [sum(counts) for counts in zip(*self._positives.values(), strict=True)] or [0] * len(self.labels)
+        return positives, sum(self._recordings.values())
+
     def pos_weight(self, split: str = "train") -> list[float]:
         """
         The weight of a positive by label, `(1 - f) / f` with `f` the share of positives (source: `design/facts.md`).

@@ -15,6 +15,7 @@ from .knowledge import Knowledge
 from .matching import Hit, Matcher
 from .normalization import Normalizer
 from .original_json import load_original_json
+from .presets import PRESETS
 
 _NOT_SHOWN = re.compile(r"[^A-Za-z0-9 ]+")
 
@@ -48,6 +49,12 @@ class ReportLabels:
         """What `unmatched` has of ASCII letters, digits and spaces."""
         return _NOT_SHOWN.sub("", self.unmatched).strip()
 
+    @property
+    def unmatched_statements(self) -> list[str]:
+        """What no phrase accounts for, as words, statement by statement (a statement ends at a semicolon)."""
+        parts = (" ".join(_NOT_SHOWN.sub(" ", part).split()) for part in self.unmatched.split(";"))
+        return [words for words in parts if words]
+
     def is_positive(self, label: str, keep: str | float = "any") -> bool:
         """Whether the label is there: with any probability, or with at least the threshold `keep`."""
         probability = self.probabilities.get(label)
@@ -68,6 +75,7 @@ class Labeler:
         knowledge: the tables.
         labels: the columns, in order: entities, or "Entity - Descriptor"; by default all entities that are labels.
         rewrites: phrases to normalise besides those of the package, as `{written: canonical}`.
+        mistyped: words in which a slip of the keyboard is mended, besides those of the package.
         switches: see `Switches`; by default as the original behaves.
         name: for messages and reports.
 
@@ -81,6 +89,7 @@ class Labeler:
         labels: Sequence[str] | None = None,
         *,
         rewrites: Mapping[str, str] | None = None,
+        mistyped: Sequence[str] = (),
         switches: Switches | None = None,
         name: str = "labeler",
     ) -> None:
@@ -94,9 +103,21 @@ class Labeler:
             repeated = next(label for label, count in Counter(self.labels).items() if count > 1)
             raise LabelerError(f"{name}: label {repeated!r} is there twice")
         self.rewrites = dict(rewrites or {})
-        self.normalize = Normalizer(self.rewrites)
+        self.normalize = Normalizer(self.rewrites, mistyped)
         self._matcher = Matcher(knowledge.patterns)
         self._inference = Inference(knowledge, self.switches)
+
+    @classmethod
+    def from_preset(cls, name: str = "mimic17", **switches: bool) -> "Labeler":
+        """
+        A labeler that comes with the package: `"mimic17"` or `"mimic17-clinical"`.
+
+        Raises:
+            LabelerError: there is no such preset, or no such switch.
+        """
+        if name not in PRESETS:
+            raise LabelerError(f"preset {name!r} is unknown; known: {', '.join(PRESETS)}")
+        return cls.from_definition(PRESETS[name](), **switches)
 
     @classmethod
     def from_definition(cls, source: str | Path | Mapping[str, Any], **switches: bool) -> "Labeler":
@@ -118,6 +139,7 @@ class Labeler:
             knowledge,
             definition.get("labels"),
             rewrites=rewrites,
+            mistyped=_words(definition.get("mistyped", []), where),
             switches=_switched(defaults, switches, where),
             name=definition.get("name", where),
         )
@@ -157,7 +179,12 @@ class Labeler:
             ValueError: `keep` is neither.
         """
         check_keep(keep)
-        found = self(report)
+        return self.row_of(self(report), keep, soft)
+
+    def row_of(self, found: ReportLabels, keep: str | float = "any", soft: bool = False) -> list[int] | list[float]:
+        """The row of what was found in a report already; `keep` and `soft` as for `row`, and not checked."""
+        if keep == "any" and not soft:
+            return [int(label in found.probabilities) for label in self.labels]
         if soft:
             return [found.probabilities[label] if found.is_positive(label, keep) else 0.0 for label in self.labels]
         return [int(found.is_positive(label, keep)) for label in self.labels]
@@ -176,10 +203,7 @@ class Labeler:
         """What no phrase accounts for, statement by statement, with counts: where the tables have gaps."""
         counts: Counter[str] = Counter()
         for report in reports:
-            for part in self(report).unmatched.split(";"):
-                words = " ".join(_NOT_SHOWN.sub(" ", part).split())
-                if words:
-                    counts[words] += 1
+            counts.update(self(report).unmatched_statements)
         return counts
 
     def _infer(self, text: str, hits: Sequence[Hit]) -> tuple[list[Sequence[Row]], list[Row]]:
@@ -202,6 +226,13 @@ def _check_label(label: str, knowledge: Knowledge, name: str) -> None:
     if label in knowledge.entities or (entity in knowledge.entities and descriptor in knowledge.descriptors):
         return
     raise LabelerError(f"{name}: label {label!r} is no entity and no 'Entity - Descriptor' of the tables")
+
+
+def _words(words: Sequence[object], where: str) -> list[str]:
+    for word in words:
+        if not isinstance(word, str) or not word.isalpha():
+            raise LabelerError(f"{where}: mistyped: must be words of letters, found: {word!r}")
+    return [word.lower() for word in words]
 
 
 def _switched(defaults: Switches, switches: Mapping[str, bool], where: str) -> Switches:

@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterable
 
-# The border of a phrase: no letter, digit or underscore beside it. A side that is punctuation has no border.
-LEFT_BORDER, RIGHT_BORDER = r"(?<!\w)", r"(?!\w)"
+# The border of a phrase: no letter, digit or underscore beside it. A side that is punctuation has no border. (Beside a
+# word character this is what a look-around says, and several times as fast.)
+LEFT_BORDER = RIGHT_BORDER = r"\b"
 
 
 def is_word_character(character: str) -> bool:

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from operator import itemgetter
+from typing import NamedTuple
 
 from .knowledge import CONNECTIVE, ENTITY, Pattern
 from .literals import bordered_literals, is_word_character
@@ -11,8 +12,7 @@ from .literals import bordered_literals, is_word_character
 _RANK = {ENTITY: 0, CONNECTIVE: 2}
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(NamedTuple):
     """A phrase found at `text[start:end]` of the normalised text."""
 
     start: int
@@ -33,41 +33,39 @@ class Matcher:
         words, others = bordered_literals(pattern.text for pattern in patterns)
         # The look-ahead gives the longest phrase of each position; the words behind it are looked at again.
         self._regex = re.compile(rf"(?=({words}))\w+|(?=({others}))\W")
-        ranked = {
-            pattern.text: ((_RANK.get(pattern.kind, 1), -len(pattern.text), index), pattern)
-            for index, pattern in enumerate(patterns)
-        }
+        order = sorted(patterns, key=lambda pattern: (_RANK.get(pattern.kind, 1), -len(pattern.text)))
+        self._ranked = [(len(pattern.text), pattern) for pattern in order]
+        rank_of = {pattern.text: rank for rank, pattern in enumerate(order)}
         # Shorter phrases that begin where a longer one does: the longer one's text decides that they are there.
-        self._at: dict[str, list[tuple[tuple[int, int, int], Pattern]]] = {}
-        for text in ranked:
-            beginnings = [text[:end] for end in range(1, len(text) + 1) if text[:end] in ranked]
-            self._at[text] = [ranked[short] for short in beginnings if _ends_at_border(short, text)]
+        self._at: dict[str, list[int]] = {}
+        for text in rank_of:
+            beginnings = [text[:end] for end in range(1, len(text) + 1) if text[:end] in rank_of]
+            self._at[text] = [rank_of[short] for short in beginnings if _ends_at_border(short, text)]
 
     def find(self, text: str) -> list[Hit]:
         """The phrases of a normalised text, in the order of the text."""
+        # One number for rank and start: numbers sort fast, and a long report burdens the garbage collector with none.
+        size = len(text) + 1
         candidates = []
         for match in self._regex.finditer(text):
             start = match.start()
-            for rank, pattern in self._at[match[1] or match[2]]:
-                candidates.append((rank, start, pattern))
-        candidates.sort(key=_rank_and_start)
-        taken = bytearray(len(text))
+            for rank in self._at[match[1] or match[2]]:
+                candidates.append(rank * size + start)
+        candidates.sort()
+        taken = bytearray(size)
         hits = []
-        for _, start, pattern in candidates:
-            end = start + len(pattern.text)
-            if taken.find(1, start, end) < 0:
-                taken[start:end] = b"\x01" * (end - start)
+        for candidate in candidates:
+            rank, start = divmod(candidate, size)
+            length, pattern = self._ranked[rank]
+            end = start + length
+            if 1 not in taken[start:end]:
+                taken[start:end] = b"\x01" * length
                 hits.append(Hit(start, end, pattern))
-        hits.sort(key=_start)
+        hits.sort(key=_START)
         return hits
 
 
-def _rank_and_start(candidate: tuple) -> tuple:
-    return candidate[:2]
-
-
-def _start(hit: Hit) -> int:
-    return hit.start
+_START = itemgetter(0)
 
 
 def _ends_at_border(short: str, text: str) -> bool:

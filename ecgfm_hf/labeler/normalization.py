@@ -1,7 +1,7 @@
 """Brings reports to one way of writing: lower case, whole words for abbreviations, one word for each thing."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from .literals import LEFT_BORDER, bordered_literals
 from .normalization_tables import (
@@ -14,13 +14,18 @@ from .normalization_tables import (
     LEADS,
     MISSPELLED,
     MISTYPED,
+    NOTICES,
     PHRASE_PASSES,
     QUALIFIERS,
 )
 
+_FEW = 20
+_VOWELS = "aeiouy"
 _KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 # A slip that gives another word that reports use is no slip.
-_WORDS_OF_THEIR_OWN = frozenset({"atria", "arial", "brunch", "bungle", "conducting", "place", "placed", "placing"})
+_WORDS_OF_THEIR_OWN = frozenset(
+    {"atria", "arial", "brunch", "bungle", "conducting", "literal", "place", "placed", "placing"}
+)
 
 
 class Normalizer:
@@ -34,41 +39,42 @@ class Normalizer:
 
     Args:
         rewrites: phrases of the caller's own, as `{written: canonical}`, in lower case; read before the tables.
+        mistyped: words of the caller's own to mend where a key slipped.
 
     Raises:
         ValueError: a phrase of `rewrites` is empty.
     """
 
-    def __init__(self, rewrites: Mapping[str, str] | None = None) -> None:
+    def __init__(self, rewrites: Mapping[str, str] | None = None, mistyped: Iterable[str] = ()) -> None:
         rewrites = {written.lower(): canonical.lower() for written, canonical in (rewrites or {}).items()}
         if any(not written.strip() for written in rewrites):
             raise ValueError("a phrase to rewrite must not be empty")
         leads = "|".join(sorted(LEADS, key=len, reverse=True))
         lead_list = rf"((?<!\w)(?:{leads})(?!\w)(?:[ ,]+(?:{leads})(?!\w))*)"
-        self._cut = re.compile(
-            f"(?:{'|'.join(CUT_LEADS)}){{0,3}}(?:{'|'.join(map(re.escape, sorted(CUTS, key=len, reverse=True)))})",
-            re.IGNORECASE,
-        )
         self._leads = re.compile(rf"(?<!\w)(?:{leads})(?!\w)")
         self._lead_lists = [
             (re.compile(LEFT_BORDER + context.replace("{leads}", lead_list)), sentence)
             for context, sentence in LEAD_LISTS
         ]
         self._capitals = _Phrases(CASE_SENSITIVE)
-        self._slips = _slips()
+        self._slips = _slips([*MISTYPED.split(), *mistyped])
         self._passes = [_Phrases(rewrites)] if rewrites else []
         self._passes += [_Phrases(_turned(table)) for table in PHRASE_PASSES]
         self._final = _Phrases(_turned(FINAL_PHRASES))
         qualifiers = "|".join(sorted(QUALIFIERS, key=len, reverse=True))
         self._trailing = re.compile(rf"(?:,| ?-) ?((?:(?:probabl|possibl)[ye] )?)({qualifiers})(?!\w)")
-        self._families = [(words, re.compile(pattern), outcome) for words, pattern, outcome in FAMILIES]
+        self._families = [
+            (re.compile(sign).search, [(re.compile(rf"\b{pattern}(?!\w)"), outcome) for pattern, outcome in rules])
+            for sign, rules in FAMILIES
+        ]
 
     def __call__(self, report: str) -> str:
         """The normalised report; an empty string for what is no string (a missing report is NaN in a table)."""
         if not isinstance(report, str):
             return ""
         text = self._open(report)
-        text = _SLIP.sub(self._mend, text)
+        if not self._slips.keys().isdisjoint(_WORD.findall(text)):
+            text = _WORD.sub(self._mend, text)
         for phrases in self._passes:
             text = phrases(text)
         return self._close(_question_marks(text)).strip()
@@ -78,32 +84,40 @@ class Normalizer:
 
     def _open(self, report: str) -> str:
         """Cuts what is about other recordings, resolves what needs capitals, and goes to lower case."""
-        cut = self._cut.search(report)
-        text = _SPACES.sub(" ", report[: cut.start()] if cut else report).strip()
-        text = self._capitals(text)
-        text = _SINUS_BLOCK.sub("sinus block", text)
-        text = _FAILURE_TO.sub(_loss, _FAILURE_OF.sub(_loss, text))
-        text = text.lower()
+        text = self._capitals(_one_space(_cut(report))).lower()
+        if "block" in text:
+            text = _SINUS_BLOCK.sub("sinus block", text)
+        if "failure " in text:
+            text = _FAILURE_TO.sub(_loss, _FAILURE_OF.sub(_loss, text))
         if text.endswith((" normal", " abnormal", " borderline")):
             text += " ecg"
         text = text.replace("`", " ").replace("&", " and ")
-        text = _SLASH.sub("/", text)
-        text = _WAVES.sub(r"\1 wave\2", text)
-        return _SPACES.sub(" ", text)
+        if "/ " in text or " /" in text:
+            text = _SLASH.sub("/", text)
+        if "wave" in text:
+            text = _WAVES.sub(r"\1 wave\2", text)
+        return _one_space(text)
 
     def _close(self, text: str) -> str:
         """Sentences of the machines: lists of leads, and families of phrases."""
         text = self._final(text)
+        if "without know" in text or "suspected" in text:
+            text = _NOTICE.sub("", text)
         if "lead" in text or "sequence error" in text:
             for context, sentence in self._lead_lists:
                 text = context.sub(lambda match, sentence=sentence: self._one_a_lead(match, sentence), text)
-        text = _SPLIT_CHAMBER.sub(r"\1\2", text).replace("*", " ")
-        text = _INITIAL.sub(_chamber, text)
-        text = _BUNDLE.sub("bundle branch", text)
+        if _PARTED.search(text):
+            text = _SPLIT_CHAMBER.sub(r"\1\2", text)
+        text = text.replace("*", " ")
+        if "v-" in text or "a-" in text:
+            text = _INITIAL.sub(_chamber, text)
+        if "bundle" in text:
+            text = _BUNDLE.sub("bundle branch", text)
         text = text.replace("-sensing", " sensing").replace("-pacing", " pacing")
-        for words, pattern, outcome in self._families:
-            if any(word in text for word in words):
-                text = pattern.sub(outcome, text)
+        for sign, rules in self._families:
+            if sign(text):
+                for pattern, outcome in rules:
+                    text = pattern.sub(outcome, text)
         return self._trailing.sub(_qualified, text)
 
     def _one_a_lead(self, match: re.Match[str], sentence: str) -> str:
@@ -116,16 +130,25 @@ class _Phrases:
     def __init__(self, table: Mapping[str, str]) -> None:
         self._table = dict(table)
         self._regex = re.compile("|".join(bordered_literals(self._table)))
+        # To look for a few phrases first, borders aside, costs less than to walk over a text that has none of them.
+        self._few = tuple(self._table) if len(self._table) <= _FEW else ()
 
     def __call__(self, text: str) -> str:
+        for phrase in self._few:
+            if phrase in text:
+                break
+        else:
+            if self._few:
+                return text
         return self._regex.sub(self._canonical, text)
 
     def _canonical(self, match: re.Match[str]) -> str:
         return self._table[match[0]]
 
 
-_SPACES = re.compile(r"\s+")
-_SLIP = re.compile(r"(?<!\w)[a-z]{5,}(?!\w)")
+_PARTED = re.compile("(?:supra|intra|inter)[- ]")
+_NOTICE = re.compile(rf"(?<!\w)(?:{'|'.join(NOTICES)})(?!\w)")
+_WORD = re.compile(r"(?<!\w)[a-z]{5,}(?!\w)")
 _SLASH = re.compile(r" ?/ ?")
 _WAVES = re.compile(r"(?<!\w)([a-z])[ -]?wave(s?)(?!\w)")
 _SINUS_BLOCK = re.compile(
@@ -147,6 +170,24 @@ _INITIAL = re.compile(r"(?<!\w)([va])- ?(?=[a-z]{2})")
 _BUNDLE = re.compile(r"(?<!\w)bundle(?! branch)(?!\w)")
 
 
+def _cut(report: str) -> str:
+    """The report up to where it begins to speak of signatures or of other recordings."""
+    lowered = report.lower()
+    if len(lowered) != len(report):  # A few capitals of other scripts become two characters.
+        report = lowered
+    found = [at for at in map(lowered.find, CUTS) if at >= 0]
+    if not found:
+        return report
+    end = min(found)
+    while lead := next((words for words in CUT_LEADS if lowered.endswith(words, 0, end)), None):
+        end -= len(lead)
+    return report[:end]
+
+
+def _one_space(text: str) -> str:
+    return " ".join(text.split())
+
+
 def _loss(match: re.Match[str]) -> str:
     chamber = f"{match[1].lower()} " if match[1] else ""
     lost = ["capture" if word.lower() == "capture" else "sensing" for word in match.groups()[1:] if word]
@@ -160,7 +201,7 @@ def _question_marks(text: str) -> str:
         if text.lstrip().startswith("?"):
             text = "<before?> " + text.lstrip()[1:]
         text = _ASKED_AFTER.sub(" <after?> ", text)
-    return _SPACES.sub(" ", _COMMA.sub(", ", text)).strip()
+    return _one_space(_COMMA.sub(", ", text))
 
 
 def _asked(match: re.Match[str]) -> str:
@@ -180,9 +221,8 @@ def _turned(table: Mapping[str, Iterable[str]]) -> dict[str, str]:
     return {written: canonical for canonical, surface in table.items() for written in surface}
 
 
-def _slips() -> dict[str, str]:
+def _slips(words: Sequence[str]) -> dict[str, str]:
     """Mistyped words and what they mean: all that are one slip of the keyboard away, and those that are listed."""
-    words = MISTYPED.split()
     mended = {slip: word for word in words for slip in _one_slip(word)}
     mended.update({slip: word for word, slips in MISSPELLED.items() for slip in slips})
     return {slip: word for slip, word in mended.items() if slip not in words and slip not in _WORDS_OF_THEIR_OWN}
@@ -194,7 +234,7 @@ def _one_slip(word: str) -> Iterable[str]:
         yield word[: index + 1] + word[index] + word[index + 1 :]
         if index:  # Without its first or last letter a word is often another one ("trial", "atria").
             yield word[:index] + word[index + 1 :]
-            for key in _neighbours(word[index]):
+            for key in _neighbours(word[index]) + (_VOWELS if word[index] in _VOWELS else ""):
                 yield word[:index] + key + word[index + 1 :]
 
 

@@ -18,28 +18,20 @@ CASE_SENSITIVE = {
     **{f"{name}'s": f"{name}s" for name in ("PAC", "APB", "APC", "PVC", "VPB", "PSC", "SVPB", "PJC", "ECG")},
 }
 
-# Words that keyboards get wrong, and how: neighbouring letters swapped, one left out, doubled or a key beside it.
+# Words that keyboards get wrong: neighbouring letters swapped, one left out, doubled, a key beside it or another vowel.
+# First the stems that the original repairs, then those of its abbreviations and machine sentences.
 MISTYPED = (
-    "aberrant aberrantly aberrancy aberration accelerated anterolateral anteroseptal artifact artifacts atrial "
-    "atrioventricular biventricular bradycardia bundle branch capture complexes conducted conduction contractions "
-    "degree ectopic electronic fascicular fibrillation flutter idioventricular incomplete infarct infarction "
-    "intraventricular ischemia junctional lateral mobitz pacemaker paced pacing preexcitation premature reversal "
-    "rhythm septal sinus supraventricular tachycardia unsuitable ventricular wander wenckebach"
+    "fascicular artifact artifacts atrial atrioventricular biventricular idioventricular intraventricular junctional "
+    "supraventricular ventricular lateral anterolateral anteroseptal septal aberrant aberrantly aberrancy aberration "
+    "bundle branch degree fibrillation flutter infarct infarction ischemia mobitz preexcitation wenckebach "
+    "bradycardia tachycardia rhythm sinus accelerated incomplete conducted conduction capture complexes contractions "
+    "ectopic electronic paced pacemaker pacing premature reversal unsuitable wander"
 )
-# Slips further from the word than one key.
+# Common spellings that are more than one slip away.
 MISSPELLED = {
-    "aberrant": ("abberant", "abberrant", "aberent"),
-    "aberrantly": ("abberantly", "abberrantly"),
-    "artifact": ("artefact", "artificat"),
-    "artifacts": ("artefacts",),
-    "atrial": ("artial",),
-    "fascicular": ("fasicular", "fasciuclar", "fasicicular", "fascular"),
-    "fibrillation": ("fibrilation", "fibrillaton", "fibrilliation"),
-    "infarct": ("infract", "infraction", "infarctation"),
-    "rhythm": ("rhythem", "rythym", "rythm", "rhythym"),
-    "tachycardia": ("tachcardia", "tachacardia", "tacycardia", "tachicardia"),
-    "ventricular": ("ventrical", "venticular", "ventricuar"),
-    "wenckebach": ("wenkebach", "wenckeback", "wenkeback", "wenckenbach"),
+    "aberrant": ("abberant", "aberant"),
+    "aberrantly": ("abberantly",),
+    "wenckebach": ("wenckeback", "wenkeback", "wenchebach"),
 }
 
 # Passes of bordered phrases. Within a pass the longest phrase at a position wins and its outcome is not read again;
@@ -47,7 +39,7 @@ MISSPELLED = {
 PHRASE_PASSES: tuple[dict[str, tuple[str, ...]], ...] = (
     {
         "ecg": ("electrocardiogram", "ekg"),
-        "degree": ("deg", "degeree"),
+        "degree": ("deg",),
         "1st degree": ("first degree", "first-degree", "1st-degree", "1 degree", "1-degree", "1*", "1 deg", "1st deg"),
         "2nd degree": (
             "second degree",
@@ -67,8 +59,8 @@ PHRASE_PASSES: tuple[dict[str, tuple[str, ...]], ...] = (
         "acute infarct": ("ami",),
         "ischemia": ("ischaemia",),
         # Bundle branches and fascicles
-        "right bundle branch block": ("rbbb", "rbb", "rbb block", "right branch block", "right bundle-branch block"),
-        "left bundle branch block": ("lbbb", "lbb", "lbb block", "left branch block", "left bundle-branch block"),
+        "right bundle branch block": ("rbbb", "rbb", "right branch block", "right bundle-branch block"),
+        "left bundle branch block": ("lbbb", "lbb", "left branch block", "left bundle-branch block"),
         "bundle branch block": ("bbb", "bundle-branch block"),
         "bundle branch": ("bundle-branch",),
         "incomplete right bundle branch block": ("irbbb", "incrbbb", "inc rbbb", "inc. rbbb", "incomp rbbb"),
@@ -79,7 +71,7 @@ PHRASE_PASSES: tuple[dict[str, tuple[str, ...]], ...] = (
         "atrioventricular": ("av", "a-v", "a v", "atrio-ventricular", "atrio ventricular"),
         "atrioventricular block": (
             *("avb", "av block", "a-v block", "av-block", "a v block", "hb", "heart block", "heart-block"),
-            *("av nodal block", "av-nodal block", "a-v nodal block", "av node block", "atrioventricular nodal block"),
+            *("av nodal block", "av-nodal block", "a-v nodal block", "atrioventricular nodal block"),
         ),
         "complete atrioventricular block": ("chb",),
         "mobitz type 1": (
@@ -129,19 +121,15 @@ PHRASE_PASSES: tuple[dict[str, tuple[str, ...]], ...] = (
         "beat": ("contraction",),
         "beats": ("contractions", "contraction(s)"),
         # Aberrancy
-        "aberrancy": (
-            *("aberrant conduction", "aberrant ventricular conduction", "aberration", "aberrant av conduction"),
-            *("ventricular aberration",),
-        ),
-        "aberrated": (
-            *("aberrantly conducted", "aberrant conducted", "aberrantly conducting", "aberrantly-conducted"),
-            *("aberrant conducting",),
+        "aberrancy": ("aberrant conduction", "aberrant ventricular conduction", "aberration"),
+        "aberrated": tuple(
+            f"{how} {what}" for how in ("aberrant", "aberrantly") for what in ("conducted", "conducting")
         ),
         # Pacemakers
         "pacemaker": ("pacer",),
         "sensing": ("sense", "sensed", "tracking"),
         "dual-chamber": ("dual chamber",),
-        "dual-chamber pacing": ("dual paced", "dual-paced", "dual pacing", "dual-pacing"),
+        "dual-chamber pacing": ("dual paced", "dual-paced"),
         "biventricular": ("biv", "bi-ventricular", "bi ventricular"),
         # Words for words
         "intraventricular": ("iv", "intra-ventricular"),
@@ -194,6 +182,12 @@ FINAL_PHRASES = {
     "": ("for age/sex",),
 }
 
+# Sentences about what the machine did not know, or that ask for another recording should there be injury.
+NOTICES = (
+    r"repeat(?: ecg)? if (?:[a-z]+ ){0,3}injury (?:is )?suspected",
+    r"interpretation made without know[a-z]* (?:of )?(?:the )?patient's age(?:/sex| and sex| or sex)?",
+)
+
 LEADS = ("i", "ii", "iii", "avr", "avl", "avf", "v1", "v2", "v3", "v4", "v5", "v6")
 # A list of leads in a sentence becomes one sentence a lead. In this order: "missing" also takes "partial missing".
 LEAD_LISTS = (
@@ -223,64 +217,60 @@ _WAVE = r"(st-t|st|t|r)"
 _INTERVAL = r"(qt|pr|qtu)"
 _LONG, _SHORT = r"(?:prolonged|long|prolongation(?: of)?)", r"(?:short|shortening(?: of)?)"
 _VERB = r"(?:interval )?(?:is|appears|has|are) "
-_BORDERED = r"(?<!\w){}(?!\w)"
-
-# Families of phrases: words of which one must be there for a rule to be tried, the rule, its outcome. In this order.
-FAMILIES: tuple[tuple[tuple[str, ...], str, str], ...] = tuple(
-    (words, _BORDERED.format(pattern), outcome)
-    for words, pattern, outcome in (
+# Families of phrases, in this order: a sign without which none of a family's rules changes anything, and the rules.
+FAMILIES: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    (r"demand", ((rf"demand[ -]{_PACED}[ -]{_PACING}", r"\1 pacing <demand pacing>"),)),
+    (
+        "pac",
         (
-            ("demand",),
-            rf"demand[ -]{_PACED}[ -]{_PACING}",
-            r"\1 pacing <demand pacing>",
+            (rf"{_PACED}[ -]{_PACING}", r"\1 pacing"),
+            (rf"(?:paced|pacing) {_PACED}(?: (?:rhythm|beats?|complex(?:es)?))?", r"\1 pacing"),
+            (
+                r"(?:electronic )?(?:pacemaker|pacing|paced) (spikes?|artifacts?|malfunctions?)",
+                r"electronic pacemaker \1",
+            ),
+            (r"(?:electronic )?(?:pacemaker|pacing|paced) (?:beats?|complex(?:es)?)", "electronic pacemaker "),
         ),
+    ),
+    ("abnormalit", ((rf"{_WAVE} (?:wave )?abnormalit(y|ies)", r"\1 wave abnormalit\2"),)),
+    ("abnormal ", ((rf"abnormal {_WAVE}(?: waves?)?", r"\1 wave abnormality"),)),
+    ("change", ((rf"{_WAVE} changes?", r"\1 wave changes"),)),
+    ("atrial", ((rf"atrial {_ATRIAL}(?:/| or |-| ){_ATRIAL}", r"atrial \1 atrial \2"),)),
+    (
+        r"premature(?! (?:ventricular|atrial|junctional|supraventricular) beats?\b)",
         (
-            ("pace", "pacing"),
-            rf"{_PACED}[ -]{_PACING}",
-            r"\1 pacing",
+            (
+                r"multiple premature complexes, ventricular and supraventricular",
+                "multiple premature beats, ventricular and supraventricular",
+            ),
+            (rf"(?:premature {_CHAMBER} {_SEVERAL}|{_CHAMBER} prematures)", r"premature \1\2 beats"),
+            (rf"{_CHAMBER} premature {_SEVERAL}", r"premature \1 beats"),
+            (rf"(?:premature {_CHAMBER}|{_CHAMBER} premature) {_BEAT}", r"premature \1\2 beat"),
+            (rf"{_CHAMBER} premature (?:arrhythmia|rhythm)", r"premature \1 rhythm"),
+            (rf"premature {_SEVERAL}", r"premature beats"),
         ),
-        (("pace", "pacing"), rf"(?:paced|pacing) {_PACED}(?: (?:rhythm|beats?|complex(?:es)?))?", r"\1 pacing"),
+    ),
+    (
+        "ectop",
         (
-            ("pace", "pacing"),
-            r"(?:electronic )?(?:pacemaker|pacing|paced) (spikes?|artifacts?|malfunctions?)",
-            r"electronic pacemaker \1",
+            (
+                rf"(?:ectopic {_CHAMBER} {_SEVERAL}|{_CHAMBER} ectopic {_SEVERAL}|{_CHAMBER} (?:ectopics|ectopy))",
+                r"ectopic \1\2\3 beats",
+            ),
+            (rf"(?:ectopic {_CHAMBER}|{_CHAMBER} ectopic) {_BEAT}", r"ectopic \1\2 beat"),
+            (rf"(?:ectopic {_CHAMBER}|{_CHAMBER} ectopic) (?:arrhythmia|rhythm)", r"ectopic \1\2 rhythm"),
         ),
+    ),
+    ("idioventricular arr", ((r"idioventricular arrhythmia", "idioventricular rhythm"),)),
+    (
+        "complex",
         (
-            ("pace", "pacing"),
-            r"(?:electronic )?(?:pacemaker|pacing|paced) (?:beats?|complex(?:es)?)",
-            "electronic pacemaker ",
+            (rf"{_CHAMBER} (?:complexes|complex\(es\))", r"\1 beats"),
+            (rf"{_CHAMBER} complex", r"\1 beat"),
         ),
-        (("abnormalit",), rf"{_WAVE} (?:wave )?abnormalit(y|ies)", r"\1 wave abnormalit\2"),
-        (("abnormal ",), rf"abnormal {_WAVE}(?: waves?)?", r"\1 wave abnormality"),
-        (("change",), rf"{_WAVE} changes?", r"\1 wave changes"),
-        (("atrial",), rf"atrial {_ATRIAL}(?:/| or |-| ){_ATRIAL}", r"atrial \1 atrial \2"),
-        (
-            ("premature",),
-            r"multiple premature complexes, ventricular and supraventricular",
-            "multiple premature beats, ventricular and supraventricular",
-        ),
-        (("premature",), rf"(?:premature {_CHAMBER} {_SEVERAL}|{_CHAMBER} prematures)", r"premature \1\2 beats"),
-        (("premature",), rf"{_CHAMBER} premature {_SEVERAL}", r"premature \1 beats"),
-        (("premature",), rf"(?:premature {_CHAMBER}|{_CHAMBER} premature) {_BEAT}", r"premature \1\2 beat"),
-        (
-            ("junctional pre", "atrial pre", "ventricular pre"),
-            rf"{_CHAMBER} premature (?:arrhythmia|rhythm)",
-            r"premature \1 rhythm",
-        ),
-        (("premature ",), rf"premature (?:{_SEVERAL}|{_BEATS})", "premature beats"),
-        (
-            ("ectop",),
-            rf"(?:ectopic {_CHAMBER} {_SEVERAL}|{_CHAMBER} ectopic {_SEVERAL}|{_CHAMBER} (?:ectopics|ectopy))",
-            r"ectopic \1\2\3 beats",
-        ),
-        (("ectopic",), rf"(?:ectopic {_CHAMBER}|{_CHAMBER} ectopic) {_BEAT}", r"ectopic \1\2 beat"),
-        (("ectopic",), rf"(?:ectopic {_CHAMBER}|{_CHAMBER} ectopic) (?:arrhythmia|rhythm)", r"ectopic \1\2 rhythm"),
-        (("idioventricular arr",), r"idioventricular arrhythmia", "idioventricular rhythm"),
-        (("ular ", "atrial ", "junctional "), rf"{_CHAMBER} (?:complexes|contractions|complex\(es\))", r"\1 beats"),
-        (("ular ", "atrial ", "junctional "), rf"{_CHAMBER} (?:complex|contraction)", r"\1 beat"),
-        (("long",), rf"(?:{_LONG} {_INTERVAL}|{_INTERVAL} (?:{_VERB}{_LONG}|prolonged))", r"prolonged \1\2"),
-        (("short",), rf"(?:{_SHORT} {_INTERVAL}|{_INTERVAL} (?:{_VERB})?{_SHORT})", r"short \1\2"),
-    )
+    ),
+    ("long", ((rf"(?:{_LONG} {_INTERVAL}|{_INTERVAL} (?:{_VERB}{_LONG}|prolonged))", r"prolonged \1\2"),)),
+    ("short", ((rf"(?:{_SHORT} {_INTERVAL}|{_INTERVAL} (?:{_VERB})?{_SHORT})", r"short \1\2"),)),
 )
 
 # What may follow a comma or a hyphen and qualify what stands before it.

@@ -1,0 +1,191 @@
+"""Tables of reports in CSV and Parquet: read and written in blocks, with all columns kept."""
+
+import csv
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_BLOCK = 20000  # Rows in memory at a time.
+
+
+class TableError(ValueError):
+    """A table cannot be used; the message names the file."""
+
+
+class Block:
+    """Some rows of a table, by column: lists of text, or Arrow arrays."""
+
+    def __init__(self, columns: Sequence[Any], number: int) -> None:
+        self.columns, self.number = columns, number
+
+    def texts(self, index: int) -> list:
+        """A column as a list; None where a table has nothing."""
+        column = self.columns[index]
+        return column if isinstance(column, list) else column.to_pylist()
+
+
+class _Reader:
+    """A table with a header. `number` of rows is None where only reading tells."""
+
+    number: int | None = None
+    types: Sequence[Any] | None = None  # Arrow types of the columns; None where all are text.
+
+    def __init__(self, path: Path, header: list[str]) -> None:
+        self.path, self.header = path, header
+        repeated = [column for column, count in Counter(header).items() if count > 1]
+        if repeated:
+            raise TableError(f"{path}: the column {repeated[0]!r} is there twice")
+
+    def index(self, column: str) -> int:
+        if column not in self.header:
+            raise TableError(f"{self.path}: has no column {column!r}; columns: {', '.join(self.header)}")
+        return self.header.index(column)
+
+    def blocks(self) -> Iterator[Block]:
+        raise NotImplementedError
+
+
+class _CsvReader(_Reader):
+    """A CSV file. Values stay the text that they are: "001" is no 1."""
+
+    def __init__(self, path: Path) -> None:
+        csv.field_size_limit(sys.maxsize)  # A report may be longer than the module's limit of 128 kB.
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            rows = self._rows(stream, path)
+            header = next(rows, None)
+        if not header:
+            raise TableError(f"{path}: is empty; it must begin with a header")
+        super().__init__(path, header)
+
+    def blocks(self) -> Iterator[Block]:
+        with open(self.path, encoding="utf-8-sig", newline="") as stream:
+            rows = self._rows(stream, self.path)
+            next(rows)
+            while block := list(islice(rows, _BLOCK)):
+                yield Block([list(column) for column in zip(*block, strict=True)], len(block))
+
+    @staticmethod
+    def _rows(stream: Any, path: Path) -> Iterator[list[str]]:
+        reader, width = csv.reader(stream), None
+        try:
+            for row in reader:
+                if width is None:
+                    width = len(row)
+                elif not row:
+                    if width > 1:
+                        continue  # A blank line.
+                    row = [""]  # An empty report in a table of reports alone.
+                elif len(row) != width:
+                    raise TableError(f"{path}: line {reader.line_num}: has {len(row)} fields, the header has {width}")
+                yield row
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise TableError(f"{path}: cannot be read as CSV in UTF-8: {error}") from error
+
+
+class _ParquetReader(_Reader):
+    """A Parquet file. Values keep their types."""
+
+    def __init__(self, path: Path) -> None:
+        arrow = _arrow()
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        try:
+            self._file = arrow.parquet.ParquetFile(path)
+        except arrow.ArrowInvalid as error:
+            raise TableError(f"{path}: cannot be read as Parquet: {error}") from error
+        super().__init__(path, list(self._file.schema_arrow.names))
+        self.number, self.types = self._file.metadata.num_rows, list(self._file.schema_arrow.types)
+
+    def blocks(self) -> Iterator[Block]:
+        for batch in self._file.iter_batches(_BLOCK):
+            if batch.num_rows:
+                yield Block(batch.columns, batch.num_rows)
+
+
+class _CsvWriter:
+    def __init__(self, path: Path, reader: _Reader, labels: Sequence[str], soft: bool) -> None:
+        self._stream = open(path, "w", encoding="utf-8", newline="")  # noqa: SIM115 (closed by __exit__)
+        self._writer = csv.writer(self._stream, lineterminator="\n")
+        self._writer.writerow([*reader.header, *labels])
+        self._soft = soft
+
+    def write(self, block: Block, values: Sequence[Sequence[float]]) -> None:
+        columns = map(block.texts, range(len(block.columns)))
+        for kept, row in zip(zip(*columns, strict=True), values, strict=True):
+            self._writer.writerow([*kept, *((round(value, 6) for value in row) if self._soft else row)])
+
+    def __enter__(self) -> "_CsvWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+
+class _ParquetWriter:
+    """Labels as int8, or float64 where soft."""
+
+    def __init__(self, path: Path, reader: _Reader, labels: Sequence[str], soft: bool) -> None:
+        self._arrow = _arrow()
+        types = reader.types or [self._arrow.string()] * len(reader.header)
+        value = self._arrow.float64() if soft else self._arrow.int8()
+        fields = [*zip(reader.header, types, strict=True), *((label, value) for label in labels)]
+        self._schema = self._arrow.schema(fields)
+        self._writer = self._arrow.parquet.ParquetWriter(path, self._schema)
+
+    def write(self, block: Block, values: Sequence[Sequence[float]]) -> None:
+        columns = [*block.columns, *zip(*values, strict=True)]
+        arrays = [
+            column if isinstance(column, self._arrow.Array) else self._arrow.array(column, field.type)
+            for column, field in zip(columns, self._schema, strict=True)
+        ]
+        self._writer.write_table(self._arrow.Table.from_arrays(arrays, schema=self._schema))
+
+    def __enter__(self) -> "_ParquetWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+
+def open_reader(path: Path) -> _Reader:
+    """
+    A table to read, by its suffix.
+
+    Raises:
+        TableError: the suffix is neither .csv nor .parquet, or the file is no such table.
+        OSError: it cannot be opened.
+        ModuleNotFoundError: Parquet without pyarrow.
+    """
+    return _by_suffix(path, path.suffix, {".csv": _CsvReader, ".parquet": _ParquetReader})(path)
+
+
+def open_writer(suffix: str, path: Path, reader: _Reader, labels: Sequence[str], soft: bool) -> Any:
+    """A table to write: the columns of `reader`, then the labels. `suffix` says which kind, whatever the path."""
+    return _by_suffix(path, suffix, {".csv": _CsvWriter, ".parquet": _ParquetWriter})(path, reader, labels, soft)
+
+
+def write_counts(path: Path, counts: Counter[str]) -> None:
+    """Writes texts and how often they occur, the most frequent first, as CSV."""
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["text", "count"])
+        writer.writerows(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _by_suffix(path: Path, suffix: str, kinds: dict[str, type]) -> type:
+    if suffix.lower() not in kinds:
+        raise TableError(f"{path}: must end with .csv or .parquet")
+    return kinds[suffix.lower()]
+
+
+def _arrow() -> ModuleType:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ModuleNotFoundError("Parquet needs pyarrow: pip install pyarrow (or use .csv)") from error
+    return pyarrow

@@ -1,0 +1,168 @@
+"""`ecgfm label`: tables in, tables out."""
+
+import csv
+import json
+
+import pytest
+
+from ecgfm_hf.cli import main
+from ecgfm_hf.labeler import MIMIC17_LABELS, Labeler
+
+REPORTS = [
+    ("001", "Sinus tachycardia with PVCs; unheard of", "train"),
+    ("002", 'Possible inferior infarct, "old" with RBBB', "train"),
+    ("003", "", "valid"),
+    ("004", "Atrial fibrillation\nUnheard of", "valid"),
+    ("001", "Sinus tachycardia with PVCs; unheard of", "train"),
+]
+
+
+@pytest.fixture
+def reports(tmp_path):
+    path = tmp_path / "reports.csv"
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([("id", "text", "split"), *REPORTS])
+    return path
+
+
+def read(path):
+    with open(path, encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def label(*arguments):
+    return main(["label", *map(str, arguments)])
+
+
+def test_columns_are_kept_and_a_column_a_label_is_added(reports, tmp_path, capsys):
+    assert label(reports, tmp_path / "out.csv") == 0
+    rows, labeler = read(tmp_path / "out.csv"), Labeler.from_preset("mimic17")
+    assert list(rows[0]) == ["id", "text", "split", *MIMIC17_LABELS]
+    assert [(row["id"], row["text"], row["split"]) for row in rows] == REPORTS
+    assert [[int(row[name]) for name in MIMIC17_LABELS] for row in rows] == [labeler.row(r[1]) for r in REPORTS]
+    summary = capsys.readouterr().out.split("\n")
+    assert any(line.split()[-2:] == ["2", "40.00%"] for line in summary if line.startswith("Sinus rhythm"))
+    assert any(line.split()[-2:] == ["1", "20.00%"] for line in summary if line.startswith("no label"))
+    assert "5 reports (mimic17)" in "".join(summary)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "reports.csv"]
+
+
+def test_parquet_keeps_types_and_agrees_with_csv(reports, tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = arrow.table({"id": arrow.array([1, 2, 3, None], arrow.int32()), "text": ["RBBB", None, "PVCs", ""]})
+    parquet.write_table(table, tmp_path / "in.parquet")
+    assert label(tmp_path / "in.parquet", tmp_path / "out.parquet", "--num-proc", 2) == 0
+    found = parquet.read_table(tmp_path / "out.parquet")
+    assert found.schema.field("id").type == arrow.int32()
+    assert found.schema.field("Infarction").type == arrow.int8()
+    assert found.column("id").to_pylist() == [1, 2, 3, None]
+    assert found.column("Right bundle branch block").to_pylist() == [1, 0, 0, 0]
+    assert label(reports, tmp_path / "a.parquet", "--soft") == 0
+    assert label(reports, tmp_path / "b.csv", "--soft") == 0
+    soft = parquet.read_table(tmp_path / "a.parquet")
+    assert soft.column("id").to_pylist() == ["001", "002", "003", "004", "001"]
+    assert soft.column("Infarction").to_pylist() == [float(row["Infarction"]) for row in read(tmp_path / "b.csv")]
+    assert soft.column("Infarction").to_pylist() == pytest.approx([0, 0.65, 0, 0, 0])
+
+
+def test_several_processes_change_nothing(tmp_path):
+    with open(tmp_path / "in.csv", "w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([["text"], *([f"{REPORTS[i % 5][1]}; line {i % 700}"] for i in range(5000))])
+    for number in (1, 2):
+        out, unmatched = tmp_path / f"{number}.csv", tmp_path / f"unmatched{number}.csv"
+        assert label(tmp_path / "in.csv", out, "--num-proc", number, "--unmatched", unmatched) == 0
+    assert (tmp_path / "1.csv").read_bytes() == (tmp_path / "2.csv").read_bytes()
+    assert (tmp_path / "unmatched1.csv").read_bytes() == (tmp_path / "unmatched2.csv").read_bytes()
+
+
+def test_lines_of_machine_reports_are_joined(tmp_path):
+    (tmp_path / "in.csv").write_text(
+        "report_0,report_1,report_2\nAtrial fibrillation,,aberrantly conducted complexes\n"
+    )
+    assert label(tmp_path / "in.csv", tmp_path / "out.csv", "--text-column", "report_*") == 0
+    assert read(tmp_path / "out.csv")[0]["Atrial fibrillation"] == "1"
+
+
+def test_threshold_and_presets_change_labels(reports, tmp_path):
+    assert label(reports, tmp_path / "out.csv", "--threshold", 0.7) == 0
+    assert [row["Infarction"] for row in read(tmp_path / "out.csv")] == ["0"] * 5
+    assert label(reports, tmp_path / "out.csv", "--preset", "mimic17-clinical") == 0
+    assert [row["Accessory pathway conduction"] for row in read(tmp_path / "out.csv")] == ["0"] * 5
+
+
+def test_own_definitions_and_the_original_tables_are_used(reports, tmp_path):
+    own = {"labels": ["Oddity"], "entities": {"Oddity": []}, "phrases": {"Oddity": ["unheard of"]}}
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    assert label(reports, tmp_path / "out.csv", "--definition", tmp_path / "own.json") == 0
+    assert [row["Oddity"] for row in read(tmp_path / "out.csv")] == ["1", "0", "0", "1", "1"]
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    (folder / "entity_tem.json").write_text(json.dumps([{"name": name} for name in MIMIC17_LABELS]))
+    (folder / "entity_pat.json").write_text(json.dumps([{"pattern": "infarct", "entities": ["Infarction"]}]))
+    assert label(reports, tmp_path / "out.csv", "--original", folder) == 0
+    assert [row["Infarction"] for row in read(tmp_path / "out.csv")] == ["0", "1", "0", "0", "0"]
+
+
+def test_unmatched_explanations_and_counts_are_written(reports, tmp_path):
+    unmatched, page, counts = tmp_path / "unmatched.csv", tmp_path / "page.html", tmp_path / "label_def.csv"
+    extra = ["--unmatched", unmatched, "--explain-html", page, "--label-def", counts, "--split-column", "split"]
+    assert label(reports, tmp_path / "out.csv", *extra) == 0
+    assert read(unmatched)[0] == {"text": "unheard of", "count": "3"}
+    assert page.read_text().count("Sinus tachycardia with PVCs") == 0  # In marked pieces,
+    assert page.read_text().count('<mark class="label">Sinus tachycardia</mark>') == 1  # and repeated reports once.
+    row = next(row for row in read(counts) if row["name"] == "Sinus rhythm")
+    assert (row["pos_count_train"], row["pos_count_valid"], row["pos_weight_train"]) == ("2", "0", "0.5000000000000001")
+
+
+@pytest.mark.parametrize(
+    ("content", "extra", "message"),
+    [
+        ("id,note\n1,x\n", [], "has no column 'text'; columns: id, note"),
+        ("text,Infarction\nx,1\n", [], "has a column 'Infarction' already"),
+        ("text,id\nx,1,2\n", [], "line 2: has 3 fields, the header has 2"),
+        ("text,text\nx,y\n", [], "the column 'text' is there twice"),
+        ("", [], "is empty"),
+        ("text\nx\n", ["--threshold", "2"], "keep must be"),
+        ("text\nx\n", ["--num-proc", "0"], "processes must be at least 1"),
+        ("text\nx\n", ["--split-column", "fold"], "has no column 'fold'"),
+        ("text\nx\n", ["--definition", "nowhere.json"], "nowhere.json: cannot be read"),
+        ("text\nx\n", ["--original", "nowhere"], "entity_tem.json: the file is missing"),
+    ],
+)
+def test_a_mistake_is_named_and_leaves_an_earlier_output_alone(tmp_path, capsys, content, extra, message):
+    (tmp_path / "in.csv").write_text(content)
+    (tmp_path / "out.csv").write_text("earlier")
+    assert label(tmp_path / "in.csv", tmp_path / "out.csv", *extra) == 2
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "out.csv").read_text() == "earlier"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out.csv"]
+
+
+def test_outputs_never_overwrite_the_reports_or_one_another(reports, tmp_path, capsys):
+    before = reports.read_bytes()
+    assert label(reports, reports) == 2
+    assert label(reports, tmp_path / "out.csv", "--unmatched", tmp_path / "out.csv") == 2
+    assert label(reports, tmp_path / "missing" / "out.csv") == 2
+    assert label(reports, tmp_path / "out.txt") == 2
+    assert label(tmp_path / "none.csv", tmp_path / "out.csv") == 2
+    errors = capsys.readouterr().err
+    for message in ("would overwrite the reports", "would overwrite the labels", "there is no folder", "must end with"):
+        assert message in errors
+    assert reports.read_bytes() == before
+
+
+def test_damage_in_the_middle_of_a_table_leaves_no_half_output(tmp_path, capsys):
+    (tmp_path / "in.csv").write_bytes(b"text,id\n" + b"RBBB,1\n" * 30000 + b"\xff\xfe,1\n")
+    assert label(tmp_path / "in.csv", tmp_path / "out.csv") == 2
+    assert "cannot be read as CSV in UTF-8" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+
+
+def test_long_and_strange_reports_pass_through(tmp_path):
+    strange = ["x" * 200_000 + " RBBB", "\ufeff心電図 RBBB", "a\x00RBBB\x00", "'\"RBBB"]
+    with open(tmp_path / "in.csv", "w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([["text"], *([text] for text in strange), [""]])
+    assert label(tmp_path / "in.csv", tmp_path / "out.csv") == 0
+    rows = read(tmp_path / "out.csv")
+    assert [row["Right bundle branch block"] for row in rows] == ["1", "1", "1", "1", "0"]
