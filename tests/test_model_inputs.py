@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ecgfm_hf import ECGFMFeatureExtractor
-from ecgfm_hf.data import StoreError, as_model_inputs, load_arrays, load_prepared
+from ecgfm_hf.data import StoreError, as_model_inputs, collate_items, load_arrays, load_prepared
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 
 SECONDS = {"a": 10, "b": 5, "c": 3, "d": 27, "e": 10}
@@ -151,10 +151,14 @@ def test_transforms_see_millivolts_before_and_segments_after(store):
         seen.append((record.recording_id, float(np.abs(signal).max()), signal.shape))
         return signal[::-1]
 
+    def numbered(values, item):
+        return values * 0 + 10 * ord(item["recording_id"]) + item["segment"]
+
     inputs = as_model_inputs(
-        load_prepared(store, "all"), ECGFMFeatureExtractor(), signal_transform=louder, transform=lambda x: x * 0 + 7
+        load_prepared(store, "all"), ECGFMFeatureExtractor(), signal_transform=louder, transform=numbered
     )
-    assert (inputs[0]["input_values"] == 7).all()
+    assert (inputs[0]["input_values"] == 10 * ord("a")).all()
+    assert (inputs[1]["input_values"] == 10 * ord("a") + 1).all()
     assert seen[0][0] == "a"
     assert seen[0][1] == pytest.approx(2, abs=0.01)
     assert seen[0][2] == (12, 5000)
@@ -195,3 +199,39 @@ def test_reading_without_inspection_changes_warnings_only(recordings):
     np.testing.assert_array_equal(with_checks.segments, without.segments)
     assert with_checks.warnings
     assert not without.warnings
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_stores_with_different_labels_are_read_together_and_lack_stays_unknown(recordings, tmp_path, streaming):
+    for name, ids, labels in (("one", "ab", {"AF": [1, 0]}), ("two", "de", {"LBBB": [1, 0], "AF": [None, 1]})):
+        load_arrays([recordings[n] for n in ids], tmp_path / name, labels, progress=False)
+    both = load_prepared([tmp_path / "one", tmp_path / "two"], "all", streaming=streaming)
+    inputs = as_model_inputs(both, ECGFMFeatureExtractor(), labels=["AF", "LBBB"])
+    items = list(inputs) if streaming else inputs.__getitems__(range(len(inputs)))
+    found = {item["recording_id"]: item["labels"].tolist() for item in items}
+    expected = {"a": [1, np.nan], "b": [0, np.nan], "d": [np.nan, 1], "e": [1, 0]}
+    assert found.keys() == expected.keys()
+    for name, labels in expected.items():
+        np.testing.assert_array_equal(found[name], labels)
+    assert set(load_prepared([tmp_path / "one", tmp_path / "two"], streaming=streaming)) == {"all"}
+
+
+def test_a_stream_s_format_does_not_matter(store):
+    stream = load_prepared(store, "all", streaming=True).with_format("torch")
+    assert len(list(as_model_inputs(stream, ECGFMFeatureExtractor()))) == 10
+
+
+def test_columns_that_somebody_added_are_no_labels(store):
+    data = load_prepared(store, "all").add_column("weight", [0.5] * 5).add_column("note", ["x"] * 5)
+    assert as_model_inputs(data, ECGFMFeatureExtractor()).label_names == ("AF", "LBBB")
+
+
+def test_batches_hold_tensors_and_unknown_patients(store):
+    from torch.utils.data import DataLoader
+
+    inputs = as_model_inputs(load_prepared(store, "all"), ECGFMFeatureExtractor())
+    batch = next(iter(DataLoader(inputs, batch_size=3, collate_fn=collate_items)))
+    assert batch["input_values"].shape == (3, 12, 2500)
+    assert batch["labels"].shape == (3, 2)
+    assert batch["patient_id"] == [None, None, "p1"]
+    assert batch["segment"].tolist() == [0, 1, 0]

@@ -129,17 +129,20 @@ def test_floats_and_odd_types_come_back_bit_for_bit(tmp_path):
 def test_quality_facts_name_dead_clipped_and_missing_leads(tmp_path):
     t = np.arange(5000) / 500
     signal = np.tile(np.sin(2 * np.pi * 1.3 * t), (12, 1))
+    signal[2:6] = (signal[1] - signal[0], -signal[0], signal[0] / 2, signal[0] / 2)
+    signal[2] += 0.5 * signal[0] ** 3  # III is not II - I
     signal[3] = 0.7
     signal[4, 100:130] = np.nan
-    signal[5] = np.clip(3 * signal[5] ** 15, -2.9, 2.0)
+    signal[6] = np.clip(3 * signal[6] ** 15, -2.9, 2.0)
     record = {"recording_id": "a", "signal": signal, "sampling_rate": 500, "lead_names": STANDARD_LEADS, "units": "mV"}
     row = load_arrays([record], tmp_path / "store")["all"][0]
     assert [number for number, dead in enumerate(row["constant"]) if dead] == [3]
     assert row["nan_samples"] == [0, 0, 0, 0, 30, *[0] * 7]
-    assert row["clipped"][5]
-    assert not any(row["clipped"][:5])
+    assert row["clipped"][6]
+    assert not any(row["clipped"][:6])
+    assert [number for number, wrong in enumerate(row["contradicting"]) if wrong] == [2]
     assert row["max_mv"][0] == pytest.approx(1, abs=1e-3)
-    assert row["max_mv"][5] == pytest.approx(2)
+    assert row["max_mv"][6] == pytest.approx(2)
 
 
 def test_headers_of_the_challenge_become_the_26_scored_classes(tmp_path):
@@ -280,7 +283,7 @@ def test_pseudonyms_leave_no_trace_of_ids_and_paths(cohort, tmp_path):
     text = json.dumps(report) + (tmp_path / "store" / "README.md").read_text()
     assert not any(name in text for name in ids | patients)
     assert (tmp_path / "salt").stat().st_mode & 0o077 == 0
-    assert not (tmp_path / "store" / "work").exists()
+    assert not (tmp_path / "store" / ".ecgfm-work").exists()
     # The same salt gives the same pseudonyms, another one others.
     prepare(source, tmp_path / "again", PrepareSettings(pseudonymise=True, salt_file=tmp_path / "salt"))
     prepare(source, tmp_path / "other", PrepareSettings(pseudonymise=True))
@@ -320,7 +323,7 @@ def test_a_store_can_be_split_anew_without_the_files(cohort, tmp_path):
     with pytest.raises(SplitError, match="two splits"):
         split_store(tmp_path / "store", SplitSettings("random"))
     assert rows_of(tmp_path / "store") == after
-    assert not (tmp_path / "store" / "work").exists()
+    assert not (tmp_path / "store" / ".ecgfm-work").exists()
 
 
 def test_the_number_of_processes_does_not_change_the_store(tmp_path):
@@ -465,3 +468,92 @@ def test_stores_open_without_this_package(cohort, tmp_path):
     data = load_dataset(str(tmp_path / "store"), cache_dir=str(tmp_path / "cache2"))
     assert set(data) == {"train", "valid", "test"}
     assert pq.read_schema(next((tmp_path / "store" / "data").iterdir())).field("signal").type == pa.binary()
+
+
+@pytest.mark.parametrize("report", [None, '{"a": 1}', "no json"])
+def test_a_folder_that_is_not_ours_is_never_touched(cohort, tmp_path, report):
+    mine = tmp_path / "mine"
+    for name in ("work", "data"):
+        (mine / name).mkdir(parents=True)
+        (mine / name / "thesis.txt").write_text("years of work")
+    (mine / "README.md").write_text("mine")
+    if report is not None:
+        (mine / "report.json").write_text(report)
+    before = {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()}
+    source = RecordingTable(cohort, cohort / "labels.csv")
+    for overwrite in (False, True):
+        with pytest.raises(PrepareError, match="something else"):
+            prepare(source, mine, overwrite=overwrite)
+    with pytest.raises(StoreError):
+        split_store(mine, SplitSettings("random"))
+    assert {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["../pwn", "a/b", "", ".", "all", "x y", "a-b", "é"])
+def test_a_split_cannot_have_a_name_that_leads_elsewhere(cohort, tmp_path, name):
+    (tmp_path / "evil.csv").write_text(f'idx,save_file,split\n0,000.mat,train\n1,001.mat,"{name}"\n')
+    with pytest.raises(SplitError):
+        load_table(cohort, tmp_path / "store", cohort / "labels.csv", split_csv=tmp_path / "evil.csv")
+    with pytest.raises(SplitError):
+        SplitSettings("random", fractions={"train": 0.5, name: 0.5})
+    assert {path.name for path in tmp_path.iterdir()} == {"evil.csv"}
+
+
+def test_pseudonyms_keep_names_of_files_and_folders_out_of_reasons(tmp_path):
+    root = challenge_folder(tmp_path / "root", {"E1": AF, "NA": AF})
+    for name in ("Mustermann Max", "Schmidt: Eva"):
+        challenge_folder(root, {f"{name[:3]}1": AF}, source=name)
+        next((root / "training" / name).rglob("*.mat")).unlink()
+    report = prepare(PhysioNet2021(root), tmp_path / "store", PrepareSettings(pseudonymise=True))
+    assert report["recordings"] == {"found": 4, "kept": 2, "left_out": 2}
+    assert report["left_out_by_reason"] == {"cannot be read: no such signal file": 2}
+    everything = json.dumps(report) + (tmp_path / "store" / "README.md").read_text() + str(rows_of(tmp_path / "store"))
+    assert not any(word in everything for word in ("Mustermann", "Schmidt", "Eva", "'NA'", str(tmp_path)))
+
+
+def test_columns_that_are_left_empty_still_serve_the_split(cohort, tmp_path):
+    settings = PrepareSettings(SplitSettings("grouped"), drop=["patient_id", "age"])
+    prepare(RecordingTable(cohort, cohort / "labels.csv"), tmp_path / "store", settings)
+    rows = rows_of(tmp_path / "store")
+    assert {row["patient_id"] for row in rows.values()} == {row["age"] for row in rows.values()} == {None}
+    patient_of = {row["recording_id"]: row["patient_id"] for row in table_of(cohort)}
+    homes: dict[str, set] = {}
+    for recording, row in rows.items():
+        homes.setdefault(patient_of[recording], set()).add(row["split"])
+    assert all(len(home) == 1 for home in homes.values())
+    prepare(RecordingTable(cohort, cohort / "labels.csv"), tmp_path / "unsplit", PrepareSettings(drop=["patient_id"]))
+    assert {row["patient_id"] for row in rows_of(tmp_path / "unsplit").values()} == {None}
+
+
+def test_changed_files_and_another_folder_are_another_preparation(tmp_path):
+    root = challenge_folder(tmp_path / "root", {"E1": AF, "E2": AF})
+    other = challenge_folder(tmp_path / "other", {"E1": AF, "E2": AF})
+    prepare(PhysioNet2021(root), tmp_path / "store")
+    with pytest.raises(PrepareError, match="other files"):
+        prepare(PhysioNet2021(other), tmp_path / "store")
+    header = next(root.rglob("E1.hea"))
+    header.write_text(header.read_text().replace("1000.0(0)/mV", "500.0(0)/mV"))
+    with pytest.raises(PrepareError, match="other files"):
+        prepare(PhysioNet2021(root), tmp_path / "store")
+    prepare(PhysioNet2021(root), tmp_path / "begun", shard=(0, 1))
+    header.write_text(header.read_text().replace("500.0(0)/mV", "250.0(0)/mV"))
+    with pytest.raises(PrepareError, match="differs in: the recordings"):
+        prepare(PhysioNet2021(root), tmp_path / "begun")
+
+
+def test_the_same_seed_gives_the_same_split_under_any_pseudonym(cohort, tmp_path):
+    source = RecordingTable(cohort, cohort / "labels.csv")
+    split = SplitSettings("grouped", seed=4)
+    plain = prepare(source, tmp_path / "plain", PrepareSettings(split))
+    hashed = [prepare(source, tmp_path / n, PrepareSettings(split, pseudonymise=True)) for n in ("a", "b")]
+    for report in hashed:
+        assert report["splits"]["recordings"] == plain["splits"]["recordings"]
+        assert report["label_counts"] == plain["label_counts"]
+
+
+def test_a_folder_that_is_a_link_is_told(tmp_path):
+    root = challenge_folder(tmp_path / "root", {"E1": AF})
+    challenge_folder(tmp_path / "elsewhere", {"E2": AF})
+    (root / "training" / "linked").symlink_to(tmp_path / "elsewhere")
+    report = prepare(PhysioNet2021(root), tmp_path / "store")
+    assert report["left_out_by_reason"] == {"folder is a link, which is not followed": 1}

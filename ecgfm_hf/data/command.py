@@ -1,9 +1,11 @@
 """`ecgfm prepare` and `ecgfm split`: their arguments, and what they print."""
 
 import argparse
+import csv
 import sys
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +85,7 @@ def run_prepare(args: argparse.Namespace) -> int:
     """
     from .preparation import PrepareSettings, prepare
 
-    start = time.perf_counter()
+    start, began = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     try:
         source = _source(args)
         settings = PrepareSettings(
@@ -120,6 +122,9 @@ def run_prepare(args: argparse.Namespace) -> int:
         )
         return 0
     print(summary(report))
+    if report["written"] < began:
+        print(f"{args.out} was finished already ({report['written']}); nothing was done")
+        return 0
     print(f"written to {args.out} in {time.perf_counter() - start:.1f} s; {args.out / 'report.json'} has every detail")
     return 0
 
@@ -240,8 +245,8 @@ def _source(args: argparse.Namespace) -> Any:
 
 
 def _split_settings(args: argparse.Namespace) -> Any:
-    from .finish import SplitSettings
     from .published_splits import read_split_csv
+    from .split_settings import SplitSettings
 
     if args.split_csv is not None and args.strategy is not None:
         raise ValueError("give a strategy or --split-csv, not both")
@@ -257,13 +262,17 @@ def _split_settings(args: argparse.Namespace) -> Any:
 
 
 def _list(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+    try:  # as a row of a CSV, so that a name with a comma can be quoted
+        parts = next(csv.reader([text], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        raise ValueError(f"must look like A,B or \"A, b\",C, found: {text} ({error})") from None
+    return [part.strip() for part in parts if part.strip()]
 
 
 def _mapping(text: str) -> dict[str, str]:
     pairs = [part.partition("=") for part in _list(text)]
-    if not pairs or not all(name and sign and value for name, sign, value in pairs):
-        raise argparse.ArgumentTypeError(f"must look like patient_id=MRN,path=file, found: {text}")
+    if not pairs or not all(name and sign for name, sign, _ in pairs):
+        raise argparse.ArgumentTypeError(f"must look like patient_id=MRN,path=file,age= (left out), found: {text}")
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 

@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,13 @@ from tqdm import tqdm
 
 from .card import store_card
 from .filters import filter_recordings
-from .labels import UNSCORED_CODES, LabelDefinition, LabelTable, define_labels, scored_codes, write_label_def
+from .labels import write_label_def
 from .parts import write_json
-from .published_splits import import_split
+from .report import QUALITY, any_of, definition_of, label_table_of, store_report
 from .sources.base import LeftOut
-from .splits import STRATEGIES, SplitError, SplitResult, split_recordings
-from .store import CARD_FILE, DATA_FOLDER, LABEL_DEF_FILE, REPORT_FILE, UNSPLIT, StoreWriter, store_schema
+from .split_settings import SplitSettings
+from .splits import SplitError
+from .store import CARD_FILE, DATA_FOLDER, LABEL_DEF_FILE, REPORT_FILE, UNSPLIT, WORK_FOLDER, StoreWriter, store_schema
 
 try:
     import fcntl
@@ -36,71 +35,7 @@ FINISHED = "finished"
 _ROWS_A_FILE = 4096
 # What decides filters and splits, and what the report counts: all small.
 _FACTS = ("recording_id", "patient_id", "source", "path", "time", "age", "sex", "sampling_rate", "num_samples")
-_FACTS += ("lead_names", "nan_samples", "constant", "clipped")
-
-
-@dataclass(frozen=True)
-class SplitSettings:
-    """
-    How recordings are split, and which are left out before.
-
-    Args:
-        strategy (`str`, *optional*): One of `STRATEGIES`, `"imported"`, or None: a single split `all`.
-        fractions (mapping of `str` to `float`, *optional*): See [`split_recordings`], as `counts` and `seed`.
-        assume_independent (`bool`): Recordings of unknown patients are taken to be of one patient each.
-        published (mapping of `str` to `str`, *optional*): For `"imported"`, the result of [`read_split_csv`].
-        drop_nan_leads, drop_constant_leads (`bool`): Leave out recordings with such a lead.
-    """
-
-    strategy: str | None = None
-    fractions: Mapping[str, float] | None = None
-    counts: Mapping[str, int | None] | None = None
-    seed: int = 0
-    assume_independent: bool = False
-    published: Mapping[str, str] | None = None
-    drop_nan_leads: bool = False
-    drop_constant_leads: bool = False
-
-    def __post_init__(self):
-        if self.strategy not in (None, "imported", *STRATEGIES):
-            raise SplitError(f"strategy must be one of {', '.join(STRATEGIES)}, found: {self.strategy!r}")
-        if (self.strategy == "imported") != (self.published is not None):
-            raise SplitError("a published split and the strategy 'imported' belong together")
-
-    def to_json(self) -> dict[str, Any]:
-        content = asdict(self)
-        if self.published is not None:
-            content["published"] = f"{len(self.published)} recordings"
-        return content
-
-    def check(self, index: pa.Table, published: Mapping[str, str] | None = None) -> None:
-        """Rehearses the split on what is known before reading, so that hours of work do not end at its errors."""
-        if self.strategy is None or not index.num_rows:
-            return
-        columns = index.column_names
-        if "temporal" in self.strategy and "time" not in columns:
-            return  # perhaps the files say it
-        names = [name for name in ("recording_id", "patient_id", "time") if name in columns]
-        self.apply({name: index[name].to_pylist() for name in names}, published)
-
-    def apply(self, facts: Mapping[str, list], published: Mapping[str, str] | None = None) -> SplitResult:
-        """The split of recordings with these `recording_id`, `patient_id` and `time`."""
-        ids, patients = facts["recording_id"], facts.get("patient_id") or [None] * len(facts["recording_id"])
-        if self.strategy == "imported":
-            return import_split(published if published is not None else self.published, ids, patients=patients)
-        if self.strategy is None:
-            known = len({patient for patient in patients if patient is not None})
-            return SplitResult(tuple(ids), (UNSPLIT,) * len(ids), (UNSPLIT,), "none", patients={UNSPLIT: known})
-        return split_recordings(
-            ids,
-            self.strategy,
-            fractions=self.fractions,
-            counts=self.counts,
-            seed=self.seed,
-            patients=patients,
-            times=facts.get("time"),
-            assume_independent=self.assume_independent,
-        )
+_FACTS += ("lead_names", *QUALITY)
 
 
 def finish_store(
@@ -112,6 +47,7 @@ def finish_store(
     plan: Mapping[str, Any],
     *,
     published: Mapping[str, str] | None = None,
+    originals: Mapping[str, tuple[str, str | None]] | None = None,
     num_proc: int = 1,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -125,7 +61,10 @@ def finish_store(
         label_names (sequence of `str`)
         settings ([`SplitSettings`])
         plan (mapping): What the report begins with; `left_out` (list of [`LeftOut`]), `notes` and `codes` among it.
+            Its `dropped_columns` are emptied here and not before: a split may need them.
         published (mapping of `str` to `str`, *optional*): For an imported split, by recording id.
+        originals (mapping, *optional*): The recording and patient behind each pseudonym, by which to split: the same
+            seed is to give the same split, whatever the salt.
 
     Returns:
         The report.
@@ -140,9 +79,12 @@ def finish_store(
     keep = _filtered(facts, settings, left_out, bool(plan.get("pseudonymised")))
     kept_rows = np.flatnonzero(keep)
     kept = facts.take(pa.array(kept_rows))
-    result = settings.apply(
-        {name: kept[name].to_pylist() for name in ("recording_id", "patient_id", "time")}, published
-    )
+    known = {name: kept[name].to_pylist() for name in ("recording_id", "patient_id", "time")}
+    if originals is not None:
+        published = None if published is None else {originals[name][0]: split for name, split in published.items()}
+        known["patient_id"] = [originals[name][1] for name in known["recording_id"]]
+        known["recording_id"] = [originals[name][0] for name in known["recording_id"]]
+    result = settings.apply(known, published)
     splits = list(result.splits)
     for recording, path, split in zip(kept["recording_id"].to_pylist(), kept["path"].to_pylist(), splits, strict=True):
         if split is None:
@@ -152,11 +94,13 @@ def finish_store(
     finished = work / FINISHED
     shutil.rmtree(finished, ignore_errors=True)  # of a run that died here
     (finished / DATA_FOLDER).mkdir(parents=True)
-    _write_files(parts, kept_rows, splits, result.names, finished / DATA_FOLDER, label_names, num_proc, progress)
-    labels = _label_table(kept, label_names)
-    report = _report(plan, settings, result, kept, labels, left_out)
+    drop = tuple(plan.get("dropped_columns", ()))
+    _write_files(parts, kept_rows, splits, result.names, finished / DATA_FOLDER, label_names, drop, num_proc, progress)
+    kept = _emptied(kept, drop)
+    labels = label_table_of(kept, label_names)
+    report = store_report(plan, settings.filters, result, kept, labels, left_out)
     if label_names:
-        write_label_def(finished / LABEL_DEF_FILE, _define(labels, result))
+        write_label_def(finished / LABEL_DEF_FILE, definition_of(labels, result))
     (finished / CARD_FILE).write_text(store_card(report), encoding="utf-8")
     # Last: with it the store is complete, and a later run only moves it into place.
     write_json(finished / REPORT_FILE, report)
@@ -192,7 +136,7 @@ def alone(work: Path) -> Iterator[None]:
 
 def roll_forward(out: Path) -> None:
     """Moves a complete store from `work` into its place; what a kill interrupted, a second call finishes."""
-    work = out / "work"
+    work = out / WORK_FOLDER
     if not _is_to_be_moved(work):
         return
     try:
@@ -206,7 +150,7 @@ def roll_forward(out: Path) -> None:
 
 def sweep(out: Path) -> None:
     """Removes what a kill left beside a finished store."""
-    work = out / "work"
+    work = out / WORK_FOLDER
     if work.is_dir():
         try:
             with alone(work):
@@ -249,9 +193,9 @@ def _read_facts(parts: Sequence[Path], label_names: Sequence[str]) -> pa.Table:
 def _filtered(facts: pa.Table, settings: SplitSettings, left_out: list[LeftOut], pseudonyms: bool) -> np.ndarray:
     flags = {}
     if settings.drop_nan_leads:
-        flags["nan_leads"] = [any(counts) for counts in facts["nan_samples"].to_pylist()]
+        flags["nan_leads"] = any_of(facts["nan_samples"]).tolist()
     if settings.drop_constant_leads:
-        flags["constant_leads"] = [any(leads) for leads in facts["constant"].to_pylist()]
+        flags["constant_leads"] = any_of(facts["constant"]).tolist()
     if not flags:
         return np.ones(facts.num_rows, dtype=bool)
     keep = filter_recordings(**flags).keep
@@ -262,11 +206,22 @@ def _filtered(facts: pa.Table, settings: SplitSettings, left_out: list[LeftOut],
     return keep
 
 
-def _write_files(parts, kept_rows, splits, names, folder: Path, label_names, num_proc: int, progress: bool) -> None:
+def _emptied(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    for name in set(columns) & set(table.column_names):
+        place = table.column_names.index(name)
+        table = table.set_column(
+            place, table.schema.field(name), pa.nulls(table.num_rows, table.schema.field(name).type)
+        )
+    return table
+
+
+def _write_files(
+    parts, kept_rows, splits, names, folder: Path, label_names, drop: Sequence[str], num_proc: int, progress: bool
+) -> None:
     """Each file is written from the stretch of parts that its rows lie in."""
     counts = [pq.read_metadata(part).num_rows for part in parts]
     starts = np.concatenate([[0], np.cumsum(counts)])
-    if names == (UNSPLIT,) and len(kept_rows) == starts[-1]:
+    if names == (UNSPLIT,) and len(kept_rows) == starts[-1] and not drop:
         # Nothing moves from file to file: parts become files as they are.
         full = [part for part, count in zip(parts, counts, strict=True) if count]
         for number, part in enumerate(full):
@@ -281,21 +236,22 @@ def _write_files(parts, kept_rows, splits, names, folder: Path, label_names, num
     with tqdm(total=len(kept_rows), unit="recording", desc="writing splits", disable=not progress) as bar:
         if num_proc == 1 or len(tasks) == 1:
             for path, rows in tasks:
-                _write_file(path, rows, parts, starts, label_names)
+                _write_file(path, rows, parts, starts, label_names, drop)
                 bar.update(len(rows))
             return
         methods = multiprocessing.get_all_start_methods()
         context = multiprocessing.get_context("fork" if "fork" in methods else None)
         with ProcessPoolExecutor(min(num_proc, len(tasks)), mp_context=context) as pool:
             futures = {
-                pool.submit(_write_file, path, rows, parts, starts, label_names): len(rows) for path, rows in tasks
+                pool.submit(_write_file, path, rows, parts, starts, label_names, drop): len(rows)
+                for path, rows in tasks
             }
             for future in as_completed(futures):
                 future.result()
                 bar.update(futures[future])
 
 
-def _write_file(path: Path, rows: np.ndarray, parts: Sequence[Path], starts: np.ndarray, label_names) -> None:
+def _write_file(path: Path, rows: np.ndarray, parts: Sequence[Path], starts, label_names, drop) -> None:
     with StoreWriter(path, store_schema(label_names)) as writer:
         for number in np.unique(np.searchsorted(starts, rows, side="right") - 1).tolist():
             inside = rows[(rows >= starts[number]) & (rows < starts[number + 1])] - starts[number]
@@ -305,7 +261,8 @@ def _write_file(path: Path, rows: np.ndarray, parts: Sequence[Path], starts: np.
                     length = part.metadata.row_group(group).num_rows
                     wanted = inside[(inside >= first) & (inside < first + length)] - first
                     if len(wanted):
-                        writer.write_table(part.read_row_group(group, use_threads=False).take(pa.array(wanted)))
+                        table = part.read_row_group(group, use_threads=False).take(pa.array(wanted))
+                        writer.write_table(_emptied(table, drop))
                     first += length
 
 
@@ -318,96 +275,6 @@ def _link(source: Path, target: Path) -> None:
 
 def _file_name(split: str, number: int, count: int) -> str:
     return f"{split}-{number:05d}-of-{count:05d}.parquet"
-
-
-def _label_table(kept: pa.Table, label_names: Sequence[str]) -> LabelTable:
-    values = np.full((kept.num_rows, len(label_names)), np.nan)
-    for column, name in enumerate(label_names):
-        values[:, column] = kept[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
-    return LabelTable(tuple(kept["recording_id"].to_pylist()), tuple(label_names), values)
-
-
-def _define(labels: LabelTable, result: SplitResult) -> LabelDefinition:
-    """By split; where nothing was split, of everything."""
-    return define_labels(labels, None if result.names == (UNSPLIT,) else result.splits)
-
-
-def _report(
-    plan: Mapping[str, Any],
-    settings: SplitSettings,
-    result: SplitResult,
-    kept: pa.Table,
-    labels: LabelTable,
-    left_out: list[LeftOut],
-) -> dict[str, Any]:
-    in_split = np.array([split is not None for split in result.splits])
-    rows = kept.filter(pa.array(in_split))
-    patients = rows["patient_id"].to_pylist()
-    definition = _define(labels, result) if labels.names else None
-    seconds = sum(
-        n / rate for n, rate in zip(rows["num_samples"].to_pylist(), rows["sampling_rate"].to_pylist(), strict=True)
-    )
-    beginning = {
-        key: value for key, value in plan.items() if key not in ("left_out", "notes", "codes", "split", "indexed")
-    }
-    return {
-        **beginning,
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "recordings": {
-            "found": rows.num_rows + len(left_out),
-            "kept": rows.num_rows,
-            "left_out": len(left_out),
-        },
-        "left_out_by_reason": dict(Counter(one.reason for one in left_out).most_common()),
-        "splits": result.summary(),
-        "filters": {
-            "drop_nan_leads": settings.drop_nan_leads,
-            "drop_constant_leads": settings.drop_constant_leads,
-        },
-        "patients": {
-            "known": len({patient for patient in patients if patient is not None}),
-            "recordings_without": patients.count(None),
-        },
-        "sources": _counted(rows["source"].to_pylist()),
-        "sampling_rates": _counted(rows["sampling_rate"].to_pylist()),
-        "lead_layouts": _counted(" ".join(names) for names in rows["lead_names"].to_pylist()),
-        "hours": round(seconds / 3600, 3),
-        "quality": {
-            f"recordings with a {what} lead": sum(map(any, rows[column].to_pylist()))
-            for what, column in (("NaN", "nan_samples"), ("constant", "constant"), ("clipped", "clipped"))
-        },
-        "label_counts": {} if definition is None else _label_counts(definition),
-        "diagnosis_codes": _codes(plan.get("codes") or {}),
-        "notes": list(plan["notes"]),
-        "left_out": [asdict(one) for one in left_out],
-    }
-
-
-def _label_counts(definition: LabelDefinition) -> dict[str, dict[str, dict[str, int | float | None]]]:
-    """By label and split: positives, unknown and the weight of positives, which is null where there is none."""
-    counts: dict[str, dict] = {}
-    for number, name in enumerate(definition.names):
-        counts[name] = {}
-        for split, positives in definition.positives.items():
-            weight = definition.weights.get(split)
-            value = None if weight is None or not np.isfinite(weight[number]) else float(weight[number])
-            facts = {"positive": int(positives[number]), "unknown": int(definition.unknown[split][number])}
-            counts[name][split] = facts if split == "all" else facts | {"pos_weight": value}
-    return counts
-
-
-def _codes(codes: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """Diagnosis codes of no scored class, with the number of recordings that carry them."""
-    scored = scored_codes()
-    others = {code: count for code, count in Counter(codes).most_common() if code not in scored}
-    return {
-        "unscored": {code: count for code, count in others.items() if code in UNSCORED_CODES},
-        "unknown": {code: count for code, count in others.items() if code not in UNSCORED_CODES},
-    }
-
-
-def _counted(values) -> dict[str, int]:
-    return {f"{value:g}" if isinstance(value, float) else str(value): n for value, n in Counter(values).most_common()}
 
 
 def _most_common(left_out: Sequence[LeftOut]) -> str:

@@ -4,11 +4,12 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .finish import SplitSettings
 from .preparation import PrepareSettings, prepare
 from .published_splits import read_split_csv
+from .sources.arrays import Arrays
 from .sources.base import Source
-from .sources.table import Arrays, RecordingTable
+from .sources.table import RecordingTable
+from .split_settings import SplitSettings
 from .store import load_prepared
 
 if TYPE_CHECKING:

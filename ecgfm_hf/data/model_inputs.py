@@ -23,7 +23,7 @@ _KNOWN_BEFORE_READING = ("num_samples", "sampling_rate", "lead_names", "nan_samp
 _STREAMED_TOGETHER = 16
 
 SignalTransform = Callable[[np.ndarray, ECGRecord], np.ndarray]
-Transform = Callable[[np.ndarray], np.ndarray]
+Transform = Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]
 
 
 def as_model_inputs(
@@ -46,7 +46,8 @@ def as_model_inputs(
         labels (sequence of `str`, *optional*): Which, in which order. Defaults to all label columns; none for pairs.
         signal_transform (callable, *optional*): `(signal, record) -> signal`, (leads, samples) in mV, in the
             recording's own order and rate, before preprocessing: augmentations that are physical.
-        transform (callable, *optional*): `(input_values) -> input_values` of an item, after preprocessing.
+        transform (callable, *optional*): `(input_values, item) -> input_values` of an item, after preprocessing. `item`
+            is what the item holds besides, such as `recording_id` and `segment`. It may work in place.
 
     Returns:
         For a `Dataset` a [`ModelInputs`], for an `IterableDataset` another. Items are
@@ -66,7 +67,7 @@ def as_model_inputs(
     if columns is None or (missing := [n for n in (*_SIGNAL_COLUMNS, *_KNOWN_BEFORE_READING) if n not in columns]):
         what = "no columns" if columns is None else f"no column {', '.join(missing[:3])}"
         raise StoreError(f"the dataset has {what}: give one split of a store, as load_prepared(store, split=...) does")
-    found = label_columns(columns)
+    found = label_columns(columns, dataset.features)
     wanted = (() if pairs else found) if labels is None else tuple(labels)
     if unknown := [name for name in wanted if name not in columns or name in COLUMNS]:
         raise StoreError(f"the dataset has no label {', '.join(unknown)} (found: {', '.join(found) or 'none'})")
@@ -78,7 +79,7 @@ def as_model_inputs(
 
 class ModelInputs:
     """
-    Items by number, for torch's `DataLoader` and the `Trainer`; [`as_model_inputs`] makes it.
+    Items by number, for torch's `DataLoader` (with [`collate_items`]) and the `Trainer`; [`as_model_inputs`] makes it.
 
     Items of one recording follow one another. A batch reads each of its recordings once, so a sampler that keeps a
     recording's items together (`shuffle_recordings`) reads about twice as fast as one that shuffles items.
@@ -122,8 +123,26 @@ class ModelInputs:
 
     def shuffle_recordings(self, generator: np.random.Generator) -> np.ndarray:
         """All items (items,) int64 in random order of recordings, those of a recording together."""
+        if not len(self):
+            return np.zeros(0, dtype=np.int64)
         order = generator.permutation(np.flatnonzero(np.diff(self._first_item)))
         return np.concatenate([np.arange(self._first_item[row], self._first_item[row + 1]) for row in order])
+
+
+def collate_items(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """
+    A batch for a model: `input_values`, `labels` and `segment` as torch tensors, stacked; ids as lists. torch's own
+    collate function does not take None, which is the patient of many a recording.
+    """
+    import torch
+
+    batch: dict[str, Any] = {name: [item[name] for item in items] for name in items[0]}
+    for name, values in batch.items():
+        if name in ("input_values", "labels"):
+            batch[name] = torch.from_numpy(np.stack(values))
+        elif name == "segment":
+            batch[name] = torch.tensor(values)
+    return batch
 
 
 class _Reader:
@@ -162,10 +181,11 @@ class _Reader:
         items = []
         for place in range(len(segments) // width) if places is None else places:
             values = segments[2 * place : 2 * place + 2] if self.pairs else segments[place]
+            item = {"input_values": values, "segment": width * place, **known}
             if self._transform is not None:
-                values = self._transform(values)
-            # Items do not overlap, so a transform may work in place.
-            items.append({"input_values": values, "segment": width * place, **known})
+                # Items do not overlap, so a transform may work in place.
+                item["input_values"] = self._transform(values, item)
+            items.append(item)
         return items
 
     def stream(self, dataset: "IterableDataset") -> "IterableDataset":
@@ -188,6 +208,7 @@ class _Reader:
                         column.append(item[name])
             return out
 
+        dataset = dataset.with_format(None)
         columns = list(dict.fromkeys([*_SIGNAL_COLUMNS, *_KNOWN_BEFORE_READING, *self.label_names]))
         selected = dataset.select_columns(columns)
         return selected.map(expand, batched=True, batch_size=_STREAMED_TOGETHER, remove_columns=columns)

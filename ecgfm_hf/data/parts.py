@@ -89,7 +89,6 @@ def write_parts(
     index: pa.Table,
     work: Path,
     *,
-    drop: Sequence[str] = (),
     pseudonyms: bool = False,
     num_proc: int = 1,
     shard: tuple[int, int] | None = None,
@@ -102,7 +101,6 @@ def write_parts(
         source ([`Source`])
         index (`pa.Table`): See [`SourceIndex`].
         work (`Path`): Where parts go.
-        drop (sequence of `str`): Columns to leave empty.
         pseudonyms (`bool`): The index's ids are pseudonyms: nothing written may name the file.
         num_proc (`int`): Processes.
         shard (`tuple[int, int]`, *optional*): `(i, n)`: only every n-th part, from i in 0 to n - 1.
@@ -117,20 +115,20 @@ def write_parts(
         tasks = {number: index.slice(ranges[number][0], ranges[number][1] - ranges[number][0]) for number in todo}
         if num_proc == 1 or not tasks:
             for number, rows in tasks.items():
-                _write_part(source, rows, number, work, drop, pseudonyms, bar.update)
+                _write_part(source, rows, number, work, pseudonyms, bar.update)
             return
-        for _ in _in_processes(source, tasks, work, drop, pseudonyms, num_proc, bar):
+        for _ in _in_processes(source, tasks, work, pseudonyms, num_proc, bar):
             pass
 
 
-def _in_processes(source, tasks, work, drop, pseudonyms, num_proc, bar) -> Iterator[int]:
+def _in_processes(source, tasks, work, pseudonyms, num_proc, bar) -> Iterator[int]:
     # Forking, as 🤗 datasets does: scripts need no `if __name__ == "__main__"` for it, and nothing is imported anew.
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("fork" if "fork" in methods else None)
     left = dict(tasks)
     while left:
         try:
-            for number in _in_pool(source, left, work, drop, pseudonyms, num_proc, context):
+            for number in _in_pool(source, left, work, pseudonyms, num_proc, context):
                 bar.update(left.pop(number).num_rows)
                 yield number
         except BrokenProcessPool:
@@ -141,19 +139,17 @@ def _in_processes(source, tasks, work, drop, pseudonyms, num_proc, bar) -> Itera
             for number in begun or list(left):
                 rows = left.pop(number)
                 if not is_finished(work, number):
-                    _write_carefully(source, rows, number, work, drop, pseudonyms, context)
+                    _write_carefully(source, rows, number, work, pseudonyms, context)
                 bar.update(rows.num_rows)
                 yield number
 
 
-def _in_pool(source, tasks, work, drop, pseudonyms, num_proc, context) -> Iterator[int]:
+def _in_pool(source, tasks, work, pseudonyms, num_proc, context) -> Iterator[int]:
     workers = min(num_proc, len(tasks))
     with ProcessPoolExecutor(workers, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
         futures = {
             # A slice would be sent with the whole table that it is of.
-            pool.submit(
-                _write_part, source, rows.take(np.arange(rows.num_rows)), number, work, drop, pseudonyms
-            ): number
+            pool.submit(_write_part, source, rows.take(np.arange(rows.num_rows)), number, work, pseudonyms): number
             for number, rows in tasks.items()
         }
         try:
@@ -180,7 +176,7 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _write_carefully(source, rows, number, work, drop, pseudonyms, context) -> None:
+def _write_carefully(source, rows, number, work, pseudonyms, context) -> None:
     target = part_path(work, number)
     marker, failure = target.with_suffix(".reading"), target.with_suffix(".failed")
     deadly: set[str] = set()
@@ -188,7 +184,7 @@ def _write_carefully(source, rows, number, work, drop, pseudonyms, context) -> N
         marker.unlink(missing_ok=True)
         failure.unlink(missing_ok=True)
         process = context.Process(
-            target=_write_noting, args=(failure, source, rows, number, work, drop, pseudonyms, marker, deadly)
+            target=_write_noting, args=(failure, source, rows, number, work, pseudonyms, marker, deadly)
         )
         process.start()
         process.join()
@@ -203,10 +199,10 @@ def _write_carefully(source, rows, number, work, drop, pseudonyms, context) -> N
         deadly.add(culprit)
 
 
-def _write_noting(failure: Path, source, rows, number, work, drop, pseudonyms, marker, deadly) -> None:
+def _write_noting(failure: Path, source, rows, number, work, pseudonyms, marker, deadly) -> None:
     _end_with(os.getppid())
     try:
-        _write_part(source, rows, number, work, drop, pseudonyms, None, marker, frozenset(deadly))
+        _write_part(source, rows, number, work, pseudonyms, None, marker, frozenset(deadly))
     except Exception as error:
         failure.write_text(str(error) or type(error).__name__, encoding="utf-8", errors="backslashreplace")
         raise
@@ -217,7 +213,6 @@ def _write_part(
     rows: pa.Table,
     number: int,
     work: Path,
-    drop: Sequence[str],
     pseudonyms: bool,
     advance=None,
     marker: Path | None = None,
@@ -233,7 +228,7 @@ def _write_part(
             for entry, record in source.read(_noted(entries, marker, deadly, account, pseudonyms)):
                 row = record
                 if not isinstance(record, Exception):
-                    row = row_of(source, record, entry, drop, pseudonyms)
+                    row = row_of(source, record, entry, pseudonyms)
                 if isinstance(row, Exception):
                     account.left_out.append(left_out_of(entry, row, source, pseudonyms))
                 else:
@@ -275,7 +270,7 @@ class _Noted(Sequence):
 
 
 def row_of(
-    source: Source, record: ECGRecord, entry: Mapping[str, Any], drop: Sequence[str] = (), pseudonyms: bool = False
+    source: Source, record: ECGRecord, entry: Mapping[str, Any], pseudonyms: bool = False
 ) -> dict[str, Any] | Exception:
     """The store's row of a recording and its row in the index, or what is wrong with them."""
     facts = {name: value for name, value in entry.items() if not name.startswith("_")}
@@ -286,7 +281,8 @@ def row_of(
         return error
     if pseudonyms:
         row["path"] = None
-    return row | dict.fromkeys(drop)
+        row["patient_id"] = entry.get("patient_id")  # never what the file itself calls the patient
+    return row
 
 
 def left_out_of(entry: Mapping[str, Any], error: Exception, source: Source, pseudonyms: bool = False) -> LeftOut:
@@ -297,21 +293,50 @@ def left_out_of(entry: Mapping[str, Any], error: Exception, source: Source, pseu
         # Reports travel with the data: the folder on this machine is nobody's business. Libraries may name it in full.
         for folder in dict.fromkeys((os.path.realpath(root), os.path.abspath(root), os.fspath(root))):
             detail = re.sub(rf"(?<![\w./-]){re.escape(folder)}/", "", detail)
-    reason = reason_of(detail, entry)
-    return LeftOut(entry["recording_id"], None if pseudonyms else path, "read", reason, "" if pseudonyms else detail)
+    if pseudonyms:
+        return LeftOut(entry["recording_id"], None, "read", _kind_of(detail))
+    return LeftOut(entry["recording_id"], path, "read", reason_of(detail, entry), detail)
+
+
+# What may be said of a recording whose id is a pseudonym: these words and no others, since any part of a message may
+# quote the name of a file, and a file may bear the name of a patient.
+_KINDS = (
+    *("no such signal file", "no such header", "no such file", "is empty", "truncated", "longer than its header says"),
+    *("checksum", "initial value", "unknown unit", "gain", "sampling rate", "number of samples", "lead name"),
+    *("signal format", "cannot be decoded", "damaged", "infinite samples", "all zeros", "unknown kind of file"),
+    *("leads out of", "not supported", "not a WFDB header", "units", "header"),
+)
+
+
+def _kind_of(message: str) -> str:
+    found = next((kind for kind in _KINDS if kind in message), None)
+    return "cannot be read" if found is None else f"cannot be read: {found}"
 
 
 def reason_of(message: str, entry: Mapping[str, Any]) -> str:
-    """A message without what differs from recording to recording, so that a thousand of a kind become one line."""
+    """
+    A message without what differs from recording to recording, so that a thousand of a kind become one line: names,
+    quotations and what is in brackets go, numbers become N.
+    """
+    # Readers' messages begin with the file, whose name may hold anything.
+    first, colon, rest = message.partition(": ")
+    if colon and ("/" in first or "." in first or first.startswith("recording ")):
+        message = rest
     names = [str(entry[key]) for key in ("path", "recording_id") if entry.get(key)]
-    stems = [os.path.splitext(os.path.basename(name))[0] for name in names]
-    for name in sorted({*names, *(os.path.splitext(name)[0] for name in names), *stems}, key=len, reverse=True):
-        message = message.replace(name, "")
+    names += [os.path.splitext(name)[0] for name in names] + [os.path.splitext(os.path.basename(n))[0] for n in names]
+    for name in sorted({name for name in names if len(name) > 3}, key=len, reverse=True):
+        message = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "", message)
     message = re.sub(r"^\S*\s*:\s+", "", message.strip())
-    message = re.split(r", in the (?:record )?line | \(|; |, expected ", message)[0]
-    message = re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "...", message)
-    message = re.sub(r"\blead \S+", "a lead", message)
-    return re.sub(r"-?\d[\d.,e+]*", "N", message).strip(" :,.")[:120] or "unreadable"
+    message = re.sub(r"(?<!\w)'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "...", message)
+    message = re.sub(r"\[Errno \d+\] ([^:()]*)(?:: \.\.\.)?", r"\1", message)
+    message = re.sub(r"\bsignal \d+(?: \([^)]*\))?:", "a signal:", message)
+    message = re.sub(r"\blead [^\s:,;]+(?=:| is | has | begins )", "a lead", message)
+    message = re.sub(r", (?:in|found) the (?:record )?line .*|; .*|\[[^]]*\]", "", message, flags=re.DOTALL)
+    message = re.sub(r"\b(found|expected) \([^()]*\)", r"\1 ...", message)
+    message = re.sub(r" \((?=[^)]*\d)[^()]*\)", "", message)
+    message = re.sub(r"(?<![\w.])(?!0 samples)-?\d[\d.]*(?:[eE][+-]?\d+)?(?<!\.)", "N", message)
+    message = re.sub(r"\s+", " ", message).strip(" :,.")
+    return (message if len(message) <= 120 else message[:117].rsplit(" ", 1)[0] + "...") or "unreadable"
 
 
 def write_json(path: Path, content: Any) -> None:

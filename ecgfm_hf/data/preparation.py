@@ -1,9 +1,9 @@
 """
 From a source to a store: index, read, split, account.
 
-    OUT/work/plan.json        what is being made; a second run compares and goes on
-    OUT/work/parts/           the recordings, part by part (`parts.py`)
-    OUT/work/finished/        the store as it will be; once complete it is moved into OUT, and `work` goes
+    OUT/.ecgfm-work/plan.json   what is being made; a second run compares and goes on
+    OUT/.ecgfm-work/parts/      the recordings, part by part (`parts.py`)
+    OUT/.ecgfm-work/finished/   the store as it will be; once complete it is moved into OUT, and the folder goes
 
 A run that is killed leaves parts behind and the next one goes on with them. With `shard`, several machines write parts
 into one folder (or into copies that are put together later), and a run without `shard` finishes.
@@ -14,31 +14,35 @@ import json
 import os
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .filters import filter_recordings
-from .finish import SplitSettings, alone, finish_store, roll_forward, sweep
+from .finish import alone, finish_store, roll_forward, sweep
 from .parts import PartAccount, part_path, part_ranges, read_account, write_json, write_parts
 from .pseudonyms import pseudonym, pseudonymise_index, read_salt
 from .sources.base import LeftOut, Source, SourceIndex
+from .split_settings import SplitSettings
 from .store import (
     CARD_FILE,
     DATA_FOLDER,
     LABEL_DEF_FILE,
     OPTIONAL_COLUMNS,
     REPORT_FILE,
+    WORK_FOLDER,
+    StoreError,
     read_report,
     store_files,
     store_schema,
 )
 
-WORK_FOLDER = "work"
 # Of the report, what a new split does not change.
 _KEPT_FACTS = ("format", "source", "source_settings", "labels", "keep_sources", "drop_sources", "dropped_columns")
 _KEPT_FACTS += ("pseudonymised",)
@@ -141,7 +145,6 @@ def prepare(
             source,
             index.table,
             work,
-            drop=settings.drop,
             pseudonyms=settings.pseudonymise,
             num_proc=num_proc,
             shard=shard,
@@ -160,6 +163,7 @@ def prepare(
                 settings.split,
                 {**plan, "left_out": index.left_out + account.left_out, "notes": index.notes, "codes": account.codes},
                 published=published,
+                originals=_originals(index) if settings.pseudonymise else None,
                 num_proc=num_proc,
                 progress=progress,
             )
@@ -175,8 +179,12 @@ def build_index(source: Source, settings: PrepareSettings, salt: bytes | None = 
     """The recordings to read, sorted by id, with sources filtered and ids replaced (by `salt`) as the settings say."""
     index = source.index()
     table, left_out = index.table.sort_by("recording_id"), list(index.left_out)
+    unnamed = table.filter(pc.is_null(table["recording_id"]))
+    left_out += [LeftOut(None, path, "index", "no recording_id") for path in unnamed["path"].to_pylist()]
+    table = table.filter(pc.is_valid(table["recording_id"]))
     if not table.num_rows:
-        raise PrepareError(f"{source.name}: there is no recording to read ({len(left_out)} left out)")
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in Counter(o.reason for o in left_out).items())
+        raise PrepareError(f"{source.name}: there is no recording to read (left out: {reasons or 'none'})")
     if settings.keep_sources is not None or settings.drop_sources is not None:
         names = table["source"].to_pylist() if "source" in table.column_names else [source.name] * table.num_rows
         found = filter_recordings(sources=names, keep_sources=settings.keep_sources, drop_sources=settings.drop_sources)
@@ -189,8 +197,16 @@ def build_index(source: Source, settings: PrepareSettings, salt: bytes | None = 
     if settings.split.published is not None:
         # Before ids turn into pseudonyms, which the published file does not know.
         table = table.append_column("_split", pa.array(_published_splits(table, source.name, settings.split.published)))
+    # Files that change, and another folder with the same names in it, make another preparation.
+    stamps = source.stamps(table)
+    if stamps is not None:
+        table = table.append_column("_stamp", pa.array(stamps, pa.string()))
     if settings.pseudonymise:
         salt = b"" if salt is None else salt
+        # Kept beside the pseudonyms while preparing, and never written: splits are drawn by the ids themselves.
+        table = table.append_column("_id", table["recording_id"])
+        if "patient_id" in table.column_names:
+            table = table.append_column("_patient", table["patient_id"])
         table = pseudonymise_index(table, salt)
         left_out = [
             LeftOut(pseudonym(one.recording_id, salt, "recording"), None, one.stage, one.reason) for one in left_out
@@ -208,6 +224,15 @@ def _published_splits(table: pa.Table, source: str, published: Mapping[str, str]
         keys = [path, base, *stems, *(f"{stem}.mat" for stem in stems)]
         found.append(next((published[key] for key in keys if key in published), None))
     return found
+
+
+def _originals(index: SourceIndex) -> dict[str, tuple[str, str | None]]:
+    """The recording and the patient behind each pseudonym."""
+    table = index.table
+    patients = table["_patient"].to_pylist() if "_patient" in table.column_names else [None] * table.num_rows
+    return dict(
+        zip(table["recording_id"].to_pylist(), zip(table["_id"].to_pylist(), patients, strict=True), strict=True)
+    )
 
 
 def published_splits_of(index: SourceIndex, settings: PrepareSettings) -> dict[str, str | None] | None:
@@ -338,19 +363,22 @@ _OURS = {WORK_FOLDER, DATA_FOLDER, REPORT_FILE, LABEL_DEF_FILE, CARD_FILE}
 
 
 def _check_folder(out: Path, overwrite: bool) -> None:
-    """`PrepareError` where `out` holds something that is not ours."""
+    """`PrepareError` where `out` holds something that is not ours. Nothing is touched before that is known."""
     if out.exists() and not out.is_dir():
         raise PrepareError(f"{out} is a file, expected a folder")
     if not out.exists():
         return
     roll_forward(out)
-    if (out / REPORT_FILE).is_file():
-        sweep(out)
     names = {path.name for path in out.iterdir()}
-    is_ours = not names or REPORT_FILE in names or (out / WORK_FOLDER).is_dir()
-    if not is_ours or (overwrite and names - _OURS):
-        strange = ", ".join(sorted(names - _OURS)[:3]) or ", ".join(sorted(names)[:3])
-        raise PrepareError(f"{out} has something else in it ({strange}); give a new folder")
+    try:
+        read_report(out)
+    except StoreError:
+        strangers = names - {WORK_FOLDER}
+    else:
+        strangers = names - _OURS if overwrite else set()
+        sweep(out)
+    if strangers:
+        raise PrepareError(f"{out} has something else in it ({', '.join(sorted(strangers)[:3])}); give a new folder")
 
 
 def _clear(out: Path) -> None:

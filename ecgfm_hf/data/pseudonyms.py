@@ -26,14 +26,17 @@ def read_salt(path: Path) -> bytes:
     Raises:
         `ValueError`: fewer than 16 bytes.
     """
-    try:
-        # Exclusive: two machines that begin at once must not have two salts.
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        pass
-    else:
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+    if not path.exists():
+        # Whole or not at all, and never in place of another: two machines that begin at once must have one salt.
+        scratch = path.with_name(f"{path.name}.{os.uname().nodename}-{os.getpid()}.partial")
+        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
             file.write(secrets.token_hex(32) + "\n")
+        try:
+            os.link(scratch, path)
+        except FileExistsError:
+            pass
+        finally:
+            scratch.unlink()
     salt = path.read_bytes().strip()
     if len(salt) < 16:
         raise ValueError(f"{path}: {len(salt)} bytes of salt, expected at least 16 (or no file: it is made)")

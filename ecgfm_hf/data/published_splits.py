@@ -5,7 +5,16 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .splits import DEFAULT_FRACTIONS, SplitError, SplitResult, aligned, canonical_id, finish_split, unique_ids
+from .splits import (
+    DEFAULT_FRACTIONS,
+    SplitError,
+    SplitResult,
+    aligned,
+    canonical_id,
+    check_split_names,
+    finish_split,
+    unique_ids,
+)
 
 
 def read_split_csv(path: str | Path, key: str = "save_file") -> dict[str, str]:
@@ -37,6 +46,10 @@ def read_split_csv(path: str | Path, key: str = "save_file") -> dict[str, str]:
                 raise SplitError(f"{path}: {recording} is in {found[recording]} and in {split}")
     if not found:
         raise SplitError(f"{path} names no recordings")
+    try:
+        check_split_names(sorted(set(found.values())))
+    except SplitError as error:
+        raise SplitError(f"{path}: {error}") from None
     return found
 
 
@@ -65,6 +78,7 @@ def import_split(
     """
     recordings = unique_ids(ids)
     given = published if isinstance(published, Mapping) else read_split_csv(published, key)
+    check_split_names({split for split in given.values() if split is not None})
     table = {canonical_id(recording): split for recording, split in given.items() if split is not None}
     people = aligned(patients, len(recordings), "patients")
     people = None if people is None else [canonical_id(patient) for patient in people]

@@ -13,8 +13,9 @@ roundings are those of fairseq-signals, so that ids which sort like its rows giv
 """
 
 import math
+import re
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any
@@ -47,6 +48,18 @@ def canonical_id(value: Any) -> str | None:
     if text.endswith(".0") and text[:-2].isascii() and text[:-2].isdigit():  # a text column written from floats
         text = text[:-2]
     return None if text.lower() in _UNKNOWN else text
+
+
+def check_split_names(names: Iterable[str]) -> None:
+    """
+    `SplitError` for a name that cannot be part of a file's name, or that means something else. Names come from
+    published files, too, which must not decide where this package writes.
+    """
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*", name, re.ASCII):
+            raise SplitError(f"a split cannot be called {name!r}: letters, digits, _ and single dots within only")
+        if name == "all":
+            raise SplitError("a split cannot be called 'all', which means every recording")
 
 
 @dataclass(frozen=True)
@@ -144,6 +157,7 @@ def split_recordings(
         raise SplitError("give fractions or counts, not both")
     sizes = dict(counts if counts is not None else DEFAULT_FRACTIONS if fractions is None else fractions)
     names = tuple(sizes)
+    check_split_names(names)
     people = aligned(patients, len(recordings), "patients")
     people = None if people is None else [canonical_id(patient) for patient in people]
     draws = strategy in ("random", "grouped")

@@ -12,6 +12,7 @@ needs no second preparation, and the two neighbouring segments that CMSC takes a
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..feature_extraction_ecgfm import clipped_leads
+from ..feature_extraction_ecgfm import STANDARD_LEADS, clipped_leads, contradicting_leads, standardise
 from ..records.record import ECGRecord
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 DATA_FOLDER, REPORT_FILE, LABEL_DEF_FILE, CARD_FILE = "data", "report.json", "label_def.csv", "README.md"
 UNSPLIT = "all"
+# While a store is being made. Nobody else calls a folder this.
+WORK_FOLDER = ".ecgfm-work"
 
 # Every column but the labels, in order.
 COLUMNS: dict[str, pa.DataType] = {
@@ -52,6 +55,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "nan_samples": pa.list_(pa.int64()),
     "constant": pa.list_(pa.bool_()),
     "clipped": pa.list_(pa.bool_()),
+    "contradicting": pa.list_(pa.bool_()),
     "min_mv": pa.list_(pa.float32()),
     "max_mv": pa.list_(pa.float32()),
 }
@@ -75,9 +79,15 @@ def store_schema(label_names: Sequence[str]) -> pa.Schema:
     return pa.schema([*COLUMNS.items(), *((name, LABEL_TYPE) for name in label_names)])
 
 
-def label_columns(columns: Sequence[str]) -> tuple[str, ...]:
-    """Of a store's columns, those that are labels, in order."""
-    return tuple(name for name in columns if name not in COLUMNS)
+def label_columns(columns: Sequence[str], features: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """
+    Of a store's columns, those that are labels, in order. With the dataset's `features`, columns of another type than a
+    store's labels, which somebody added later, are none.
+    """
+    found = [name for name in columns if name not in COLUMNS]
+    if features is not None:
+        found = [name for name in found if getattr(features.get(name), "dtype", None) == str(LABEL_TYPE)]
+    return tuple(found)
 
 
 def quality_facts(record: ECGRecord) -> dict[str, list]:
@@ -86,7 +96,9 @@ def quality_facts(record: ECGRecord) -> dict[str, list]:
 
     Returns:
         `nan_samples`: how many are missing; `constant`: whether all that are there are equal (or none is there);
-        `clipped`: whether peaks are cut off ([`clipped_leads`]); `min_mv`, `max_mv`: None where nothing is there.
+        `clipped`: whether peaks are cut off ([`clipped_leads`]); `contradicting`: whether a limb lead contradicts the
+        others, which betrays wrong gains or a wrong order ([`contradicting_leads`]); `min_mv`, `max_mv`: None where
+        nothing is there.
     """
     signal = record.signal
     missing = np.isnan(signal)
@@ -95,19 +107,32 @@ def quality_facts(record: ECGRecord) -> dict[str, list]:
         low = np.where(missing, np.inf, signal).min(axis=1) if counts.any() else signal.min(axis=1)
         high = np.where(missing, -np.inf, signal).max(axis=1) if counts.any() else signal.max(axis=1)
     constant = low >= high
-    clipped = np.zeros(len(signal), dtype=bool)
+    clipped, contradicting = np.zeros((2, len(signal)), dtype=bool)
     whole = np.flatnonzero((counts == 0) & ~constant & np.isfinite(low) & np.isfinite(high))
     if len(whole):
         every = len(whole) == len(signal)
         found = clipped_leads(signal if every else signal[whole], low[whole], high[whole], record.sampling_rate)
         clipped[[whole[row] for row, _ in found]] = True
+        contradicting[_contradicting_rows(record, signal, whole)] = True
     return {
         "nan_samples": counts.tolist(),
         "constant": constant.tolist(),
         "clipped": clipped.tolist(),
+        "contradicting": contradicting.tolist(),
         "min_mv": [value if np.isfinite(value) else None for value in low.tolist()],
         "max_mv": [value if np.isfinite(value) else None for value in high.tolist()],
     }
+
+
+def _contradicting_rows(record: ECGRecord, signal: np.ndarray, whole: np.ndarray) -> list[int]:
+    limbs = [row for row in whole.tolist() if record.lead_names[row] in STANDARD_LEADS[:6]]
+    names = tuple(record.lead_names[row] for row in limbs)
+    if not {"I", "II"} < set(names):
+        return []
+    standardised = signal[limbs]
+    _, std = standardise(standardised)
+    found = contradicting_leads(standardised, std, names, names, record.sampling_rate)
+    return [limbs[names.index(lead)] for lead, _ in found]
 
 
 def row_from_record(record: ECGRecord, **facts: Any) -> dict[str, Any]:
@@ -193,6 +218,7 @@ class StoreWriter:
             path, schema, compression="zstd", compression_level=1, use_dictionary=repeated, write_statistics=repeated
         )
         self._rows: list[dict] = []
+        self._tables: list[pa.Table] = []
         self._bytes = 0
         self.num_rows = 0
 
@@ -206,15 +232,21 @@ class StoreWriter:
 
     def write_table(self, table: pa.Table) -> None:
         """Adds rows that are in Arrow already."""
-        self._flush()
         self.num_rows += table.num_rows
-        self._writer.write_table(table.cast(self._schema), row_group_size=_GROUP_ROWS)
+        self._tables.append(table.cast(self._schema))
+        self._bytes += table.nbytes
+        # Few rows of each table may be wanted; together they make groups of a decent size.
+        if sum(map(len, self._tables)) >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
+            self._flush()
 
     def _flush(self) -> None:
+        tables = self._tables
         if self._rows:
             columns = [pa.array([row.get(f.name) for row in self._rows], f.type) for f in self._schema]
-            self._writer.write_table(pa.table(columns, schema=self._schema), row_group_size=_GROUP_ROWS)
-        self._rows, self._bytes = [], 0
+            tables = [*tables, pa.table(columns, schema=self._schema)]
+        if tables:
+            self._writer.write_table(pa.concat_tables(tables), row_group_size=_GROUP_ROWS)
+        self._rows, self._tables, self._bytes = [], [], 0
 
     def __enter__(self) -> "StoreWriter":
         return self
@@ -229,13 +261,16 @@ def read_report(store: str | Path) -> dict[str, Any]:
     """`report.json` of a store. `StoreError` where there is none, as while a preparation is unfinished."""
     path = Path(store) / REPORT_FILE
     if not path.is_file():
-        unfinished = (Path(store) / "work").is_dir()
+        unfinished = (Path(store) / WORK_FOLDER).is_dir()
         hint = "its preparation is unfinished: run the same `ecgfm prepare` again" if unfinished else "not a store"
         raise StoreError(f"{store} has no {REPORT_FILE}: {hint}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise StoreError(f"{path} is damaged: {error}") from None
+    if not isinstance(report, dict) or not {"format", "plan", "splits", "recordings", "left_out"} <= report.keys():
+        raise StoreError(f"{path} is not the report of a store")
+    return report
 
 
 def store_files(store: str | Path) -> dict[str, list[Path]]:
@@ -257,13 +292,18 @@ def store_files(store: str | Path) -> dict[str, list[Path]]:
 
 
 def load_prepared(
-    store: str | Path, split: str | None = None, *, streaming: bool = False, cache_dir: str | Path | None = None
+    store: str | Path | Sequence[str | Path],
+    split: str | None = None,
+    *,
+    streaming: bool = False,
+    cache_dir: str | Path | None = None,
 ) -> "Dataset | DatasetDict | IterableDataset | IterableDatasetDict":
     """
-    Open a store that `ecgfm prepare` wrote.
+    Open a store that `ecgfm prepare` wrote, or several one after the other.
 
     Args:
-        store (`str` or `Path`)
+        store (`str` or `Path`, or a sequence of them): Of several with different labels, the result has all labels;
+            where a store lacks one, it is None (unknown), never 0.
         split (`str`, *optional*): Defaults to all, as a dictionary.
         streaming (`bool`): Read the Parquet files from first to last, without a copy. Otherwise 🤗 datasets makes one,
             uncompressed and memory-mapped, in its cache, so that rows can be read in any order.
@@ -277,7 +317,10 @@ def load_prepared(
     Raises:
         `StoreError`: no store, an unfinished one, no such split.
     """
+    if not isinstance(store, str | os.PathLike):
+        return _load_several(list(store), split, streaming, cache_dir)
     from datasets import load_dataset
+    from pyarrow.dataset import ParquetFragmentScanOptions
 
     files = store_files(store)
     if split is not None and split not in files:
@@ -290,7 +333,40 @@ def load_prepared(
         split=None if split is None else theirs[split],
         streaming=streaming,
         cache_dir=None if cache_dir is None else str(cache_dir),
+        # Arrow would otherwise fetch whole files ahead, which fills the memory and is slower from a disk.
+        fragment_scan_options=ParquetFragmentScanOptions(pre_buffer=False) if streaming else None,
     )
     if split is not None or UNSPLIT not in files:
         return data
     return type(data)({UNSPLIT: data["train"]})
+
+
+def _load_several(stores: list, split: str | None, streaming: bool, cache_dir):
+    import datasets
+
+    splits = dict.fromkeys(name for store in stores for name in store_files(store) if split in (None, name))
+    if not splits:
+        raise StoreError(f"no store has a split {split!r}: {', '.join(map(str, stores))}")
+    features = datasets.Features.from_arrow_schema(
+        store_schema(dict.fromkeys(label for store in stores for label in read_report(store)["label_counts"]))
+    )
+    joined = {}
+    for name in splits:
+        found = [
+            _with_columns(load_prepared(store, name, streaming=streaming, cache_dir=cache_dir), features, streaming)
+            for store in stores
+            if name in store_files(store)
+        ]
+        joined[name] = datasets.concatenate_datasets(found)
+    if split is not None:
+        return joined[split]
+    return (datasets.IterableDatasetDict if streaming else datasets.DatasetDict)(joined)
+
+
+def _with_columns(dataset, features, streaming: bool):
+    """The same with null columns for labels that it lacks."""
+    missing = [name for name in features if name not in dataset.column_names]
+    if not streaming:
+        return dataset  # concatenating fills in nulls
+    # A stream does not: it would ask the files for columns that they lack.
+    return dataset.map(lambda row: row | dict.fromkeys(missing), features=features) if missing else dataset

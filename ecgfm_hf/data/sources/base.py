@@ -98,8 +98,29 @@ class Source(ABC):
             except (ECGReadError, OSError, ValueError) as error:
                 yield entry, error
 
+    def stamps(self, table: pa.Table) -> list[str] | None:
+        """
+        A text for each row that changes when its file does: here size and time of what its `path` names, the header
+        of WFDB. None where there are no files. Copies of a dataset pass for the same if they keep their times.
+        """
+        if getattr(self, "root", None) is None:
+            return None
+        paths = table["path"].to_pylist()
+        stamp_of = {path: _stamp(self.root, path) for path in dict.fromkeys(paths)}
+        return [stamp_of[path] for path in paths]
+
     def read_one(self, entry: Mapping[str, Any]) -> ECGRecord:
         return read_ecg(inside(self.root, entry["path"]))
+
+
+def _stamp(root: Path, path: str) -> str:
+    for candidate in (path, f"{path}.hea"):
+        try:
+            status = os.stat(os.path.join(root, candidate))
+        except (OSError, ValueError):
+            continue
+        return f"{status.st_size} {status.st_mtime_ns}"
+    return ""
 
 
 def inside(root: Path, path: str) -> str:
@@ -110,15 +131,39 @@ def inside(root: Path, path: str) -> str:
     return os.path.join(root, normal)
 
 
-def walk_files(root: Path, suffixes: Iterable[str]) -> Iterator[str]:
-    """Relative paths (with `/`) of all files with these suffixes, in sorted order; hidden folders are passed over."""
+def walk_files(root: Path, suffixes: Iterable[str], left_out: list[LeftOut] | None = None) -> Iterator[str]:
+    """
+    Relative paths (with `/`) of all files with these suffixes, in sorted order; hidden ones are passed over.
+
+    What stands in the way of others goes to `left_out`: folders that cannot be read, folders that are links (they may
+    lead anywhere, also round in circles), and names that are no UTF-8, which no table can hold.
+    """
     suffixes = tuple(suffixes)
-    for folder, folders, files in os.walk(root):
+
+    def tell(path: str, reason: str) -> None:
+        if left_out is not None:
+            shown = os.path.relpath(path, root).replace(os.sep, "/")
+            shown = shown.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            left_out.append(LeftOut(None, shown, "index", reason, f"{shown}: {reason}"))
+
+    def unreadable(error: OSError) -> None:
+        tell(error.filename, f"folder cannot be read ({error.strerror})")
+
+    for folder, folders, files in os.walk(root, onerror=unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in folders:
+            if os.path.islink(os.path.join(folder, name)):
+                tell(os.path.join(folder, name), "folder is a link, which is not followed")
         prefix = os.path.relpath(folder, root).replace(os.sep, "/")
         for name in sorted(files):
             if name.lower().endswith(suffixes) and not name.startswith("."):
-                yield name if prefix == "." else f"{prefix}/{name}"
+                path = name if prefix == "." else f"{prefix}/{name}"
+                try:
+                    path.encode("utf-8")
+                except UnicodeEncodeError:
+                    tell(os.path.join(folder, name), "file name is not UTF-8")
+                else:
+                    yield path
 
 
 def unique_rows(table: pa.Table, left_out: list[LeftOut]) -> pa.Table:

@@ -9,6 +9,7 @@ import pyarrow as pa
 from ...records import ECGRecord
 from ..labels import scored_classes, snomed_values
 from .base import LeftOut, Source, SourceError, SourceIndex, unique_rows, walk_files
+from .wfdb_pairs import tell_headless
 
 
 class PhysioNet2021(Source):
@@ -31,10 +32,10 @@ class PhysioNet2021(Source):
         return scored_classes()
 
     def index(self) -> SourceIndex:
-        paths = list(walk_files(self.root, (".hea",)))
+        left_out: list[LeftOut] = []
+        paths = list(walk_files(self.root, (".hea",), left_out))
         if not paths:
             raise SourceError(f"{self.root}: found no WFDB header (.hea) in this folder or below")
-        left_out: list[LeftOut] = []
         table = pa.table(
             {
                 "recording_id": [path.rpartition("/")[2][: -len(".hea")] for path in paths],
@@ -43,12 +44,7 @@ class PhysioNet2021(Source):
             }
         )
         table = unique_rows(table, left_out)
-        # A signal file whose header is gone would otherwise be lost without a word.
-        headed = {path[: -len(".hea")] for path in paths}
-        for path in walk_files(self.root, (".mat", ".dat")):
-            if path[:-4] not in headed:
-                detail = f"{path}: a signal file without a header"
-                left_out.append(LeftOut(None, path, "index", "signal file without a header", detail))
+        tell_headless(self.root, paths, left_out)
         return SourceIndex(table, left_out, ["Headers of PhysioNet 2021 carry no patient id."])
 
     def labels(self, record: ECGRecord, entry: Mapping[str, Any]) -> dict[str, int | None]:

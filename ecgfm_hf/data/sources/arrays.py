@@ -1,0 +1,98 @@
+"""Recordings that are in memory."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ...records import ECGReadError, ECGRecord
+from ..labels import LabelTable, label_table
+from ..splits import canonical_id
+from ..store import COLUMNS
+from .base import Source, SourceError, SourceIndex
+from .table_cells import check_label_names
+
+_FACTS = ("recording_id", "patient_id", "source", "time", "age", "sex", "report")
+_SIGNAL = ("signal", "sampling_rate", "lead_names", "units")
+
+
+class Arrays(Source):
+    """
+    Recordings that are in memory.
+
+    Args:
+        recordings (iterable of mappings): Each with `recording_id`, `signal` (leads, samples; integers or floats),
+            `sampling_rate` (Hz), `lead_names`, `units` (one, or one a lead), and what else is known: `patient_id,
+            source, time, age, sex, report`.
+        labels (mapping of `str` to sequences, *optional*): By label, a value a recording: 1, 0 or None.
+    """
+
+    name = "arrays"
+
+    def __init__(self, recordings: Iterable[Mapping[str, Any]], labels: Mapping[str, Sequence[Any]] | None = None):
+        self._recordings = list(recordings)
+        self._labels = {} if labels is None else {name: list(values) for name, values in dict(labels).items()}
+        check_label_names(self._labels, "labels")
+        known = {*_FACTS, *_SIGNAL}
+        for number, recording in enumerate(self._recordings):
+            if unknown := [name for name in recording if name not in known]:
+                raise SourceError(
+                    f"recording {number}: unknown key {', '.join(unknown)}, expected {', '.join(sorted(known))}"
+                )
+            if missing := [name for name in ("recording_id", *_SIGNAL) if name not in recording]:
+                raise SourceError(f"recording {number} lacks {', '.join(missing)}")
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return tuple(self._labels)
+
+    def index(self) -> SourceIndex:
+        ids = [canonical_id(recording["recording_id"]) for recording in self._recordings]
+        if repeated := [name for name, count in Counter(ids).items() if count > 1 or name is None]:
+            raise SourceError(f"recording ids must be unique and known, found several times or empty: {repeated[:3]}")
+        columns: dict[str, Any] = {"recording_id": pa.array(ids, pa.string()), "path": pa.nulls(len(ids), pa.string())}
+        columns["_row"] = pa.array(range(len(ids)))
+        for name in _FACTS[1:]:
+            values = [recording.get(name) for recording in self._recordings]
+            if name == "patient_id":
+                values = [canonical_id(value) for value in values]
+            columns[name] = pa.array(values, COLUMNS[name])
+        return SourceIndex(pa.table(columns | _label_arrays(label_table(ids, self._labels))))
+
+    def read_one(self, entry: Mapping[str, Any]) -> ECGRecord:
+        recording = self._recordings[entry["_row"]]
+        samples = np.asarray(recording["signal"])
+        where = f"recording {entry['recording_id']}"
+        if samples.ndim != 2:
+            raise ECGReadError(f"{where}: signal must have shape (leads, samples), found {samples.shape}")
+        if samples.dtype.kind in "ui" and samples.size:
+            low, high = int(samples.min()), int(samples.max())
+            fits = next((t for t in (np.int16, np.int32) if np.iinfo(t).min < low and high <= np.iinfo(t).max), None)
+            if fits is None and max(-low, high) >= 2**53:
+                raise ECGReadError(f"{where}: samples from {low} to {high} are no ECG")
+            if samples.dtype not in (np.int16, np.int32):
+                samples = samples.astype(fits or np.float64)
+        units = recording["units"]
+        count = len(samples)
+        return ECGRecord(
+            recording_id=entry["recording_id"],
+            path=where,
+            samples=samples.astype(np.float32) if samples.dtype == np.float16 else samples,
+            gain=np.ones(count),
+            baseline=np.zeros(count),
+            units=(units,) * count if isinstance(units, str) else tuple(units),
+            sampling_rate=recording["sampling_rate"],
+            lead_names=tuple(recording["lead_names"]),
+        )
+
+
+def _label_arrays(labels: LabelTable) -> dict[str, pa.Array]:
+    """The columns of a store for these labels: int8, null where the value is unknown."""
+    arrays = {}
+    for number, name in enumerate(labels.names):
+        values = labels.values[:, number]
+        unknown = np.isnan(values)
+        arrays[name] = pa.array(np.where(unknown, 0, values).astype(np.int8), mask=unknown)
+    return arrays

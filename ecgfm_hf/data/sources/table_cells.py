@@ -1,0 +1,268 @@
+"""
+Cells of a user's own table: any delimiter, CSV or Parquet, and what people write into them.
+
+[`csv_columns`] reads the tables of public datasets, whose form is known; here an error tells all that is wrong with a
+column at once, since whoever reads it must mend the table.
+"""
+
+import csv
+import functools
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..labels import LabelTableError
+from ..splits import canonical_id, parse_time
+from ..store import StoreError, store_schema
+from .base import SourceError
+from .csv_columns import label_value
+
+_SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
+_UNKNOWN_SEXES = ("u", "unk", "unknown", "other")
+# De-identified ages: 90 stands for all above 89.
+_OVER_89 = (">89", ">=90", "≥90", "90+")
+OVER_89_YEARS = 90.0
+_LONGEST_QUOTE, _MOST_QUOTES, _MOST_NAMES = 40, 20, 40
+
+EXPECTED = {
+    "recording_id": "text or a whole number",
+    "patient_id": "text or a whole number",
+    "time": "a time in ISO 8601 (such as 2020-01-31 08:30:00)",
+    "age": "years from 0 to 150, or >89, 90+ or 300 for over 89, or nothing",
+    "sex": "M, F, male or female, or for unknown U, unknown, other or nothing",
+    "sampling_rate": "a number",
+    "exam_id": "a whole number",
+}
+
+
+def read_header(path: Path) -> list[str]:
+    """
+    The columns' names without blanks around them and without line breaks; those of nameless columns are empty.
+
+    Raises:
+        `SourceError`: no such file, one that cannot be read, no header, a name twice.
+    """
+    if not path.is_file():
+        raise SourceError(f"{path}: no such table")
+    try:
+        if path.suffix.lower() == ".parquet":
+            names = pq.read_schema(path).names
+        else:
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                delimiter = _delimiter(path, file.readline())
+                file.seek(0)
+                names = next(csv.reader(file, delimiter=delimiter), [])
+    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
+        raise SourceError(f"{path}: cannot read this table ({error})") from None
+    if not names:
+        raise SourceError(f"{path} is empty")
+    header = [clean_name(name) for name in names]
+    if repeated := sorted({name for name in header if name and header.count(name) > 1}):
+        raise SourceError(f"{path} has several columns called {', '.join(repeated)}")
+    return header
+
+
+def read_columns(path: Path) -> dict[str, list]:
+    """All columns that have names, by name. Raises `SourceError` as [`read_header`], and for rows of other lengths."""
+    header = read_header(path)
+    try:
+        if path.suffix.lower() == ".parquet":
+            table = pq.read_table(path)
+            return {
+                name: _as_list(column) for name, column in zip(header, table.itercolumns(), strict=True) if name
+            }
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            delimiter = _delimiter(path, file.readline())
+            file.seek(0)
+            rows = [row for row in csv.reader(file, delimiter=delimiter) if row][1:]
+    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
+        raise SourceError(f"{path}: cannot read this table ({error})") from None
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(header):
+            raise SourceError(f"{path}, row {number}: {len(row)} cells under {len(header)} columns")
+    return {name: [row[place] for row in rows] for place, name in enumerate(header) if name}
+
+
+def clean_name(name: Any) -> str:
+    """A column's name as labels and settings use it."""
+    text = re.sub(r"\s*[\r\n]+\s*", " ", str(name)).strip()
+    return "" if re.fullmatch(r"__index_level_\d+__", text) else text  # pandas' index, which has no name
+
+
+def shown_header(header: Iterable[str]) -> str:
+    names = [name for name in header if name]
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"found: {', '.join(names[:_MOST_NAMES]) or 'no named column'}{more}"
+
+
+def check_label_names(names: Iterable[str], where: Any) -> None:
+    """`SourceError` where a label cannot be a column of a store."""
+    names = list(names)
+    hint = "choose the labels without it (labels= or --labels) or rename it"
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise SourceError(f"{where}: label given more than once: {', '.join(repeated)}")
+    if internal := [name for name in names if not name or name.startswith("_")]:
+        raise SourceError(
+            f"{where}: a label cannot be called {', '.join(map(repr, internal))}: names that begin with '_' are for "
+            f"internal columns; {hint}"
+        )
+    try:
+        store_schema(names)
+    except StoreError as error:
+        raise SourceError(f"{where}: {error}; {hint}") from None
+
+
+def converted(
+    where: Any, name: str, values: Sequence[Any], meaning: Callable[[Any], Any], expected: str, hint: str = ""
+) -> list:
+    """
+    What the cells of a column mean.
+
+    Args:
+        where: The table, for the error.
+        name (`str`): The column, for the error.
+        meaning: Of one cell; it raises `ValueError` (or `TypeError`, `OverflowError`) where it has none.
+        expected (`str`): The same in words.
+        hint (`str`): What else can be done.
+
+    Raises:
+        `SourceError`: it names every different cell without a meaning, how often it occurs and in which row first.
+    """
+    result: list = []
+    odd: dict[str, list[int]] = {}
+    for row, value in enumerate(values, start=1):
+        try:
+            result.append(meaning(value))
+        except (ValueError, TypeError, OverflowError):
+            odd.setdefault(str(value).strip(), []).append(row)
+    if odd:
+        told = [
+            f"row {rows[0]}: {name} is {_quoted(text)} ({len(rows)} row{'s' * (len(rows) > 1)})"
+            for text, rows in list(odd.items())[:_MOST_QUOTES]
+        ]
+        more = f"; and {len(odd) - _MOST_QUOTES} other values" if len(odd) > _MOST_QUOTES else ""
+        raise SourceError(f"{where}, {'; '.join(told)}{more}; expected {expected}{hint}")
+    return result
+
+
+def text_of(value: Any) -> str:
+    """A cell as text, empty where nothing is in it."""
+    text = "" if value is None else str(value).strip()
+    return "" if text.lower() in ("", "nan", "none") else text
+
+
+def text_or_none(value: Any) -> str | None:
+    return text_of(value) or None
+
+
+def over_89(value: Any) -> bool:
+    """Whether an age says "over 89": in words, or as PTB-XL (300) and MIMIC-III (300 and the years since) code it."""
+    text = re.sub(r"\s", "", text_of(value))
+    try:
+        return text in _OVER_89 or 300 <= float(text) < 320
+    except ValueError:
+        return False
+
+
+def age_in_years(value: Any) -> float | None:
+    if over_89(value):
+        return OVER_89_YEARS
+    text = text_of(value)
+    if canonical_id(text) is None:
+        return None
+    age = float(text)
+    if not 0 <= age < 150:
+        raise ValueError(f"{age} is no age")
+    return age
+
+
+def sex(value: Any) -> str | None:
+    text = text_of(value).lower()
+    if text in _UNKNOWN_SEXES or canonical_id(text) is None:
+        return None
+    if text not in _SEXES:
+        raise ValueError(f"{text!r} is no sex")
+    return _SEXES[text]
+
+
+def times(where: Any, values: Sequence[Any], hint: str = "") -> list[datetime | None]:
+    """Times without a zone: those with one in UTC. `SourceError` where only some have one."""
+    found = converted(where, "time", values, _time, EXPECTED["time"], hint)
+    zoned = [time is not None and time.tzinfo is not None for time in found]
+    bare = [time is not None and time.tzinfo is None for time in found]
+    if any(zoned) and any(bare):
+        first, other = zoned.index(True), bare.index(True)
+        raise SourceError(
+            f"{where}: some times have a time zone (row {first + 1}: {_quoted(values[first])}) and some have none "
+            f"(row {other + 1}: {_quoted(values[other])}), so they cannot be compared; give all a zone, or none"
+        )
+    return [None if time is None else time.replace(tzinfo=None) for time in found]
+
+
+def number(value: Any) -> float | None:
+    text = text_of(value)
+    return float(text) if text else None
+
+
+def whole_number(value: Any) -> int | None:
+    if not text_of(value):
+        return None
+    found = int(canonical_id(value))  # also 3.0 of a column with gaps
+    if abs(found) >= 2**63:
+        raise ValueError(f"{found} is too large")
+    return found
+
+
+def names(value: Any) -> list[str] | None:
+    if isinstance(value, list | np.ndarray):
+        return [str(name) for name in value]
+    return text_of(value).replace(",", " ").split() or None
+
+
+def labels(where: Any, name: str, values: Sequence[Any], hint: str = "") -> pa.Array:
+    """A label's column: int8, null where it is unknown."""
+    texts = [str(value) for value in values]
+    meanings = converted(where, f"label {name!r}", texts, _label, "0, 1, True, False or nothing", hint)
+    return pa.array(meanings, pa.int8())
+
+
+@functools.lru_cache(256)
+def _label(text: str) -> int | None:
+    try:
+        return label_value(text)
+    except LabelTableError as error:
+        raise ValueError(str(error)) from None
+
+
+def _time(value: Any) -> datetime | None:
+    time = parse_time(value, 0)
+    if isinstance(time, float) and math.isnan(time):
+        return None
+    if time is not None and not isinstance(time, datetime):
+        raise ValueError(f"{time!r} is no time in ISO 8601")
+    return time if time is None or time.tzinfo is None else time.astimezone(UTC)
+
+
+def _as_list(column: pa.ChunkedArray) -> list:
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":  # which only pandas can hold
+        column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
+    return column.to_pylist()
+
+
+def _delimiter(path: Path, first_line: str) -> str:
+    if path.suffix.lower() in (".tsv", ".tab"):
+        return "\t"
+    bare = re.sub(r'"[^"]*("|$)', "", first_line)
+    return next((sign for sign in ",;\t" if sign in bare), ",")
+
+
+def _quoted(value: Any) -> str:
+    text = str(value)
+    return repr(text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "...")
