@@ -430,6 +430,15 @@ def test_one_function_call_prepares_and_opens(tmp_path):
         load_prepared(tmp_path)
 
 
+def test_other_arrays_under_the_same_ids_are_another_preparation(tmp_path):
+    record = {"recording_id": "a", "sampling_rate": 500, "lead_names": STANDARD_LEADS, "units": "mV"}
+    signal = np.random.default_rng(0).normal(size=(12, 2500))
+    load_arrays([record | {"signal": signal}], tmp_path / "store")
+    load_arrays([record | {"signal": signal.copy()}], tmp_path / "store")
+    with pytest.raises(PrepareError, match="other files"):
+        load_arrays([record | {"signal": signal + 1e-9}], tmp_path / "store")
+
+
 def test_arrays_say_what_is_wrong_with_them():
     whole = {"recording_id": 1, "signal": np.zeros((12, 9)), "sampling_rate": 1, "lead_names": [], "units": "mV"}
     with pytest.raises(SourceError, match="recording 0 lacks units"):
@@ -557,3 +566,14 @@ def test_a_folder_that_is_a_link_is_told(tmp_path):
     (root / "training" / "linked").symlink_to(tmp_path / "elsewhere")
     report = prepare(PhysioNet2021(root), tmp_path / "store")
     assert report["left_out_by_reason"] == {"folder is a link, which is not followed": 1}
+
+
+def test_files_whose_names_look_like_numbers_or_like_nothing_are_split_by_their_names(tmp_path):
+    root = challenge_folder(tmp_path / "root", {name: AF for name in ("1", "1.0", "NA", "nan", "007", "7")})
+    report = prepare(
+        PhysioNet2021(root),
+        tmp_path / "store",
+        PrepareSettings(SplitSettings("random", fractions={"a": 0.5, "b": 0.5})),
+    )
+    assert report["splits"]["recordings"] == {"a": 3, "b": 3}
+    assert rows_of(tmp_path / "store").keys() == {"1", "1.0", "NA", "nan", "007", "7"}

@@ -265,7 +265,7 @@ def _list(text: str) -> list[str]:
     try:  # as a row of a CSV, so that a name with a comma can be quoted
         parts = next(csv.reader([text], skipinitialspace=True, strict=True), [])
     except csv.Error as error:
-        raise ValueError(f"must look like A,B or \"A, b\",C, found: {text} ({error})") from None
+        raise ValueError(f'must look like A,B or "A, b",C, found: {text} ({error})') from None
     return [part.strip() for part in parts if part.strip()]
 
 

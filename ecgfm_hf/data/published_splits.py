@@ -59,6 +59,7 @@ def import_split(
     *,
     key: str = "save_file",
     patients: Sequence[Any] | None = None,
+    exact_ids: bool = False,
 ) -> SplitResult:
     """
     Apply a published split to the recordings at hand.
@@ -68,6 +69,7 @@ def import_split(
         ids (sequence, length n): What the recordings at hand are called in the file's column `key`.
         key (`str`): That column.
         patients (sequence, length n, *optional*): Checked: a patient in two splits is an error.
+        exact_ids (`bool`): `ids`, and the keys of a mapping, are to be taken as they are.
 
     Returns:
         [`SplitResult`]. Recordings that the file does not name are left out and counted in `excluded`; `assumptions`
@@ -76,10 +78,14 @@ def import_split(
     Raises:
         `SplitError`: see [`read_split_csv`]; no recording in common; a patient in two splits.
     """
-    recordings = unique_ids(ids)
+    recordings = unique_ids(ids, exact_ids)
     given = published if isinstance(published, Mapping) else read_split_csv(published, key)
     check_split_names({split for split in given.values() if split is not None})
-    table = {canonical_id(recording): split for recording, split in given.items() if split is not None}
+    table = {
+        recording if exact_ids else canonical_id(recording): split
+        for recording, split in given.items()
+        if split is not None
+    }
     people = aligned(patients, len(recordings), "patients")
     people = None if people is None else [canonical_id(patient) for patient in people]
     splits = tuple(table.get(recording) for recording in recordings)

@@ -65,7 +65,8 @@ class SplitSettings:
         """The split of recordings with these `recording_id`, `patient_id` and `time`."""
         ids, patients = facts["recording_id"], facts.get("patient_id") or [None] * len(facts["recording_id"])
         if self.strategy == "imported":
-            return import_split(published if published is not None else self.published, ids, patients=patients)
+            table = published if published is not None else self.published
+            return import_split(table, ids, patients=patients, exact_ids=True)
         if self.strategy is None:
             known = len({patient for patient in patients if patient is not None})
             return SplitResult(tuple(ids), (UNSPLIT,) * len(ids), (UNSPLIT,), "none", patients={UNSPLIT: known})
@@ -78,4 +79,5 @@ class SplitSettings:
             patients=patients,
             times=facts.get("time"),
             assume_independent=self.assume_independent,
+            exact_ids=True,
         )

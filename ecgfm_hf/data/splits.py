@@ -120,6 +120,7 @@ def split_recordings(
     patients: Sequence[Any] | None = None,
     times: Sequence[Any] | None = None,
     assume_independent: bool = False,
+    exact_ids: bool = False,
 ) -> SplitResult:
     """
     Split recordings at random, by patient, by time, or by patient and time.
@@ -152,7 +153,7 @@ def split_recordings(
     """
     if strategy not in STRATEGIES:
         raise SplitError(f"strategy must be one of {', '.join(STRATEGIES)}, found: {strategy!r}")
-    recordings = unique_ids(ids)
+    recordings = unique_ids(ids, exact_ids)
     if fractions is not None and counts is not None:
         raise SplitError("give fractions or counts, not both")
     sizes = dict(counts if counts is not None else DEFAULT_FRACTIONS if fractions is None else fractions)
@@ -244,8 +245,8 @@ def aligned(values: Sequence[Any] | None, length: int, what: str) -> list[Any] |
     return values
 
 
-def unique_ids(ids: Sequence[Hashable]) -> tuple[str, ...]:
-    found = [canonical_id(value) for value in ids]
+def unique_ids(ids: Sequence[Hashable], exact: bool = False) -> tuple[str, ...]:
+    found = list(ids) if exact else [canonical_id(value) for value in ids]
     if not found:
         raise SplitError("there are no recordings to split")
     if None in found:

@@ -1,5 +1,6 @@
 """Recordings that are in memory."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -60,6 +61,17 @@ class Arrays(Source):
                 values = [canonical_id(value) for value in values]
             columns[name] = pa.array(values, COLUMNS[name])
         return SourceIndex(pa.table(columns | _label_arrays(label_table(ids, self._labels))))
+
+    def stamps(self, table: pa.Table) -> list[str]:
+        stamps = []
+        for row in table["_row"].to_pylist():
+            recording = self._recordings[row]
+            samples = np.ascontiguousarray(recording["signal"])
+            facts = [recording[name] for name in ("sampling_rate", "lead_names", "units")]
+            digest = hashlib.blake2b(samples.tobytes(), digest_size=16)
+            digest.update(repr((samples.shape, samples.dtype.str, facts)).encode())
+            stamps.append(digest.hexdigest())
+        return stamps
 
     def read_one(self, entry: Mapping[str, Any]) -> ECGRecord:
         recording = self._recordings[entry["_row"]]

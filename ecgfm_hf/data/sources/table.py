@@ -239,7 +239,7 @@ class RecordingTable(Source):
                 notes.append(f"{aged} ages given as over 89 are stored as {cells.OVER_89_YEARS:g}.")
             if name == "sex" and None in values:
                 texts = (cells.text_of(text) for text, sex in zip(columns[name], values, strict=True) if sex is None)
-                counts = Counter(text or "nothing" for text in texts)
+                counts = Counter(text.lower() or "nothing" for text in texts)
                 shown = ", ".join(f"{text}: {count}" for text, count in sorted(counts.items()))
                 notes.append(f"{counts.total()} rows give no sex that is M or F ({shown}); it is stored as unknown.")
         hint = "" if self._labels_given else "; say which columns are labels (labels= or --labels)"

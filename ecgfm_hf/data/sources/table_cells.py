@@ -30,6 +30,7 @@ _UNKNOWN_SEXES = ("u", "unk", "unknown", "other")
 _OVER_89 = (">89", ">=90", "≥90", "90+")
 OVER_89_YEARS = 90.0
 _LONGEST_QUOTE, _MOST_QUOTES, _MOST_NAMES = 40, 20, 40
+_LONGEST_HEADER = 1 << 20
 
 EXPECTED = {
     "recording_id": "text or a whole number",
@@ -56,9 +57,7 @@ def read_header(path: Path) -> list[str]:
             names = pq.read_schema(path).names
         else:
             with open(path, encoding="utf-8-sig", newline="") as file:
-                delimiter = _delimiter(path, file.readline())
-                file.seek(0)
-                names = next(csv.reader(file, delimiter=delimiter), [])
+                names = next((row for row in csv.reader(file, delimiter=_delimiter(path)) if row), [])
     except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
         raise SourceError(f"{path}: cannot read this table ({error})") from None
     if not names:
@@ -75,13 +74,9 @@ def read_columns(path: Path) -> dict[str, list]:
     try:
         if path.suffix.lower() == ".parquet":
             table = pq.read_table(path)
-            return {
-                name: _as_list(column) for name, column in zip(header, table.itercolumns(), strict=True) if name
-            }
+            return {name: column.to_pylist() for name, column in zip(header, table.itercolumns(), strict=True) if name}
         with open(path, encoding="utf-8-sig", newline="") as file:
-            delimiter = _delimiter(path, file.readline())
-            file.seek(0)
-            rows = [row for row in csv.reader(file, delimiter=delimiter) if row][1:]
+            rows = [row for row in csv.reader(file, delimiter=_delimiter(path)) if row][1:]
     except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
         raise SourceError(f"{path}: cannot read this table ({error})") from None
     for number, row in enumerate(rows, start=1):
@@ -250,16 +245,12 @@ def _time(value: Any) -> datetime | None:
     return time if time is None or time.tzinfo is None else time.astimezone(UTC)
 
 
-def _as_list(column: pa.ChunkedArray) -> list:
-    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":  # which only pandas can hold
-        column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
-    return column.to_pylist()
-
-
-def _delimiter(path: Path, first_line: str) -> str:
+def _delimiter(path: Path) -> str:
     if path.suffix.lower() in (".tsv", ".tab"):
         return "\t"
-    bare = re.sub(r'"[^"]*("|$)', "", first_line)
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        start = file.read(_LONGEST_HEADER)
+    bare = re.sub(r'"[^"]*("|$)', "", start).strip("\n").partition("\n")[0]  # quoted names may have any of them
     return next((sign for sign in ",;\t" if sign in bare), ",")
 
 

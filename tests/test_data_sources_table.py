@@ -1,0 +1,323 @@
+"""A user's own table: what it may say, how its ids and files meet, and what it must be told."""
+
+import argparse
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from wfdb_files import random_samples, write_record
+
+from ecgfm_hf.cli import main
+from ecgfm_hf.data import Arrays, PhysioNet2021, RecordingTable, SourceError, prepare, record_from_row
+from ecgfm_hf.data.command import _fractions, _list, _mapping
+
+SAMPLES = random_samples(samples=50)
+SAME_FILE = "another row has the same file"
+
+
+def folder_of(root: Path, *paths: str) -> Path:
+    """WFDB records with these names, as `a1/000`."""
+    for path in paths:
+        folder, name = (root / path).parent, (root / path).name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_record(folder, SAMPLES, name=name, suffix=".mat", offset=24)
+    return root
+
+
+def table_of(tmp_path: Path, text: str, name: str = "mine.csv") -> Path:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def indexed(tmp_path: Path, text: str, **options):
+    """Rows of the index by id, and the index, of a table over the records 1 to 5."""
+    root = tmp_path / "root"
+    if not root.exists():
+        folder_of(root, *"12345")
+    index = RecordingTable(root, table_of(tmp_path, text), **options).index()
+    return {row["recording_id"]: row for row in index.table.to_pylist()}, index
+
+
+def column(name: str, *cells: str) -> str:
+    """A table with a path and one column."""
+    return "\n".join([f"path,{name}", *(f"{row},{cell}" for row, cell in enumerate(cells, start=1))]) + "\n"
+
+
+# Ids
+
+
+def test_ids_made_of_file_names_are_the_names_as_they_are(tmp_path):
+    root = folder_of(tmp_path / "root", "1", "1.0", "NA", "none")
+    report = prepare(RecordingTable(root), tmp_path / "store")
+    assert report["recordings"] == {"found": 4, "kept": 4, "left_out": 0}
+    table = table_of(tmp_path, "path,AF\n1.hea,1\n1.0.hea,0\nNA.hea,1\nnone,0\n")
+    prepare(RecordingTable(root, table), tmp_path / "labelled")
+    (part,) = (tmp_path / "labelled" / "data").glob("*.parquet")
+    found = {row["recording_id"]: row for row in pq.read_table(part).to_pylist()}
+    assert {name: row["AF"] for name, row in found.items()} == {"1": 1, "1.0": 0, "NA": 1, "none": 0}
+    assert found["1.0"]["path"] == "1.0.hea"
+    np.testing.assert_array_equal(record_from_row(found["NA"]).samples, SAMPLES)
+
+
+def test_ids_in_cells_are_the_same_however_they_were_written(tmp_path):
+    rows, index = indexed(tmp_path, "recording_id,path\n1.0,1\nNA,2\n,3\n 4 ,4\n")
+    assert {name: row["path"] for name, row in rows.items()} == {"1": "1", "4": "4"}
+    assert [(one.recording_id, one.path, one.reason, one.detail) for one in index.left_out] == [
+        (None, "2", "the table gives no recording_id", "row 2"),
+        (None, "3", "the table gives no recording_id", "row 3"),
+    ]
+
+
+def test_an_id_finds_the_file_of_its_text_where_no_other_has_its_name(tmp_path):
+    root = folder_of(tmp_path / "root", "1.0", "2.0", "2")
+    index = RecordingTable(root, table_of(tmp_path, "recording_id\n1.0\n2.0\n")).index()
+    assert index.table["path"].to_pylist() == ["1.0.hea", "2.hea"]
+
+
+def test_an_id_that_no_text_can_hold_is_told_with_its_row(tmp_path):
+    pq.write_table(pa.table({"recording_id": [1.0, 2.5, 2.5]}), tmp_path / "mine.parquet")
+    root = folder_of(tmp_path / "root", "1")
+    with pytest.raises(SourceError, match=r"row 2: recording_id is '2\.5' \(2 rows\); expected text or a whole number"):
+        RecordingTable(root, tmp_path / "mine.parquet").index()
+
+
+# One file, one row
+
+
+@pytest.mark.parametrize(
+    "again", ["./a1/000.hea", "a1//000.hea", "b/../a1/000.hea", "a1/000", "a1/000.mat", "{root}/a1/000.hea"]
+)
+def test_a_file_that_another_row_has_is_left_out(tmp_path, again):
+    root = folder_of(tmp_path / "root", "a1/000", "a1/001")
+    again = again.format(root=root)
+    index = RecordingTable(
+        root, table_of(tmp_path, f"recording_id,path\na1,a1/000.hea\nb,a1/001\na2,{again}\n")
+    ).index()
+    assert index.table["recording_id"].to_pylist() == ["a1", "b"]
+    (one,) = index.left_out
+    assert (one.recording_id, one.reason) == ("a2", SAME_FILE)
+    assert "row 3 (a2, a1/000" in one.detail
+    assert "row 1 (a1)" in one.detail
+
+
+def test_a_row_that_is_left_out_takes_no_file_and_no_id(tmp_path):
+    rows, index = indexed(tmp_path, "recording_id,path\nA,1\nA,2\nB,2\nC,1\nC,3\n")
+    assert {name: row["path"] for name, row in rows.items()} == {"A": "1", "B": "2", "C": "3"}
+    assert sorted(one.reason for one in index.left_out) == ["another recording has the same id", SAME_FILE]
+
+
+def test_names_and_folders_that_find_one_file_twice_count_once(tmp_path):
+    root = folder_of(tmp_path / "root", "a1/000")
+    index = RecordingTable(root, table_of(tmp_path, "recording_id\n000\na1/000\n")).index()
+    assert index.table["recording_id"].to_pylist() == ["000"]
+    assert [one.reason for one in index.left_out] == [SAME_FILE]
+
+
+def test_exams_of_one_file_are_recordings_of_their_own(tmp_path):
+    (tmp_path / "root").mkdir()
+    text = "recording_id,path,exam_id\na,part.hdf5,11\nb,part.hdf5,12.0\nc,part.hdf5,11\n"
+    rows, index = indexed(tmp_path, text)
+    assert {name: row["_exam_id"] for name, row in rows.items()} == {"a": 11, "b": 12}
+    assert [(one.recording_id, one.reason) for one in index.left_out] == [("c", SAME_FILE)]
+
+
+# Times
+
+
+def test_times_with_a_zone_become_utc(tmp_path):
+    cells = ("2020-01-31T08:30:00+02:00", "", "2020-01-31 08:30Z", "2020-01-31 23:30-01:00", "NaT")
+    rows, _ = indexed(tmp_path, column("time", *cells))
+    assert [row["time"] for row in rows.values()] == [
+        datetime(2020, 1, 31, 6, 30), None, datetime(2020, 1, 31, 8, 30), datetime(2020, 2, 1, 0, 30), None,
+    ]  # fmt: skip
+
+
+def test_times_with_and_without_a_zone_are_refused_with_both_rows(tmp_path):
+    expected = r"time zone \(row 3: '2020-01-01T00:00:00Z'\) and some have none \(row 2: '2020-01-01'\)"
+    with pytest.raises(SourceError, match=expected):
+        indexed(tmp_path, column("time", "", "2020-01-01", "2020-01-01T00:00:00Z"))
+
+
+def test_times_of_parquet_keep_their_zone(tmp_path):
+    eight = datetime(2020, 1, 31, 8)
+    times = pa.array([eight], pa.timestamp("ns", "Europe/Berlin"))
+    pq.write_table(pa.table({"path": ["1"], "time": times}), tmp_path / "mine.parquet")
+    root = folder_of(tmp_path / "root", "1")
+    assert RecordingTable(root, tmp_path / "mine.parquet").index().table["time"].to_pylist() == [eight]  # stored as UTC
+
+
+@pytest.mark.parametrize("cell", ["yesterday", "20", "0001-01-01T00:00+14:00"])
+def test_what_is_no_time_is_told(tmp_path, cell):
+    with pytest.raises(
+        SourceError, match=r"row 2: time is '.*' \(1 row\); expected a time in ISO 8601.*--columns time="
+    ):
+        indexed(tmp_path, column("time", "2020-01-01T00:00:00Z", cell))
+
+
+# Age and sex
+
+
+def test_ages_over_89_are_90_and_counted(tmp_path):
+    rows, index = indexed(tmp_path, column("age", ">89", "> 89", "90+", "300", "89.5"))
+    assert [row["age"] for row in rows.values()] == [90, 90, 90, 90, 89.5]
+    assert "4 ages given as over 89 are stored as 90." in index.notes
+
+
+def test_unknown_ages_are_empty_without_a_note(tmp_path):
+    rows, index = indexed(tmp_path, column("age", "", "nan", "NA", "unknown", "0"))
+    assert [row["age"] for row in rows.values()] == [None, None, None, None, 0]
+    assert not index.notes
+
+
+def test_all_odd_ages_are_told_at_once(tmp_path):
+    expected = r"row 2: age is 'old' \(2 rows\); row 4: age is '-1' \(1 row\); row 5: age is '150' \(1 row\); expected"
+    with pytest.raises(SourceError, match=expected):
+        indexed(tmp_path, column("age", "61", "old", "old", "-1", "150"))
+
+
+def test_sexes_that_are_unknown_are_counted(tmp_path):
+    rows, index = indexed(tmp_path, column("sex", "U", "Other", "unknown", "", "Female"))
+    assert [row["sex"] for row in rows.values()] == [None, None, None, None, "F"]
+    assert any(
+        "4 rows give no sex" in note and "nothing: 1, other: 1, u: 1, unknown: 1" in note for note in index.notes
+    )
+
+
+def test_sexes_in_code_are_refused_with_what_is_accepted(tmp_path):
+    text = column("sex", "0", "1", "M", "1", "w")
+    expected = (
+        r"row 1: sex is '0' \(1 row\); row 2: sex is '1' \(2 rows\); row 5: sex is 'w' \(1 row\); "
+        r"expected M, F, .*--columns sex="
+    )
+    with pytest.raises(SourceError, match=expected):
+        indexed(tmp_path, text)
+    rows, _ = indexed(tmp_path, text, columns={"sex": ""})
+    assert set(rows["1"]) == {"recording_id", "path"}
+
+
+def test_a_column_of_many_odd_values_is_told_in_part(tmp_path):
+    root = folder_of(tmp_path / "root", "1")
+    lines = [f"1,{'x' * 90}{number}" for number in range(30)]
+    with pytest.raises(SourceError, match="and 10 other values; expected") as error:
+        RecordingTable(root, table_of(tmp_path, "\n".join(["path,age", *lines]))).index()
+    assert "x" * 41 not in str(error.value)
+
+
+# Names of columns
+
+
+def test_names_that_begin_with_an_underscore_are_no_labels(tmp_path):
+    text = "path,_row,AF\n1,1,0\n"
+    with pytest.raises(SourceError, match=r"cannot be called '_row'.*rename it"):
+        indexed(tmp_path, text)
+    rows, _ = indexed(tmp_path, text, labels=["AF"])
+    assert rows["1"] == {"recording_id": "1", "path": "1", "AF": 0}
+    with pytest.raises(SourceError, match="cannot be called '_row'"):
+        Arrays([], labels={"_row": []})
+
+
+def test_labels_that_are_columns_of_a_store_say_how_to_go_on(tmp_path):
+    with pytest.raises(SourceError, match=r"cannot be called diagnoses.*labels= or --labels.*rename"):
+        indexed(tmp_path, "path,diagnoses\n1,1\n")
+
+
+def test_blanks_and_line_breaks_in_names_are_mended(tmp_path):
+    text = ' path ,LBBB ,"first\ndegree ",\n1,1,0,note\n'
+    source = RecordingTable(folder_of(tmp_path / "root", "1"), table_of(tmp_path, text))
+    assert source.label_names == ("LBBB", "first degree")
+    assert indexed(tmp_path, text, labels=["first\ndegree", " LBBB"])[0]["1"]["first degree"] == 0
+    with pytest.raises(SourceError, match="several columns called AF"):
+        indexed(tmp_path, "path,AF,AF \n1,1,1\n")
+    with pytest.raises(SourceError, match="given more than once: AF"):
+        indexed(tmp_path, "path,AF\n1,1\n", labels=["AF", "AF "])
+
+
+def test_the_nameless_index_of_pandas_is_passed_over(tmp_path):
+    table = pa.table({"path": ["1"], "AF ": [True], "__index_level_0__": [7]})
+    pq.write_table(table, tmp_path / "mine.parquet")
+    source = RecordingTable(folder_of(tmp_path / "root", "1"), tmp_path / "mine.parquet")
+    assert source.label_names == ("AF",)
+    assert source.index().table["AF"].to_pylist() == [1]
+
+
+@pytest.mark.parametrize("sign", [";", "\t", ","])
+def test_other_delimiters_than_commas_are_seen(tmp_path, sign):
+    text = sign.join(["path", '"AF, any; kind"', "report"]) + "\n" + sign.join(["1", "1", '"a, b; c"']) + "\n"
+    rows, _ = indexed(tmp_path, text)
+    assert rows["1"] == {"recording_id": "1", "path": "1", "AF, any; kind": 1, "report": "a, b; c"}
+
+
+def test_a_table_without_path_and_id_shows_its_header(tmp_path):
+    expected = r"needs a column path or recording_id \(found: file name, AF\); columns= or --columns"
+    with pytest.raises(SourceError, match=expected):
+        indexed(tmp_path, "file name,AF\n1,1\n")
+
+
+def test_labels_that_are_none_are_told_with_rows_from_1(tmp_path):
+    expected = r"row 2: label 'AF' is 'maybe' \(2 rows\); row 5: label 'AF' is '2' .*labels= or --labels"
+    with pytest.raises(SourceError, match=expected):
+        indexed(tmp_path, column("AF", "1", "maybe", "", "maybe", "2"))
+
+
+# The command line
+
+
+def test_lists_and_mappings_of_the_command_line():
+    assert _list('"a, b",c') == ["a, b", "c"]
+    assert _list(' I , "II",,V1') == ["I", "II", "V1"]
+    assert _list("") == []
+    with pytest.raises(ValueError, match="must look like"):
+        _list('"a, b')
+    assert _mapping('age=,"path=file, name"') == {"age": "", "path": "file, name"}
+    for wrong in ("age", "=x", ""):
+        with pytest.raises(argparse.ArgumentTypeError):
+            _mapping(wrong)
+    with pytest.raises(argparse.ArgumentTypeError, match="must look like train="):
+        _fractions("train=0.5,test=")
+
+
+def test_the_command_leaves_a_column_out(tmp_path, capsys):
+    root = folder_of(tmp_path / "root", "1")
+    table = table_of(tmp_path, 'path,"AF, any",sex\n1,1,0\n')
+    arguments = ["prepare", "table", str(root), str(tmp_path / "store"), "--table", str(table), "--dry-run"]
+    assert main(arguments) == 2
+    assert "--columns sex=" in capsys.readouterr().err
+    assert main([*arguments, "--columns", "sex=", "--labels", '"AF, any"']) == 0
+    assert "labels: AF, any" in capsys.readouterr().out
+
+
+# Signal files without header
+
+
+@pytest.mark.parametrize("source", [RecordingTable, PhysioNet2021])
+def test_signal_files_without_header_are_accounted_for(tmp_path, source):
+    root = folder_of(tmp_path / "root", "a/1", "a/2", "3")
+    (root / "a" / "2.hea").unlink()
+    (root / "lost.dat").write_bytes(bytes(24))
+    index = source(root).index()
+    assert sorted(index.table["path"].to_pylist()) == ["3.hea", "a/1.hea"]
+    assert {(one.path, one.reason) for one in index.left_out} == {
+        ("a/2.mat", "signal file without a header"),
+        ("lost.dat", "signal file without a header"),
+    }
+
+
+def test_signals_that_a_header_names_are_not_lost(tmp_path):
+    root = folder_of(tmp_path / "root", "1")
+    (root / "1.mat").rename(root / "signals.mat")
+    (root / "1.hea").write_text((root / "1.hea").read_text().replace("1.mat", "signals.mat"))
+    index = RecordingTable(root).index()
+    assert index.left_out == []
+    assert prepare(RecordingTable(root), tmp_path / "store")["recordings"]["kept"] == 1
+
+
+def test_signal_files_that_are_recordings_themselves_are_taken(tmp_path):
+    root = folder_of(tmp_path / "root", "1", "2")
+    (root / "2.hea").unlink()
+    index = RecordingTable(root, units="mV").index()
+    assert index.table["path"].to_pylist() == ["1.hea", "2.mat"]
+    assert index.left_out == []
