@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add_synthesize(commands)
     _add_label(commands)
+    _add_pretrain(commands)
     return parser
 
 
@@ -272,6 +273,14 @@ def _add_data(commands: Any) -> None:
     parser = commands.add_parser("export-fairseq", help="write a store as fairseq-signals' processed folder")
     add_export_arguments(parser)
     parser.set_defaults(run=run_export)
+
+
+def _add_pretrain(commands: Any) -> None:
+    from .training.command import add_pretrain_arguments, run_pretrain
+
+    parser = commands.add_parser("pretrain", help="pretrain with W2V + CMSC + RLM on a store")
+    add_pretrain_arguments(parser)
+    parser.set_defaults(run=run_pretrain)
 
 
 def _add_synthesize(commands: Any) -> None:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
@@ -135,6 +136,56 @@ class ECGFMClassifierOutput(ModelOutput):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# What training costs
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _draw_kept(shape: torch.Size, probability: float) -> tuple[torch.Tensor, float]:
+    """
+    Which values of a shape dropout keeps, a byte a value, and the factor that restores their mean; for a CPU.
+
+    torch's own dropout draws number after number and keeps its mask as floats: of a pretraining step the draws are 6%
+    of the time and the masks 10% of the memory. 16 random bits decide a value here, so the probability is rounded to a
+    multiple of 2^-16.
+    """
+    dropped_levels = round(probability * 2**16)
+    words = torch.empty(-(-shape.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    kept = words.view(torch.int16)[: shape.numel()] >= dropped_levels - 2**15
+    return kept.view(shape), 2**16 / (2**16 - dropped_levels)
+
+
+def _draws_bits(device: torch.device, probability: float) -> bool:
+    """Whether `_draw_kept` serves; other devices and compiled code have a good dropout of their own."""
+    is_drawable = 0 < round(probability * 2**16) < 2**16
+    return is_drawable and device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+class ECGFMDropout(nn.Dropout):
+    """Dropout that costs less on a CPU."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        if not self.training or not _draws_bits(values.device, self.p):
+            return super().forward(values)
+        kept, factor = _draw_kept(values.shape, self.p)
+        # In place, because a product with a number needs nothing in the backward pass.
+        return (values * kept).mul_(factor)
+
+
+def _recompute(
+    function: Callable[..., torch.Tensor], *inputs: torch.Tensor | None, draws: bool = False
+) -> torch.Tensor:
+    """
+    `function(*inputs)`; the backward pass computes again what lies between `inputs` and the last operation.
+
+    For cheap functions before a matrix product: the product itself is not repeated, since the repetition ends as soon
+    as all that it needs is there. `draws` says that `function` draws random numbers.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=draws)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # Feature encoder
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -225,12 +276,19 @@ class ECGFMFeatureEncoder(nn.Module):
             valid = _valid_positions(
                 self.config.num_frames(num_samples, 1), self.config.num_frames(input_values.shape[-1], 1)
             )
-        hidden_states = input_values
-        for layer in self.conv_layers:
-            hidden_states = layer(hidden_states, valid)
+        if self.training:
+            # Of all that training would keep, the first convolutions' outputs, 1250 positions long, are the cheapest.
+            hidden_states = _recompute(self._convolve, input_values, valid)
+        else:
+            hidden_states = self._convolve(input_values, valid)
         factor = float(self.config.feature_grad_multiplier)
         if hidden_states.requires_grad and factor not in (0.0, 1.0):
             hidden_states = _ScaleGradient.apply(hidden_states, factor)
+        return hidden_states
+
+    def _convolve(self, hidden_states: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+        for layer in self.conv_layers:
+            hidden_states = layer(hidden_states, valid)
         return hidden_states
 
 
@@ -242,7 +300,7 @@ class ECGFMFeatureProjection(nn.Module):
         self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
         same_width = config.conv_dim[-1] == config.hidden_size
         self.projection = None if same_width else nn.Linear(config.conv_dim[-1], config.hidden_size)
-        self.dropout = nn.Dropout(config.feat_proj_dropout)
+        self.dropout = ECGFMDropout(config.feat_proj_dropout)
 
     def forward(self, conv_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(batch, channels, frames) to hidden states (batch, frames, hidden_size) and the normed features."""
@@ -301,15 +359,34 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
+    output_attentions: bool = False,
     **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention as two matrix products, with the softmax in float32; `attention_mask` is True where to look."""
-    scores = torch.matmul(query * scaling, key.transpose(2, 3))
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2), weights
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Attention as two matrix products, with the softmax in float32; `attention_mask` is True where to look.
+
+    Training keeps neither scores nor weights for the backward pass, where they take a third of what a layer would keep,
+    and multiplies queries and keys twice instead. With `output_attentions` the weights, before dropout, come back.
+    """
+
+    def attention_weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        scores = torch.matmul(query * scaling, key.transpose(2, 3))
+        if attention_mask is not None:
+            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+        return F.softmax(scores, dim=-1, dtype=torch.float32)
+
+    if module.training and dropout > 0 and not output_attentions and _draws_bits(query.device, dropout):
+        # Drawn once: what is computed again must meet the same dropout.
+        kept, factor = _draw_kept(query.shape[:-1] + key.shape[-2:-1], dropout)
+
+        def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            weights = (attention_weights(query, key) * kept).mul_(factor)
+            return torch.matmul(weights.to(value.dtype), value)
+
+        return _recompute(attend, query, key, value).transpose(1, 2), None
+    weights = attention_weights(query, key).to(query.dtype)
+    output = torch.matmul(F.dropout(weights, p=dropout, training=module.training), value)
+    return output.transpose(1, 2), weights
 
 
 class ECGFMAttention(nn.Module):
@@ -339,10 +416,11 @@ class ECGFMAttention(nn.Module):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         implementation = self.config._attn_implementation
-        # Only the eager way has the weights to show. And on a CPU in 16 bits, torch's fused kernel is slower than two
-        # matrix products.
-        slow_fused_kernel = query.device.type == "cpu" and query.dtype.itemsize == 2 and implementation == "sdpa"
-        if output_attentions or slow_fused_kernel:
+        dropout = self.config.attention_dropout if self.training else 0.0
+        # Only the eager way has the weights to show. And on a CPU, torch's fused kernel is slower than two matrix
+        # products in 16 bits, and has no dropout.
+        slow_fused_kernel = query.device.type == "cpu" and (query.dtype.itemsize == 2 or dropout > 0)
+        if output_attentions or (slow_fused_kernel and implementation == "sdpa"):
             implementation = "eager"
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output, weights = attend(
@@ -352,7 +430,8 @@ class ECGFMAttention(nn.Module):
             value,
             attention_mask,
             scaling=self.scaling,
-            dropout=self.config.attention_dropout if self.training else 0.0,
+            dropout=dropout,
+            output_attentions=output_attentions,
         )
         return self.out_proj(output.reshape(*shape, -1)), weights if output_attentions else None
 
@@ -363,13 +442,22 @@ class ECGFMFeedForward(nn.Module):
         weight_init = partial(init.normal_, std=config.initializer_range)
         self.intermediate_dense = _linear(config.hidden_size, config.intermediate_size, weight_init)
         self.activation = ACT2FN[config.hidden_act]
-        self.intermediate_dropout = nn.Dropout(config.activation_dropout)
+        self.intermediate_dropout = ECGFMDropout(config.activation_dropout)
         self.output_dense = _linear(config.intermediate_size, config.hidden_size, weight_init)
-        self.output_dropout = nn.Dropout(config.hidden_dropout)
+        self.output_dropout = ECGFMDropout(config.hidden_dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.intermediate_dropout(self.activation(self.intermediate_dense(hidden_states)))
-        return self.output_dropout(self.output_dense(hidden_states))
+        hidden_states = self.intermediate_dense(hidden_states)
+        if self.training:
+            # The activation's output is a seventh of all that a layer would keep, and takes a hundredth of its time.
+            draws = self.intermediate_dropout.p > 0
+            hidden_states = _recompute(self._second_half, hidden_states, draws=draws)
+        else:
+            hidden_states = self._second_half(hidden_states)
+        return self.output_dropout(hidden_states)
+
+    def _second_half(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.output_dense(self.intermediate_dropout(self.activation(hidden_states)))
 
 
 class ECGFMEncoderLayer(GradientCheckpointingLayer):
@@ -379,7 +467,7 @@ class ECGFMEncoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.pre_norm = config.do_stable_layer_norm
         self.attention = ECGFMAttention(config)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = ECGFMDropout(config.hidden_dropout)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = ECGFMFeedForward(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -409,7 +497,7 @@ class ECGFMEncoder(nn.Module):
         self.config = config
         self.pos_conv_embed = ECGFMPositionalConvEmbedding(config)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = ECGFMDropout(config.hidden_dropout)
         self.layers = nn.ModuleList(ECGFMEncoderLayer(config) for _ in range(config.num_hidden_layers))
 
     def forward(
@@ -765,7 +853,7 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
     def __init__(self, config: ECGFMConfig):
         super().__init__(config)
         self.ecgfm = ECGFMModel(config)
-        self.dropout_features = nn.Dropout(config.feat_quantizer_dropout)
+        self.dropout_features = ECGFMDropout(config.feat_quantizer_dropout)
         self.quantizer = ECGFMGumbelQuantizer(config)
         self.project_q = nn.Linear(config.codevector_dim, config.proj_codevector_dim)
         self.project_hid = nn.Linear(config.hidden_size, config.proj_codevector_dim)
@@ -964,7 +1052,7 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.ecgfm = ECGFMModel(config)
-        self.dropout = nn.Dropout(config.final_dropout)
+        self.dropout = ECGFMDropout(config.final_dropout)
         self.classifier = _linear(config.hidden_size, config.num_labels, init.xavier_uniform_)
         self.post_init()
 

@@ -38,6 +38,8 @@ CASES = {
     "tiny/e_pretrain_eval_loss": " ".join(p + part for p in ("", "shared_", "one_") for part in LOSS_PARTS.split()),
     "tiny/e_pretrain_eval_loss_padded": LOSS_PARTS,
     "tiny/f_pretrain_train_grads": LOSS_PARTS + " gumbel_noise temp grad.* after_step.*",
+    "tiny/g_mask_indices": "base_seed* tiny3_seed* p30_l5_seed* long_seed* pad_seed* pad_short_seed* "
+    "low_prob_min_masks_seed* short_T_seed* channel_seed*",
     "tiny/k_finetune_train_step": "out label loss sample_size pos_weight grad.* after_step.*",
     **{
         f"variants/{name}": "x features padded_x cls_out cls_encoder_out cls_padded_out cls_attn " + LOSS_PARTS

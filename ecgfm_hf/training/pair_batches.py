@@ -1,0 +1,220 @@
+"""Pairs of adjacent segments in batches: which pair comes when depends on the seed and the epoch alone."""
+
+import hashlib
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ..data.fairseq_folder import FairseqFolderError, load_fairseq_folder
+from ..data.model_inputs import as_model_inputs
+from ..data.store import REPORT_FILE, StoreError, load_prepared, read_report
+from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
+from .masking import derived_seed
+from .settings import PretrainSettings, SettingsError
+
+
+@dataclass
+class PairBatch:
+    """
+    A micro-batch.
+
+    Args:
+        input_values (`torch.FloatTensor` (2 pairs, leads, samples)): First and second segments in turn.
+        ids (`torch.LongTensor` (2 pairs,)): Equal where CMSC takes segments for positives.
+        segment_ids (`torch.LongTensor` (2 pairs,)): 0 and 1 in turn.
+        recording_ids (`list[str]`): One a pair; for local files only.
+    """
+
+    input_values: torch.Tensor
+    ids: torch.Tensor
+    segment_ids: torch.Tensor
+    recording_ids: list[str]
+
+
+class PairDataset(Dataset):
+    """
+    Pairs by number, augmented.
+
+    Args:
+        pairs: Items as [`as_model_inputs`] (`pairs=True`) or [`load_fairseq_folder`] (`pairs=True`) give them.
+        transform: `(input_values, item) -> input_values`, of an item's (2, leads, samples); what it draws must depend
+            on seed, epoch and item only, as those of [`build_augmentations`] do.
+        signal_transform: Acts in the dataset; here only to tell it the epoch.
+    """
+
+    def __init__(self, pairs: Any, transform: Callable | None = None, signal_transform: Callable | None = None):
+        self.pairs, self._transform, self._signal_transform = pairs, transform, signal_transform
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tells the augmentations which epoch begins; before workers are started, which inherit it."""
+        for transform in (self._transform, self._signal_transform):
+            if hasattr(transform, "set_epoch"):
+                transform.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        many = getattr(self.pairs, "__getitems__", None)
+        items = [self.pairs[number] for number in numbers] if many is None else many(list(numbers))
+        if self._transform is None:
+            return items
+        return [{**item, "input_values": self._transform(item["input_values"], item)} for item in items]
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return self.__getitems__([number])[0]
+
+
+def open_pairs(
+    settings: PretrainSettings, feature_extractor: ECGFMFeatureExtractor
+) -> tuple[PairDataset, PairDataset | None]:
+    """
+    Training and validation pairs of a store or of fairseq-signals' processed folder; only training is augmented.
+
+    Raises:
+        [`SettingsError`]: `data` names neither, lacks a split, has no pair, or asks for what it cannot do.
+    """
+    if settings.data is None:
+        raise SettingsError("data is required: a store (`ecgfm prepare`) or a processed folder of fairseq-signals")
+    folder = Path(settings.data)
+    is_store = (folder / REPORT_FILE).is_file() or not (folder / "manifests").is_dir()
+    signal_transform, transform = None, None
+    if settings.augmentations:
+        from .augmentations import build_augmentations
+
+        try:
+            signal_transform, transform = build_augmentations(
+                settings.augmentations, derived_seed(settings.seed, "augment")
+            )
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"augmentations: {error}") from None
+    if signal_transform is not None and not is_store:
+        raise SettingsError(
+            f"{folder} holds standardised segments: augmentations in mV need a store (`ecgfm prepare`); "
+            "random_lead_masking works with both"
+        )
+    try:
+        if is_store:
+            splits = list(read_report(folder)["splits"]["recordings"])
+            if absent := [s for s in (settings.train_split, settings.valid_split) if s not in (None, *splits)]:
+                raise SettingsError(
+                    f"{folder} has no split {', '.join(absent)}, only {', '.join(splits)}: "
+                    "`ecgfm split` makes splits; without validation, train_split=NAME valid_split=null"
+                )
+
+        def open_split(split: str, augmented: bool) -> Any:
+            if not is_store:
+                return load_fairseq_folder(folder, split, pairs=True)
+            return as_model_inputs(
+                load_prepared(folder, split),
+                feature_extractor,
+                pairs=True,
+                signal_transform=signal_transform if augmented else None,
+            )
+
+        train = PairDataset(open_split(settings.train_split, True), transform, signal_transform)
+        valid = None if settings.valid_split is None else PairDataset(open_split(settings.valid_split, False))
+    except (StoreError, FairseqFolderError, FileNotFoundError) as error:
+        raise SettingsError(f"data: {error}") from None
+    for split, found in ((settings.train_split, train), (settings.valid_split, valid)):
+        if found is not None and len(found) == 0:
+            raise SettingsError(
+                f"data: {folder}, split {split}: no recording has two adjacent segments of "
+                f"{feature_extractor.segment_seconds:g} s"
+            )
+    return train, valid
+
+
+def epoch_order(num_pairs: int, seed: int, epoch: int) -> np.ndarray:
+    """All pairs (num_pairs,) int64 in an order that (seed, epoch) alone decides."""
+    return np.random.default_rng(derived_seed(seed, "order", epoch)).permutation(num_pairs)
+
+
+def train_batches(
+    dataset: PairDataset,
+    settings: PretrainSettings,
+    epoch: int,
+    first_update: int,
+    process: int,
+    processes: int,
+) -> Iterator[PairBatch]:
+    """
+    This process's micro-batches of an epoch, from an update on.
+
+    Micro-batch `a` of process `r` is number `a * processes + r` of its update, so that as many micro-batches on other
+    numbers of processes hold the same pairs. What is left over at the end of an epoch and fills no update is left
+    out; every epoch it is something else.
+    """
+    order = epoch_order(len(dataset), settings.seed, epoch)
+    a_update = settings.pairs * settings.accumulation * processes
+    numbers = [
+        order[begin : begin + settings.pairs].tolist()
+        for update in range(first_update, len(order) // a_update)
+        for micro in range(settings.accumulation)
+        for begin in [update * a_update + (micro * processes + process) * settings.pairs]
+    ]
+    dataset.set_epoch(epoch)
+    return iter(_loader(dataset, numbers, settings))
+
+
+def valid_batches(
+    dataset: PairDataset, settings: PretrainSettings, process: int, processes: int
+) -> Iterator[tuple[int, bool, PairBatch]]:
+    """
+    `(number, counts, batch)`: this process's share of the validation batches, which are the same for any number of
+    processes. All get equally many: what a process has too few of is filled up with batches that do not count.
+    """
+    numbers = [list(range(b, min(b + settings.pairs, len(dataset)))) for b in range(0, len(dataset), settings.pairs)]
+    rounds = -(-len(numbers) // processes)
+    mine = [(turn * processes + process) for turn in range(rounds)]
+    loader = _loader(dataset, [numbers[number % len(numbers)] for number in mine], settings)
+    for number, batch in zip(mine, loader, strict=True):
+        yield number, number < len(numbers), batch
+
+
+def _loader(dataset: PairDataset, numbers: list[list[int]], settings: PretrainSettings) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_sampler=numbers,
+        collate_fn=_Collate(settings.cmsc_positives),
+        num_workers=settings.num_workers,
+        worker_init_fn=_outlive_signals,
+        pin_memory=torch.cuda.is_available() and settings.device != "cpu",
+    )
+
+
+def _outlive_signals(worker: int) -> None:
+    """
+    Ctrl-C in a terminal, and many a batch system's SIGTERM, reach workers as well: they serve the update that is still
+    to be finished. They end with the process that started them.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class _Collate:
+    """Items to a [`PairBatch`]."""
+
+    def __init__(self, positives: str):
+        self._positives = positives
+
+    def __call__(self, items: list[dict[str, Any]]) -> PairBatch:
+        values = torch.from_numpy(np.stack([item["input_values"] for item in items])).flatten(0, 1)
+        ids = torch.tensor([self._id(item) for item in items])
+        segments = torch.arange(2).repeat(len(items))
+        return PairBatch(values, ids.repeat_interleave(2), segments, [str(item["recording_id"]) for item in items])
+
+    def _id(self, item: dict[str, Any]) -> int:
+        # A recording of nobody known stands for itself.
+        by_patient = self._positives == "patient" and item["patient_id"] is not None
+        text = f"patient {item['patient_id']}" if by_patient else f"recording {item['recording_id']}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+__all__ = ["PairBatch", "PairDataset", "epoch_order", "open_pairs", "train_batches", "valid_batches"]

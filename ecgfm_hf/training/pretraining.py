@@ -1,0 +1,262 @@
+"""The pretraining loop."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from ..saving import save_model_folder
+from .checkpoints import Checkpoints, TrainerState, check_same_run, load_optimizer, read_state
+from .interruption import Interruption
+from .monitoring import Monitor, write_bad_batch
+from .objective import METRICS, batch_metrics
+from .optimizers import FairseqAdam, build_optimizer
+from .pair_batches import open_pairs, train_batches, valid_batches
+from .recipes import write_recipe
+from .settings import PUBLISHED_EFFECTIVE_BATCH, PretrainSettings, SettingsError, effective_batch
+from .start import build_accelerator, build_model
+from .update import NotFiniteError, Updater
+
+SETTINGS_FILE = "settings.yaml"
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or gradient became NaN or infinite. The message names the update and the last good checkpoint."""
+
+
+@dataclass
+class PretrainResult:
+    """
+    How a run ended.
+
+    Args:
+        update (`int`): Updates done.
+        finished (`bool`): Whether all of them are; False after SIGTERM or Ctrl-C.
+        signal (`int`): The signal that ended it, 0 without.
+        checkpoint (`Path`, *optional*): The last one written.
+        best (`Path`, *optional*): That of the least validation loss.
+        metrics (`dict[str, float]`): Of the last update of this call.
+    """
+
+    update: int
+    finished: bool
+    signal: int
+    checkpoint: Path | None
+    best: Path | None
+    metrics: dict[str, float]
+
+
+class Pretrainer:
+    """
+    Pretrains with W2V + CMSC + RLM, one process or many.
+
+    Every random draw (initialisation, order, masks, negatives, Gumbel noise, dropout, augmentations) is seeded by the
+    run's seed and its place in the run. A run that was killed therefore continues from its last checkpoint to weights
+    that are bit-equal to an uninterrupted run's, on the same hardware and versions. And draws are numbered over
+    processes and accumulation together: 2 processes x 2 accumulation steps draw what one process with 4 steps draws.
+
+    The gradient of an update is sum_i(n_i dL_i) / sum_i(n_i) over all its micro-batches, with n_i the masked frames of
+    micro-batch i and L_i its loss a masked frame, as in the original; diversity and CMSC are per micro-batch.
+
+    Args:
+        settings ([`PretrainSettings`]): With `data` and `output_dir`.
+
+    Raises:
+        [`SettingsError`]: impossible settings; `output_dir` holds another run.
+    """
+
+    def __init__(self, settings: PretrainSettings):
+        if settings.output_dir is None:
+            raise SettingsError("output_dir is required: the folder that checkpoints, logs and the model go to")
+        self.settings = settings
+        self.accelerator: Accelerator = build_accelerator(settings)
+        self.checkpoints = Checkpoints(settings.output_dir, settings.keep_last)
+        latest = self.checkpoints.latest()
+        if latest is not None and not settings.resume:
+            raise SettingsError(f"{settings.output_dir} holds a run and resume is false: give another output_dir")
+        model, self.feature_extractor = build_model(settings, latest)
+        # One process makes the copy of the data that all read.
+        with self.accelerator.main_process_first():
+            self.train_data, self.valid_data = open_pairs(settings, self.feature_extractor)
+        processes = self.accelerator.num_processes
+        self.micro_batches = processes * settings.accumulation
+        self.updates_per_epoch = len(self.train_data) // (settings.pairs * self.micro_batches)
+        if self.updates_per_epoch == 0:
+            raise SettingsError(
+                f"an update takes {settings.pairs * self.micro_batches} pairs (pairs {settings.pairs} x processes "
+                f"{processes} x accumulation {settings.accumulation}), the data has {len(self.train_data)}: "
+                "lower pairs or accumulation"
+            )
+        by_epochs = None if settings.epochs is None else settings.epochs * self.updates_per_epoch
+        self.total_updates = min(n for n in (by_epochs, settings.max_updates) if n is not None)
+
+        self.state = TrainerState(
+            micro_batches=self.micro_batches, num_pairs=len(self.train_data), settings=settings.to_dict()
+        )
+        if latest is not None:
+            self.state = read_state(latest)
+            check_same_run(self.state, settings, self.micro_batches, len(self.train_data))
+            self.state.settings = settings.to_dict()
+        optimizer = build_optimizer(model.parameters(), settings)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if isinstance(optimizer, FairseqAdam):
+            optimizer.allocate_state()
+        self.updater = Updater(self.accelerator, settings, self.model, self.optimizer, self.total_updates)
+        if latest is not None:
+            load_optimizer(latest, self.accelerator, self.optimizer)
+        self._last_checkpoint = latest
+
+    def describe(self) -> str:
+        """What is about to happen, in lines; the effective batch as the original counts it."""
+        settings, processes = self.settings, self.accelerator.num_processes
+        batch = effective_batch(settings, processes)
+        published = (
+            "as published" if batch == PUBLISHED_EFFECTIVE_BATCH else f"published: {PUBLISHED_EFFECTIVE_BATCH:,}"
+        )
+        parameters = sum(parameter.numel() for parameter in self.updater.bare.parameters())
+        begin = f"continuing at update {self.state.update}" if self._last_checkpoint else "from update 0"
+        source = settings.init_from or "random weights"
+        lines = [
+            f"model            {parameters:,} parameters, from {source}",
+            f"data             {len(self.train_data):,} pairs to train, "
+            f"{0 if self.valid_data is None else len(self.valid_data):,} to validate",
+            f"effective batch  {batch:,} segments: {settings.pairs} pairs x 2 x {processes} "
+            f"process{'es' if processes > 1 else ''} x {settings.accumulation} accumulation ({published})",
+            f"updates          {self.total_updates:,} ({self.updates_per_epoch:,} an epoch), {begin}",
+            f"computing        {settings.precision} on {self.accelerator.device.type}, "
+            f"{self.accelerator.distributed_type.value}",
+        ]
+        return "\n".join(lines)
+
+    def run(self) -> PretrainResult:
+        """
+        Trains to the end, or until SIGTERM or Ctrl-C: then the update is finished and saved.
+
+        Raises:
+            [`NonFiniteLossError`]: the loss or gradient is NaN or infinite; the weights stay as they were.
+            `OSError`: a checkpoint cannot be written.
+        """
+        state, settings = self.state, self.settings
+        if self.accelerator.is_main_process:
+            Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
+            write_recipe(settings, Path(settings.output_dir) / SETTINGS_FILE)
+        monitor = Monitor(self.accelerator, settings, self.total_updates, state.update)
+        metrics: dict[str, float] = {}
+        received = 0
+        try:
+            if state.update < self.total_updates:
+                self.updater.settle(self.feature_extractor.segment_samples)
+            with Interruption() as interruption:
+                while state.update < self.total_updates and not received:
+                    for metrics, received in self._epoch(monitor, interruption):  # noqa: B007 - the last ones count
+                        if received:
+                            break
+                if received and not self._is_saved():
+                    self._save()
+            finished = state.update >= self.total_updates
+            if finished:
+                self._write_model()
+        finally:
+            monitor.close()
+        return PretrainResult(state.update, finished, received, self._last_checkpoint, self.checkpoints.best(), metrics)
+
+    def _epoch(self, monitor: Monitor, interruption: Interruption) -> Iterator[tuple[dict[str, float], int]]:
+        """The rest of an epoch, update by update: metrics, and the signal that some process received."""
+        state, settings = self.state, self.settings
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        batches = train_batches(self.train_data, settings, state.epoch, state.update_in_epoch, process, processes)
+        began, since = time.perf_counter(), 0
+        for in_epoch in range(state.update_in_epoch, self.updates_per_epoch):
+            micro_batches = list(islice(batches, settings.accumulation))
+            try:
+                metrics, received = self.updater.update(state.update, micro_batches, interruption.number)
+            except NotFiniteError as error:
+                raise self._stopped(error) from None
+            state.update += 1
+            since += 1
+            ends_epoch = in_epoch + 1 == self.updates_per_epoch
+            state.epoch, state.update_in_epoch = (state.epoch + 1, 0) if ends_epoch else (state.epoch, in_epoch + 1)
+            last = state.update >= self.total_updates
+            monitor.advance()
+            if state.update % settings.log_every_updates == 0 or last:
+                seconds = time.perf_counter() - began
+                metrics["segments_per_s"] = since * effective_batch(settings, processes) / seconds
+                metrics["epoch"] = state.epoch + state.update_in_epoch / self.updates_per_epoch
+                monitor.log("train", state.update, metrics)
+                monitor.watch_collapse(state.update, metrics)
+                since = 0
+            self._validate_and_save(monitor, ends_epoch, last)
+            if since == 0:
+                began = time.perf_counter()  # What saving and validating took does not count.
+            yield metrics, received
+            if last:
+                return
+
+    def _validate_and_save(self, monitor: Monitor, ends_epoch: bool, last: bool) -> None:
+        state, settings = self.state, self.settings
+
+        def due(updates: int, epochs: int) -> bool:
+            by_update = updates > 0 and state.update % updates == 0
+            return last or by_update or (epochs > 0 and ends_epoch and state.epoch % epochs == 0)
+
+        validates = due(settings.validate_every_updates, settings.validate_every_epochs) and self.valid_data is not None
+        better = False
+        if validates:
+            metrics = self.validate()
+            monitor.log("valid", state.update, metrics)
+            better = state.best_loss is None or metrics["loss"] < state.best_loss
+            state.best_loss = metrics["loss"] if better else state.best_loss
+        if better or due(settings.save_every_updates, settings.save_every_epochs):
+            self._save(state.best_loss if better else None)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """`METRICS` on the validation split, in eval mode, with masks and negatives that are the same every time."""
+        accelerator, updater = self.accelerator, self.updater
+        self.model.eval()
+        sums, total = torch.zeros(len(METRICS), dtype=torch.float64), 0
+        rounds = valid_batches(self.valid_data, self.settings, accelerator.process_index, accelerator.num_processes)
+        for place, counts, batch in rounds:
+            mask = updater.mask("valid", 0, place, batch)
+            output, batch = updater.forward("valid", 0, place, batch, mask)
+            if counts:
+                sums += batch_metrics(output, batch, updater.bare).cpu() * int(mask.sum())
+                total += int(mask.sum())
+        self.model.train()
+        sums = updater.sum(torch.cat([sums, torch.tensor([float(total)], dtype=torch.float64)]))
+        return dict(zip(METRICS, (sums[:-1] / sums[-1]).tolist(), strict=True))
+
+    def _stopped(self, error: NotFiniteError) -> NonFiniteLossError:
+        update, where = self.state.update + 1, ""
+        if error.facts:
+            path = write_bad_batch(self.settings.output_dir, update, self.accelerator.process_index, error.facts)
+            where = f" The recordings of the batch are in {path}."
+        return NonFiniteLossError(
+            f"the {error.what} of update {update} is not finite; no weight was changed by it.{where} "
+            f"Last good checkpoint: {self._last_checkpoint or 'none yet'}."
+        )
+
+    def _is_saved(self) -> bool:
+        return self._last_checkpoint is not None and self._last_checkpoint.name == f"step-{self.state.update:08d}"
+
+    def _save(self, best_loss: float | None = None) -> None:
+        path = self.checkpoints.save(self.state, self.accelerator, self.model, self.optimizer, self.feature_extractor)
+        self._last_checkpoint = path
+        if self.accelerator.is_main_process:
+            if best_loss is not None:
+                self.checkpoints.mark_best(path, best_loss)
+            self.checkpoints.prune()
+        self.accelerator.wait_for_everyone()
+
+    def _write_model(self) -> None:
+        weights = self.accelerator.get_state_dict(self.model)
+        if self.accelerator.is_main_process:
+            save_model_folder(self.updater.bare, self.feature_extractor, self.settings.output_dir, state_dict=weights)
+        self.accelerator.wait_for_everyone()
+
+
+__all__ = ["NonFiniteLossError", "PretrainResult", "Pretrainer"]

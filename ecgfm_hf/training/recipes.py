@@ -1,0 +1,122 @@
+"""Recipes: YAML files of settings, found by name or path, with changes from the command line."""
+
+import copy
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .settings import SETTING_NAMES, PretrainSettings, SettingsError, suggestion
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+# Mappings whose keys are checked by those who read them, and may be named with a dot.
+_NESTED = ("model", "feature_extractor", "augmentations")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people expect it: `5e-5` is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        if repeated := {key for key in keys if keys.count(key) > 1}:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"found {', '.join(map(str, sorted(repeated)))} twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep=deep)
+
+
+# YAML 1.1 takes `5e-5` for text, as it lacks a decimal point.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def find_recipe(name_or_path: str | Path) -> Path:
+    """
+    A recipe's file.
+
+    Raises:
+        [`SettingsError`]: there is no file of this path and no recipe of this name.
+    """
+    text = str(name_or_path)
+    own = RECIPES / f"{text.removesuffix('.yaml')}.yaml"
+    if Path(text).is_file():
+        return Path(text)
+    if own.parent == RECIPES and own.is_file():
+        return own
+    raise SettingsError(
+        f"there is no recipe {text!r}{suggestion(text, recipe_names())} "
+        f"(expected a file, or one of {', '.join(recipe_names())})"
+    )
+
+
+def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> PretrainSettings:
+    """
+    The settings of a recipe.
+
+    Args:
+        name_or_path (`str` or `Path`): Such as `pretrain_base` or `my/recipe.yaml`.
+        overrides (sequence of `str`): `key=value`, the value in YAML. `model.hidden_dropout=0.0` changes one key of a
+            mapping; `model={}` replaces it.
+
+    Raises:
+        [`SettingsError`]: no such recipe, no YAML, unknown keys (the message suggests one that is close), impossible
+            values.
+    """
+    path = find_recipe(name_or_path)
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is no YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path} must hold key: value lines, found {type(values).__name__}")
+    _check_names(values, f"{path}: ")
+    values = copy.deepcopy(values)
+    for override in overrides:
+        _override(values, override)
+    try:
+        return PretrainSettings(**values)
+    except SettingsError as error:
+        raise SettingsError(f"{path.name}: {error}") from None
+
+
+def write_recipe(settings: PretrainSettings, path: Path) -> None:
+    """Writes settings as a recipe, for the record and for `--config`."""
+    path.write_text(yaml.safe_dump(settings.to_dict(), sort_keys=False), encoding="utf-8")
+
+
+def _check_names(values: dict[Any, Any], where: str = "") -> None:
+    for name in values:
+        if name not in SETTING_NAMES:
+            raise SettingsError(f"{where}unknown setting {name}{suggestion(name, SETTING_NAMES)}")
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    key = key.strip()
+    if not sign or not key:
+        raise SettingsError(f"changes look like key=value, found: {override}")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{key}: {text!r} is no YAML: {error}") from None
+    first, *rest = key.split(".")
+    _check_names({first: None})
+    if rest and first not in _NESTED:
+        raise SettingsError(f"{key}: {first} is no mapping (those are {', '.join(_NESTED)})")
+    target, name = values, first
+    for part in rest:
+        inner = target.get(name)
+        target[name] = inner = dict(inner) if isinstance(inner, dict) else {}
+        target, name = inner, part
+    target[name] = value
+
+
+__all__ = ["find_recipe", "read_recipe", "recipe_names", "write_recipe"]

@@ -1,0 +1,152 @@
+"""The settings of a pretraining run: names, types, defaults and checks. Recipes are files of them."""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..configuration_ecgfm import ECGFMConfig
+
+CHOICES = {
+    "architecture": ("base", "large"),
+    "cmsc_positives": ("recording", "patient"),
+    "optimizer": ("fairseq_adam", "adamw"),
+    "schedule": ("fixed", "linear", "cosine"),
+    "precision": ("float32", "bfloat16", "float16"),
+    "device": ("auto", "cpu"),
+}
+# Sizes of the published pretraining: 64 pairs x 2 segments x 4 GPUs x 2 accumulation steps.
+PUBLISHED_EFFECTIVE_BATCH = 1024
+
+
+class SettingsError(ValueError):
+    """A setting that is unknown or impossible. The message names the key, and what was found and expected."""
+
+
+@dataclass
+class PretrainSettings:
+    """
+    Everything that a pretraining run can be told. `recipes/*.yaml` explain each key; the defaults are the published
+    ones (McKeen et al. 2024) as far as one process can have them.
+
+    Raises:
+        [`SettingsError`]: a value of another type, outside its range, or contradicting another one.
+    """
+
+    # Data
+    data: str | None = None
+    output_dir: str | None = None
+    train_split: str = "train"
+    valid_split: str | None = "valid"
+    feature_extractor: dict[str, Any] = field(default_factory=dict)
+    augmentations: dict[str, Any] = field(default_factory=dict)
+    num_workers: int = 0
+    # Model and objective
+    init_from: str | None = None
+    architecture: str = "base"
+    model: dict[str, Any] = field(default_factory=dict)
+    cmsc_positives: str = "recording"
+    cmsc_across_processes: bool = False
+    gumbel_updates_before: int = 0
+    # Batches and duration
+    pairs: int = 64
+    accumulation: int = 2
+    epochs: int | None = 200
+    max_updates: int | None = None
+    # Optimiser
+    optimizer: str = "fairseq_adam"
+    learning_rate: float = 5e-5
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    clip_norm: float = 0.0
+    schedule: str = "fixed"
+    warmup: float = 0
+    final_learning_rate: float = 0.0
+    # Where and how to compute
+    seed: int = 1
+    device: str = "auto"
+    processes: int | None = None
+    precision: str = "float32"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    deterministic: bool = False
+    # What to keep and to tell
+    save_every_updates: int = 0
+    save_every_epochs: int = 1
+    keep_last: int = 2
+    validate_every_updates: int = 0
+    validate_every_epochs: int = 1
+    log_every_updates: int = 10
+    trackers: list[str] = field(default_factory=list)
+    project: str = "ecgfm-pretraining"
+    collapse_below: float = 0.03
+    resume: bool = True
+
+    def __post_init__(self) -> None:
+        for spec in dataclasses.fields(self):
+            setattr(self, spec.name, _typed(spec.name, getattr(self, spec.name), spec.type))
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise SettingsError(f"{name} must be one of {', '.join(choices)}, found: {getattr(self, name)!r}")
+        least = {"pairs": 1, "accumulation": 1, "keep_last": 1, "log_every_updates": 1}
+        least |= {"num_workers": 0, "gumbel_updates_before": 0, "seed": 0, "learning_rate": 0, "eps": 0, "clip_norm": 0}
+        least |= {"weight_decay": 0, "warmup": 0, "final_learning_rate": 0, "collapse_below": 0, "save_every_epochs": 0}
+        least |= {"save_every_updates": 0, "validate_every_updates": 0, "validate_every_epochs": 0}
+        least |= {name: 1 for name in ("epochs", "max_updates", "processes") if getattr(self, name) is not None}
+        for name, bound in least.items():
+            if not bound <= getattr(self, name) < math.inf:
+                raise SettingsError(f"{name} must be at least {bound}, found: {getattr(self, name)}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise SettingsError(f"betas must be two numbers of at least 0 and below 1, found: {self.betas}")
+        if self.epochs is None and self.max_updates is None:
+            raise SettingsError("epochs and max_updates are both null: one must say when to stop")
+        if self.warmup >= 1 and self.warmup != int(self.warmup):
+            raise SettingsError(f"warmup must be a share below 1 or a whole number of updates, found: {self.warmup}")
+        known = {spec.name for spec in dataclasses.fields(ECGFMConfig) if spec.name in ECGFMConfig.__annotations__}
+        for name in self.model:
+            if name not in known:
+                raise SettingsError(f"unknown setting model.{name}{suggestion(name, known)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Names and values, as a recipe has them."""
+        return dataclasses.asdict(self)
+
+
+SETTING_NAMES = tuple(spec.name for spec in dataclasses.fields(PretrainSettings))
+
+
+def effective_batch(settings: PretrainSettings, processes: int) -> int:
+    """Segments an update, as the original counts them: pairs x 2 x processes x accumulation."""
+    return settings.pairs * 2 * processes * settings.accumulation
+
+
+def suggestion(name: str, known: typing.Iterable[str]) -> str:
+    """`; did you mean NAME?` where a known name is close, else nothing."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """`value`, as a float where a whole number stands for one."""
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    for each in kinds:
+        origin = typing.get_origin(each) or each
+        if each is types.NoneType and value is None:
+            return None
+        if origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        if origin is list and isinstance(value, (list, tuple)):
+            (inner,) = typing.get_args(each)
+            return [_typed(f"{name}[{number}]", item, inner) for number, item in enumerate(value)]
+        if origin in (int, bool, str, dict) and type(value) is origin:
+            return dict(value) if origin is dict else value
+    called = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
+    names = ("null" if k is types.NoneType else called.get(typing.get_origin(k) or k, "a list") for k in kinds)
+    raise SettingsError(f"{name} must be {' or '.join(names)}, found: {value!r}")
+
+
+__all__ = ["PretrainSettings", "SettingsError", "effective_batch"]

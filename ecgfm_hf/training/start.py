@@ -1,0 +1,158 @@
+"""The beginning of a pretraining run: model, feature extractor and accelerator from the settings."""
+
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import GradientAccumulationPlugin
+from huggingface_hub.errors import StrictDataclassError
+
+from ..configuration_ecgfm import ECGFMConfig
+from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
+from ..modeling_ecgfm import ECGFMForPreTraining
+from .masking import derived_seed
+from .monitoring import check_trackers
+from .settings import PretrainSettings, SettingsError
+
+# Errors for impossible values, of transformers and huggingface_hub.
+_IMPOSSIBLE = (TypeError, ValueError, StrictDataclassError)
+# What weights do not depend on: may differ from the folder that a run begins from.
+_OBJECTIVE = {
+    "hidden_dropout",
+    "activation_dropout",
+    "attention_dropout",
+    "feat_proj_dropout",
+    "feat_quantizer_dropout",
+    "layerdrop",
+    "mask_time_prob",
+    "mask_time_length",
+    "mask_time_min_masks",
+    "feature_grad_multiplier",
+    "num_negatives",
+    "contrastive_logits_temperature",
+    "max_gumbel_temperature",
+    "min_gumbel_temperature",
+    "gumbel_temperature_decay",
+    "diversity_loss_weight",
+    "feature_penalty_weight",
+    "cmsc_loss_weight",
+    "cmsc_temperature",
+}
+
+
+def build_accelerator(settings: PretrainSettings) -> Accelerator:
+    """
+    accelerate's object; whatever engine its configuration names.
+
+    Raises:
+        [`SettingsError`]: fewer or more processes than `processes` says or the launcher promised, a precision that the
+            device lacks, an unknown tracker.
+    """
+    check_trackers(settings.trackers)
+    promised = int(os.environ.get("WORLD_SIZE", "1"))
+    # Layers that are skipped at random get no gradient, which DistributedDataParallel must be told to expect.
+    skips_layers = float(settings.model.get("layerdrop", 0.0)) > 0
+    try:
+        accelerator = Accelerator(
+            cpu=settings.device == "cpu",
+            mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[settings.precision],
+            # Batches are cut by us, so accelerate sees no end of a data loader.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=settings.accumulation, sync_with_dataloader=False
+            ),
+            log_with=list(settings.trackers) or None,
+            project_dir=settings.output_dir,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=skips_layers)],
+        )
+    except (ValueError, ImportError) as error:
+        raise SettingsError(f"precision={settings.precision}, device={settings.device}: {error}") from None
+    if settings.precision == "float16" and accelerator.device.type == "cpu":
+        raise SettingsError("precision=float16 needs a GPU, found a CPU: use bfloat16 or float32")
+    expected = promised if settings.processes is None else settings.processes
+    if accelerator.num_processes != expected:
+        # `accelerate launch --cpu --num_processes 2`, with a configuration that says MULTI_CPU too, runs one process.
+        raise SettingsError(
+            f"expected {expected} processes, found {accelerator.num_processes}. `accelerate launch` runs one process "
+            "on CPUs; several: torchrun --standalone --nproc_per_node N scripts/pretrain.py ... device=cpu"
+        )
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return accelerator
+
+
+def build_model(
+    settings: PretrainSettings, checkpoint: Path | None
+) -> tuple[ECGFMForPreTraining, ECGFMFeatureExtractor]:
+    """
+    Model (float32, in training mode) and feature extractor: from a checkpoint of this run, from `init_from`, or new.
+
+    Raises:
+        [`SettingsError`]: `init_from` is no pretraining folder, contradicts `model`; impossible values in `model` or
+            `feature_extractor`.
+    """
+    source = checkpoint if checkpoint is not None else settings.init_from
+    if source is None:
+        torch.manual_seed(derived_seed(settings.seed, "initialisation"))
+        try:
+            config = getattr(ECGFMConfig, settings.architecture)(**settings.model)
+        except _IMPOSSIBLE as error:
+            raise SettingsError(f"model: {error}") from None
+        model = ECGFMForPreTraining(config)
+    else:
+        model = _load(Path(source), settings)
+    try:
+        if source is None:
+            extractor = ECGFMFeatureExtractor(**settings.feature_extractor)
+        else:
+            extractor = ECGFMFeatureExtractor.from_pretrained(source, **settings.feature_extractor)
+    except (*_IMPOSSIBLE, OSError) as error:
+        raise SettingsError(f"feature_extractor: {error}") from None
+    if len(extractor.lead_names) != model.config.num_leads:
+        raise SettingsError(
+            f"model.num_leads is {model.config.num_leads}, the feature extractor gives {len(extractor.lead_names)}: "
+            "set feature_extractor.lead_names"
+        )
+    if model.config.mask_time_prob <= 0:
+        raise SettingsError("model.mask_time_prob is 0: pretraining masks")
+    if settings.gradient_checkpointing:
+        # Its newer name; transformers before 5.23 has only the other.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+    if settings.compile:
+        # Most of the work; its shapes never change, while the number of masked frames does.
+        model.ecgfm.encoder.compile()
+    return model.train(), extractor
+
+
+def _load(folder: Path, settings: PretrainSettings) -> ECGFMForPreTraining:
+    if not (folder / "config.json").is_file():
+        hint = ": `ecgfm convert` makes one of a fairseq-signals checkpoint" if folder.suffix == ".pt" else ""
+        raise SettingsError(f"init_from: {folder} is no model folder{hint}")
+    try:
+        config = ECGFMConfig.from_pretrained(folder)
+    except (*_IMPOSSIBLE, OSError) as error:
+        raise SettingsError(f"init_from: {folder}: {error}") from None
+    for name, value in settings.model.items():
+        stored = getattr(config, name)
+        stored = list(stored) if isinstance(stored, (list, tuple)) else stored
+        if name not in _OBJECTIVE and stored != value:
+            raise SettingsError(f"init_from: {folder} has {name}={stored!r}, the settings say model.{name}={value!r}")
+    try:
+        for name in _OBJECTIVE & settings.model.keys():
+            setattr(config, name, settings.model[name])
+        config.validate()
+        model, loading = ECGFMForPreTraining.from_pretrained(
+            folder, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except (*_IMPOSSIBLE, OSError, RuntimeError) as error:
+        raise SettingsError(f"init_from: {folder}: {error}") from None
+    if absent := sorted(loading["missing_keys"]):
+        raise SettingsError(
+            f"init_from: {folder} is no pretraining model (fine-tuned?): its weights lack {', '.join(absent[:4])}"
+        )
+    return model
+
+
+__all__ = ["build_accelerator", "build_model"]

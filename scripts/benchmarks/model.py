@@ -1,0 +1,112 @@
+"""The encoder and classifier, forward."""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+from .ceiling import Ceiling
+
+# Multiply-adds count twice. Base size, 12 x 2500 samples, forward: linear layers 26.5, position convolution 1.5,
+# attention 0.9, convolutions and projection 0.4.
+GFLOP_PER_SEGMENT = {"base": 29.3}
+
+
+def _cases(options: argparse.Namespace) -> list[dict]:
+    """A case for each number type, attention and batch size."""
+    return [
+        {
+            "name": "/".join(["model", dtype, *([attention] if attention else []), f"batch{batch}"]),
+            "dtype": dtype,
+            "batch": batch,
+            "attention": attention,
+            "runs": options.runs,
+            "keep_freed_memory": not options.give_memory_back,
+        }
+        for dtype in options.dtypes
+        for attention in options.attention
+        for batch in options.batch_sizes
+    ]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the figures of every case."""
+    return run_cases("model", _cases(options), options.json)
+
+
+def run_cases(subject: str, cases: list[dict], as_json: bool) -> int:
+    """Each case of a subject in a process of its own: peak memory is a process's."""
+    if not as_json:
+        print(f"{'':32}{'segments/s':>12}{'share':>8}{'range':>14}{'ceiling':>16}{'peak memory':>14}")
+    for case in cases:
+        # The child prints one object.
+        command = [sys.executable, sys.argv[0], subject, "--case", json.dumps(case)]
+        child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if child.returncode:
+            print(f"{case['name']} failed", file=sys.stderr)
+            return 1
+        if as_json:
+            print(child.stdout.strip(), flush=True)
+            continue
+        result = json.loads(child.stdout)
+        between = "{:.2f} - {:.2f}".format(*result["ceiling_share_range"])
+        ceiling, memory = f"{result['ceiling_gflops']:.0f} GFLOP/s", f"{result['peak_memory_gb']:.2f} GB"
+        print(
+            f"{result['name']:32}{result['segments_per_s']:12.2f}{result['ceiling_share']:8.2f}{between:>14}"
+            f"{ceiling:>16}{memory:>14}",
+            flush=True,
+        )
+    return 0
+
+
+def measure(case: dict) -> int:
+    """Prints one object: a case's figures."""
+    import torch
+
+    from ecgfm_hf import ECGFMConfig, ECGFMForMultiLabelClassification
+    from ecgfm_hf.memory import keep_freed_memory
+
+    kept = case["keep_freed_memory"] and keep_freed_memory()
+    torch.manual_seed(0)
+    model = ECGFMForMultiLabelClassification(ECGFMConfig.base(num_labels=17)).eval()
+    model.to(getattr(torch, case["dtype"]))
+    if case["attention"]:
+        model.set_attn_implementation(case["attention"])
+    segments = torch.randn(case["batch"], 12, 2500)
+    ceiling = Ceiling()
+
+    speeds, shares, ceilings = [], [], []
+    with torch.inference_mode():
+        for _ in range(2):
+            model(segments)
+        before = ceiling.measure()
+        for _ in range(case["runs"]):
+            start = time.perf_counter()
+            model(segments)
+            speed = case["batch"] / (time.perf_counter() - start)
+            after = ceiling.measure()
+            speeds.append(speed)
+            ceilings.append((before + after) / 2)
+            shares.append(speed * GFLOP_PER_SEGMENT["base"] / ceilings[-1])
+            before = after
+    print(
+        json.dumps(
+            {
+                "name": case["name"],
+                "segments_per_s": round(statistics.median(speeds), 3),
+                "ceiling_share": round(statistics.median(shares), 4),
+                "ceiling_share_range": [round(min(shares), 4), round(max(shares), 4)],
+                "ceiling_gflops": round(statistics.median(ceilings), 1),
+                "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+                "runs": case["runs"],
+                "attention": model.config._attn_implementation,
+                "threads": torch.get_num_threads(),
+                "keeps_freed_memory": bool(kept),
+                "torch": torch.__version__,
+            }
+        )
+    )
+    return 0

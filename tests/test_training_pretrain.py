@@ -1,0 +1,481 @@
+"""Pretraining in one process: updates, checkpoints, exact continuation, what stops it, what it leaves."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
+
+from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForMultiLabelClassification, ECGFMForPreTraining, save_model_folder
+from ecgfm_hf.conversion import build_model, config_from_checkpoint, load_fairseq_checkpoint
+from ecgfm_hf.data import load_arrays
+from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
+from ecgfm_hf.training import NonFiniteLossError, Pretrainer, PretrainSettings, SettingsError, read_recipe
+from ecgfm_hf.training.checkpoints import Checkpoints
+from ecgfm_hf.training.monitoring import Monitor
+from ecgfm_hf.training.objective import METRICS
+from ecgfm_hf.training.pair_batches import _Collate, epoch_order, open_pairs, train_batches
+
+MODEL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "conv_dim": [8, 8, 8, 8],
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "num_codevectors_per_group": 8,
+    "codevector_dim": 8,
+    "proj_codevector_dim": 8,
+    "num_negatives": 10,
+}
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    """22 pairs of 11 patients to train, 3 to validate: one recording is too short for a pair."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("data")
+    recordings = [
+        {
+            "recording_id": f"r{n}",
+            "patient_id": f"p{n // 2}",
+            # Slow waves: neighbouring segments of a recording are alike.
+            "signal": np.cumsum(rng.standard_normal((12, 5000 if n != 7 else 2500)), axis=1).astype(np.float32),
+            "sampling_rate": 500,
+            "lead_names": STANDARD_LEADS,
+            "units": "mV",
+        }
+        for n in range(26)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+        counts = {"train": 11, "valid": 2}
+        load_arrays(recordings, folder / "store", split="grouped", counts=counts, progress=False)
+        yield folder / "store"
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """accelerate keeps its state for the process; here each test is a run of its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def settings(store, tmp_path):
+    def make(**changes):
+        chosen = {
+            "data": str(store),
+            "output_dir": str(tmp_path / "out"),
+            "architecture": "base",
+            "model": MODEL,
+            "pairs": 3,
+            "accumulation": 2,
+            "epochs": 2,
+            "learning_rate": 1e-3,
+            "device": "cpu",
+            "log_every_updates": 1,
+        }
+        changes = {k: str(v) if k in ("output_dir", "init_from") and v else v for k, v in changes.items()}
+        return PretrainSettings(**{**chosen, **changes})
+
+    return make
+
+
+def weights(folder):
+    return AutoModelForPreTraining.from_pretrained(folder).state_dict()
+
+
+def assert_bit_equal(found, expected):
+    found, expected = weights(found), weights(expected)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def logged(folder, kind="train"):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def interrupt_after(trainer, updates, number=signal.SIGTERM):
+    """Raises a signal when the trainer begins its `updates`-th update."""
+    original = trainer.updater.update
+
+    def update(done, batches, received):
+        if done + 1 == updates:
+            signal.raise_signal(number)
+            received = int(number)
+        return original(done, batches, received)
+
+    trainer.updater.update = update
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Data
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_order_depends_on_seed_and_epoch_and_not_on_processes(settings):
+    chosen = settings()
+    data, _ = open_pairs(chosen, ECGFMFeatureExtractor())
+    assert len(data) == 22
+    assert sorted(epoch_order(22, 1, 0)) == list(range(22))
+    assert list(epoch_order(22, 1, 0)) != list(epoch_order(22, 1, 1))
+    assert list(epoch_order(22, 1, 0)) != list(epoch_order(22, 2, 0))
+
+    def ids(accumulation, processes, first=0):
+        shares = [
+            [
+                batch.recording_ids
+                for batch in train_batches(data, settings(accumulation=accumulation), 0, first, r, processes)
+            ]
+            for r in range(processes)
+        ]
+        return [share[turn] for turn in range(len(shares[0])) for share in shares]
+
+    one = ids(4, 1)
+    assert len(one) == 4
+    assert one == ids(2, 2) == ids(1, 4)
+    assert len({recording for batch in one for recording in batch}) == 12
+    assert ids(1, 2, first=2) == ids(1, 2)[4:]
+
+
+def test_batches_hold_both_segments_and_positives_share_an_id(settings):
+    data, _ = open_pairs(settings(), ECGFMFeatureExtractor())
+    items = data.__getitems__(range(4))
+    batch = _Collate("recording")(items)
+    assert batch.input_values.shape == (8, 12, 2500)
+    np.testing.assert_array_equal(batch.input_values[3], items[1]["input_values"][1])
+    assert batch.segment_ids.tolist() == [0, 1] * 4
+    assert batch.ids[::2].tolist() == batch.ids[1::2].tolist()
+    assert len(set(batch.ids.tolist())) == 4
+    patients = [item["patient_id"] for item in items]
+    by_patient = _Collate("patient")(items).ids[::2].tolist()
+    assert [a == b for a in by_patient for b in by_patient] == [a == b for a in patients for b in patients]
+    assert len(set(patients)) < 4
+    nobody = [{**item, "patient_id": None} for item in items]
+    assert len(set(_Collate("patient")(nobody).ids.tolist())) == 4
+
+
+def test_augmentations_depend_on_epoch_and_item_and_not_on_workers(settings):
+    augmentations = {"random_lead_masking": {"p": 0.5}, "powerline_noise": {}}
+
+    def values(epoch, num_workers=0, processes=1, **changes):
+        chosen = settings(augmentations=augmentations, num_workers=num_workers, accumulation=2 // processes, **changes)
+        train, valid = open_pairs(chosen, ECGFMFeatureExtractor())
+        found = {}
+        for process in range(processes):
+            for batch in train_batches(train, chosen, epoch, 0, process, processes):
+                for number, recording in enumerate(batch.recording_ids):
+                    found[recording] = batch.input_values[2 * number : 2 * number + 2]
+        return found, valid
+
+    plain, valid = values(0)
+    masked = torch.stack(list(plain.values())).abs().sum(dim=-1) == 0
+    assert 0.4 < masked.float().mean() < 0.6
+    assert not (torch.from_numpy(valid[0]["input_values"]).abs().sum(dim=-1) == 0).any()
+    for other in (values(0, num_workers=2), values(0, processes=2)):
+        assert all(torch.equal(plain[recording], segments) for recording, segments in other[0].items())
+    for other in (values(1), values(0, seed=2)):
+        shared = plain.keys() & other[0].keys()
+        assert len(shared) > 10
+        assert not any(torch.equal(plain[recording], other[0][recording]) for recording in shared)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": None}, "data is required"),
+        ({"output_dir": None}, "output_dir is required"),
+        ({"data": "nowhere"}, "nowhere has no report.json"),
+        ({"train_split": "fit"}, "has no split fit, only train, valid:"),
+        ({"pairs": 100}, "an update takes 200 pairs .* the data has 22: lower pairs or accumulation"),
+        ({"processes": 2}, "expected 2 processes, found 1.*torchrun"),
+        ({"precision": "float16"}, "precision=float16 needs a GPU"),
+        ({"trackers": ["tensorbord"]}, "unknown tracker 'tensorbord'"),
+        ({"init_from": "nowhere"}, "init_from: nowhere is no model folder"),
+        ({"init_from": "some.pt"}, "`ecgfm convert`"),
+        ({"model": {**MODEL, "num_attention_heads": 3}}, "model: .*hidden_size must be a multiple"),
+        ({"model": {**MODEL, "mask_time_prob": 0.0}}, "mask_time_prob is 0: pretraining masks"),
+        ({"augmentations": {"random_lead_mask": {}}}, "augmentations: unknown augmentation 'random_lead_mask'"),
+        ({"feature_extractor": {"nan_sample": "zero"}}, "feature_extractor: .*nan_samples"),
+    ],
+)
+def test_impossible_runs_are_refused(settings, changes, message):
+    with pytest.raises(SettingsError, match=f"(?s){message}"):
+        Pretrainer(settings(**changes))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Runs
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def golden_folder(checkpoint_path, tmp_path_factory):
+    source = load_fairseq_checkpoint(checkpoint_path("pretrain"))
+    model = build_model(source, config_from_checkpoint(source))
+    folder = tmp_path_factory.mktemp("golden") / "model"
+    save_model_folder(model, ECGFMFeatureExtractor(), folder)
+    return folder
+
+
+def test_twenty_updates_from_a_converted_checkpoint_are_bit_equal_from_run_to_run(settings, golden_folder, tmp_path):
+    shared = {"init_from": golden_folder, "model": {"attention_dropout": 0.2}, "pairs": 4, "accumulation": 1}
+    shared |= {"epochs": None, "max_updates": 20, "validate_every_epochs": 0, "save_every_epochs": 0}
+    result = Pretrainer(settings(**shared, output_dir=tmp_path / "a")).run()
+    assert (result.update, result.finished, result.signal) == (20, True, 0)
+    Pretrainer(settings(**shared, output_dir=tmp_path / "b", num_workers=1)).run()
+    assert_bit_equal(tmp_path / "a", tmp_path / "b")
+    config = AutoModelForPreTraining.from_pretrained(tmp_path / "a").config
+    assert config.attention_dropout == 0.2
+    before, after = weights(golden_folder), weights(tmp_path / "a")
+    assert not any(torch.equal(before[name], after[name]) for name in before if not name.endswith("k_proj.bias"))
+    Pretrainer(settings(**shared | {"max_updates": 1}, output_dir=tmp_path / "c", seed=2)).run()
+    assert logged(tmp_path / "c")[0]["loss"] != logged(tmp_path / "a")[0]["loss"]
+
+
+def test_gradient_is_the_sum_over_micro_batches_weighted_by_masked_frames(settings):
+    trainer = Pretrainer(settings(pairs=2, accumulation=3))
+    updater = trainer.updater
+    batches = list(train_batches(trainer.train_data, trainer.settings, 0, 0, 0, 1))[:3]
+    model = updater.bare
+    model.set_gumbel_temperature(model.gumbel_temperature_at(0))
+    losses, counts = [], []
+    for place, batch in enumerate(batches):
+        mask = updater.mask("train", 0, place, batch)
+        output, _ = updater.forward("train", 0, place, batch, mask)
+        losses.append(output.loss)
+        counts.append(int(mask.sum()))
+    assert len(set(counts)) > 1
+    total = sum(count * loss for count, loss in zip(counts, losses, strict=True)) / sum(counts)
+    total.backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    updater.optimizer.zero_grad()
+    found = {}
+
+    class Recording:
+        param_groups = updater.optimizer.param_groups
+
+        def step(self):
+            found.update({name: p.grad.clone() for name, p in model.named_parameters()})
+
+        def zero_grad(self):
+            pass
+
+    updater.optimizer = Recording()
+    metrics, _ = updater.update(0, batches)
+    differences = torch.cat([(found[name] - gradient).flatten() for name, gradient in expected.items()])
+    assert float(differences.norm()) <= 1e-6 * float(torch.cat([g.flatten() for g in expected.values()]).norm())
+    assert metrics["loss"] == pytest.approx(total.item(), rel=1e-6)
+    parts = ("contrastive_loss", "diversity_loss", "feature_penalty", "cmsc_loss")
+    assert sum(metrics[part] for part in parts) == pytest.approx(metrics["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("number", "at"), [(signal.SIGTERM, 2), (signal.SIGINT, 4)])
+def test_a_run_that_is_interrupted_continues_to_bit_equal_weights(settings, tmp_path, number, at):
+    shared = {"augmentations": {"random_lead_masking": {"p": 0.5}, "emg_noise": {}}}
+    shared |= {"schedule": "cosine", "warmup": 0.3, "model": {**MODEL, "gumbel_temperature_decay": 0.9}}
+    whole = Pretrainer(settings(**shared, output_dir=tmp_path / "whole")).run()
+    assert whole.update == 6
+    broken = Pretrainer(settings(**shared))
+    interrupt_after(broken, at, number)
+    result = broken.run()
+    assert (result.update, result.finished, result.signal) == (at, False, number)
+    assert result.checkpoint == tmp_path / "out" / "checkpoints" / f"step-{at:08d}"
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    # The number of workers is free to change.
+    rest = Pretrainer(settings(**shared, num_workers=1))
+    assert f"continuing at update {at}" in rest.describe()
+    assert rest.run().finished
+    assert_bit_equal(tmp_path / "out", tmp_path / "whole")
+    assert [line["update"] for line in logged(tmp_path / "out")] == [1, 2, 3, 4, 5, 6]
+    for kind in ("train", "valid"):
+        for found, expected in zip(logged(tmp_path / "out", kind), logged(tmp_path / "whole", kind), strict=True):
+            assert all(found[name] == expected[name] for name in METRICS), kind
+    # Finished: nothing is left to do.
+    assert Pretrainer(settings(**shared)).run().finished
+
+
+def test_what_a_kill_left_half_written_is_no_checkpoint(settings, tmp_path):
+    Pretrainer(settings(epochs=None, max_updates=4, save_every_updates=2, validate_every_epochs=0)).run()
+    folder = tmp_path / "out" / "checkpoints"
+    checkpoints = Checkpoints(tmp_path / "out", keep_last=2)
+    (folder / "step-00000009").mkdir()
+    (folder / ".writing-step-00000006").mkdir()
+    assert [path.name for path in checkpoints.all()] == ["step-00000003", "step-00000004"]
+    checkpoints.prune()
+    assert not (folder / ".writing-step-00000006").exists()
+    line = '{"update": 5, "kind": "tr'
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() + line)
+    Pretrainer(settings(epochs=None, max_updates=5, validate_every_epochs=0)).run()
+    assert [line["update"] for line in logged(tmp_path / "out")] == [1, 2, 3, 4, 5]
+
+
+def test_the_last_and_the_best_checkpoints_are_kept(settings, tmp_path):
+    trainer = Pretrainer(settings(save_every_updates=1, validate_every_updates=1, keep_last=2))
+    losses = iter([5.0, 3.0, 4.0, 6.0, 3.5, 3.1, 9.0])
+    trainer.validate = lambda: dict.fromkeys(METRICS, 0.5) | {"loss": next(losses)}
+    result = trainer.run()
+    names = [path.name for path in trainer.checkpoints.all()]
+    assert names == ["step-00000002", "step-00000005", "step-00000006"]
+    assert result.best.name == "step-00000002"
+    assert AutoModel.from_pretrained(result.best).config.hidden_size == 16
+
+
+def test_another_run_in_the_same_folder_is_refused(settings):
+    Pretrainer(settings(epochs=None, max_updates=1, validate_every_epochs=0)).run()
+    for changes, message in (
+        ({"learning_rate": 5e-4}, "learning_rate was 0.001, now 0.0005"),
+        ({"accumulation": 3}, "processes x accumulation was 2, now 3"),
+        ({"pairs": 2}, "pairs was 3, now 2"),
+        ({"resume": False}, "holds a run and resume is false"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            Pretrainer(settings(epochs=None, max_updates=2, **changes))
+    # A fixed learning rate lets a run be made longer.
+    assert Pretrainer(settings(epochs=None, max_updates=2, validate_every_epochs=0)).run().update == 2
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_loss_that_is_not_finite_stops_the_run(settings, tmp_path, what, monkeypatch):
+    trainer = Pretrainer(settings(save_every_updates=1))
+    original = trainer.updater.forward
+    good = {}
+
+    def forward(kind, number, place, batch, mask):
+        output, batch = original(kind, number, place, batch, mask)
+        if number == 2 and kind == "train" and place == 1:
+            good.update({name: p.detach().clone() for name, p in trainer.updater.bare.named_parameters()})
+            if what == "loss":
+                output.loss = output.loss * float("nan")
+            else:
+                output.loss.register_hook(lambda gradient: gradient * float("inf"))
+        return output, batch
+
+    trainer.updater.forward = forward
+    with pytest.raises(NonFiniteLossError, match=f"the {what} of update 3 is not finite") as error:
+        trainer.run()
+    assert str(tmp_path / "out" / "checkpoints" / "step-00000002") in str(error.value)
+    facts = json.loads((tmp_path / "out" / "nonfinite" / "update-00000003-process-0.json").read_text())
+    order = epoch_order(22, 1, 0)[12:18]
+    data = trainer.train_data
+    expected = [data[int(item)]["recording_id"] for item in order]
+    assert [r for batch in facts["micro_batches"] for r in batch["recording_ids"]] == expected
+    for name, parameter in trainer.updater.bare.named_parameters():
+        assert torch.equal(parameter, good[name])
+    saved = weights(tmp_path / "out" / "checkpoints" / "step-00000002")
+    assert all(torch.equal(saved[name], parameter) for name, parameter in good.items())
+
+
+def test_validation_is_the_same_every_time_and_changes_nothing(settings, tmp_path):
+    Pretrainer(settings(output_dir=tmp_path / "without", valid_split=None)).run()
+    trainer = Pretrainer(settings(validate_every_updates=1))
+    assert trainer.validate() == trainer.validate()
+    trainer.run()
+    assert_bit_equal(tmp_path / "out", tmp_path / "without")
+    found = logged(tmp_path / "out", "valid")
+    assert [line["update"] for line in found] == [1, 2, 3, 4, 5, 6]
+    assert found[-1]["loss"] < found[0]["loss"]
+    assert trainer.updater.model.training
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is left and told
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_folder_and_every_checkpoint_load_through_the_auto_classes(settings, tmp_path):
+    Pretrainer(settings(feature_extractor={"nan_samples": "interpolate"}, epochs=1)).run()
+    for folder in (tmp_path / "out", tmp_path / "out" / "checkpoints" / "step-00000003"):
+        extractor = AutoFeatureExtractor.from_pretrained(folder)
+        assert extractor.nan_samples == "interpolate"
+        model = AutoModel.from_pretrained(folder).eval()
+        with torch.no_grad():
+            embedding = model(torch.randn(2, 12, 2500)).pooler_output
+        assert embedding.shape == (2, 16)
+        assert AutoModelForPreTraining.from_pretrained(folder).quantizer.num_codes == 8
+    assert read_recipe(tmp_path / "out" / "settings.yaml").model == MODEL
+    # A checkpoint of one run begins another.
+    second = Pretrainer(settings(init_from=folder, output_dir=tmp_path / "second", epochs=1))
+    assert torch.equal(second.updater.bare.project_q.weight, weights(folder)["project_q.weight"])
+    assert second.feature_extractor.nan_samples == "interpolate"
+
+
+def test_beginning_from_a_folder_that_does_not_fit_is_refused(settings, tmp_path, tiny_config):
+    save_model_folder(ECGFMForMultiLabelClassification(tiny_config()), ECGFMFeatureExtractor(), tmp_path / "classifier")
+    with pytest.raises(SettingsError, match="no pretraining model"):
+        Pretrainer(settings(init_from=tmp_path / "classifier", model={}))
+    save_model_folder(ECGFMForPreTraining(tiny_config()), ECGFMFeatureExtractor(), tmp_path / "other")
+    with pytest.raises(SettingsError, match=r"has hidden_size=32, the settings say model.hidden_size=16"):
+        Pretrainer(settings(init_from=tmp_path / "other"))
+
+
+def test_the_effective_batch_is_counted_as_the_original_does(settings):
+    text = Pretrainer(settings()).describe()
+    assert "12 segments: 3 pairs x 2 x 1 process x 2 accumulation (published: 1,024)" in text
+
+
+def test_a_collapsed_codebook_is_told_once(settings, tmp_path, capsys):
+    trainer = Pretrainer(settings(collapse_below=0.9))
+    trainer.run()
+    assert capsys.readouterr().err.count("the codebook has collapsed") == 1
+    figures = logged(tmp_path / "out")[0]
+    assert {"codebook_usage", "embedding_std", "cmsc_accuracy", "segments_per_s", "gradient_norm"} <= figures.keys()
+    assert 0 <= figures["codebook_usage"] <= 1
+    assert 0 < figures["embedding_std"] < 1
+
+
+def test_trackers_get_figures_and_never_paths_or_recordings(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr("ecgfm_hf.training.start.check_trackers", lambda names: None)
+    seen = []
+    chosen = settings(trackers=["tensorboard"])
+    trainer = Pretrainer(chosen)
+    accelerator = trainer.accelerator
+    monkeypatch.setattr(accelerator, "init_trackers", lambda project, config: seen.append((project, config)))
+    monkeypatch.setattr(accelerator, "log", lambda values, step: seen.append((step, values)))
+    (tmp_path / "out").mkdir()
+    monitor = Monitor(accelerator, chosen, 4, 0)
+    monitor.log("train", 1, {"loss": 1.0})
+    monitor.close()
+    assert seen[0][0] == "ecgfm-pretraining"
+    assert seen[0][1]["learning_rate"] == 1e-3
+    assert seen[1] == (1, {"train/loss": 1.0})
+    assert str(tmp_path) not in json.dumps(seen)
+    assert "recording" not in json.dumps(seen[1:])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"precision": "bfloat16"}, {"gradient_checkpointing": True}, {"optimizer": "adamw"}]
+)
+def test_other_ways_to_compute(settings, changes, tmp_path):
+    plain = Pretrainer(settings(epochs=1, output_dir=tmp_path / "plain", validate_every_epochs=0)).run()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    result = Pretrainer(settings(epochs=1, **changes, clip_norm=100.0, validate_every_epochs=0)).run()
+    tolerance = 2e-2 if "precision" in changes else 1e-3 if "optimizer" in changes else 1e-6
+    assert result.metrics["loss"] == pytest.approx(plain.metrics["loss"], rel=tolerance)
+    assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path / "out").values())
+
+
+def test_clipping_bounds_the_gradient(settings):
+    trainer = Pretrainer(settings(clip_norm=1e-3, epochs=None, max_updates=1, validate_every_epochs=0))
+    norms = []
+    step = trainer.updater.optimizer.step
+
+    def recorded():
+        gradients = [p.grad for p in trainer.updater.bare.parameters() if p.grad is not None]
+        if trainer.accelerator.sync_gradients:
+            norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        step()
+
+    trainer.updater.optimizer.step = recorded
+    result = trainer.run()
+    assert norms == [pytest.approx(1e-3, rel=1e-3)]
+    assert result.metrics["gradient_norm"] > 1e-2  # As it was before clipping.
