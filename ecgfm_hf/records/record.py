@@ -129,8 +129,11 @@ class ECGRecord:
         """(leads, samples) float64 in mV, NaN where a sample is missing. Computed anew, so the caller may change it."""
         millivolts = np.array([millivolts_per_unit(unit) for unit in self.units])
         # Baseline first, in stored units, and one division: the same order as wfdb's, to the last bit.
-        signal = self.samples - self.baseline[:, None]
-        signal /= self.gain[:, None]
+        if self.baseline.any():
+            signal = self.samples - self.baseline[:, None]
+            signal /= self.gain[:, None]
+        else:  # the same numbers in one pass
+            signal = self.samples / self.gain[:, None]
         if (millivolts != 1.0).any():
             signal *= millivolts[:, None]
         if self.missing_value is not None:

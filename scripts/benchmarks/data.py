@@ -192,7 +192,7 @@ def _measure_reading(folder: Path, how: str, keep: bool, runs: int) -> dict:
     kept = keep and keep_freed_memory()
     rng = np.random.default_rng(0)
 
-    def mask(values: np.ndarray) -> np.ndarray:
+    def mask(values: np.ndarray, item: dict) -> np.ndarray:
         values[rng.random(values.shape[:-1]) < 0.5] = 0
         return values
 
@@ -241,7 +241,7 @@ def _original_batches(folder: Path, mask: Callable, rng) -> Iterator[list]:
     paths = sorted(folder.glob("*.mat"))
     order = rng.permutation(len(paths)).tolist()
     for first in range(0, len(order) - BATCH + 1, BATCH):
-        yield [mask(loadmat(paths[place])["feats"].astype("float32")) for place in order[first : first + BATCH]]
+        yield [mask(loadmat(paths[place])["feats"].astype("float32"), {}) for place in order[first : first + BATCH]]
 
 
 def _segments_per_s(batches: Iterator[list]) -> float:
