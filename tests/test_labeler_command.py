@@ -84,6 +84,67 @@ def test_lines_of_machine_reports_are_joined(tmp_path):
     assert read(tmp_path / "out.csv")[0]["Atrial fibrillation"] == "1"
 
 
+def test_only_numbered_lines_are_joined_and_in_the_order_of_their_numbers(tmp_path):
+    (tmp_path / "in.csv").write_text("report_10,report_note,report_2,report_\nblock,LBBB,2nd degree A-V,infarct\n")
+    own = {"labels": ["Order"], "entities": {"Order": []}, "phrases": {"Order": ["2nd degree atrioventricular; block"]}}
+    own |= {"labels": ["Order", "LBBB"], "entities": {"Order": [], "LBBB": []}}
+    own["phrases"]["LBBB"] = ["left bundle branch block", "infarct"]
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    options = ["--text-column", "report_*", "--definition", tmp_path / "own.json"]
+    assert label(tmp_path / "in.csv", tmp_path / "out.csv", *options) == 0
+    row = read(tmp_path / "out.csv")[0]
+    assert (row["Order"], row["LBBB"]) == ("1", "0")
+
+
+def test_blank_lines_before_the_header_are_skipped(tmp_path):
+    (tmp_path / "in.csv").write_text("\n  \n\nid,text\n\n1,RBBB\n")
+    assert label(tmp_path / "in.csv", tmp_path / "out.csv") == 0
+    assert [(row["id"], row["Right bundle branch block"]) for row in read(tmp_path / "out.csv")] == [("1", "1")]
+
+
+def test_parquet_bytes_are_text_and_other_types_are_refused_unless_empty(tmp_path, capsys):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+
+    def run(columns, *extra, out="out.parquet"):
+        parquet.write_table(arrow.table(columns), tmp_path / "in.parquet")
+        return label(tmp_path / "in.parquet", tmp_path / out, *extra)
+
+    for kind in (arrow.binary(), arrow.large_binary(), arrow.large_string()):
+        column = arrow.array([b"RBBB", None, "Bréf RBBB".encode()]).cast(kind)
+        assert run({"text": column}) == 0
+        found = parquet.read_table(tmp_path / "out.parquet")
+        assert found.column("text").equals(arrow.chunked_array([column]))
+        assert found.column("Right bundle branch block").to_pylist() == [1, 0, 1]
+    assert run({"text": [b"RBBB"]}, out="out.csv") == 0
+    assert read(tmp_path / "out.csv")[0]["text"] == "RBBB"
+    assert run({"text": arrow.array(["RBBB"]).dictionary_encode()}) == 0
+
+    assert run({"text": [b"RBBB"] * 20_001 + [b"\xff"]}) == 2
+    assert "in.parquet: row 20002: the column 'text' is no UTF-8" in capsys.readouterr().err
+    for values, kind in (([1, 2], "int64"), ([None, 0.5], "double"), ([["RBBB"]], "list<")):
+        assert run({"text": values}) == 2
+        assert f"the column 'text' must be text, found: {kind}" in capsys.readouterr().err
+    lines = {"report_0": ["RBBB", "PVCs"], "report_1": arrow.array([None, None], arrow.float64())}
+    lines |= {"report_2": arrow.nulls(2), "report_3": arrow.array([float("nan")] * 2)}
+    assert run(lines, "--text-column", "report_*") == 0
+    assert run({**lines, "report_4": [None, 1.0]}, "--text-column", "report_*") == 2
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_an_output_that_cannot_be_written_is_named_as_it_was_given(reports, tmp_path, capsys, suffix):
+    pytest.importorskip("pyarrow")
+    out = tmp_path / f"{'x' * 246}.{suffix}"  # Short enough for a file's name, not for what it is until it is whole.
+    assert label(reports, out) == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"ecgfm label: {out}: cannot be written: ")
+    assert "partial" not in message
+    assert label(reports, tmp_path / "folder.csv" / "out.csv") == 2
+    (tmp_path / "folder.csv").mkdir()
+    assert label(reports, tmp_path / "folder.csv") == 2
+    assert "folder.csv: is a folder" in capsys.readouterr().err
+
+
 def test_threshold_and_presets_change_labels(reports, tmp_path):
     assert label(reports, tmp_path / "out.csv", "--threshold", 0.7) == 0
     assert [row["Infarction"] for row in read(tmp_path / "out.csv")] == ["0"] * 5
@@ -125,7 +186,12 @@ def test_unmatched_explanations_and_counts_are_written(reports, tmp_path):
         ("", [], "is empty"),
         ("text\nx\n", ["--threshold", "2"], "keep must be"),
         ("text\nx\n", ["--num-proc", "0"], "processes must be at least 1"),
-        ("text\nx\n", ["--split-column", "fold"], "has no column 'fold'"),
+        ("text\nx\n", ["--split-column", "fold", "--label-def", "def.csv"], "has no column 'fold'"),
+        ("text\nx\n", ["--split-column", "text"], "--split-column is for --label-def, which is not given"),
+        ("text\nx\n", ["--label-def", "/"], "/: is a folder"),
+        ("text\nx\n", ["--unmatched", "/proc/sys/kernel/version"], "--unmatched cannot be written there"),
+        ("text\nx\n", ["--explain-html", "/"], "/: is a folder"),
+        ("report_x,report\nx,y\n", ["--text-column", "report_*"], "has no column 'report_*'"),
         ("text\nx\n", ["--definition", "nowhere.json"], "nowhere.json: cannot be read"),
         ("text\nx\n", ["--original", "nowhere"], "entity_tem.json: the file is missing"),
     ],

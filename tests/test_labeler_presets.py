@@ -94,6 +94,8 @@ def test_mimic17_agrees_with_the_original_tables_on_lines_put_together_anew(mimi
         ("Idioventricular rhythm", {"Bradycardia"}),
         ("A-V sequential pacemaker", {"Electronic pacemaker"}),
         ("Failure to sense and capture", {"Electronic pacemaker"}),
+        ("Multiple premature complexes, vent & supraven", {"Premature ventricular contraction"}),
+        ("NSVT", {"Tachycardia"}),
         ("Ventricular premature complexes", {"Premature ventricular contraction"}),
         ("Anteroseptal MI, old; confirmed by Dr X; RBBB", {"Infarction"}),
         ("Repeat ECG", {"Poor data quality"}),
@@ -107,6 +109,14 @@ def test_mimic17_agrees_with_the_original_tables_on_lines_put_together_anew(mimi
 def test_mimic17_reads_the_vocabulary_of_machine_reports(mimic17, report, labels):
     flutter = {"Accessory pathway conduction"} if "Atrial flutter" in labels else set()
     assert positives(mimic17, report) == labels | flutter
+
+
+@needs_shared
+def test_abbreviations_of_machines_are_read_with_the_original_tables_too():
+    original = Labeler.from_original(SHARED / "original_json", MIMIC17_LABELS)
+    assert positives(original, "Multiple premature complexes, vent & supraven") == {"Premature ventricular contraction"}
+    assert positives(original, "NSVT") == {"Tachycardia"}
+    assert original.normalize("Repol abnrm") == "repolarization abnormality"
 
 
 @pytest.mark.parametrize("report", ["SB", "VPCs", "STEMI", "Mobitz II", "Preexcitation", "Wolff-Parkinson-White"])
@@ -148,6 +158,76 @@ def test_each_listed_difference_of_the_clinical_preset_is_one(
 )
 def test_clinical_preset_reads_as_a_clinician_would(clinical, report, labels):
     assert positives(clinical, report) == labels
+
+
+@pytest.mark.parametrize(
+    ("report", "labels"),
+    [
+        ("Without significant change, RBBB", {"Right bundle branch block"}),
+        ("Not in atrial fibrillation", set()),
+        ("Sinus rhythm, not atrial fibrillation", {"Sinus rhythm"}),
+        ("Abnormal ECG, not infarct", set()),
+        ("Infarct unlikely", set()),
+        ("Sinus rhythm, infarct is unlikely; RBBB", {"Sinus rhythm", "Right bundle branch block"}),
+        ("Sinus rhythm, unlikely infarct", {"Sinus rhythm"}),
+        ("Sinus rhythm; infarct, unlikely", {"Sinus rhythm"}),
+        ("WPW pattern no longer seen", set()),
+        ("RBBB pattern not seen", set()),
+        ("Possible WPW pattern", {"Accessory pathway conduction"}),
+        ("Complete (third degree) AV block", {"Atrioventricular block", "Bradycardia"}),
+        ("Sinus rhythm has replaced atrial flutter with 2:1 block", {"Sinus rhythm"}),
+        ("Atrial flutter with variable AV block", {"Tachycardia", "Atrial flutter", "Atrioventricular block"}),
+        ("Denies infarct", set()),
+        ("Infarct: no", set()),
+        ("Infarct: no; RBBB: yes", {"Right bundle branch block"}),
+        ("Infarct: no, RBBB", {"Right bundle branch block"}),
+        ("Rhythm: no atrial fibrillation", set()),
+        ("Rather than atrial flutter, sinus tachycardia", {"Sinus rhythm", "Tachycardia"}),
+        ("Sinus rhythm with 2nd degree S-A block, Mobitz I", {"Sinus rhythm"}),
+        ("2:1 SA block", set()),
+        ("2nd degree AV block, Mobitz I", {"Atrioventricular block"}),
+        ("NSVT", {"Tachycardia", "Ventricular tachycardia"}),
+        # "Not" that is about something else.
+        ("Infarct not excluded", {"Infarction"}),
+        ("Infarct cannot be excluded", {"Infarction"}),
+        ("RBBB; infarct can not be ruled out", {"Right bundle branch block", "Infarction"}),
+        ("Infarct not entirely excluded, RBBB", {"Right bundle branch block", "Infarction"}),
+        ("Not significant change, RBBB", {"Right bundle branch block"}),
+        ("RBBB, not significantly changed, inferior infarct", {"Right bundle branch block", "Infarction"}),
+        ("P waves not well seen, RBBB", {"Right bundle branch block"}),
+        ("P waves not discernible, atrial flutter", {"Tachycardia", "Atrial flutter"}),
+        ("RBBB is not new, infarct", {"Right bundle branch block", "Infarction"}),
+        ("May or may not be infarct", {"Infarction"}),
+    ],
+)
+def test_clinical_preset_hears_what_is_denied_and_only_that(clinical, report, labels):
+    assert positives(clinical, report) == labels
+
+
+def test_a_pattern_is_no_gap_and_says_nothing_of_its_own(clinical):
+    assert clinical("RBBB pattern; WPW syndrome").stripped == ""
+
+
+def test_listed_differences_account_for_every_phrase_and_every_statement_that_differs(mimic17, clinical):
+    def change(before, after):
+        return frozenset({(label, "lost") for label in before - after} | {(label, "new") for label in after - before})
+
+    listed = {change(set(compatible), set(other)) for _, _, compatible, other in DIFFERENCES}
+    statements = {pattern.text for labeler in (mimic17, clinical) for pattern in labeler.knowledge.patterns}
+    for name in ("golden", "edge"):
+        statements.update(*(report["text"].split("; ") for report in read(FIXTURES / f"{name}_reports.csv")))
+    unaccounted = {}
+    for statement in statements:
+        found = change(positives(mimic17, statement), positives(clinical, statement))
+        if found != frozenset().union(*(some for some in listed if some <= found)):
+            unaccounted[statement] = found
+    assert unaccounted == {}
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_every_phrase_of_a_preset_can_be_found(name):
+    labeler = Labeler.from_preset(name)
+    assert [p.text for p in labeler.knowledge.patterns if not labeler._can_be_found(p.text)] == []
 
 
 def test_doubt_lowers_the_probability_behind_the_gate_only(mimic17):

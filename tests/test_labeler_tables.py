@@ -15,7 +15,7 @@ OWN = {
     "name": "own",
     "labels": ["Long QT", "Sinus rhythm", "Long QT - Possible"],
     "entities": {"Sinus rhythm": [], "Sinus tachycardia": ["Sinus rhythm"], "Long QT": []},
-    "phrases": {"Sinus tachycardia": ["sinus tachycardia"], "Long QT": ["prolonged qt", "{which} long qt"]},
+    "phrases": {"Sinus tachycardia": ["sinus tachycardia"], "Long QT": ["prolonged qt", "{which} odd qt"]},
     "slots": {"which": ["very", "rather"]},
     "descriptors": {"Possible": {"before": ["possible"], "probability": 0.5}},
     "rewrites": {"lqts": "prolonged qt"},
@@ -27,7 +27,7 @@ def test_own_labeler_from_python_and_from_json_agree(tmp_path):
     (tmp_path / "own.json").write_text(json.dumps(OWN))
     for labeler in (Labeler.from_definition(OWN), Labeler.from_definition(tmp_path / "own.json")):
         assert labeler.row("Possible LQTS; sinus tachycardia", soft=True) == [0.5, 1.0, 1.0]
-        assert labeler.row("rather long qt") == [1, 0, 0]
+        assert labeler.row("rather odd qt") == [1, 0, 0]
 
 
 def test_a_labeler_extends_another_and_takes_phrases_away(tmp_path):
@@ -72,6 +72,14 @@ def test_processes_and_cache_change_no_row():
         ({"phrases": {"Nothing": ["x"]}}, "phrases: 'Nothing'"),
         ({"phrases": {"Long QT": ["{where} qt"]}}, "slot 'where' is not defined"),
         ({"ignored": ["possible"]}, "'possible': the phrase is there already"),
+        ({"phrases": {"Long QT": ["{very qt"]}}, r"phrases: 'Long QT': '\{very qt': a brace or bracket is not closed"),
+        ({"ignored": ["[old qt", "new] qt"]}, r"ignored: '\[old qt': a brace or bracket"),
+        ({"phrases": {"Long QT": ["{which|that qt}]"]}}, "a brace or bracket"),
+        ({"phrases": {"Long QT": ["long QTc"]}}, "own: phrases: 'long qtc' is never found.*'prolonged qt'; write that"),
+        ({"phrases": {"Long QT": ["lqts"]}}, "'lqts' is never found: normalised it is 'prolonged qt'"),
+        ({"ignored": ["no MI"]}, "phrases: 'no mi' is never found: normalised it is 'no infarct'"),
+        ({"descriptors": {"Possible": {"after": ["likely"]}}}, "descriptors: 'Possible': 'likely' is never found"),
+        ({"connectives": {"&": {}}}, "connectives: '&' is never found: normalised it is 'and'"),
         ({"descriptors": {"Possible": {"before": ["possible"], "probability": 2}}}, "probability must be above 0"),
         ({"labels": ["Short QT"]}, "label 'Short QT'"),
         ({"phrase": {}}, "section 'phrase' is unknown"),
@@ -82,6 +90,17 @@ def test_processes_and_cache_change_no_row():
 def test_a_mistake_in_an_own_labeler_is_named(change, message):
     with pytest.raises(LabelerError, match=message):
         Labeler.from_definition({**OWN, **change})
+
+
+def test_phrases_that_only_change_at_the_end_of_a_report_or_of_a_preset_are_no_mistake():
+    own = {**OWN, "phrases": {"Long QT": ["qt not normal", ", old"], "Sinus tachycardia": ["fast-ish sinus"]}}
+    with pytest.raises(LabelerError, match="'fast-ish sinus' is never found: normalised it is 'rapid-ish sinus'"):
+        Labeler.from_definition(own)
+    own["phrases"].pop("Sinus tachycardia")
+    assert Labeler.from_definition(own).row("QT not normal; sinus") == [1, 0, 0]
+    # The preset has a phrase "lvh", which this puts other words for.
+    mine = {"extends": "mimic17", "rewrites": {"lvh": "left ventricular hypertrophy"}}
+    assert Labeler.from_definition(mine).row("LVH with RBBB")[13] == 1
 
 
 TABLES = {

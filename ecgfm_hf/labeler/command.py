@@ -2,10 +2,12 @@
 
 import argparse
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 
@@ -28,7 +30,7 @@ def add_label_arguments(parser: argparse.ArgumentParser) -> None:
         "--text-column",
         default="text",
         metavar="NAME",
-        help="column of the report (default: text); 'report_*' joins the lines of MIMIC-IV-ECG's machine reports",
+        help="column of the report (default: text); 'report_*' joins report_0, report_1, ... of MIMIC-IV-ECG",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--preset", choices=tuple(PRESETS), default="mimic17", help="default: mimic17")
@@ -82,13 +84,17 @@ def _label(args: argparse.Namespace, labeler: Labeler) -> str:
     """Goes through the table block by block; the output appears under its name only when it is whole."""
     from tqdm import tqdm
 
-    _refuse_overwriting(args)
+    if args.split_column is not None and args.label_def is None:
+        raise ValueError("--split-column is for --label-def, which is not given")
+    _check_outputs(args)
     counts, unmatched, explained = LabelCounts(labeler.labels), Counter(), {}
     unlabelled = 0
     partial = args.output.with_name(f".{args.output.name}.partial")
     reader = open_reader(args.reports)
     columns = _text_columns(reader.header, args.text_column, args.reports)
     split = None if args.split_column is None else reader.index(args.split_column)
+    for index in columns:
+        reader.read_as_text(index)
     report_of = _report_of(columns, joined=args.text_column.endswith("*"))
     for label in labeler.labels:
         if label in reader.header:
@@ -106,22 +112,27 @@ def _label(args: argparse.Namespace, labeler: Labeler) -> str:
 
     rows = label_reports(labeler, reports(), keep=keep, soft=args.soft, processes=args.num_proc, unmatched=unmatched)
     try:
+        with _named(args.output):
+            opened = open_writer(args.output.suffix, partial, reader, labeler.labels, args.soft)
         with (
-            open_writer(args.output.suffix, partial, reader, labeler.labels, args.soft) as writer,
+            opened as writer,
             tqdm(total=reader.number, unit="report", disable=not sys.stderr.isatty()) as progress,
         ):
             for first in rows:
                 block = pending.pop(0)
                 values = [first, *islice(rows, block.number - 1)]
-                writer.write(block, values)
+                with _named(args.output):
+                    writer.write(block, values)
                 splits = ["train"] * block.number if split is None else map(str, block.texts(split))
                 for row, name in zip(values, splits, strict=True):
                     counts.add(row, name)
                     unlabelled += not any(row)
                 progress.update(block.number)
-        os.replace(partial, args.output)
+        with _named(args.output):
+            os.replace(partial, args.output)
     finally:
-        partial.unlink(missing_ok=True)
+        with _named(args.output):
+            partial.unlink(missing_ok=True)
     if args.label_def is not None:
         counts.write(args.label_def)
     if args.unmatched is not None:
@@ -132,7 +143,17 @@ def _label(args: argparse.Namespace, labeler: Labeler) -> str:
     return _summary(labeler, counts, unlabelled, unmatched, args)
 
 
-def _refuse_overwriting(args: argparse.Namespace) -> None:
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors name the file that was asked for, and not the one that it is until it is whole."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written: {os.strerror(error.errno) if error.errno else error}") from error
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """What would only show after the work: outputs that cannot be written, or would overwrite something of this run."""
     used: dict[Path, str] = {args.reports.resolve(): "the reports"}
     outputs = {"the labels": args.output, "--unmatched": args.unmatched}
     outputs |= {"--explain-html": args.explain_html, "--label-def": args.label_def}
@@ -143,12 +164,19 @@ def _refuse_overwriting(args: argparse.Namespace) -> None:
             raise TableError(f"{path}: {what} would overwrite {used[path.resolve()]}")
         if not path.resolve().parent.is_dir():
             raise TableError(f"{path}: there is no folder {path.parent}")
+        if path.is_dir():
+            raise TableError(f"{path}: is a folder")
+        # The labels replace a file; the others are written into it.
+        if not os.access(path if path.exists() and path != args.output else path.resolve().parent, os.W_OK):
+            raise TableError(f"{path}: {what} cannot be written there")
         used[path.resolve()] = what
 
 
 def _text_columns(header: list[str], name: str, path: Path) -> list[int]:
     if name.endswith("*"):
-        found = [index for index, column in enumerate(header) if column.startswith(name[:-1])]
+        is_line = re.compile(re.escape(name[:-1]) + r"\d+").fullmatch
+        lines = sorted(filter(is_line, header), key=lambda column: int(column[len(name) - 1 :]))
+        found = [header.index(column) for column in lines]
     else:
         found = [index for index, column in enumerate(header) if column == name]
     if not found:

@@ -19,9 +19,10 @@ Labelers of one's own: a dictionary or a JSON file.
       "extends": "general.json"
     }
 
-Phrases are in normalised words (`Labeler.normalize` shows them). They may be templates: `{lead}` stands for each value
-of a slot, `{early|late}` for each of its choices, `[left|right]` for each of its choices or nothing, and these may
-stand in one another. A phrase under several entities (or descriptors of one side) gives all of them.
+Phrases are in normalised words (`Labeler.normalize` shows them); one that is not could never be found, and is an error.
+They may be templates: `{lead}` stands for each value of a slot, `{early|late}` for each of its choices, `[left|right]`
+for each of its choices or nothing, and these may stand in one another. A phrase under several entities (or descriptors
+of one side) gives all of them.
 
 `extends` takes a preset's name or another file (its path from this file's folder) and changes it: an entity,
 descriptor or connective that it has is replaced, phrases and lists are added to, and `"removed": [...]` takes phrases
@@ -46,6 +47,7 @@ _SECTIONS = {
 }
 # A part of a template that has no other part in it.
 _INNERMOST = re.compile(r"\{[^{}\[\]]*\}|\[[^{}\[\]]*\]")
+_BRACKETS = frozenset("{}[]")
 _SWITCHES = tuple(Switches.__dataclass_fields__)
 
 
@@ -213,6 +215,8 @@ class _Reader:
             while waiting:
                 template = waiting.pop()
                 part = _INNERMOST.search(template)
+                if part is None and not _BRACKETS.isdisjoint(template):
+                    raise self.error(entry, f"{text!r}: a brace or bracket is not closed, or was not opened")
                 if part is None:
                     filled[" ".join(template.split())] = None
                     continue

@@ -20,7 +20,8 @@ class Switches:
         connective_gate: attach descriptors only in reports that contain a connective ("with", "and"), as the original
             does (a side effect of its tables; it decides the probabilities of most reports).
         honour_absence: drop an entity that "no" or "without" describes. The original keeps it.
-        within_statement: keep a descriptor from reaching over ";" into another statement. The original lets it.
+        within_statement: keep a descriptor from reaching over ";" into another statement. The original lets it. One
+            that begins with a colon or comma and finds nothing to its right (", unlikely") is then said of its left.
     """
 
     connective_gate: bool = True
@@ -94,7 +95,7 @@ class Inference:
         for hit in hits:
             pattern, kind = hit.pattern, hit.pattern.kind
             if self.switches.within_statement and ";" in text[last_end : hit.start]:
-                waiting.clear()
+                self._say_of_the_left(text, reached, waiting)
                 if reached:
                     reached.append((None, [], []))  # A wall: what comes now reaches nothing to the left of it.
             last_end = hit.end
@@ -116,12 +117,23 @@ class Inference:
                     reached[-1][2].append(hit)
                 if pattern.right_descriptors:
                     waiting.append((hit, pattern.right_descriptors))
+        if self.switches.within_statement:
+            self._say_of_the_left(text, reached, waiting)
         return [
             Instance(hit, mention.entity, [*mention.descriptors, *descriptors], attached)
             for hit, descriptors, attached in reached
             if hit is not None
             for mention in hit.pattern.mentions
         ]
+
+    @staticmethod
+    def _say_of_the_left(text: str, reached: list, waiting: list) -> None:
+        """At the end of a statement: "infarct: no" is said of the infarct, for nothing comes after it."""
+        for hit, descriptors in waiting:
+            if reached and text[hit.start] in ":,":
+                reached[-1][1].extend(descriptors)
+                reached[-1][2].append(hit)
+        waiting.clear()
 
     # ------------------------------------------------------------------------------------------------------------------
     # The rows of one instance, then of the report

@@ -12,6 +12,7 @@ from .errors import LabelerError
 from .explanation import Explanation, explain
 from .inference import Inference, Row, Switches
 from .knowledge import Knowledge
+from .literals import is_word_character
 from .matching import Hit, Matcher
 from .normalization import Normalizer
 from .original_json import load_original_json
@@ -135,7 +136,7 @@ class Labeler:
                 raise LabelerError(
                     f"{where}: rewrites: {written!r}: must be a phrase and a string, found: {canonical!r}"
                 )
-        return cls(
+        labeler = cls(
             knowledge,
             definition.get("labels"),
             rewrites=rewrites,
@@ -143,6 +144,8 @@ class Labeler:
             switches=_switched(defaults, switches, where),
             name=definition.get("name", where),
         )
+        labeler._check_phrases()
+        return labeler
 
     @classmethod
     def from_original(cls, folder: str | Path, labels: Sequence[str] | None = None, **switches: bool) -> "Labeler":
@@ -210,6 +213,27 @@ class Labeler:
         groups = [self._inference.rows(instance) for instance in self._inference.instances(text, hits)]
         return groups, self._inference.compounds(groups)
 
+    def _check_phrases(self) -> None:
+        """Refuses phrases that normalised reports cannot have, other than those that a preset has."""
+        lost = {}
+        for pattern in self.knowledge.patterns:
+            if not self._can_be_found(pattern.text):
+                lost[pattern.text] = pattern
+        if not lost:
+            return
+        # Rewrites of one's own may put other words in the place of a preset's, on purpose.
+        for make in PRESETS.values():
+            for pattern in build(make(), "preset")[0].patterns:
+                lost.pop(pattern.text, None)
+        for text, pattern in lost.items():
+            become = self.normalize(text)
+            raise LabelerError(f"{pattern.source}: {text!r} is never found: normalised it is {become!r}; write that")
+
+    def _can_be_found(self, phrase: str) -> bool:
+        """Whether a report that says the phrase still says it when it is normalised, alone or among other words."""
+        bordered = re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)" if _is_worded(phrase) else re.escape(phrase))
+        return any(bordered.search(self.normalize(said)) for said in (phrase, f"xx {phrase}", f"xx {phrase} xx"))
+
 
 def check_keep(keep: str | float) -> None:
     """
@@ -219,6 +243,10 @@ def check_keep(keep: str | float) -> None:
     number = isinstance(keep, int | float) and not isinstance(keep, bool)
     if keep != "any" and not (number and 0 < keep <= 1):
         raise ValueError(f"keep must be 'any' or a threshold above 0 and at most 1, found: {keep!r}")
+
+
+def _is_worded(phrase: str) -> bool:
+    return is_word_character(phrase[0]) and is_word_character(phrase[-1])
 
 
 def _check_label(label: str, knowledge: Knowledge, name: str) -> None:

@@ -23,7 +23,7 @@ class Block:
         self.columns, self.number = columns, number
 
     def texts(self, index: int) -> list:
-        """A column as a list; None where a table has nothing."""
+        """A column as a list; None where a table has nothing. (`_Reader.read_as_text` makes it text.)"""
         column = self.columns[index]
         return column if isinstance(column, list) else column.to_pylist()
 
@@ -44,6 +44,14 @@ class _Reader:
         if column not in self.header:
             raise TableError(f"{self.path}: has no column {column!r}; columns: {', '.join(self.header)}")
         return self.header.index(column)
+
+    def read_as_text(self, index: int) -> None:
+        """
+        Has a column read as text: bytes are decoded as UTF-8.
+
+        Raises:
+            TableError: it is neither text nor bytes, and not empty.
+        """
 
     def blocks(self) -> Iterator[Block]:
         raise NotImplementedError
@@ -74,6 +82,8 @@ class _CsvReader(_Reader):
         try:
             for row in reader:
                 if width is None:
+                    if not "".join(row).strip() and len(row) < 2:
+                        continue  # A blank line before the header.
                     width = len(row)
                 elif not row:
                     if width > 1:
@@ -99,11 +109,44 @@ class _ParquetReader(_Reader):
             raise TableError(f"{path}: cannot be read as Parquet: {error}") from error
         super().__init__(path, list(self._file.schema_arrow.names))
         self.number, self.types = self._file.metadata.num_rows, list(self._file.schema_arrow.types)
+        self._encoded: set[int] = set()  # Columns of bytes that are text.
+
+    def read_as_text(self, index: int) -> None:
+        is_, found = _arrow().types, self.types[index]
+        inner = found.value_type if is_.is_dictionary(found) else found
+        if is_.is_binary(found) or is_.is_large_binary(found):
+            self._encoded.add(index)
+        elif not (is_.is_string(inner) or is_.is_large_string(inner) or self._is_empty(index)):
+            raise TableError(f"{self.path}: the column {self.header[index]!r} must be text, found: {found}")
+
+    def _is_empty(self, index: int) -> bool:
+        """Whether a column has no value in any row, as the last of `report_0`, `report_1`, ... may."""
+        for batch in self._file.iter_batches(_BLOCK, columns=[self.header[index]]):
+            column = batch.column(0)
+            if column.is_null(nan_is_null=True).true_count < len(column):
+                return False
+        return True
 
     def blocks(self) -> Iterator[Block]:
+        start = 0
         for batch in self._file.iter_batches(_BLOCK):
             if batch.num_rows:
-                yield Block(batch.columns, batch.num_rows)
+                columns = [
+                    self._decoded(column, index, start) if index in self._encoded else column
+                    for index, column in enumerate(batch.columns)
+                ]
+                yield Block(columns, batch.num_rows)
+                start += batch.num_rows
+
+    def _decoded(self, column: Any, index: int, start: int) -> list:
+        texts = []
+        for row, value in enumerate(column.to_pylist(), start + 1):
+            try:
+                texts.append(None if value is None else value.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                column = self.header[index]
+                raise TableError(f"{self.path}: row {row}: the column {column!r} is no UTF-8: {error}") from error
+        return texts
 
 
 class _CsvWriter:

@@ -68,7 +68,7 @@ KIND = {
     "Borderline": {"before": ["borderline"]},
     "Generalized": {"before": ["{generalized|diffuse}"]},
     "Nonspecific": {"before": ["nonspecific"], "after": ["{is|are} nonspecific"]},
-    "Normal": {"before": ["normal"], "after": ["- probable normal variant", "for rate"]},
+    "Normal": {"before": ["normal"], "after": ["for rate"]},
     "Secondary": {"before": ["secondary"]},
     "Ectopic": {"before": ["{ectopic|wandering}"]},
     "Narrow": {"before": ["narrow"]},

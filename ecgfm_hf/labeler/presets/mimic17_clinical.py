@@ -3,7 +3,8 @@
 
 It begins with `mimic17` and changes what `DIFFERENCES` lists with an example each. What it leaves as it was: doubt
 still counts ("consider infarct" is positive, with probability 0.5), and atrial fibrillation and flutter are fast
-rhythms whatever the ventricles make of them.
+rhythms whatever the ventricles make of them. Doubt lowers a probability in every report, with or without a connective,
+and stays within its statement.
 """
 
 from . import mimic17
@@ -19,11 +20,54 @@ DIFFERENCES: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
         ("Tachycardia", "Atrial fibrillation", "Atrial flutter", "Accessory pathway conduction"),
         (),
     ),
+    ("of any finding", "No PVCs", ("Premature ventricular contraction",), ()),
     ("what is no longer there is not there", "Inferior infarct no longer seen", ("Infarction",), ()),
     (
         "what was replaced is not there",
         "Sinus rhythm has replaced atrial fibrillation",
         ("Sinus rhythm", "Tachycardia", "Atrial fibrillation", "Accessory pathway conduction"),
+        ("Sinus rhythm",),
+    ),
+    (
+        "'not' is heard",
+        "Sinus rhythm, not atrial fibrillation",
+        ("Sinus rhythm", "Tachycardia", "Atrial fibrillation", "Accessory pathway conduction"),
+        ("Sinus rhythm",),
+    ),
+    (
+        "so are 'rather than' and 'instead of'",
+        "Rather than atrial flutter, sinus tachycardia",
+        ("Sinus rhythm", "Tachycardia", "Atrial flutter", "Accessory pathway conduction"),
+        ("Sinus rhythm", "Tachycardia"),
+    ),
+    (
+        "what is unlikely is not there",
+        "Infarct unlikely",
+        ("Infarction",),
+        (),
+    ),
+    (
+        "what is denied is not there",
+        "Denies infarct",
+        ("Infarction",),
+        (),
+    ),
+    (
+        "an answer after a colon is heard",
+        "Infarct: no",
+        ("Infarction",),
+        (),
+    ),
+    (
+        "a pattern or syndrome is what is named before it",
+        "No pattern of infarct",
+        ("Infarction",),
+        (),
+    ),
+    (
+        "the block of a flutter goes with it",
+        "Sinus rhythm has replaced atrial flutter with 2:1 block",
+        ("Sinus rhythm", "Tachycardia", "Atrial flutter", "Accessory pathway conduction", "Atrioventricular block"),
         ("Sinus rhythm",),
     ),
     (
@@ -58,6 +102,24 @@ DIFFERENCES: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
         ("Tachycardia",),
     ),
     (
+        "ventricular fibrillation is fast",
+        "Ventricular fibrillation",
+        (),
+        ("Tachycardia",),
+    ),
+    (
+        "NSVT is ventricular",
+        "NSVT",
+        ("Tachycardia",),
+        ("Tachycardia", "Ventricular tachycardia"),
+    ),
+    (
+        "reentry by an accessory pathway shows the pathway",
+        "AVRT",
+        ("Tachycardia",),
+        ("Tachycardia", "Accessory pathway conduction"),
+    ),
+    (
         "a sinus tachycardia with bundle branch block is no aberrancy",
         "Sinus tachycardia with RBBB",
         (
@@ -66,7 +128,61 @@ DIFFERENCES: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
         ),
         ("Sinus rhythm", "Tachycardia", "Right bundle branch block"),
     ),
+    (
+        "nor is atrial fibrillation with bundle branch block",
+        "Atrial fibrillation with LBBB",
+        (
+            "Tachycardia",
+            "Supraventricular tachycardia with aberrancy",
+            "Atrial fibrillation",
+            "Accessory pathway conduction",
+            "Left bundle branch block",
+        ),
+        ("Tachycardia", "Atrial fibrillation", "Left bundle branch block"),
+    ),
+    (
+        "nor is a wide complex tachycardia",
+        "Wide complex tachycardia with LBBB",
+        ("Tachycardia", "Supraventricular tachycardia with aberrancy", "Left bundle branch block"),
+        ("Tachycardia", "Left bundle branch block"),
+    ),
     ("a block that is not of the node is not atrioventricular", "Bundle branch block", ("Atrioventricular block",), ()),
+    (
+        "trifascicular block is one too",
+        "Trifascicular block",
+        ("Atrioventricular block",),
+        ("Atrioventricular block", "Bifascicular block", "Right bundle branch block"),
+    ),
+    (
+        "a block round an infarct is neither",
+        "Peri-infarct block",
+        ("Atrioventricular block", "Infarction"),
+        (),
+    ),
+    (
+        "a bundle branch block is not also atrioventricular",
+        "LBBB block",
+        ("Atrioventricular block", "Left bundle branch block"),
+        ("Left bundle branch block",),
+    ),
+    (
+        "nor is a block within the ventricles",
+        "Intraventricular block",
+        ("Atrioventricular block",),
+        (),
+    ),
+    (
+        "nor is one of the sinus node, whatever its degree",
+        "2nd degree S-A block (Mobitz II)",
+        ("Atrioventricular block",),
+        (),
+    ),
+    (
+        "the parenthesis of a complete block may come first",
+        "Complete (third degree) A-V block",
+        ("Atrioventricular block",),
+        ("Bradycardia", "Atrioventricular block"),
+    ),
     ("Mobitz and Wenckebach need no 'block'", "Mobitz II", (), ("Atrioventricular block",)),
     ("preexcitation needs no chamber", "Wolff-Parkinson-White", (), ("Accessory pathway conduction",)),
     (
@@ -75,9 +191,33 @@ DIFFERENCES: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
         (),
         ("Premature ventricular contraction",),
     ),
+    (
+        "premature beats of two chambers in any words",
+        "Premature ventricular and supraventricular beats",
+        (),
+        ("Premature ventricular contraction",),
+    ),
     ("a wandering pacemaker is not electronic", "Wandering atrial pacemaker", ("Electronic pacemaker",), ()),
     ("nor is demand ischemia, nor a fusion beat", "Fusion complexes", ("Electronic pacemaker",), ()),
     ("artifacts and poor quality in any words", "Baseline artifact", (), ("Poor data quality",)),
+    (
+        "leads that were misplaced are poor quality",
+        "Lead misplacement",
+        (),
+        ("Poor data quality",),
+    ),
+    (
+        "baseline wander needs no lead",
+        "Baseline wander",
+        (),
+        ("Poor data quality",),
+    ),
+    (
+        "missing leads in any words",
+        "Leads missing",
+        (),
+        ("Poor data quality",),
+    ),
     ("sentences about leads know all leads", "Sequence error: V1 omitted", (), ("Poor data quality",)),
     ("more abbreviations", "SB", (), ("Sinus rhythm", "Bradycardia")),
 )
@@ -87,23 +227,30 @@ _SEEN = "{seen|present|evident|apparent|noted|visible|detected|found|identified|
 _ABSENCE = {
     "before": [
         *("no", "without", "neither", "free of", "negative for", "{absence|resolution} of", "absent"),
-        *("{has|have} replaced", "[is] no longer in"),
+        *("{has|have} replaced", "[is] no longer in", "not [in]", "{rather than|instead of}", "{denies|denied}"),
+        *("[very|highly] unlikely to {be|represent}", ", [very|highly] unlikely", ": {no|none|absent|negative}"),
     ],
     "after": [
         *(f"[is|are|was|were] no longer [{_SEEN}]", "longer {seen|present}", f"[is|are|was|were] not {_SEEN}"),
         *("{has|have} {resolved|disappeared|gone}", "{is|are|was|were} {absent|excluded|ruled out|gone}"),
-        *("[is|was|has been|have been] replaced by", "ruled out"),
+        *("[is|was|has been|have been] replaced by", "ruled out", "[is|are] [very|highly] unlikely"),
+        *(f"not {{well|clearly|definitely|reliably}} {_SEEN}", ": {no|none|absent|negative}{,|.}"),
     ],
 }
 
 _DESCRIPTORS = {
     "Absence": _ABSENCE,
-    "Possible": {**CERTAINTY["Possible"], "before": [*CERTAINTY["Possible"]["before"], "suspected", "questionable"]},
+    "Possible": {
+        **CERTAINTY["Possible"],
+        "before": [*CERTAINTY["Possible"]["before"], "suspected", "questionable", "may or may not be"],
+    },
     "Rule out": {
         **CERTAINTY["Rule out"],
         "before": ["consider", "[{cannot|can not|could not}] {rule out|exclude}"],
-        "after": ["{cannot be|not} {excluded|ruled out}"],
+        "after": ["{cannot be|can not be|could not be|not [definitely|entirely]} {excluded|ruled out}"],
     },
+    # A word of the finding before it. As a phrase of its own it would take what is said of that ("not seen").
+    "Pattern": {"after": ["{pattern|syndrome}"]},
 }
 
 # What is said of the one holds for the other: "no infarct or ischemia".
@@ -113,8 +260,18 @@ _CONNECTIVES = {
     "nor": {"passes": _SHARED},
 }
 
-# "No" that is about no finding.
-_IGNORED = ["no [significant|major|definite|diagnostic|interval|acute|apparent] {change|changes}", "unchanged"]
+# "No" and "not" that are about no finding, or not about the one that comes next.
+_MUCH = "[significant|major|definite|diagnostic|interval|acute|apparent]"
+_IGNORED = [
+    *(f"{{no|without|not}} {_MUCH} {{change|changes}}", "unchanged", "not [significantly|much] {changed|different}"),
+    *("not {previously|formerly} seen", "not {only|new|yet|always|all|previously|diagnostic|specific|necessarily}"),
+    *(
+        "not {discernible|discernable|identifiable|recognizable|measured|measurable|available|performed|recorded}",
+        "or not",
+    ),
+    *("not {conducted|related|associated|due|possible|required|applicable|reliable|reported|obtained|used|entered}",),
+]
+_DROPPED = ("pattern",)  # Of what `mimic17` ignores.
 
 _ABERRANCY = "Supraventricular tachycardia with aberrancy"
 _COMPOUNDS = [
@@ -139,8 +296,10 @@ _REWRITES = {
     **{written: "premature ventricular beat" for written in ("vpc", "vpd", "pvb", "pvd")},
     **{written: "premature ventricular beats" for written in ("vpcs", "vpds", "vpc(s)", "pvbs", "pvds")},
     **{"aivr": "accelerated idioventricular rhythm", "ivr": "idioventricular rhythm", "wap": "wandering pacemaker"},
-    **{written: "left anterior fascicular block" for written in ("lah", "lahb", "lafb", "left anterior hemiblock")},
-    **{written: "left posterior fascicular block" for written in ("lph", "lphb", "lpfb", "left posterior hemiblock")},
+    **{written: "left anterior fascicular block" for written in ("lah", "lahb", "left anterior hemiblock")},
+    **{written: "left posterior fascicular block" for written in ("lph", "lphb", "left posterior hemiblock")},
+    # The normalisation takes the original's word for it: supraventricular.
+    "nsvt": "nonsustained ventricular tachycardia",
     **{"rbb block": "right bundle branch block", "lbb block": "left bundle branch block"},
     **{"vtach": "ventricular tachycardia", "svtach": "supraventricular tachycardia"},
     **{"av node block": "atrioventricular block", "tavb": "3rd degree atrioventricular block"},
@@ -166,12 +325,18 @@ _ENTITIES = {
 
 # In `mimic17` a block without a name is atrioventricular.
 _REPLACED = ("[atrioventricular] block",)
+# The block of a flutter goes with it ("has replaced atrial flutter with 2:1 block").
+_FLUTTER = {
+    "2:1": "atrial flutter with 2:1 {[atrioventricular] block|conduction}",
+    "variable": "atrial flutter with variable {[atrioventricular] block|conduction}",
+    "high grade": "atrial flutter with {high grade|3:1|4:1} [atrioventricular] block",
+}
 _PHRASES = {
     "Ventricular flutter": ["ventricular flutter"],
     "Ventricular fibrillation": ["ventricular fibrillation"],
     # "or" and a slash between the two are gone from normalised text; together they share what is said of them.
     "Atrial fibrillation": ["atrial {fibrillation atrial flutter|flutter atrial fibrillation}"],
-    "Atrial flutter": ["atrial {fibrillation atrial flutter|flutter atrial fibrillation}"],
+    "Atrial flutter": ["atrial {fibrillation atrial flutter|flutter atrial fibrillation}", *_FLUTTER.values()],
     "Supraventricular reentry tachycardia": ["atrioventricular nodal reentry tachycardia"],
     "Accessory pathway tachycardia": ["atrioventricular reentry tachycardia"],
     "Premature ventricular contraction": [
@@ -179,11 +344,18 @@ _PHRASES = {
         *("ventricular ectopic", "premature [beats,] ventricular and supraventricular [beats]"),
     ],
     "Wandering pacemaker": [
-        *("wandering {pacemaker|pacing}", "wandering {atrial|junctional} {pacemaker|pacing}"),
-        "ectopic {atrial|junctional} {pacemaker|pacing}",
+        *("wandering {pacemaker|pacing}", "wandering {atrial pacing|junctional {pacemaker|pacing}}"),
+        "ectopic {atrial pacing|junctional {pacemaker|pacing}}",
     ],
     "Electronic pacemaker artifact": ["electronic pacemaker {artifact|artifacts}"],
     "Ischemia": ["demand ischemia"],
+    # Degrees and types of a sinus block are its own.
+    "Sinus block": [
+        "[1st degree|2nd degree|3rd degree|high grade|2:1|complete] sinus block",
+        "[2nd degree|2:1] sinus block{, | - | (| | with }mobitz type {1|2}[)]",
+        "[2nd degree] mobitz type {1|2} [2nd degree] sinus block",
+        "sinus block{,| |} {2:1|2nd degree}",
+    ],
     "Block": ["block", "bundle branch block", "exit block", "[peri-] infarct block", "hemiblock"],
     "Intraventricular conduction delay": ["{intraventricular|right ventricular|left ventricular} block"],
     "Atrioventricular block": ["{atrioventricular|nodal} block", "{3:1|4:1|5:1|6:1} block"],
@@ -191,12 +363,12 @@ _PHRASES = {
     "2nd degree atrioventricular block": ["2nd degree block"],
     "3rd degree atrioventricular block": [
         "3rd degree [atrioventricular] block",
-        "complete block",
+        *("complete block", "complete (3rd degree) [atrioventricular] block"),
         "atrioventricular block[,] {3rd degree|complete}",
     ],
-    "Variable atrioventricular block": ["variable block"],
-    "2:1 atrioventricular block": ["2:1 block"],
-    "High grade atrioventricular block": ["high grade block"],
+    "Variable atrioventricular block": ["variable block", _FLUTTER["variable"]],
+    "2:1 atrioventricular block": ["2:1 block", _FLUTTER["2:1"]],
+    "High grade atrioventricular block": ["high grade block", _FLUTTER["high grade"]],
     "Mobitz type 1 block": ["mobitz type 1"],
     "Mobitz type 2 block": ["mobitz type 2"],
     "Bifascicular block": ["bifascicular [bundle branch] block"],
@@ -234,7 +406,7 @@ def definition() -> dict:
         "descriptors": {**base["descriptors"], **_DESCRIPTORS},
         "connectives": {**base["connectives"], **_CONNECTIVES},
         "compounds": _COMPOUNDS,
-        "ignored": [*base["ignored"], *_IGNORED],
+        "ignored": [text for text in (*base["ignored"], *_IGNORED) if text not in _DROPPED],
         "rewrites": _REWRITES,
         "switches": {"connective_gate": False, "honour_absence": True, "within_statement": True},
         "slots": {**base["slots"], "morphology_lead": list(LEADS), "sequence_lead": list(LEADS)},

@@ -9,7 +9,7 @@ FINDINGS = {
     "ST elevation infarction": (["Acute infarction"], ["st elevation infarct"]),
     "Infarction extension": (["Infarction"], ["extension of infarct", "posterior extension"]),
     # ST segment, T wave, repolarisation
-    "ST abnormality": ([], ["{st wave|st} {abnormality|abnormalities|changes|deviation}", "st elevation"]),
+    "ST abnormality": ([], ["st wave {abnormality|abnormalities|changes}", "st [wave] deviation", "st elevation"]),
     "ST depression": (["ST abnormality"], ["{st|stj|st junctional} depression"]),
     "T wave abnormality": (
         [],
@@ -17,7 +17,7 @@ FINDINGS = {
     ),
     "ST-T abnormality": (
         ["ST abnormality", "T wave abnormality"],
-        ["st-t {wave abnormality|wave abnormalities|wave changes|changes|abnormality}"],
+        ["st-t wave {abnormality|abnormalities|changes}"],
     ),
     "Repolarization abnormality": ([], ["repolarization {abnormality|abnormalities|changes}"]),
     "Early repolarization": ([], ["early repolarization"]),
