@@ -129,7 +129,10 @@ def test_items_are_those_of_the_store_s_own_model_inputs(folder, rows, pairs):
     from ecgfm_hf.data.model_inputs import as_model_inputs
 
     labelled = [row for row in rows["train"] if pairs or row["B"] is not None]
-    expected = as_model_inputs(datasets.Dataset.from_list(labelled), ECGFMFeatureExtractor(), pairs=pairs)
+    store = datasets.Dataset.from_list(labelled)
+    for name in ("A", "B"):  # the type of a store's labels
+        store = store.cast_column(name, datasets.Value("int8"))
+    expected = as_model_inputs(store, ECGFMFeatureExtractor(), pairs=pairs)
     found = load_fairseq_folder(folder, "train", pairs=pairs)
     assert len(found) == len(expected) > 0
     for item, other in zip(found, (expected[number] for number in range(len(expected))), strict=True):
