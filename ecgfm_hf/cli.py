@@ -291,17 +291,11 @@ def _add_synthesize(commands: Any) -> None:
     parser.set_defaults(run=run_synthesize)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# ecgfm label
-# ----------------------------------------------------------------------------------------------------------------------
-
-
 def _add_label(commands: Any) -> None:
     from .labeler.command import add_label_arguments, run_label
 
     parser = commands.add_parser("label", help="turn free-text reports into labels")
     add_label_arguments(parser)
-
     parser.set_defaults(run=run_label)
 
 

@@ -333,3 +333,10 @@ def test_time_is_linear_in_length(mimic17, unit):
 
     # Ten times the length in quadratic time would be a hundredfold; the garbage collector may double a tenfold.
     assert seconds(200_000) < 40 * max(seconds(20_000), 0.002)
+
+
+def test_the_preset_and_the_converted_classifier_have_the_same_labels_in_one_order():
+    from ecgfm_hf.conversion import MIMIC17
+
+    for preset in ("mimic17", "mimic17-clinical"):
+        assert tuple(Labeler.from_preset(preset).labels) == tuple(MIMIC17.names)

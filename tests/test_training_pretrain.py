@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from tiny_pretraining import MODEL
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 
 from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForMultiLabelClassification, ECGFMForPreTraining, save_model_folder
@@ -18,20 +19,6 @@ from ecgfm_hf.training.checkpoints import Checkpoints
 from ecgfm_hf.training.monitoring import Monitor
 from ecgfm_hf.training.objective import METRICS
 from ecgfm_hf.training.pair_batches import _Collate, epoch_order, open_pairs, train_batches
-
-MODEL = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "conv_dim": [8, 8, 8, 8],
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 2,
-    "num_codevectors_per_group": 8,
-    "codevector_dim": 8,
-    "proj_codevector_dim": 8,
-    "num_negatives": 10,
-}
 
 
 @pytest.fixture(scope="session")

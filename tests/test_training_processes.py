@@ -16,20 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_pretraining import MODEL
 
-MODEL = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "conv_dim": [8, 8, 8, 8],
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 2,
-    "num_codevectors_per_group": 8,
-    "codevector_dim": 8,
-    "proj_codevector_dim": 8,
-    "num_negatives": 10,
-}
 NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "feat_proj_dropout", "feat_quantizer_dropout"), 0.0)
 PLAIN = {**MODEL, **NO_DROPOUT, "diversity_loss_weight": 0.0, "cmsc_loss_weight": 0.0}
 MASKED = 60

@@ -1,7 +1,9 @@
 """What every figure is a share of: float32 matrix products on this machine, at this moment."""
 
+import resource
 import statistics
 import time
+from collections.abc import Callable
 
 CEILING_SHAPE = (1248, 768, 3072)
 
@@ -28,3 +30,31 @@ class Ceiling:
             times.append(time.perf_counter() - start)
         rows, inner, columns = CEILING_SHAPE
         return 2e-9 * rows * inner * columns / statistics.median(times)
+
+
+def timed_shares(step: Callable[[], object], segments: int, gflop_per_segment: float, runs: int) -> dict:
+    """
+    Figures of a step over `segments` segments: medians of `runs` counted runs after two that are not, the ceiling
+    measured before and after each, and the peak memory of the process (in 2**30 bytes).
+    """
+    ceiling = Ceiling()
+    for _ in range(2):
+        step()
+    speeds, shares, ceilings = [], [], []
+    before = ceiling.measure()
+    for _ in range(runs):
+        start = time.perf_counter()
+        step()
+        speeds.append(segments / (time.perf_counter() - start))
+        after = ceiling.measure()
+        ceilings.append((before + after) / 2)
+        shares.append(speeds[-1] * gflop_per_segment / ceilings[-1])
+        before = after
+    return {
+        "segments_per_s": round(statistics.median(speeds), 3),
+        "ceiling_share": round(statistics.median(shares), 4),
+        "ceiling_share_range": [round(min(shares), 4), round(max(shares), 4)],
+        "ceiling_gflops": round(statistics.median(ceilings), 1),
+        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+        "runs": runs,
+    }

@@ -2,13 +2,10 @@
 
 import argparse
 import json
-import resource
-import statistics
 import subprocess
 import sys
-import time
 
-from .ceiling import Ceiling
+from .ceiling import timed_shares
 
 # Multiply-adds count twice. Base size, 12 x 2500 samples, forward: linear layers 26.5, position convolution 1.5,
 # attention 0.9, convolutions and projection 0.4.
@@ -76,32 +73,13 @@ def measure(case: dict) -> int:
     if case["attention"]:
         model.set_attn_implementation(case["attention"])
     segments = torch.randn(case["batch"], 12, 2500)
-    ceiling = Ceiling()
-
-    speeds, shares, ceilings = [], [], []
     with torch.inference_mode():
-        for _ in range(2):
-            model(segments)
-        before = ceiling.measure()
-        for _ in range(case["runs"]):
-            start = time.perf_counter()
-            model(segments)
-            speed = case["batch"] / (time.perf_counter() - start)
-            after = ceiling.measure()
-            speeds.append(speed)
-            ceilings.append((before + after) / 2)
-            shares.append(speed * GFLOP_PER_SEGMENT["base"] / ceilings[-1])
-            before = after
+        figures = timed_shares(lambda: model(segments), case["batch"], GFLOP_PER_SEGMENT["base"], case["runs"])
     print(
         json.dumps(
             {
                 "name": case["name"],
-                "segments_per_s": round(statistics.median(speeds), 3),
-                "ceiling_share": round(statistics.median(shares), 4),
-                "ceiling_share_range": [round(min(shares), 4), round(max(shares), 4)],
-                "ceiling_gflops": round(statistics.median(ceilings), 1),
-                "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
-                "runs": case["runs"],
+                **figures,
                 "attention": model.config._attn_implementation,
                 "threads": torch.get_num_threads(),
                 "keeps_freed_memory": bool(kept),

@@ -2,11 +2,8 @@
 
 import argparse
 import json
-import resource
-import statistics
-import time
 
-from .ceiling import Ceiling
+from .ceiling import timed_shares
 from .model import run_cases
 
 # Multiply-adds count twice: 29.3 forward, and twice that backward. In bfloat16 the share is of the float32 ceiling too.
@@ -67,7 +64,6 @@ def measure(case: dict) -> int:
         "segment_ids": torch.arange(rows) % 2,
         "mask_time_indices": torch.from_numpy(mask),
     }
-    ceiling = Ceiling()
 
     def step() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case["dtype"] == "bfloat16"):
@@ -76,29 +72,12 @@ def measure(case: dict) -> int:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    for _ in range(2):
-        step()
-    speeds, shares, ceilings = [], [], []
-    before = ceiling.measure()
-    for _ in range(case["runs"]):
-        start = time.perf_counter()
-        step()
-        speed = rows / (time.perf_counter() - start)
-        after = ceiling.measure()
-        speeds.append(speed)
-        ceilings.append((before + after) / 2)
-        shares.append(speed * GFLOP_PER_SEGMENT / ceilings[-1])
-        before = after
+    figures = timed_shares(step, rows, GFLOP_PER_SEGMENT, case["runs"])
     print(
         json.dumps(
             {
                 "name": case["name"],
-                "segments_per_s": round(statistics.median(speeds), 3),
-                "ceiling_share": round(statistics.median(shares), 4),
-                "ceiling_share_range": [round(min(shares), 4), round(max(shares), 4)],
-                "ceiling_gflops": round(statistics.median(ceilings), 1),
-                "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
-                "runs": case["runs"],
+                **figures,
                 "negatives": case["negatives"],
                 "threads": torch.get_num_threads(),
                 "keeps_freed_memory": bool(kept),
