@@ -3,6 +3,7 @@ Speed, memory and disk, as shares of what this machine can do.
 
     python scripts/benchmark.py model [--json]
     python scripts/benchmark.py pretrain [--json] [--pairs 4 8 16 32]
+    python scripts/benchmark.py finetune [--json] [--batch-sizes 8]
     python scripts/benchmark.py data [--json] [--recordings N] [--folder DIR]
 
 States every figure beside the ceiling: float32 matrix products (1248 x 768 x 3072, `torch.mm(out=...)`, precision
@@ -19,7 +20,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import data, model, pretrain
+from benchmarks import data, finetune, model, pretrain
 
 
 def main() -> int:
@@ -53,6 +54,13 @@ def main() -> int:
     of_pretrain.add_argument("--json", action="store_true", help="an object a line")
     of_pretrain.add_argument("--case", help=argparse.SUPPRESS)
 
+    of_finetune = benchmarks.add_parser("finetune", help="a fine-tuning step: forward, backward and optimiser")
+    of_finetune.add_argument("--batch-sizes", type=int, nargs="+", default=[8])
+    of_finetune.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
+    of_finetune.add_argument("--runs", type=int, default=9, help="counted steps of each (default: 9)")
+    of_finetune.add_argument("--json", action="store_true", help="an object a line")
+    of_finetune.add_argument("--case", help=argparse.SUPPRESS)
+
     of_data = benchmarks.add_parser("data", help="preparing a store and reading it: speed, disk and memory")
     of_data.add_argument("--recordings", type=int, default=1000, help="of 10 s at 500 Hz, about (default: 1000)")
     of_data.add_argument("--folder", type=Path, help="for scratch files, removed at the end (default: a temporary one)")
@@ -61,7 +69,7 @@ def main() -> int:
     of_data.add_argument("--json", action="store_true", help="an object a line")
     of_data.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    measured = {"model": model, "pretrain": pretrain, "data": data}[options.benchmark]
+    measured = {"model": model, "pretrain": pretrain, "finetune": finetune, "data": data}[options.benchmark]
     if options.case:
         return measured.measure(json.loads(options.case))
     return measured.run(options)
