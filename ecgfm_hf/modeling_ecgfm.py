@@ -333,8 +333,19 @@ class ECGFMPositionalConvEmbedding(nn.Module):
         )
         self.conv = weight_norm(conv, name="weight", dim=2)
         self.activation = ACT2FN[config.feat_extract_activation]
+        self._spectrum = None
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        in_frequencies = (
+            hidden_states.device.type == "cpu"
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+        )
+        convolve = self._convolve_spectra if in_frequencies else self._convolve
+        return self.activation(convolve(hidden_states))
+
+    def _convolve(self, hidden_states: torch.Tensor) -> torch.Tensor:
         num_frames = hidden_states.shape[1]
         # (batch, frames, width) is (batch, width, 1, frames) in channels-last order without a copy, which oneDNN
         # convolves more than twice as fast as conv1d.
@@ -346,7 +357,45 @@ class ECGFMPositionalConvEmbedding(nn.Module):
             groups=self.conv.groups,
         )
         # An even kernel gives one frame too many.
-        return self.activation(positions.squeeze(2).transpose(1, 2)[:, :num_frames])
+        return positions.squeeze(2).transpose(1, 2)[:, :num_frames]
+
+    def _convolve_spectra(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The same through a Fourier transform: a third of the time, as the kernel's spectrum can be kept."""
+        batch, num_frames, width = hidden_states.shape
+        spectrum, length = self._kernel_spectrum(num_frames)
+        # Zeros in front are the convolution's padding; those behind keep the circle from closing.
+        values = torch.fft.rfft(F.pad(hidden_states.float(), (0, 0, self.conv.padding[0], 0)), n=length, dim=1)
+        values = values.view(batch, len(spectrum), self.conv.groups, -1).permute(1, 2, 0, 3)
+        values = torch.matmul(values, spectrum).permute(2, 0, 1, 3).reshape(batch, len(spectrum), width)
+        positions = torch.fft.irfft(values, n=length, dim=1)[:, :num_frames]
+        if self.conv.bias is not None:
+            positions = positions + self.conv.bias
+        return positions.to(hidden_states.dtype)
+
+    def _kernel_spectrum(self, num_frames: int) -> tuple[torch.Tensor, int]:
+        """
+        The kernel's spectrum (frequencies, groups, in, out), conjugated, and the length it was taken over.
+
+        It is kept for as long as the weights are what it was made of. They are compared whole: whoever changes a
+        weight through `.data` leaves no other trace.
+        """
+        weights = [weight for name, weight in self.conv.named_parameters() if name != "bias"]
+        kernel_size, groups = self.conv.kernel_size[0], self.conv.groups
+        needed = num_frames + kernel_size - 1
+        kept = self._spectrum
+        if kept is not None:
+            spectrum, length, made_of = kept
+            if length >= needed and all(
+                old.dtype == new.dtype and torch.equal(old, new) for old, new in zip(made_of, weights, strict=True)
+            ):
+                return spectrum, length
+        # A multiple of 32 has only small factors at these sizes.
+        length = -(-needed // 32) * 32
+        kernel = torch.fft.rfft(self.conv.weight.float(), n=length).conj()
+        kernel = kernel.view(groups, -1, *kernel.shape[1:]).permute(3, 0, 2, 1)
+        spectrum = kernel.resolve_conj().contiguous()
+        self._spectrum = spectrum, length, [weight.detach().clone() for weight in weights]
+        return spectrum, length
 
 
 def eager_attention_forward(
