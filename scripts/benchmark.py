@@ -4,6 +4,7 @@ Speed, memory and disk, as shares of what this machine can do.
     python scripts/benchmark.py model [--json]
     python scripts/benchmark.py pretrain [--json] [--pairs 4 8 16 32]
     python scripts/benchmark.py finetune [--json] [--batch-sizes 8]
+    python scripts/benchmark.py evaluation [--json]
     python scripts/benchmark.py data [--json] [--recordings N] [--folder DIR]
 
 States every figure beside the ceiling: float32 matrix products (1248 x 768 x 3072, `torch.mm(out=...)`, precision
@@ -20,7 +21,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import data, finetune, model, pretrain
+from benchmarks import data, evaluation, finetune, model, pretrain
 
 
 def main() -> int:
@@ -68,9 +69,17 @@ def main() -> int:
     of_data.add_argument("--runs", type=int, default=5, help="counted runs of each (default: 5)")
     of_data.add_argument("--json", action="store_true", help="an object a line")
     of_data.add_argument("--case", help=argparse.SUPPRESS)
+
+    of_evaluation = benchmarks.add_parser("evaluation", help="bootstrap intervals of ranking metrics")
+    of_evaluation.add_argument("--recordings", type=int, default=10_000, help="default: 10,000")
+    of_evaluation.add_argument("--labels", type=int, default=26, help="default: 26")
+    of_evaluation.add_argument("--resamples", type=int, default=1000, help="default: 1,000")
+    of_evaluation.add_argument("--runs", type=int, default=5, help="counted runs (default: 5)")
+    of_evaluation.add_argument("--json", action="store_true", help="an object a line")
     options = parser.parse_args()
-    measured = {"model": model, "pretrain": pretrain, "finetune": finetune, "data": data}[options.benchmark]
-    if options.case:
+    measured = {"model": model, "pretrain": pretrain, "finetune": finetune, "data": data, "evaluation": evaluation}
+    measured = measured[options.benchmark]
+    if getattr(options, "case", None):
         return measured.measure(json.loads(options.case))
     return measured.run(options)
 
