@@ -1,0 +1,328 @@
+"""From predictions to everything that metrics.json and the report say."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from . import curves
+from .decisions import confusion
+from .disclosure import WITHHELD, SmallCells
+from .measuring import PROBABILITY, RANKING, RATES, REGRESSION, Figure, Measured, Measurer
+from .predictions import Predictions, PredictionsError
+from .subgroups import subgroup_figures
+from .thresholds import at_thresholds
+
+# Of fewer patients than this the notes say plainly that they are few.
+_FEW_PATIENTS = 100
+
+
+def evaluate_predictions(
+    predictions: Predictions,
+    *,
+    model: str = "model",
+    dataset: str | None = None,
+    split: str | None = None,
+    thresholds: Mapping[str, float] | None = None,
+    thresholds_from: str | None = None,
+    left_out: Mapping[str, int] | None = None,
+    warnings: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    versions: Mapping[str, str] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    smallest_cell: int = 10,
+) -> dict[str, Any]:
+    """
+    All figures with their intervals, as plain values for JSON. No id of a recording or a patient is among them.
+
+    Args:
+        predictions ([`Predictions`])
+        model, dataset, split: What to call them; not paths.
+        thresholds: By label name, on the (calibrated) score; labels without one have no decisions. None is assumed.
+            Those of other labels are passed over.
+        thresholds_from: Where they come from, for readers.
+        left_out: Recordings that have no predictions, by reason.
+        warnings: What must stand out, such as recordings that the model was trained on.
+        notes: What else a reader must know.
+        versions: Of further software.
+        resamples (`int`), seed (`int`): Of the bootstrap over patients; over recordings where no patient is known.
+        smallest_cell (`int`): Fewest patients that anything is told of; see [`SmallCells`]. A label with fewer patients
+            that have it, or that do not, has counts that hide it and no figures. 1 tells everything.
+
+    Returns:
+        `dict` with `"macro"` (metric: figure), `"per_label"` (label: counts, metrics, decisions at its threshold,
+        curves), `"subgroups"`, `"notes"`, `"warnings"` and what was evaluated. A figure is `{"value", "low", "high"}`,
+        None where undefined or withheld; of a macro figure also `"labels"` and `"left_out"`, how many the mean is over
+        and how many have no value. In place of a value that would give a small count away stand `"bounds"`.
+
+    Raises:
+        `PredictionsError`: no recordings.
+    """
+    if not len(predictions):
+        raise PredictionsError("there are no predictions to evaluate")
+    limits = {name: value for name, value in (thresholds or {}).items() if name in predictions.label_names}
+    evaluation = Evaluation(predictions, limits, resamples, seed, smallest_cell)
+    patients = set(predictions.patient_ids) - {None}
+    cells = evaluation.cells
+    results = {
+        "format": 1,
+        "model": model,
+        "dataset": dataset,
+        "split": split,
+        "problem_type": predictions.problem_type,
+        "labels": list(predictions.label_names),
+        "calibrated": dict(zip(predictions.label_names, predictions.calibrated, strict=True)),
+        "recordings": evaluation.recordings,
+        "patients": cells.told(len(patients)) if patients else None,
+        "intervals": evaluation.intervals,
+        "smallest_cell": smallest_cell,
+        "thresholds_from": thresholds_from if limits else None,
+        "left_out": {reason: cells.told(count) for reason, count in (left_out or {}).items()},
+        **evaluation.figures(),
+        "warnings": list(warnings),
+        "versions": {
+            "ecgfm-hf": version("ecgfm-hf"),
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            **(versions or {}),
+        },
+    }
+    if split == "train":
+        results["warnings"].append("These are recordings of a training split: the figures are not of new patients.")
+    results["notes"] = [*_notes(results, predictions), *notes]
+    return results
+
+
+def select_labels(predictions: Predictions, labels: Sequence[str]) -> Predictions:
+    """The predictions of these labels only, in this order. `PredictionsError` for labels that there are not."""
+    if missing := [name for name in labels if name not in predictions.label_names]:
+        raise PredictionsError(
+            f"the predictions have no label {', '.join(missing)} (found: {', '.join(predictions.label_names)})"
+        )
+    if predictions.problem_type == "single_label_classification" and set(labels) != set(predictions.label_names):
+        raise PredictionsError("the classes of a single label exclude one another, and are evaluated all together")
+    places = [predictions.label_names.index(name) for name in labels]
+    return replace(
+        predictions,
+        label_names=tuple(labels),
+        scores=predictions.scores[:, places],
+        labels=predictions.labels[:, places],
+        calibrated=tuple(predictions.calibrated[place] for place in places),
+    )
+
+
+class Evaluation:
+    """The figures of one set of predictions."""
+
+    def __init__(
+        self, predictions: Predictions, thresholds: dict[str, float], resamples: int, seed: int, smallest_cell: int
+    ):
+        self.predictions, self.thresholds = predictions, thresholds
+        self.regression = predictions.problem_type == "regression"
+        self.measurer = Measurer(predictions, resamples, seed)
+        self.cells = SmallCells(self.measurer.groups, smallest_cell)
+        self.all = np.ones(len(predictions), dtype=bool)
+        self.enough = self.cells.enough(self.all)
+        self.by_group = REGRESSION if self.regression else RANKING
+        limits = np.array([thresholds.get(name, np.nan) for name in predictions.label_names], dtype=np.float64)
+        self.decided = at_thresholds(predictions.scores, limits)
+        self.recordings = len(predictions) if self.enough else f"<{smallest_cell}"
+        unit = "patients" if set(predictions.patient_ids) - {None} else "recordings"
+        self.intervals = {"level": 0.95, "unit": unit, "resamples": resamples, "seed": seed}
+
+    def figures(self) -> dict[str, Any]:
+        names, shown = self.predictions.label_names, self.shown(self.all)
+        measured = self.measurer.measure() if shown else Measured({}, {})
+        decided = [place for place in shown if names[place] in self.thresholds]
+        rates = self.measurer.rates(self.decided) if decided else {}
+        per_label = {}
+        for place, (name, counts) in enumerate(zip(names, self._counts(), strict=True)):
+            found: dict[str, Any] = {"counts": counts, "metrics": {}}
+            if place in shown:
+                found["metrics"] = {metric: figures[place] for metric, figures in measured.per_label.items()}
+                found["curves"] = self._curves(place)
+            if place in decided:
+                found["decisions"] = self._decisions(place, {rate: rates[rate][place] for rate in RATES})
+            per_label[name] = found
+        macro = self.macro(measured, shown)
+        if macro and self.predictions.problem_type == "single_label_classification":
+            macro["accuracy"] = self._accuracy()
+        groups = subgroup_figures(self.predictions.facts, len(self.all), self.cells, self._measure_group)
+        return {"macro": macro, "per_label": per_label, "subgroups": groups if self.enough else {}}
+
+    def macro(self, measured: Measured, shown: Sequence[int]) -> dict[str, Any]:
+        """Of what was measured on all recordings, the figures of all labels together."""
+        width = len(self.predictions.label_names)
+        # Errors in different units have no mean.
+        left = ("mean_absolute_error", "bias") if self.regression and width > 1 else PROBABILITY
+        found = {metric: figure for metric, figure in measured.macro.items() if metric not in left}
+        # A mean with all its digits, less what else is told, would be all digits of what is withheld.
+        return found if len(shown) == width else _rounded(found)
+
+    def shown(self, rows: np.ndarray) -> list[int]:
+        """Places of labels with enough patients among these recordings: with the label and without it."""
+        shown = []
+        for place, column in enumerate(self.predictions.labels.T):
+            sides = [~np.isnan(column)] if self.regression else [column == 1, column == 0]
+            if self.cells.enough(*(rows & side for side in sides)):
+                shown.append(place)
+        return shown
+
+    def _counts(self) -> list[dict[str, int | str]]:
+        """Of each label the recordings that have it, that do not, and of which that is unknown."""
+        labels = self.predictions.labels
+        if not self.enough:
+            kinds = ("known", "unknown") if self.regression else ("positive", "negative", "unknown")
+            return [dict.fromkeys(kinds, WITHHELD) for _ in labels.T]
+        if self.predictions.problem_type == "single_label_classification":
+            return self._class_counts()
+        counts = []
+        for column in labels.T:
+            unknown = np.isnan(column)
+            kinds = {"known": ~unknown} if self.regression else {"positive": column == 1, "negative": column == 0}
+            kinds["unknown"] = unknown
+            counts.append(dict(zip(kinds, self.cells.counts(list(kinds.values())), strict=True)))
+        return counts
+
+    def _class_counts(self) -> list[dict[str, int | str]]:
+        # Classes exclude one another, so that together they make up the total.
+        labels = self.predictions.labels
+        *classes, unknown = self.cells.counts([*(labels == 1).T, np.isnan(labels).any(axis=1)])
+        counts = []
+        for positive, column in zip(classes, labels.T, strict=True):
+            told = isinstance(positive, int) and isinstance(unknown, int) and self.cells.enough(column == 0)
+            negative = int((column == 0).sum()) if told else WITHHELD
+            counts.append({"positive": positive, "negative": negative, "unknown": unknown})
+        return counts
+
+    def _accuracy(self) -> Figure:
+        """The share of recordings whose class has the highest score; bounds where it would give small counts away."""
+        labels, scores = self.predictions.labels, self.predictions.scores
+        known = ~np.isnan(labels).any(axis=1)
+        right = known & (np.nan_to_num(labels).argmax(axis=1) == scores.argmax(axis=1))
+        cells = [right, known & ~right]
+        parts, sizes = self.cells.counts(cells), [int(rows.sum()) for rows in cells]
+        possible = self.cells.bounds(parts, sizes)
+        if possible is not None and len(possible) == 1:
+            return self.measurer.accuracy()
+        return _bounded(None if possible is None else np.array(possible) / sum(sizes))
+
+    def _measure_group(self, rows: np.ndarray) -> tuple[dict[str, dict[str, Figure]], dict[str, Figure], int]:
+        shown = self.shown(rows)
+        if not shown:
+            return {}, {}, 0
+        measured = self.measurer.measure(rows, shown)
+        names = [self.predictions.label_names[place] for place in shown]
+        per_label = {
+            name: {metric: figures[place] for metric, figures in measured.per_label.items() if metric in self.by_group}
+            for place, name in enumerate(names)
+        }
+        comparable = not self.regression or len(self.predictions.label_names) == 1
+        macro = {metric: figure for metric, figure in measured.macro.items() if metric in self.by_group}
+        return per_label, macro if comparable else {}, len(shown)
+
+    def _curves(self, place: int) -> dict[str, Any]:
+        known = ~np.isnan(self.predictions.labels[:, place])
+        labels, scores = self.predictions.labels[known, place], self.predictions.scores[known, place]
+        cells = SmallCells(self.measurer.groups[known], self.cells.smallest)
+        if self.regression:
+            return {"density": curves.density(labels, scores, cells)}
+        return {
+            "prevalence": round(float(labels.mean()), 3),
+            "roc": curves.roc_curve(labels, scores),
+            "precision_recall": curves.precision_recall_curve(labels, scores),
+            "reliability": curves.reliability_bins(labels, scores, cells),
+            "histogram": curves.score_histogram(scores, cells),
+        }
+
+    def _decisions(self, place: int, exact: Mapping[str, Figure]) -> dict[str, Any]:
+        """Counts at the label's threshold, and rates; bounds for a rate that would give a small count away."""
+        kinds = confusion(self.predictions.labels[:, place], self.decided[:, place])
+        told, ranges, sizes = {}, {}, {kind: int(rows.sum()) for kind, rows in kinds.items()}
+        for pair in (("true_positive", "false_negative"), ("false_positive", "true_negative")):
+            parts = self.cells.counts([kinds[kind][:, 0] for kind in pair])
+            told |= dict(zip(pair, parts, strict=True))
+            ranges[pair[0]] = self.cells.bounds(parts, [sizes[kind] for kind in pair])
+        positives = sizes["true_positive"] + sizes["false_negative"]
+        negatives = sizes["false_positive"] + sizes["true_negative"]
+        true, false = ranges["true_positive"], ranges["false_positive"]
+        ways = {
+            "sensitivity": ([true], lambda t: t / positives),
+            "specificity": ([false], lambda f: 1 - f / negatives),
+            "ppv": ([true, false], lambda t, f: t / np.maximum(t + f, 1)),
+            "f1": ([true, false], lambda t, f: 2 * t / (t + positives + f)),
+        }
+        figures = {}
+        for rate, (needed, formula) in ways.items():
+            if any(one is None for one in needed):
+                figures[rate] = _bounded(None)
+            elif all(len(one) == 1 for one in needed):
+                figures[rate] = exact[rate]
+            else:
+                figures[rate] = _bounded(formula(*np.meshgrid(*(np.array(one, dtype=float) for one in needed))))
+        threshold = float(self.thresholds[self.predictions.label_names[place]])
+        return {"threshold": threshold, "counts": told, "metrics": figures}
+
+
+def _bounded(values: np.ndarray | None) -> Figure:
+    """What a figure can be, of what its counts can be."""
+    if values is None:
+        return {"value": None, "low": None, "high": None}
+    return {"bounds": [round(float(values.min()), 4), round(float(values.max()), 4)]}
+
+
+def _rounded(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {name: _rounded(value) for name, value in found.items()}
+    return round(found, 3) if isinstance(found, float) else found
+
+
+def _notes(results: Mapping[str, Any], predictions: Predictions) -> list[str]:
+    """What a reader must know to read the figures rightly."""
+    notes = ["Research use only: not for clinical use."]
+    smallest, regression = results["smallest_cell"], predictions.problem_type == "regression"
+    unknown = predictions.patient_ids.count(None)
+    patients = len(set(predictions.patient_ids) - {None}) + unknown
+    if patients < _FEW_PATIENTS:
+        few = f"fewer than {smallest}" if patients < smallest else str(patients)
+        notes.append(f"These are {few} patients: so few show that the evaluation runs, not how good the model is.")
+    if not regression and not all(predictions.calibrated):
+        how_many = "No label's" if not any(predictions.calibrated) else "Not all labels'"
+        notes.append(
+            f"{how_many} output is calibrated: an uncalibrated output is a score, not a probability. It ranks "
+            "recordings; Brier score, calibration error and reliability then say how far it is from one."
+        )
+    if unknown == len(predictions):
+        notes.append(
+            "Patients are unknown: intervals are over recordings, and too narrow if patients have several recordings."
+        )
+    elif unknown:
+        notes.append("Of some recordings the patient is unknown: each of these counts as a patient of its own.")
+    if not any(found["metrics"] for found in results["per_label"].values()):
+        notes.append(
+            f"No label has {smallest} patients on each side, so there are no figures; a smallest cell of 1 tells "
+            "everything, which is for public data."
+        )
+    undefined = max((f.get("left_out", 0) for f in results["macro"].values()), default=0)
+    if undefined:
+        notes.append(
+            f"{undefined} of {len(predictions.label_names)} labels have a metric that is not defined, such as of "
+            "one class only: they are left out of the macro figures, not set to a value."
+        )
+    if smallest > 1:
+        notes.append(
+            f"Nothing is told of fewer than {smallest} patients, nor what would give such a count away; macro figures "
+            "are over all labels where they are defined."
+        )
+    if results["thresholds_from"]:
+        notes.append(
+            "Decisions are at these thresholds. PPV and F1 also depend on how common a label is, here and elsewhere."
+        )
+    notes.append(
+        "The figures are of these recordings. Where devices, patients or labelling differ, the figures may differ."
+    )
+    return notes

@@ -1,0 +1,448 @@
+"""What is told of predictions, and what is not: figures, small counts, the page."""
+
+import itertools
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from ecgfm_hf.evaluation import Predictions, compare_predictions, evaluate_predictions, write_html_report
+from ecgfm_hf.evaluation.curves import precision_recall_curve, reliability_bins, roc_curve, score_histogram
+from ecgfm_hf.evaluation.disclosure import SmallCells
+from ecgfm_hf.evaluation.figures import nice_scale
+from ecgfm_hf.evaluation.html_parts import number, text
+from ecgfm_hf.evaluation.predictions import PredictionsError
+from ecgfm_hf.evaluation.report import html_report
+
+QUICK = {"resamples": 100}
+HOSTILE = ("</title><script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a & b\u202e<svg/onload=x>")
+
+
+def made(n=400, prevalence=(0.3, 0.2), seed=0, patients=None, **changes) -> Predictions:
+    """Predictions that rank well, of recordings with every fact."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((n, len(prevalence))) < prevalence).astype(float)
+    people = rng.integers(0, patients or n, n)
+    given = {
+        "recording_ids": [f"r{number}" for number in range(n)],
+        "patient_ids": [f"p{person}" for person in people],
+        "label_names": tuple(f"label {place}" for place in range(len(prevalence))),
+        "scores": 1 / (1 + np.exp(1 - 2 * labels - rng.standard_normal(labels.shape))),
+        "labels": labels,
+        "facts": {
+            "age": rng.uniform(1, 95, n),
+            "sex": rng.choice(np.array(["F", "M"], dtype=object), n),
+            "source": rng.choice(np.array(["one", "two"], dtype=object), n),
+        },
+    }
+    return Predictions(**(given | changes))
+
+
+def regression(n=400, seed=0) -> Predictions:
+    rng = np.random.default_rng(seed)
+    values = rng.normal(60, 15, (n, 1))
+    predicted = values + rng.normal(2, 5, (n, 1))
+    return made(n, (0.5,), seed, label_names=("age",), labels=values, scores=predicted, problem_type="regression")
+
+
+class Elements(HTMLParser):
+    """The elements of a page, their attributes and its text."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Figures
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_subgroups_have_the_figures_of_their_own_recordings():
+    predictions = made(600)
+    found = evaluate_predictions(predictions, **QUICK)["subgroups"]
+    assert [group["group"] for group in found["sex"]] == ["female", "male"]
+    names = ["under 18", "18 to 39", "40 to 59", "60 to 79", "80 and over"]
+    assert [group["group"] for group in found["age"]] == names
+    women = predictions.facts["sex"] == "F"
+    expected = roc_auc_score(predictions.labels[women, 1], predictions.scores[women, 1])
+    assert found["sex"][0]["per_label"]["label 1"]["auroc"]["value"] == pytest.approx(expected)
+    assert found["sex"][0]["recordings"] == int(women.sum())
+    elderly = predictions.facts["age"] >= 80
+    assert found["age"][-1]["recordings"] == int(elderly.sum())
+
+
+def test_unknown_facts_are_a_group_and_a_single_group_is_none():
+    age = np.where(np.arange(400) < 100, np.nan, 50.0)
+    found = evaluate_predictions(made(facts={"age": age, "sex": np.full(400, "F", dtype=object)}), **QUICK)["subgroups"]
+    assert [(group["group"], group["recordings"]) for group in found["age"]] == [("40 to 59", 300), ("unknown", 100)]
+    assert "sex" not in found
+
+
+def test_a_label_of_one_class_is_left_out_and_counted_never_set():
+    predictions = made(prevalence=(0.3, 0.0, 0.2))
+    found = evaluate_predictions(predictions, smallest_cell=1, **QUICK)
+    assert found["macro"]["auroc"]["labels"] == 2
+    assert found["macro"]["auroc"]["left_out"] == 1
+    assert found["per_label"]["label 1"]["metrics"] == {}
+    both = [found["per_label"][f"label {place}"]["metrics"]["auroc"]["value"] for place in (0, 2)]
+    assert found["macro"]["auroc"]["value"] == pytest.approx(np.mean(both), abs=6e-4)
+    assert any("not defined" in note for note in found["notes"])
+
+
+def test_the_same_seed_gives_the_same_results_and_json_can_hold_them():
+    first, again = (evaluate_predictions(made(), thresholds={"label 0": 0.4}, seed=3, **QUICK) for _ in range(2))
+    assert json.dumps(first, allow_nan=False) == json.dumps(again, allow_nan=False)
+
+
+def test_unknown_patients_are_said_to_make_intervals_too_narrow():
+    predictions = made(patient_ids=[None] * 400)
+    found = evaluate_predictions(predictions, **QUICK)
+    assert found["intervals"]["unit"] == "recordings"
+    assert found["patients"] is None
+    assert any("too narrow" in note for note in found["notes"])
+    known = evaluate_predictions(made(), **QUICK)
+    assert known["intervals"]["unit"] == "patients"
+    assert not any("too narrow" in note for note in known["notes"])
+
+
+def test_an_output_is_a_score_until_it_is_calibrated():
+    uncalibrated, calibrated = (
+        html_report(evaluate_predictions(made(calibrated=c), **QUICK)) for c in ((), (True,) * 2)
+    )
+    assert "score (uncalibrated)" in uncalibrated
+    assert ">probability<" not in uncalibrated
+    assert ">probability<" in calibrated
+    assert "score (uncalibrated)" not in calibrated
+    assert "is a score, not a probability" not in calibrated
+
+
+def test_without_thresholds_there_are_no_decisions():
+    found = evaluate_predictions(made(), **QUICK)
+    assert not any("decisions" in label for label in found["per_label"].values())
+    assert "none is assumed" in html_report(found)
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(20, 200))
+@settings(max_examples=30, deadline=None)
+def test_the_roc_curve_runs_from_corner_to_corner_around_the_auroc(seed, n):
+    rng = np.random.default_rng(seed)
+    labels = np.append([0.0, 1.0], rng.integers(0, 2, n - 2))
+    scores = np.round(rng.random(n), 1)
+    curve = np.array(roc_curve(labels, scores))
+    assert curve[0].tolist() == [0, 0]
+    assert curve[-1].tolist() == [1, 1]
+    assert (np.diff(curve, axis=0) >= 0).all()
+    # At steps of 0.01, a jump between two of them is met a step late at most.
+    assert np.trapezoid(curve[:, 1], curve[:, 0]) == pytest.approx(roc_auc_score(labels, scores), abs=0.012)
+
+
+def test_the_precision_recall_curve_ends_at_the_prevalence_of_a_constant_score():
+    labels = np.array([1.0, 0, 0, 0])
+    assert precision_recall_curve(labels, np.full(4, 0.3)) == [[round(step / 100, 2), 0.25] for step in range(1, 101)]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.713, 0.94), (0.5, 0.5), (0, 0), (-3.2, 1850), (0.9991, 0.9998)])
+def test_an_axis_holds_its_values_between_few_round_ticks(low, high):
+    first, last, ticks = nice_scale(low, high)
+    assert first <= low
+    assert high <= last
+    assert 2 <= len(ticks) <= 8
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.98765, "0.988"), (1.0, "1.000"), (-0.25, "−0.250"), (61.234, "61.23"), (12345.6, "12,346"), (None, "–")],
+)
+def test_figures_are_written_with_as_many_digits_as_they_bear(value, shown):
+    assert number(value) == shown
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Small counts
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def possible_counts(told, total, smallest):
+    """What each cell could be, to a reader who knows the rule, the total and what is told."""
+    few, unlimited = f"<{smallest}", range(1, total + 1)
+    known_few = few in told
+    options = []
+    for one in told:
+        if isinstance(one, int):
+            options.append([one])
+        elif one == few:
+            options.append(range(1, smallest))
+        else:
+            options.append(range(smallest, total + 1) if known_few else unlimited)
+    fits = [counts for counts in itertools.product(*options[:-1]) if total - sum(counts) in options[-1]]
+    return [{counts[place] for counts in fits} for place in range(len(told) - 1)] + [{total - sum(c) for c in fits}]
+
+
+@given(sizes=st.lists(st.integers(0, 14), min_size=2, max_size=4), smallest=st.integers(2, 6))
+@settings(max_examples=600, deadline=None)
+def test_no_small_count_follows_from_the_total_and_what_is_told(sizes, smallest):
+    assume(sum(sizes) >= smallest)  # a total that may be told
+    number_of = np.repeat(np.arange(len(sizes)), sizes)
+    cells = SmallCells(np.arange(len(number_of)), smallest)
+    told = cells.counts([number_of == place for place in range(len(sizes))])
+    for size, one in zip(sizes, told, strict=True):
+        assert one in (size, f"<{smallest}", "withheld")
+        assert not (isinstance(one, int) and 0 < one < smallest)
+        assert (one == 0) == (size == 0)
+    if not any(0 < size < smallest for size in sizes):
+        assert told == sizes
+    else:
+        for size, could_be in zip(sizes, possible_counts(told, sum(sizes), smallest), strict=True):
+            if 0 < size < smallest:
+                # Every small number is left open, unless the total itself is hardly more than one.
+                assert could_be >= set(range(1, min(smallest, sum(sizes) - len([s for s in sizes if s]) + 2)))
+
+
+def test_one_patient_of_many_recordings_is_a_small_count():
+    patients = np.array([0] * 30 + list(range(1, 31)))
+    mine = patients == 0
+    assert SmallCells(patients, 10).counts([mine, ~mine]) == ["<10", "withheld"]
+    assert SmallCells(patients, 1).counts([mine, ~mine]) == [30, 30]
+
+
+def test_labels_with_few_patients_on_a_side_have_no_figures():
+    predictions = made(n=500)
+    rare = np.zeros(500)
+    rare[:9] = 1
+    predictions = replace(predictions, labels=np.stack([predictions.labels[:, 0], rare], axis=1))
+    found = evaluate_predictions(predictions, thresholds={"label 1": 0.3}, **QUICK)
+    label = found["per_label"]["label 1"]
+    assert label == {"counts": {"positive": "<10", "negative": "withheld", "unknown": 0}, "metrics": {}}
+    assert all("label 1" not in group["per_label"] for groups in found["subgroups"].values() for group in groups)
+    page = html_report(found)
+    assert "&lt;10" in page
+    assert "491" not in page
+    told = evaluate_predictions(predictions, smallest_cell=1, **QUICK)["per_label"]["label 1"]
+    assert told["counts"]["positive"] == 9
+    assert told["metrics"]["auroc"]["value"] is not None
+
+
+def test_rates_that_would_give_a_small_count_away_are_bounds_that_hold_them():
+    predictions = made(n=500, prevalence=(0.3,))
+    truth, scores = predictions.labels[:, 0], predictions.scores[:, 0]
+    threshold = float(np.sort(scores[truth == 1])[4])  # four positives are missed
+    hidden = evaluate_predictions(predictions, thresholds={"label 0": threshold}, **QUICK)
+    told = evaluate_predictions(predictions, thresholds={"label 0": threshold}, smallest_cell=1, **QUICK)
+    hidden, told = (one["per_label"]["label 0"]["decisions"] for one in (hidden, told))
+    assert told["counts"]["false_negative"] == 4
+    assert hidden["counts"]["false_negative"] == "<10"
+    assert hidden["counts"]["true_positive"] == "withheld"
+    positives = int(truth.sum())
+    low, high = hidden["metrics"]["sensitivity"]["bounds"]
+    assert (low, high) == pytest.approx((1 - 9 / positives, 1 - 1 / positives), abs=1e-4)
+    for rate in ("sensitivity", "ppv", "f1"):
+        low, high = hidden["metrics"][rate]["bounds"]
+        assert low < told["metrics"][rate]["value"] < high
+        assert set(hidden["metrics"][rate]) == {"bounds"}
+    assert hidden["metrics"]["specificity"] == told["metrics"]["specificity"]
+
+
+def test_a_rare_class_does_not_follow_from_the_others():
+    n = 300
+    classes = np.array([0] * 200 + [1] * 95 + [2] * 5)
+    labels = (classes[:, None] == np.arange(3)).astype(float)
+    scores = np.full((n, 3), 0.2) + 0.4 * labels[np.random.default_rng(0).permutation(n)]
+    predictions = made(n, (0.3,) * 3, labels=labels, scores=scores, problem_type="single_label_classification")
+    counts = [label["counts"] for label in evaluate_predictions(predictions, **QUICK)["per_label"].values()]
+    assert [one["positive"] for one in counts] == [200, "withheld", "<10"]
+    assert counts[2]["negative"] == "withheld"
+
+
+def test_the_accuracy_of_few_errors_is_bounded():
+    n = 300
+    labels = np.stack([np.arange(n) % 2, 1 - np.arange(n) % 2], axis=1).astype(float)
+    scores = 0.1 + 0.8 * labels
+    scores[:3] = scores[:3, ::-1]
+    predictions = made(n, (0.5, 0.5), labels=labels, scores=scores, problem_type="single_label_classification")
+    found = evaluate_predictions(predictions, **QUICK)["macro"]["accuracy"]
+    assert found == {"bounds": [pytest.approx(1 - 9 / n, abs=1e-4), pytest.approx(1 - 1 / n, abs=1e-4)]}
+    assert evaluate_predictions(predictions, smallest_cell=1, **QUICK)["macro"]["accuracy"]["value"] == 1 - 3 / n
+
+
+def test_of_few_patients_nothing_is_told():
+    found = evaluate_predictions(made(n=40, patients=6), left_out={"too short": 3}, **QUICK)
+    assert (found["recordings"], found["patients"]) == ("<10", "<10")
+    assert found["left_out"] == {"too short": "<10"}
+    assert found["macro"] == {}
+    assert found["subgroups"] == {}
+    assert all(set(label["counts"].values()) == {"withheld"} for label in found["per_label"].values())
+    page = html_report(found)
+    assert "fewer than 10 patients" in page
+    assert not re.search(r">40<|>3 too", page)
+
+
+def test_few_patients_are_said_to_prove_nothing():
+    assert any("not how good the model is" in note for note in evaluate_predictions(made(n=60), **QUICK)["notes"])
+    assert not any("not how good" in note for note in evaluate_predictions(made(n=400), **QUICK)["notes"])
+
+
+def test_a_mean_over_labels_does_not_give_the_withheld_one_in_all_digits():
+    predictions = made(n=500, prevalence=(0.3, 0.01))
+    found = evaluate_predictions(predictions, **QUICK)["macro"]["auroc"]
+    assert found["value"] == round(found["value"], 3)
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(30, 300), prevalence=st.floats(0.02, 0.9))
+@settings(max_examples=40, deadline=None)
+def test_bins_of_the_reliability_hold_enough_patients_on_each_side(seed, n, prevalence):
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(n) < prevalence).astype(float)
+    scores = np.round(np.clip(labels * 0.3 + rng.random(n) * 0.7, 0, 1), 2)
+    cells = SmallCells(np.arange(n), 10)
+    bins = reliability_bins(labels, scores, cells)
+    for _, positive, share in bins:
+        size = share * n
+        # Shares are rounded to three decimals.
+        assert not 0.5 < positive * size < 9.5
+        assert not 0.5 < (1 - positive) * size < 9.5
+    assert sum(share for *_, share in bins) == pytest.approx(1 if bins else 0, abs=0.006)
+    shown = score_histogram(scores, cells)
+    assert all(share is None or share == 0 or share * n > 9.9 for share in shown)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The page
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def everything(names=HOSTILE) -> dict:
+    sources = np.random.default_rng(1).choice(np.array([HOSTILE[0], "two"], dtype=object), 400)
+    first = made(prevalence=(0.3, 0.2, 0.4), label_names=names)
+    first = replace(first, facts={**first.facts, "source": sources})
+    second = replace(made(prevalence=(0.3, 0.2, 0.4), label_names=names, seed=0), scores=first.scores**2)
+    found = evaluate_predictions(
+        first,
+        model=HOSTILE[1],
+        dataset=HOSTILE[0],
+        split=HOSTILE[2],
+        thresholds=dict.fromkeys(names, 0.4),
+        thresholds_from=HOSTILE[0],
+        left_out={HOSTILE[0]: 30},
+        warnings=[HOSTILE[0]],
+        notes=[HOSTILE[1]],
+        **QUICK,
+    )
+    found["comparison"] = compare_predictions(first, second, names=(HOSTILE[0], HOSTILE[1]), **QUICK)
+    return found
+
+
+def test_hostile_names_are_text(tmp_path):
+    path = tmp_path / "report.html"
+    write_html_report(everything(), path)
+    page = path.read_text(encoding="utf-8")
+    elements = Elements(page)
+    assert not {"script", "img", "iframe", "object", "link", "base", "form"} & set(elements.tags)
+    assert not [name for _, name, _ in elements.attributes if name.startswith("on") or name in ("src", "srcset")]
+    assert elements.tags.count("title") == 1 + elements.tags.count("svg")
+    assert HOSTILE[0] in elements.text
+    assert "\u202e" not in page
+
+
+def test_the_page_needs_nothing_besides_itself(tmp_path):
+    elements = Elements(html_report(everything(("A", "B", "C"))))
+    links = [value for _, name, value in elements.attributes if name in ("href", "xlink:href")]
+    assert links
+    assert all(link.startswith("#") for link in links)
+    page = html_report(everything(("A", "B", "C")))
+    assert not re.search(r"https?://|url\(|@import|<script", page)
+    policy = [value for tag, name, value in elements.attributes if tag == "meta" and name == "content"]
+    assert any("default-src 'none'" in value for value in policy)
+    anchors = {value for _, name, value in elements.attributes if name == "id"}
+    assert {link[1:] for link in links} == anchors
+
+
+def test_the_page_has_every_part():
+    page = Elements(html_report(everything(("A", "B", "C"))))
+    for part in ("By label", "Decisions at thresholds", "Comparison of two models", "Subgroups", "Curves", "Limits"):
+        assert part in page.text
+    assert page.text.count("ROC curve of") == 3
+    assert page.text.count("Reliability of") == 3
+    assert "not for clinical use" in page.text
+
+
+def test_a_regression_has_errors_and_no_decisions():
+    predictions = regression()
+    found = evaluate_predictions(predictions, **QUICK)
+    error = predictions.scores - predictions.labels
+    metrics = found["per_label"]["age"]["metrics"]
+    assert metrics["mean_absolute_error"]["value"] == pytest.approx(np.abs(error).mean())
+    assert metrics["bias"]["value"] == pytest.approx(error.mean())
+    assert found["subgroups"]["sex"][0]["per_label"]["age"]["bias"]["value"] is not None
+    shares = [share for row in found["per_label"]["age"]["curves"]["density"]["shares"] for share in row]
+    assert all(share is None or share == 0 or share * 400 > 9.9 for share in shares)
+    page = html_report(found)
+    assert "Mean absolute error" in page
+    assert "threshold" not in page.lower()
+    assert "score" not in Elements(page).text
+
+
+@pytest.mark.parametrize("character", ["\x00", "\x1b", "\ud800", "\u202e", "\u2066"])
+def test_characters_that_no_page_may_hold_are_replaced(character):
+    assert text(f"a{character}b") == "a�b"
+    assert text("Æ é 心房細動 \u200d") == "Æ é 心房細動 \u200d"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Two models
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_difference_is_the_first_less_the_second_of_the_same_recordings_in_any_order():
+    first = made(500)
+    noisy = np.clip(first.scores + np.random.default_rng(3).normal(0, 0.3, first.scores.shape), 0, 1)
+    second = replace(first, scores=noisy)
+    shuffled = second.take(np.random.default_rng(0).permutation(500))
+    found = compare_predictions(first, shuffled, names=("good", "worse"), **QUICK)
+    assert found == compare_predictions(first, second, names=("good", "worse"), **QUICK)
+    figures = found["per_label"]["label 0"]["auroc"]
+    expected = [roc_auc_score(first.labels[:, 0], one.scores[:, 0]) for one in (first, second)]
+    assert (figures["first"], figures["second"]) == pytest.approx(tuple(expected))
+    assert figures["difference"]["value"] == pytest.approx(expected[0] - expected[1])
+    assert 0 < figures["difference"]["low"] < figures["difference"]["high"]
+    other_way = compare_predictions(second, first, **QUICK)["macro"]["auroc"]["difference"]
+    assert other_way["value"] == pytest.approx(-found["macro"]["auroc"]["difference"]["value"])
+
+
+def test_what_cannot_be_compared_is_refused():
+    first = made(50)
+    with pytest.raises(
+        PredictionsError, match=r"10 \(r40, r41, r42, \.\.\.\) only in the first, none only in the second"
+    ):
+        compare_predictions(first, first.take(range(40)), **QUICK)
+    wrong = first.labels.copy()
+    wrong[7, 1] = 1 - wrong[7, 1]
+    with pytest.raises(PredictionsError, match="recording r7, label label 1"):
+        compare_predictions(first, replace(first, labels=wrong), **QUICK)
+    with pytest.raises(PredictionsError, match="different patients"):
+        compare_predictions(first, replace(first, patient_ids=["x"] * 50), **QUICK)
+    with pytest.raises(PredictionsError, match="no label label 1"):
+        compare_predictions(first, replace(first, label_names=("label 0", "other")), **QUICK)
+    with pytest.raises(PredictionsError, match="different problems"):
+        compare_predictions(first, replace(first, problem_type="regression"), **QUICK)
+
+
+def test_a_comparison_keeps_small_counts_too():
+    predictions = made(n=500, prevalence=(0.3, 0.01))
+    found = compare_predictions(predictions, predictions, **QUICK)
+    assert set(found["per_label"]) == {"label 0"}
+    assert found["macro"]["auroc"]["first"] == round(found["macro"]["auroc"]["first"], 3)
