@@ -1,0 +1,206 @@
+"""Embeddings in a plane, coloured by a label: a first look at what a model has learnt."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from .sources import is_store
+
+_MOST_CATEGORIES = 10
+_UNKNOWN, _OTHER = "unknown", "other"
+# Of Okabe and Ito's palette, which colour-blind readers tell apart; a label's 1 is the warm one.
+_NEGATIVE, _POSITIVE, _GREY = "#0072B2", "#D55E00", "#BBBBBB"
+
+
+def principal_components(embeddings: np.ndarray, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """
+    The coordinates of embeddings along the directions in which they vary most.
+
+    Args:
+        embeddings (`np.ndarray` of shape (n, size)): At least two.
+        count: How many directions.
+
+    Returns:
+        Coordinates (n, count) float64, and the share of all variance along each, (count,). A direction's sign is such
+        that its largest entry is positive.
+
+    Raises:
+        `ValueError`: fewer than two embeddings, or all equal.
+    """
+    if len(embeddings) < 2:
+        raise ValueError(f"a map needs at least 2 embeddings, found: {len(embeddings)}")
+    centred = embeddings - embeddings.mean(axis=0, dtype=np.float64)
+    # The covariance is size x size however many embeddings there are.
+    variances, directions = np.linalg.eigh(centred.T @ centred / len(centred))
+    if not variances[-1] > 0:
+        raise ValueError("all embeddings are equal")
+    directions = directions[:, ::-1][:, :count]
+    directions *= np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(directions.shape[1])])
+    return centred @ directions, variances[::-1][:count] / variances.sum()
+
+
+def draw_embedding_map(
+    embeddings: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    labels: str | os.PathLike | None = None,
+    label: str | None = None,
+) -> str:
+    """
+    Draws the first two principal components of embeddings.
+
+    Args:
+        embeddings: A Parquet file that `ecgfm embed` wrote, of recordings or segments.
+        output: A picture: `.png`, `.pdf` or `.svg`.
+        labels: CSV or Parquet with a column `recording_id`, or a store: what to colour by. One colour without.
+        label: Which column of it; needed where there are several. A column of numbers that takes more than 10 values
+            is shown as a colour bar; 0 and 1 and names as colours of their own; recordings without a value in grey.
+
+    Returns:
+        `str`: a sentence about what was drawn.
+
+    Raises:
+        `ValueError`: a file that is none of these, no such column, nothing to draw.
+        `ImportError`: matplotlib is missing.
+        `OSError`: a file that cannot be read or written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("drawing needs matplotlib: pip install 'ecgfm-hf[plots]'") from error
+
+    ids, vectors = _read_embeddings(embeddings)
+    name, values = (None, None) if labels is None else _read_label(labels, label)
+    coordinates, shares = principal_components(vectors)
+
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.add_subplot()
+    # In random order: what comes last would cover the rest.
+    order = np.random.default_rng(0).permutation(len(ids))
+    style: dict[str, Any] = {
+        "s": float(np.clip(8000 / len(ids), 3, 30)),
+        "alpha": 0.7,
+        "linewidths": 0,
+        "rasterized": len(ids) > 2000,
+    }
+    x, y = coordinates[order].T
+    if values is None:
+        axes.scatter(x, y, color=_NEGATIVE, **style)
+    else:
+        _scatter_by(figure, axes, x, y, [values.get(ids[place]) for place in order], name, style)
+    for set_label, ordinal, share in zip((axes.set_xlabel, axes.set_ylabel), ("first", "second"), shares, strict=True):
+        set_label(f"{ordinal} principal component ({share:.0%} of the variance)")
+    axes.set_title(f"{len(ids):,} embeddings" + ("" if name is None else f" by {name}"))
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.spines[["top", "right"]].set_visible(False)
+    try:
+        figure.savefig(output, dpi=150)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(output)}: {error}") from None
+    known = "" if values is None else f", {sum(values.get(one) is not None for one in ids):,} with a value of {name}"
+    return f"{len(ids):,} embeddings{known}: {os.fspath(output)}"
+
+
+def _scatter_by(figure: Any, axes: Any, x: np.ndarray, y: np.ndarray, values: list, name: str, style: dict) -> None:
+    known = np.array([value is not None for value in values])
+    distinct = {value for value in values if value is not None}
+    if len(distinct) > _MOST_CATEGORIES and all(isinstance(value, int | float) for value in distinct):
+        numbers = np.array([value for value in values if value is not None], dtype=np.float64)
+        axes.scatter(x[~known], y[~known], color=_GREY, **style)
+        points = axes.scatter(x[known], y[known], c=numbers, cmap="viridis", **style)
+        bar = figure.colorbar(points, ax=axes, label=name)
+        bar.solids.set_alpha(1)
+        return
+    names = _categories(values)
+    shown = np.array(names)
+    handles = []
+    for number, category in enumerate(sorted(set(names), key=lambda name: (name in (_OTHER, _UNKNOWN), name))):
+        chosen = shown == category
+        # The rarest lie on top, and what is unknown below.
+        height = 0.0 if category == _UNKNOWN else 2 - chosen.mean()
+        points = axes.scatter(x[chosen], y[chosen], color=_colour(category, number), zorder=height, **style)
+        handles.append((points, f"{category} ({chosen.sum():,})"))
+    legend = axes.legend(*zip(*handles, strict=True), title=name, frameon=False, loc="best", markerscale=2)
+    for handle in legend.legend_handles:
+        handle.set_alpha(1)
+
+
+def _categories(values: list) -> list[str]:
+    """What each value is called; of many, the rarest are lumped together."""
+    names = [
+        _UNKNOWN if value is None else f"{value:g}" if isinstance(value, float) else str(value) for value in values
+    ]
+    found, counts = np.unique([one for one in names if one != _UNKNOWN], return_counts=True)
+    if len(found) <= _MOST_CATEGORIES:
+        return names
+    kept = set(found[np.argsort(-counts, kind="stable")][: _MOST_CATEGORIES - 1].tolist()) | {_UNKNOWN}
+    return [one if one in kept else _OTHER for one in names]
+
+
+def _colour(category: str, number: int) -> Any:
+    from matplotlib import colormaps
+
+    fixed = {"0": _NEGATIVE, "1": _POSITIVE, _UNKNOWN: _GREY, _OTHER: "#777777"}
+    return fixed.get(category) or colormaps["tab10"](number % 10)
+
+
+def _read_embeddings(path: str | os.PathLike) -> tuple[list[str], np.ndarray]:
+    """Recordings (n) and embeddings (n, size) float32."""
+    table = _read_parquet(path)
+    if not {"recording_id", "embedding"} <= set(table.column_names):
+        raise ValueError(
+            f"{os.fspath(path)} has no columns recording_id and embedding: `ecgfm embed` writes such files"
+        )
+    column = table["embedding"].combine_chunks()
+    if not pa.types.is_fixed_size_list(column.type):
+        raise ValueError(f"{os.fspath(path)}: embeddings must be lists of one size, found: {column.type}")
+    vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+    return table["recording_id"].to_pylist(), vectors.astype(np.float32, copy=False)
+
+
+def _read_label(path: str | os.PathLike, label: str | None) -> tuple[str, dict[str, Any]]:
+    """The label's name, and its values by recording; None where unknown."""
+    path = Path(path)
+    if is_store(str(path)):
+        from ..data.store import COLUMNS, store_files
+
+        files = [file for found in store_files(path).values() for file in found]
+        columns = pq.read_schema(files[0]).names
+        label = _chosen(path, [name for name in columns if name not in COLUMNS], columns, label)
+        table = pa.concat_tables([pq.read_table(file, columns=["recording_id", label]) for file in files])
+    else:
+        try:
+            table = _read_parquet(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path)
+        except pa.ArrowException as error:
+            raise ValueError(f"{path} is no table: {error}") from None
+        columns = table.column_names
+        if "recording_id" not in columns:
+            raise ValueError(f"{path} has no column recording_id (found: {', '.join(columns)})")
+        label = _chosen(path, [name for name in columns if name != "recording_id"], columns, label)
+    ids = table["recording_id"].cast(pa.string()).to_pylist()
+    values = [None if value == "" or value != value else value for value in table[label].to_pylist()]
+    return label, dict(zip(ids, values, strict=True))
+
+
+def _chosen(path: Path, free: list[str], columns: list[str], label: str | None) -> str:
+    if label is None and len(free) == 1:
+        return free[0]
+    if label is None or label not in columns:
+        wanted = "--label says which of the columns" if label is None else f"there is no column {label}"
+        raise ValueError(f"{path}: {wanted} (found: {', '.join(free)})")
+    return label
+
+
+def _read_parquet(path: str | os.PathLike) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{os.fspath(path)} is no Parquet file: {error}") from None
+
+
+__all__ = ["draw_embedding_map", "principal_components"]

@@ -1,0 +1,84 @@
+"""What `ecgfm predict` prints: a table for people, CSV and JSON for programs."""
+
+import csv
+import json
+import os
+import shutil
+import sys
+from typing import Any, TextIO
+
+UNCALIBRATED = "score, uncalibrated; not for clinical use"
+CALIBRATED = "calibrated; not for clinical use"
+
+
+def write_answers(answers: list[dict], config: Any, format: str, stream: TextIO) -> None:
+    """
+    Writes answers as the pipeline gives them.
+
+    Args:
+        answers: One a recording.
+        config ([`ECGFMConfig`]): Of the model that they are from.
+        format: `"table"`, `"csv"` or `"json"`.
+        stream: Where to.
+    """
+    note = CALIBRATED if fully_calibrated(config) else UNCALIBRATED
+    {"table": _write_table, "csv": _write_csv, "json": _write_json}[format](answers, config, note, stream)
+
+
+def fully_calibrated(config: Any) -> bool:
+    """Whether every label has a calibration and a threshold; one without makes the answer a mixture."""
+    labels = set(config.label_names)
+    return labels <= (config.label_calibration or {}).keys() and labels <= (config.label_thresholds or {}).keys()
+
+
+def _write_json(answers: list[dict], config: Any, note: str, stream: TextIO) -> None:
+    json.dump([{**answer, "note": note} for answer in answers], stream, indent=1, ensure_ascii=False)
+    stream.write("\n")
+
+
+def _write_csv(answers: list[dict], config: Any, note: str, stream: TextIO) -> None:
+    # The columns are for programs; the note goes where people look.
+    print(f"ecgfm: {note}", file=sys.stderr)
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["recording", *config.label_names, "segments", "warnings"])
+    for answer in answers:
+        scores = [f"{answer['scores'][label]:.6g}" for label in config.label_names]
+        writer.writerow([answer["recording"], *scores, answer["segments"], "; ".join(answer["warnings"])])
+
+
+def _write_table(answers: list[dict], config: Any, note: str, stream: TextIO) -> None:
+    """Labels down, a column a recording, as many columns as the terminal is wide."""
+    if not answers:
+        return
+    thresholds, labels = config.label_thresholds or {}, config.label_names
+    names = _headings(answers)
+    label_width = max(len("label"), *map(len, labels))
+    width = shutil.get_terminal_size((120, 24)).columns if stream.isatty() else 120
+    cell = max(10, *(min(len(name), 24) for name in names)) + 2
+    per_block = max(1, (width - label_width) // cell)
+    for start in range(0, len(answers), per_block):
+        block = answers[start : start + per_block]
+        headings = (name[-cell + 2 :].rjust(cell) for name in names[start : start + per_block])
+        stream.write("label".ljust(label_width) + "".join(headings) + "\n")
+        for label in labels:
+            marks = ("*" if label in (answer["positive"] or []) else " " for answer in block)
+            cells = (f"{a['scores'][label]:.3f}{mark}".rjust(cell) for a, mark in zip(block, marks, strict=True))
+            stream.write(label.ljust(label_width) + "".join(cells).rstrip() + "\n")
+        stream.write("segments".ljust(label_width) + "".join(f"{a['segments']} ".rjust(cell) for a in block) + "\n\n")
+    for answer in answers:
+        for warning in answer["warnings"]:
+            stream.write(f"{answer['recording']}: {warning}\n")
+    for label, text in (config.label_notes or {}).items():
+        stream.write(f"{label}: {text}\n")
+    if thresholds:
+        stream.write("* at or above the label's threshold\n")
+    stream.write(f"{note}\n")
+
+
+def _headings(answers: list[dict]) -> list[str]:
+    """File names; whole paths where two files have the same name."""
+    names = [os.path.basename(answer["recording"]) for answer in answers]
+    return names if len(set(names)) == len(names) else [answer["recording"] for answer in answers]
+
+
+__all__ = ["CALIBRATED", "UNCALIBRATED", "fully_calibrated", "write_answers"]

@@ -1,0 +1,288 @@
+"""Where recordings come from: files, folders of them, tables that name them, and prepared stores."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..data.sources.base import LeftOut, inside
+from ..data.sources.table import RecordingTable
+from ..data.store import DATA_FOLDER, REPORT_FILE, WORK_FOLDER, StoreError, record_from_row, store_files
+from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
+from ..records.reading import read_with_defaults
+from .reading import ReadRecording, failed, in_chunks, prepared
+
+# What reading needs of a store's row.
+_SIGNAL_COLUMNS = ("recording_id", "patient_id", "path", "sampling_rate", "num_samples", "lead_names", "units")
+_SIGNAL_COLUMNS += ("signal", "dtype", "gain", "baseline", "missing_value")
+# What a table may say of a file that does not say it itself; the index of a table has it under these names.
+_ARGUMENTS = ("sampling_rate", "units", "lead_names", "exam_id")
+_FILES_SCHEMA = pa.schema(
+    [
+        ("recording_id", pa.string()),
+        ("patient_id", pa.string()),
+        ("path", pa.binary()),  # a file's name need not be UTF-8
+        ("_sampling_rate", pa.float64()),
+        ("_units", pa.string()),
+        ("_lead_names", pa.list_(pa.string())),
+        ("_exam_id", pa.int64()),
+        ("failure", pa.string()),
+    ]
+)
+
+
+class FileSource:
+    """
+    Files, each read when its number comes.
+
+    Args:
+        table (`pa.Table`): As `_FILES_SCHEMA`, a row a recording; `failure` where it is known before reading. Arrow and
+            not a list: a worker that counts references to Python objects would copy the whole list, page by page.
+        extractor: With the policies.
+        arguments: `sampling_rate`, `units`, `lead_names`, `exam_id` of all files that do not say them.
+        inspect: Whether to look for clipped leads and so on, for warnings.
+    """
+
+    def __init__(
+        self,
+        table: pa.Table,
+        extractor: ECGFMFeatureExtractor,
+        arguments: Mapping[str, Any] | None = None,
+        inspect: bool = True,
+    ):
+        self._table, self._extractor = table.combine_chunks(), extractor
+        self._arguments, self._inspect = dict(arguments or {}), inspect
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def read_together(self, places: Sequence[int]) -> Iterable[list[int]]:
+        return in_chunks(places, 4)
+
+    def __getitems__(self, places: Sequence[int]) -> list[ReadRecording]:
+        return [self._read(place) for place in places]
+
+    def unread(self, place: int, reason: str) -> ReadRecording:
+        (row,) = self._table.slice(place, 1).to_pylist()
+        return failed(place, row["recording_id"], row["patient_id"], reason, _as_text(os.fsdecode(row["path"])))
+
+    def fingerprint(self) -> str:
+        """Changes when another file is among them, or one of them changes (size and time; of WFDB, its header's)."""
+        digest = hashlib.sha256(repr(sorted(self._arguments.items())).encode())
+        for batch in self._table.to_batches(max_chunksize=10_000):
+            for row in batch.to_pylist():
+                digest.update(repr((*row.values(), _stamp(row["path"]))).encode("utf-8", "backslashreplace"))
+        return digest.hexdigest()
+
+    def _read(self, place: int) -> ReadRecording:
+        (row,) = self._table.slice(place, 1).to_pylist()
+        ids = row["recording_id"], row["patient_id"]
+        path = None if row["path"] is None else os.fsdecode(row["path"])
+        shown = None if path is None else _as_text(path)
+        if row["failure"] is not None:
+            return failed(place, *ids, row["failure"], shown)
+        own = {name: row[f"_{name}"] for name in _ARGUMENTS if row[f"_{name}"] is not None}
+        try:
+            record = read_with_defaults(path, **(self._arguments | own))
+            return replace(prepared(place, *ids, record, self._extractor, inspect=self._inspect), path=shown)
+        # Whatever a reader or its library makes of a damaged file, the other files are to be answered.
+        except Exception as error:
+            return failed(place, *ids, error, shown)
+
+
+class StoreSource:
+    """
+    The recordings of stores that `ecgfm prepare` wrote, read from their Parquet files group by group: without the
+    uncompressed copy that `load_prepared` makes for reading in any order.
+
+    Args:
+        stores: Their folders.
+        extractor: With the policies.
+        split: Which of the splits; all by default.
+
+    Raises:
+        `StoreError`: no store, an unfinished one, no such split.
+    """
+
+    def __init__(self, stores: Sequence[str | Path], extractor: ECGFMFeatureExtractor, split: str | None = None):
+        self._extractor = extractor
+        self.files: list[Path] = []
+        for store in stores:
+            found = store_files(store)
+            if split is not None and split not in found:
+                raise StoreError(f"{store} has no split {split!r}, only {', '.join(found)}")
+            self.files += [path for name, paths in found.items() if split in (None, name) for path in paths]
+        groups = [
+            (number, group, rows)
+            for number, path in enumerate(self.files)
+            for group, rows in enumerate(_group_sizes(path))
+        ]
+        self._groups = np.array(groups, dtype=np.int64).reshape(-1, 3)
+        self._first = np.concatenate([[0], np.cumsum(self._groups[:, 2])])
+        self._open: tuple[Path, pq.ParquetFile] | None = None
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": None}
+
+    def read_together(self, places: Sequence[int]) -> Iterable[list[int]]:
+        places = np.asarray(places, dtype=np.int64)
+        groups = np.searchsorted(self._first, places, side="right")
+        for found in np.split(places, np.flatnonzero(np.diff(groups)) + 1):
+            if len(found):
+                yield found.tolist()
+
+    def __getitems__(self, places: Sequence[int]) -> list[ReadRecording]:
+        group, number, within = self._place(places[0])
+        rows = self._file(self.files[number]).read_row_group(within, columns=list(_SIGNAL_COLUMNS), use_threads=False)
+        return [self._read(place, rows, place - int(self._first[group])) for place in places]
+
+    def unread(self, place: int, reason: str) -> ReadRecording:
+        group, number, within = self._place(place)
+        rows = self._file(self.files[number]).read_row_group(within, columns=["recording_id", "patient_id", "path"])
+        (row,) = rows.slice(place - int(self._first[group]), 1).to_pylist()
+        return failed(place, row["recording_id"], row["patient_id"], reason, row["path"])
+
+    def fingerprint(self) -> str:
+        """Changes when the stores are prepared or split anew, or another is among them."""
+        digest = hashlib.sha256()
+        for path in self.files:
+            digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    def _place(self, place: int) -> tuple[int, int, int]:
+        """A row's group among all, its file, and the group's number there."""
+        group = int(np.searchsorted(self._first, place, side="right")) - 1
+        return group, *self._groups[group, :2].tolist()
+
+    def _file(self, path: Path) -> pq.ParquetFile:
+        if self._open is None or self._open[0] != path:
+            self._open = path, pq.ParquetFile(path)
+        return self._open[1]
+
+    def _read(self, place: int, rows: pa.Table, row_in_group: int) -> ReadRecording:
+        (row,) = rows.slice(row_in_group, 1).to_pylist()
+        ids = row["recording_id"], row["patient_id"]
+        try:
+            record = record_from_row(row)
+            # Warnings were due when the store was made.
+            return prepared(place, *ids, record, self._extractor, inspect=False)
+        except Exception as error:  # as for files
+            return failed(place, *ids, error, row["path"])
+
+
+def find_recordings(
+    inputs: Sequence[str],
+    extractor: ECGFMFeatureExtractor,
+    *,
+    table: str | None = None,
+    root: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    split: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    inspect: bool = True,
+) -> "FileSource | StoreSource":
+    """
+    All recordings that a command was given, before any is read.
+
+    Args:
+        inputs: Files, folders (searched through, hidden files and links to folders passed over) or stores.
+        table: A CSV or Parquet table with a column `path` or `recording_id`, as for `ecgfm prepare table`.
+        root: The folder that its paths are relative to; by default the table's own.
+        columns: The table's names for our columns.
+        split: Of stores.
+        arguments, inspect: As of [`FileSource`].
+
+    Raises:
+        `ValueError`: nothing given, stores beside files, a folder without recordings, a table without what is needed.
+    """
+    stores = [path for path in inputs if is_store(path)]
+    if stores:
+        if len(stores) < len(inputs) or table is not None:
+            raise ValueError(f"{stores[0]} is a store: stores cannot be mixed with files in one run")
+        return StoreSource(stores, extractor, split)
+    if split is not None:
+        raise ValueError("only stores have splits")
+    found: list[dict[str, Any]] = []
+    said = {name: value for name, value in (arguments or {}).items() if value is not None and name != "exam_id"}
+    for path in inputs:
+        found += _in_folder(path, said) if os.path.isdir(path) else [_file_row(path)]
+    if table is not None:
+        folder = root or os.path.dirname(table) or "."
+        found += _in_table(RecordingTable(folder, table, labels=(), columns=columns, **said))
+    if not found:
+        raise ValueError("there are no recordings")
+    return FileSource(pa.Table.from_pylist(found, schema=_FILES_SCHEMA), extractor, arguments, inspect)
+
+
+def is_store(path: str) -> bool:
+    """Whether a folder is a store, finished or not."""
+    return os.path.isdir(os.path.join(path, WORK_FOLDER)) or (
+        os.path.isfile(os.path.join(path, REPORT_FILE)) and os.path.isdir(os.path.join(path, DATA_FOLDER))
+    )
+
+
+def read_list(file: Iterable[str]) -> list[str]:
+    """The paths of a list of files, one a line; empty lines are passed over."""
+    return [line.rstrip("\r\n") for line in file if line.strip()]
+
+
+def _file_row(path: str) -> dict[str, Any]:
+    return {"recording_id": _as_text(path), "path": os.fsencode(path)}
+
+
+def _as_text(path: str) -> str:
+    """A path as it can be written; its name need not be UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _in_folder(folder: str, arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every recording below a folder, called by its path; and what looks like one and cannot be used."""
+    index = RecordingTable(folder, **arguments).index()
+    for path in index.table["path"].to_pylist():
+        yield _file_row(os.path.join(folder, path))
+    for one in index.left_out:
+        yield _file_row(os.path.join(folder, one.path or "")) | {"failure": _reason(one)}
+
+
+def _in_table(table: RecordingTable) -> Iterator[dict[str, Any]]:
+    index = table.index()
+    wanted = [name for name in _FILES_SCHEMA.names if name in index.table.column_names]
+    for row in index.table.select(wanted).to_pylist():
+        yield row | {"path": os.fsencode(inside(table.root, row["path"]))}
+    for one in index.left_out:
+        yield {
+            "recording_id": one.recording_id or one.path or one.detail,
+            "path": None if one.path is None else os.fsencode(os.path.join(table.root, one.path)),
+            "failure": _reason(one),
+        }
+
+
+def _reason(left_out: LeftOut) -> str:
+    return left_out.detail.removeprefix(f"{left_out.path}: ") or left_out.reason
+
+
+def _stamp(path: bytes | None) -> str:
+    for candidate in () if path is None else (path, path + b".hea"):
+        try:
+            status = os.stat(candidate)
+        except (OSError, ValueError):
+            continue
+        return f"{status.st_size} {status.st_mtime_ns}"
+    return ""
+
+
+def _group_sizes(path: Path) -> list[int]:
+    metadata = pq.read_metadata(path)
+    return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+
+
+__all__ = ["FileSource", "StoreSource", "find_recordings", "is_store", "read_list"]

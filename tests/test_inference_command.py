@@ -1,0 +1,222 @@
+"""`ecgfm predict` and `ecgfm embed` over files, folders, tables and stores: every recording answered or named."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from damaged_folders import DAMAGE, write_folder
+from inference_cases import LABELS, as_pipeline_input, recordings, write_model, write_store
+from wfdb_files import write_record
+
+from ecgfm_hf import load_pipeline
+from ecgfm_hf.cli import main as ecgfm
+from ecgfm_hf.inference import embed
+from ecgfm_hf.pipeline_ecgfm import positive_labels
+
+EQUAL = 1e-5
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory, tiny_config):
+    return write_model(tmp_path_factory.mktemp("model"), tiny_config(label_thresholds={"A": 0.5, "B": 0.4}))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("made") / "store", recordings(), LABELS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Six recordings in three folders, and files that are none."""
+    root = tmp_path_factory.mktemp("files")
+    rng = np.random.default_rng(5)
+    for number in range(6):
+        place = root / ("", "deep", "deep/er")[number % 3]
+        place.mkdir(parents=True, exist_ok=True)
+        samples = rng.integers(-2000, 2000, (12, 2500 * (1 + number % 2))).astype(np.int16)
+        write_record(place, samples, name=f"e{number}", suffix=".mat", offset=24)
+    (root / "RECORDS").write_text("e0\n")
+    (root / "notes.txt").write_text("nothing")
+    (root / "labels.csv").write_text("path,recording_id,AF\ndeep/e1.hea,one,1\ne0,zero,0\nnowhere.hea,gone,\n")
+    return root
+
+
+def predict(*arguments):
+    return ecgfm(["predict", *map(str, arguments)])
+
+
+def rows_of(path):
+    return pq.read_table(path).to_pylist()
+
+
+def failures_of(path):
+    with open(path, newline="") as file:
+        return {row["recording_id"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def scores_of(row):
+    return {name.removeprefix("score:"): value for name, value in row.items() if name.startswith("score:")}
+
+
+def test_a_folders_recordings_are_found_and_answered_as_by_the_pipeline(model_dir, folder, tmp_path):
+    out = tmp_path / "scores.parquet"
+    assert predict(folder, "--model", model_dir, "--output", out) == 0
+    pipe, rows = load_pipeline(model_dir), rows_of(out)
+    assert {row["recording_id"] for row in rows} == {str(path) for path in folder.rglob("*.hea")}
+    for row in rows:
+        answer = pipe(row["recording_id"])
+        assert scores_of(row) == pytest.approx(answer["scores"], abs=EQUAL)
+        assert row["positive"] == positive_labels(answer["scores"], pipe.model.config)
+        assert (row["segments"], row["warnings"]) == (answer["segments"], answer["warnings"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.parquet"]
+
+
+def test_a_printed_folder_and_a_list_of_files_equal_the_pipelines_answers(model_dir, folder, tmp_path, capsys):
+    assert predict(folder, "--model", model_dir, "--format", "json", "--batch-size", "3") == 0
+    printed = json.loads(capsys.readouterr().out)
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(answer["recording"] for answer in reversed(printed)) + "\n\n")
+    assert predict("--list", listed, "--model", model_dir, "--format", "json", "--workers", "1") == 0
+    again = json.loads(capsys.readouterr().out)[::-1]
+    pipe = load_pipeline(model_dir)
+    for one, other in zip(printed, again, strict=True):
+        expected = pipe(one["recording"])
+        assert one["scores"] == pytest.approx(expected["scores"], abs=EQUAL)
+        assert other["scores"] == pytest.approx(expected["scores"], abs=EQUAL)
+        assert {**one, "scores": 0, "note": 0} == {**expected, "scores": 0, "note": 0}
+
+
+def test_a_table_names_recordings_and_what_it_lacks(model_dir, folder, tmp_path):
+    out = tmp_path / "scores.parquet"
+    assert predict("--table", folder / "labels.csv", "--model", model_dir, "--output", out) == 1
+    assert [row["recording_id"] for row in rows_of(out)] == ["one", "zero"]
+    assert "no such header" in failures_of(tmp_path / "scores.failures.csv")["gone"]
+    assert str(folder / "nowhere.hea") in (tmp_path / "scores.failures.csv").read_text()
+    pipe = load_pipeline(model_dir)
+    assert scores_of(rows_of(out)[0]) == pytest.approx(pipe(folder / "deep" / "e1.hea")["scores"], abs=EQUAL)
+    moved = tmp_path / "table.csv"
+    moved.write_text("file\ne0\n")
+    options = ["--root", folder, "--columns", "path=file", "--model", model_dir, "--output", tmp_path / "b.parquet"]
+    assert predict("--table", moved, *options) == 0
+
+
+def test_a_store_is_answered_as_the_pipeline_would_and_its_short_recordings_are_named(model_dir, store, tmp_path):
+    out = tmp_path / "scores.parquet"
+    assert predict(store, "--model", model_dir, "--output", out, "--workers", "2") == 1
+    failures = failures_of(tmp_path / "scores.failures.csv")
+    assert set(failures) == {"r3", "r6"}
+    assert "short_recordings='pad' would allow it" in failures["r3"]
+    pipe = load_pipeline(model_dir)
+    given = {one["recording_id"]: one for one in recordings()}
+    rows = rows_of(out)
+    assert [row["recording_id"] for row in rows] == [name for name in given if name not in failures]
+    for row in rows:
+        assert row["patient_id"] == given[row["recording_id"]]["patient_id"]
+        expected = pipe(as_pipeline_input(given[row["recording_id"]]))["scores"]
+        assert scores_of(row) == pytest.approx(expected, abs=EQUAL)
+    padded = tmp_path / "padded.parquet"
+    assert predict(store, "--model", model_dir, "--output", padded, "--short-recordings", "pad") == 0
+    expected = pipe(as_pipeline_input(given["r3"]), short_recordings="pad")["scores"]
+    assert scores_of(rows_of(padded)[3]) == pytest.approx(expected, abs=EQUAL)
+
+
+def test_embeddings_are_those_of_the_python_call(model_dir, store, tmp_path):
+    whole, cut, deep = (tmp_path / f"{name}.parquet" for name in ("whole", "cut", "deep"))
+    options = [str(store), "--model", str(model_dir), "--short-recordings", "pad"]
+    assert ecgfm(["embed", *options, "--output", str(whole)]) == 0
+    assert ecgfm(["embed", *options, "--output", str(cut), "--per-segment"]) == 0
+    assert ecgfm(["embed", *options, "--output", str(deep), "--layer", "1"]) == 0
+    given = [as_pipeline_input(one) for one in recordings()]
+    expected = embed(model_dir, given, per_segment=True, short_recordings="pad")
+    rows = rows_of(whole)
+    assert [row["segments"] for row in rows] == [len(one) for one in expected]
+    for row, segments in zip(rows, expected, strict=True):
+        np.testing.assert_allclose(row["embedding"], segments.mean(axis=0), atol=EQUAL)
+    rows = rows_of(cut)
+    places = [(f"r{n}", segment) for n, one in enumerate(expected) for segment in range(len(one))]
+    assert [(row["recording_id"], row["segment"]) for row in rows] == places
+    np.testing.assert_allclose([row["embedding"] for row in rows], np.concatenate(expected), atol=EQUAL)
+    layer = embed(model_dir, given, layer=1, short_recordings="pad")
+    np.testing.assert_allclose([row["embedding"] for row in rows_of(deep)], layer, atol=EQUAL)
+
+
+def test_damaged_files_are_named_and_all_others_answered(model_dir, tmp_path):
+    # Half a second: padded, so that damage decides and not length. What damage makes of a file may be a valid one.
+    made = write_folder(tmp_path, sound=60, damaged=len(DAMAGE))
+    out, failed = tmp_path / "scores.parquet", tmp_path / "failed.csv"
+    options = ["--model", model_dir, "--output", out, "--failures", failed, "--short-recordings", "pad"]
+    assert predict(made.root, *options, "--workers", "1") == 1
+    answered = [Path(row["recording_id"]).stem for row in rows_of(out)]
+    failures = failures_of(failed)
+    named = {Path(name).stem for name in failures}
+    assert len(answered) == len(set(answered))
+    assert set(made.sound) <= set(answered)
+    assert set(answered) | named == set(made.samples)
+    assert not named & set(answered)
+    assert all(failures.values())
+    assert named <= set(made.damage)
+    # Those that leave a valid file may be answered; a link may be followed.
+    harmless = {"bits flipped in the header", "header cut off", "link to a signal outside", "huge header"}
+    assert {made.damage[name] for name in set(answered) - set(made.sound)} <= harmless
+
+
+def test_printed_failures_can_be_written_too(model_dir, tmp_path, capsys):
+    (tmp_path / "broken.dcm").write_bytes(b"no recording")
+    options = ["--model", model_dir, "--failures", tmp_path / "failed.csv", "--format", "csv"]
+    assert predict(tmp_path / "broken.dcm", *options) == 1
+    assert "not a DICOM file" in failures_of(tmp_path / "failed.csv")[str(tmp_path / "broken.dcm")]
+    assert str(tmp_path / "broken.dcm") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "there are no recordings"),
+        (["STORE", "x.hea"], "cannot be mixed"),
+        (["x.hea", "--split", "train"], "only stores have splits"),
+        (["STORE", "--split", "nonsense"], "has no split 'nonsense'"),
+        (["EMPTY"], "found no recording"),
+        (["x.hea", "--output", "nowhere/x.parquet"], "no folder nowhere"),
+        (["x.hea", "--output", "x.parquet", "--format", "csv"], "is Parquet"),
+        (["--table", "missing.csv"], "missing.csv"),
+    ],
+)
+def test_what_cannot_be_done_is_a_usage_error(model_dir, store, tmp_path, capsys, arguments, message):
+    (tmp_path / "empty").mkdir()
+    arguments = [{"STORE": store, "EMPTY": tmp_path / "empty"}.get(one, one) for one in arguments]
+    assert predict(*arguments, "--model", model_dir) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_embed_refuses_layers_and_outputs_that_there_are_not(model_dir, store, tmp_path, capsys):
+    options = ["embed", str(store), "--model", str(model_dir)]
+    assert ecgfm([*options, "--output", str(tmp_path / "x.parquet"), "--layer", "7"]) == 2
+    assert "from -3 to 2, found: 7" in capsys.readouterr().err
+    assert ecgfm([*options, "--output", str(tmp_path / "x.npy")]) == 2
+    assert ".parquet" in capsys.readouterr().err
+
+
+def test_two_processes_write_what_one_writes(model_dir, store, tmp_path):
+    alone, shared = tmp_path / "alone.parquet", tmp_path / "shared.parquet"
+    given = ["predict", str(store), "--model", str(model_dir), "--short-recordings", "pad", "--part-size", "3"]
+    assert ecgfm([*given, "--output", str(alone)]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = subprocess.run(
+        [*command, "-m", "ecgfm_hf.cli", *given, "--output", str(shared)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr
+    rows, expected = rows_of(shared), rows_of(alone)
+    assert [row["recording_id"] for row in rows] == [f"r{n}" for n in range(10)]
+    for row, other in zip(rows, expected, strict=True):
+        assert scores_of(row) == pytest.approx(scores_of(other), abs=EQUAL)
+    assert not (tmp_path / "shared.parquet.parts").exists()

@@ -1,0 +1,127 @@
+"""Reading ahead of the model: in order, by processes that may die."""
+
+import os
+import signal
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from inference_cases import recordings, write_store
+from wfdb_files import write_record
+
+from ecgfm_hf import ECGFMFeatureExtractor
+from ecgfm_hf.data import as_model_inputs, load_prepared
+from ecgfm_hf.inference import find_recordings
+from ecgfm_hf.inference.reading import InputsSource, read_in_order
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("made") / "store", recordings())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("files")
+    rng = np.random.default_rng(5)
+    for number in range(14):
+        write_record(root, rng.integers(-2000, 2000, (12, 2500)).astype(np.int16), name=f"e{number:02d}")
+    return root
+
+
+@pytest.fixture(params=["files", "store", "inputs"])
+def source(request, store, folder, tmp_path):
+    extractor = ECGFMFeatureExtractor(short_recordings="pad")
+    if request.param == "inputs":
+        return InputsSource(as_model_inputs(load_prepared(store, "all", cache_dir=tmp_path), extractor))
+    return find_recordings([str(folder if request.param == "files" else store)], extractor)
+
+
+def assert_same(found, expected):
+    assert [one.row for one in found] == [one.row for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert (one.recording_id, one.patient_id, one.failure) == (other.recording_id, other.patient_id, None)
+        assert one.warnings == other.warnings
+        np.testing.assert_array_equal(one.segments, other.segments)
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_workers_read_the_same_in_the_same_order(source, num_workers):
+    expected = list(read_in_order(source))
+    assert [one.row for one in expected] == list(range(len(source)))
+    assert_same(list(read_in_order(source, num_workers=num_workers)), expected)
+
+
+def test_places_are_read_and_no_others(source):
+    expected = list(read_in_order(source))
+    assert_same(list(read_in_order(source, [1, 2, 7, 8, 9], num_workers=1)), [expected[n] for n in (1, 2, 7, 8, 9)])
+    assert list(read_in_order(source, [])) == []
+
+
+def test_workers_may_start_from_scratch(folder):
+    source = find_recordings([str(folder)], ECGFMFeatureExtractor())
+    found = list(read_in_order(source, num_workers=1, start_method="spawn"))
+    assert_same(found, list(read_in_order(source)))
+
+
+@pytest.mark.parametrize("end", ["exit", "signal"])
+def test_a_recording_that_kills_its_reader_is_named_and_all_others_are_read(folder, monkeypatch, end):
+    from ecgfm_hf.inference import sources
+
+    def deadly(path, original=sources.read_with_defaults, **arguments):
+        if "e06" in path or "e13" in path:
+            if end == "exit":
+                os._exit(3)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(path, **arguments)
+
+    monkeypatch.setattr(sources, "read_with_defaults", deadly)
+    source = find_recordings([str(folder)], ECGFMFeatureExtractor())
+    found = list(read_in_order(source, num_workers=2))
+    assert [one.row for one in found] == list(range(14))
+    failed = {os.path.basename(one.path): one.failure for one in found if one.failure is not None}
+    assert failed == dict.fromkeys(["e06.hea", "e13.hea"], "the process that read it died")
+
+
+@pytest.mark.parametrize("given", ["store", "inputs"])
+def test_what_cannot_be_read_of_a_store_is_named(store, given, tmp_path):
+    extractor = ECGFMFeatureExtractor()
+    source = find_recordings([str(store)], extractor)
+    place = 4
+    if given == "inputs":
+        source = InputsSource(as_model_inputs(load_prepared(store, "all", cache_dir=tmp_path), extractor))
+        place = 3  # the fourth that is not too short
+    found = source.unread(place, "why")
+    assert (found.row, found.recording_id, found.patient_id, found.failure) == (4, "r4", "p4", "why")
+
+
+def test_any_error_of_a_library_is_a_failure_of_one_recording(folder, monkeypatch):
+    from ecgfm_hf.inference import sources
+
+    def broken(path, original=sources.read_with_defaults, **arguments):
+        if "e06" in path:
+            raise RecursionError
+        return original(path, **arguments)
+
+    monkeypatch.setattr(sources, "read_with_defaults", broken)
+    found = list(read_in_order(find_recordings([str(folder)], ECGFMFeatureExtractor())))
+    assert [one.failure for one in found if one.failure is not None] == ["RecursionError"]
+
+
+def test_a_damaged_row_of_a_store_is_a_failure_of_one_recording(store, tmp_path):
+    import shutil
+
+    shutil.copytree(store, tmp_path / "store")
+    (file,) = (tmp_path / "store" / "data").iterdir()
+    table = pq.read_table(file)
+    signals = table["signal"].to_pylist()
+    signals[1] = signals[1][:-7]
+    pq.write_table(table.set_column(table.column_names.index("signal"), "signal", [signals]), file)
+    source = find_recordings([str(tmp_path / "store")], ECGFMFeatureExtractor(short_recordings="pad"))
+    found = list(read_in_order(source))
+    assert len(found) == 10
+    assert [(one.recording_id, one.failure is not None) for one in found][:3] == [
+        ("r0", False),
+        ("r1", True),
+        ("r2", False),
+    ]

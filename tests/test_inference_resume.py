@@ -1,0 +1,158 @@
+"""A run that is killed goes on where it was: no row lost, none doubled, none of another model's."""
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from inference_cases import recordings, write_model, write_store
+from killed_runs import start, wait
+
+from ecgfm_hf.cli import main as ecgfm
+from ecgfm_hf.inference.sources import StoreSource
+
+PART = 3  # of 10 recordings: four parts
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory, tiny_config):
+    return write_model(tmp_path_factory.mktemp("model"), tiny_config())
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("made") / "store", recordings())
+
+
+@pytest.fixture
+def embed(model_dir, store):
+    """Runs `ecgfm embed`; recordings 3 and 6 are too short."""
+
+    def run(output, *options, model=model_dir, data=store):
+        given = ["embed", str(data), "--model", str(model), "--output", str(output), "--part-size", str(PART)]
+        return ecgfm([*given, *options])
+
+    return run
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The places that are read."""
+    places = []
+
+    def noting(self, given, original=StoreSource.__getitems__):
+        places.extend(given)
+        return original(self, given)
+
+    monkeypatch.setattr(StoreSource, "__getitems__", noting)
+    return places
+
+
+def killed_at(change, embed, folder):
+    """Kills a run before its n-th change to the disk. Returns whether it was still running."""
+
+    def run():
+        torch.set_num_threads(1)  # no threads survive a fork
+        assert embed(folder / "out.parquet") == 1
+
+    status = wait(start(run, folder, kill_at=change))
+    assert status in (0, -9)
+    return status != 0
+
+
+def test_killed_before_any_change_it_goes_on_to_the_same_rows(embed, tmp_path):
+    assert embed(tmp_path / "expected.parquet") == 1
+    expected = pq.read_table(tmp_path / "expected.parquet")
+    failures = (tmp_path / "expected.failures.csv").read_text()
+    change = 0
+    while True:
+        folder = tmp_path / f"at-{change}"
+        folder.mkdir()
+        if not killed_at(change, embed, folder):
+            break
+        assert embed(folder / "out.parquet") == 1
+        found = pq.read_table(folder / "out.parquet")
+        assert found["recording_id"].to_pylist() == expected["recording_id"].to_pylist()
+        assert found["segments"].equals(expected["segments"])
+        for one, other in zip(found["embedding"].to_pylist(), expected["embedding"].to_pylist(), strict=True):
+            assert one == pytest.approx(other, abs=1e-5)
+        assert (folder / "out.failures.csv").read_text() == failures
+        assert {path.name for path in folder.iterdir()} == {"out.parquet", "out.failures.csv"}, change
+        change += 1
+    assert change > 4 * 4
+
+
+def test_finished_parts_are_not_run_again(embed, tmp_path, read, capsys):
+    change = 0
+    while True:  # until the second part's account is there
+        (tmp_path / f"at-{change}").mkdir()
+        assert killed_at(change, embed, tmp_path / f"at-{change}")
+        if (tmp_path / f"at-{change}" / "out.parquet.parts" / "parts" / "part-00001.json").exists():
+            break
+        change += 1
+    output = tmp_path / f"at-{change}" / "out.parquet"
+    assert embed(output) == 1
+    assert read == list(range(2 * PART, 10))
+    read.clear()
+    assert embed(output) == 1, "the failures count although nothing was run"
+    assert read == []
+    assert "complete already" in capsys.readouterr().err
+    assert embed(output, "--overwrite") == 1
+    assert read == list(range(10))
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    "change", ["model", "weights", "data", "layer", "policy", "per segment", "precision", "part size"]
+)
+def test_a_run_with_another_model_data_or_setting_is_refused(
+    embed, model_dir, tiny_config, tmp_path, capsys, finished, change
+):
+    output = tmp_path / "out.parquet"
+    if finished:
+        assert embed(output) == 1
+    else:
+        (tmp_path / "killed").mkdir()
+        assert killed_at(9, embed, tmp_path / "killed")
+        output = tmp_path / "killed" / "out.parquet"
+        assert (output.parent / "out.parquet.parts" / "plan.json").exists()
+    changed, options = {}, []
+    if change == "model":
+        changed["model"] = write_model(tmp_path / "model", tiny_config(layer_norm_eps=1e-4))
+    elif change == "weights":
+        changed["model"] = write_model(tmp_path / "model", tiny_config(), seed=4)
+    elif change == "data":
+        changed["data"] = write_store(tmp_path / "other", recordings(seed=1))
+    else:
+        options = {
+            "layer": ["--layer", "1"],
+            "policy": ["--short-recordings", "pad"],
+            "per segment": ["--per-segment"],
+            "precision": ["--precision", "bfloat16"],
+            "part size": ["--part-size", "4"],
+        }[change]
+    before = output.read_bytes() if finished else None
+    assert embed(output, *options, **changed) == 2
+    told = {
+        "data": "another recording",
+        "weights": "another model",
+        "policy": "short_recordings (error, now pad)",
+        "layer": "layer (None, now 1)",
+    }
+    assert told.get(change, change.replace(" ", "_")) in capsys.readouterr().err
+    if finished:
+        assert output.read_bytes() == before
+    assert embed(output, *options, "--overwrite", **changed) == (0 if change == "policy" else 1)
+
+
+def test_a_moved_model_is_the_same_model(embed, model_dir, tmp_path):
+    import shutil
+
+    assert embed(tmp_path / "out.parquet") == 1
+    shutil.copytree(model_dir, tmp_path / "moved")
+    assert embed(tmp_path / "out.parquet", "--batch-size", "2", model=tmp_path / "moved") == 1
+
+
+def test_a_file_of_somebody_else_is_not_replaced(embed, tmp_path, capsys):
+    (tmp_path / "out.parquet").write_text("precious")
+    assert embed(tmp_path / "out.parquet") == 2
+    assert "no output of this command" in capsys.readouterr().err
+    assert (tmp_path / "out.parquet").read_text() == "precious"
