@@ -1,0 +1,82 @@
+"""`ecgfm predict --plot`: its arguments, and a page a recording."""
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..configuration_ecgfm import ECGFMConfig
+from ..records.record import ECGRecord
+
+if TYPE_CHECKING:
+    from .attribution import Attribution
+
+
+def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares `--plot` and what goes with it."""
+    group = parser.add_argument_group("a page for each recording (needs ecgfm-hf[plots])")
+    group.add_argument("--plot", metavar="DIR", type=Path, help="write a 12-lead page with scores for each recording")
+    group.add_argument("--plot-format", choices=("pdf", "png"), default="pdf", help="default: pdf")
+    group.add_argument("--plot-paper", choices=("a4", "letter"), default="a4", help="default: a4")
+    group.add_argument("--plot-start", metavar="S", type=float, default=0.0, help="second to begin at (default: 0)")
+    group.add_argument(
+        "--plot-saliency",
+        metavar="LABEL",
+        help="colour the traces by what speaks for this label (integrated gradients; needs ecgfm-hf[saliency]), or "
+        "'attention' for the published attention map",
+    )
+
+
+def saliency_for_plot(pipeline: Any, record: ECGRecord, asked: str | None) -> "Attribution | None":
+    """What `--plot-saliency` asks for: nothing, the attention map, or a label's attribution."""
+    from .attribution import attribute
+
+    if asked is None:
+        return None
+    # A label of that name would be asked for by its own right.
+    if asked == "attention" and asked not in pipeline.model.config.label_names:
+        return attribute(pipeline, record, method="attention")
+    return attribute(pipeline, record, asked)
+
+
+def plot_path(folder: str | os.PathLike, recording: str, suffix: str, taken: set[str]) -> Path:
+    """
+    A file in `folder` for the page of a recording, named after it; numbered where that name is `taken`, to which the
+    new one is added. Characters that mean something to a file system become `_`.
+    """
+    name = re.sub(r"[^\w.+-]", "_", recording.replace("\\", "/").rsplit("/", 1)[-1]).strip(".")[:120] or "recording"
+    unique, number = name, 2
+    while unique.casefold() in taken:
+        unique, number = f"{name}_{number}", number + 1
+    taken.add(unique.casefold())
+    return Path(folder) / f"{unique}.{suffix.lstrip('.')}"
+
+
+def plot_recording(
+    record: ECGRecord,
+    scores: dict[str, float],
+    positive: Sequence[str] | None,
+    config: ECGFMConfig,
+    saliency: "Attribution | None",
+    path: str | os.PathLike,
+    *,
+    paper: str = "a4",
+    start_s: float = 0.0,
+) -> None:
+    """
+    Writes the page of one recording to `path` (.png or .pdf), whose folder is created.
+
+    Raises:
+        ImportError, ValueError, OSError: as [`plot_prediction`] and [`save_page`].
+    """
+    from .paper import save_page
+    from .prediction_page import plot_prediction
+
+    figure = plot_prediction(record, scores, positive, config, start_s=start_s, saliency=saliency, paper=paper)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_page(figure, path)
+
+
+__all__ = ["add_plot_arguments", "plot_path", "plot_recording", "saliency_for_plot"]
