@@ -21,7 +21,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add_synthesize(commands)
     _add_label(commands)
-    _add_pretrain(commands)
+    _add_training(commands)
+    _add_evaluate(commands)
     return parser
 
 
@@ -134,12 +135,32 @@ def _add_data(commands: Any) -> None:
     parser.set_defaults(run=run_export)
 
 
-def _add_pretrain(commands: Any) -> None:
+def _add_training(commands: Any) -> None:
     from .training.command import add_pretrain_arguments, run_pretrain
+    from .training.finetune_command import add_finetune_arguments, run_finetune
+    from .training.probe_command import add_probe_arguments, run_probe
 
     parser = commands.add_parser("pretrain", help="pretrain with W2V + CMSC + RLM on a store")
     add_pretrain_arguments(parser)
     parser.set_defaults(run=run_pretrain)
+    parser = commands.add_parser("finetune", help="train a classifier on a labelled store")
+    add_finetune_arguments(parser)
+    parser.set_defaults(run=run_finetune)
+    parser = commands.add_parser("probe", help="fit a linear classifier on a frozen encoder's embeddings, in seconds")
+    add_probe_arguments(parser)
+    parser.set_defaults(run=run_probe)
+
+
+def _add_evaluate(commands: Any) -> None:
+    from .evaluation.command import add_evaluate_arguments, run_evaluate
+
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure a classifier on a split: predictions, metrics with intervals, report",
+        epilog="Exit status: 0 evaluated, 1 the results cannot be written, 2 usage.",
+    )
+    add_evaluate_arguments(parser)
+    parser.set_defaults(run=run_evaluate)
 
 
 def _add_synthesize(commands: Any) -> None:

@@ -152,17 +152,17 @@ def test_labels_that_the_data_lacks_are_named(store, tmp_path, tiny_config, caps
     assert evaluate(three, store, "--output", tmp_path / "o") == 2
     said = capsys.readouterr().err
     assert "no label C (found: A, B)" in said
-    assert "--labels A B" in said
-    assert evaluate(three, store, "--output", tmp_path / "o", "--labels", "B", "A", "--smallest-cell", 1) == 0
+    assert "--labels A,B" in said
+    assert evaluate(three, store, "--output", tmp_path / "o", "--labels", "B,A", "--smallest-cell", 1) == 0
     found = results_of(tmp_path / "o")
     assert found["labels"] == ["B", "A"]
     assert found["per_label"]["B"]["metrics"]["auroc"]["value"] is not None
-    assert evaluate(three, store, "--output", tmp_path / "p", "--labels", "A", "Z") == 2
+    assert evaluate(three, store, "--output", tmp_path / "p", "--labels", "A,Z") == 2
     assert "no label Z" in capsys.readouterr().err
 
 
 def test_labels_are_matched_by_name_whatever_their_order(store, evaluated, model_dir, tmp_path):
-    assert evaluate(model_dir, store, "--output", tmp_path, "--labels", "B", "A", "--smallest-cell", 1) == 0
+    assert evaluate(model_dir, store, "--output", tmp_path, "--labels", "B,A", "--smallest-cell", 1) == 0
     swapped, as_is = results_of(tmp_path), results_of(evaluated)
     for name in "AB":
         assert swapped["per_label"][name]["metrics"]["auroc"] == as_is["per_label"][name]["metrics"]["auroc"]

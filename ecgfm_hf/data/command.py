@@ -1,13 +1,14 @@
 """`ecgfm prepare` and `ecgfm split`: their arguments, and what they print."""
 
 import argparse
-import csv
 import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from ..arguments import names
 
 SOURCES = ("mimic_iv_ecg", "physionet2021", "code_15", "table")
 
@@ -262,11 +263,10 @@ def _split_settings(args: argparse.Namespace) -> Any:
 
 
 def _list(text: str) -> list[str]:
-    try:  # as a row of a CSV, so that a name with a comma can be quoted
-        parts = next(csv.reader([text], skipinitialspace=True, strict=True), [])
-    except csv.Error as error:
-        raise ValueError(f'must look like A,B or "A, b",C, found: {text} ({error})') from None
-    return [part.strip() for part in parts if part.strip()]
+    try:
+        return names(text)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(str(error)) from None
 
 
 def _mapping(text: str) -> dict[str, str]:

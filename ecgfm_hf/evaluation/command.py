@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..arguments import names
+
 PREDICTIONS_FILE, METRICS_FILE, REPORT_FILE = "predictions.parquet", "metrics.json", "report.html"
 _MOST_LABELS_PRINTED = 30
 
@@ -22,7 +24,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     files = f"{PREDICTIONS_FILE}, {METRICS_FILE} and {REPORT_FILE}"
     add("--output", metavar="DIR", default="evaluation", help=f"folder for {files} (default: evaluation)")
     add("--overwrite", action="store_true", help="replace these files where they exist")
-    add("--labels", metavar="LABEL", nargs="+", help="evaluate only these of the model's labels")
+    add("--labels", metavar="A,B", type=names, help="evaluate only these of the model's labels")
     add("--targets", metavar="CSV", help="the true values by recording_id, instead of the dataset's labels")
     add("--class-column", metavar="NAME", help="for a single label: the column that holds the class")
     add("--compare", metavar="OTHER", help="a second model or predictions.parquet, on the same recordings")

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ..arguments import as_names
+
 _FACTS = ("age", "sex", "source")
 
 
@@ -134,7 +136,7 @@ def _truth(config: Any, names: list[str], dataset: Any, args: argparse.Namespace
         raise EvaluateError(f"--class-column is for models of a single label; this one's problem is {problem_type}")
     if args.targets is None and (missing := [name for name in columns if name not in dataset.column_names]):
         shared = [name for name in columns if name in dataset.column_names]
-        hint = f"; --labels {' '.join(map(shlex.quote, shared))} evaluates the others" if shared else ""
+        hint = f"; --labels {shlex.quote(as_names(shared))} evaluates the others" if shared else ""
         if problem_type == "single_label_classification":
             hint = "; --class-column NAME says in which column the class is"
         found = ", ".join(label_columns(dataset.column_names, dataset.features)) or "none"
