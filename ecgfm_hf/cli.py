@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import os
 import sys
 import warnings
@@ -71,6 +72,7 @@ def _add_inference(commands: Any) -> None:
         run_embed_map,
         run_predict,
     )
+    from .interpretation.command import add_plot_arguments, pages
 
     parser = commands.add_parser(
         "predict",
@@ -79,7 +81,8 @@ def _add_inference(commands: Any) -> None:
         epilog=EXIT_STATUS,
     )
     add_predict_arguments(parser)
-    parser.set_defaults(run=run_predict)
+    add_plot_arguments(parser)
+    parser.set_defaults(run=functools.partial(run_predict, pages=pages))
     parser = commands.add_parser(
         "embed",
         help="turn recordings into vectors",

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -144,14 +145,19 @@ class _UsageError(Exception):
     """Told, and exit status 2."""
 
 
-def run_predict(args: argparse.Namespace) -> int:
+def run_predict(args: argparse.Namespace, pages: Callable[..., Any] | None = None) -> int:
     """
     Runs `ecgfm predict`.
+
+    Args:
+        args: What was parsed.
+        pages (callable, *optional*): `(args, pipeline)` gives `(record, answer)`, which writes a recording's page, or
+            None where no pages are asked for.
 
     Returns:
         `int`: 0 all answered, 1 some failed or nothing more can be written, 2 usage, 130 interrupted.
     """
-    return _told(_predict, args)
+    return _told(functools.partial(_predict, pages=pages), args)
 
 
 def run_embed(args: argparse.Namespace) -> int:
@@ -184,7 +190,7 @@ def _told(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) ->
         return 2
 
 
-def _predict(args: argparse.Namespace) -> int:
+def _predict(args: argparse.Namespace, pages: Callable[..., Any] | None) -> int:
     from ..saving import load_pipeline
 
     to_parquet = args.output is not None and args.output.endswith(".parquet")
@@ -199,8 +205,14 @@ def _predict(args: argparse.Namespace) -> int:
             pipeline = load_pipeline(args.model, device=_device(args), dtype=args.precision, **_policies(args))
         model, extractor = pipeline.model, pipeline.feature_extractor
         source = _source(args, extractor, inspect=True)
+        try:
+            page = None if pages is None else pages(args, pipeline)
+        except (ValueError, ImportError) as error:
+            raise _UsageError(str(error)) from None
         if not to_parquet:
-            return _print_answers(args, model, source, stream)
+            return _print_answers(args, model, source, stream, page)
+        if page is not None:
+            raise _UsageError(f"pages are for answers that are printed, and {args.output} is Parquet")
         from .answers import predict_rows, predict_schema
 
         config = model.config
@@ -358,7 +370,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _print_answers(args: argparse.Namespace, model: Any, source: Any, stream: Any) -> int:
+def _print_answers(args: argparse.Namespace, model: Any, source: Any, stream: Any, page: Any) -> int:
     from tqdm import tqdm
 
     from .answers import answer_of
@@ -378,6 +390,12 @@ def _print_answers(args: argparse.Namespace, model: Any, source: Any, stream: An
         for read, logits, _ in tqdm(found, total=len(source), unit="recording", disable=not show_progress):
             if read.failure is None:
                 answers.append(answer_of(read, logits, model.config))
+                if page is not None:
+                    try:
+                        page(source.record(read.row), answers[-1])
+                    except (OSError, ValueError, RuntimeError) as error:
+                        failures.append((read.recording_id, read.path, f"no page: {error}"))
+                        tqdm.write(f"ecgfm: {read.recording_id}: no page: {error}", file=sys.stderr)
             else:
                 failures.append((read.recording_id, read.path, read.failure))
                 # A message may begin with the file itself: the header of the record that was named.

@@ -16,6 +16,7 @@ from ..data.sources.table import RecordingTable
 from ..data.store import DATA_FOLDER, REPORT_FILE, WORK_FOLDER, StoreError, record_from_row, store_files
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..records.reading import read_with_defaults
+from ..records.record import ECGRecord
 from .reading import ReadRecording, failed, in_chunks, prepared
 
 # What reading needs of a store's row.
@@ -80,6 +81,12 @@ class FileSource:
                 digest.update(repr((*row.values(), _stamp(row["path"]))).encode("utf-8", "backslashreplace"))
         return digest.hexdigest()
 
+    def record(self, place: int) -> ECGRecord:
+        """A recording as it is in its file. Raises whatever the reader raises."""
+        (row,) = self._table.slice(place, 1).to_pylist()
+        own = {name: row[f"_{name}"] for name in _ARGUMENTS if row[f"_{name}"] is not None}
+        return read_with_defaults(os.fsdecode(row["path"]), **(self._arguments | own))
+
     def _read(self, place: int) -> ReadRecording:
         (row,) = self._table.slice(place, 1).to_pylist()
         ids = row["recording_id"], row["patient_id"]
@@ -87,9 +94,8 @@ class FileSource:
         shown = None if path is None else _as_text(path)
         if row["failure"] is not None:
             return failed(place, *ids, row["failure"], shown)
-        own = {name: row[f"_{name}"] for name in _ARGUMENTS if row[f"_{name}"] is not None}
         try:
-            record = read_with_defaults(path, **(self._arguments | own))
+            record = self.record(place)
             return replace(prepared(place, *ids, record, self._extractor, inspect=self._inspect), path=shown)
         # Whatever a reader or its library makes of a damaged file, the other files are to be answered.
         except Exception as error:
@@ -144,6 +150,12 @@ class StoreSource:
         group, number, within = self._place(places[0])
         rows = self._file(self.files[number]).read_row_group(within, columns=list(_SIGNAL_COLUMNS), use_threads=False)
         return [self._read(place, rows, place - int(self._first[group])) for place in places]
+
+    def record(self, place: int) -> ECGRecord:
+        """A recording as it is in its row."""
+        group, number, within = self._place(place)
+        rows = self._file(self.files[number]).read_row_group(within, columns=list(_SIGNAL_COLUMNS), use_threads=False)
+        return record_from_row(rows.slice(place - int(self._first[group]), 1).to_pylist()[0])
 
     def unread(self, place: int, reason: str) -> ReadRecording:
         group, number, within = self._place(place)

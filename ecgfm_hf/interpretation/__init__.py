@@ -10,7 +10,7 @@ from typing import Any
 _HOMES = {
     ".attention": ("attention_saliency",),
     ".attribution": ("Attribution", "attribute"),
-    ".command": ("add_plot_arguments", "plot_path", "plot_recording", "saliency_for_plot"),
+    ".command": ("add_plot_arguments", "pages", "plot_path", "plot_recording", "saliency_for_plot"),
     ".deletion": ("delete_times", "most_salient_times", "shifted_times"),
     ".ecg_page": ("plot_ecg",),
     ".paper": ("save_page",),

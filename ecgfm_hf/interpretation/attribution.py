@@ -207,16 +207,20 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, found: {value!r}")
 
 
+def captum_attributions() -> Any:
+    """captum's methods. `ImportError` says which extra brings them."""
+    try:
+        import captum.attr
+    except ImportError as error:
+        raise ImportError("attributions need captum: pip install 'ecgfm-hf[saliency]'") from error
+    return captum.attr
+
+
 def _integrated_gradients(
     model, segment: torch.Tensor, number: int, difference: float, steps: int, batch_size: int
 ) -> np.ndarray:
     """(leads, samples) float64 of one segment (leads, samples), in the model's own leads and rate."""
-    try:
-        from captum.attr import IntegratedGradients
-    except ImportError as error:
-        raise ImportError("attributions need captum: pip install 'ecgfm-hf[saliency]'") from error
-
-    method = IntegratedGradients(lambda values: model(values).logits)
+    method = captum_attributions().IntegratedGradients(lambda values: model(values).logits)
     # For training's sake the model scales whatever gradient reaches its convolutions.
     factor = float(model.config.feature_grad_multiplier) or 1.0
     for doubling in range(_DOUBLINGS + 1):

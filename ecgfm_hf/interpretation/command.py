@@ -3,7 +3,7 @@
 import argparse
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,40 @@ def saliency_for_plot(pipeline: Any, record: ECGRecord, asked: str | None) -> "A
     if asked == "attention" and asked not in pipeline.model.config.label_names:
         return attribute(pipeline, record, method="attention")
     return attribute(pipeline, record, asked)
+
+
+def pages(args: argparse.Namespace, pipeline: Any) -> "Callable[[ECGRecord, dict[str, Any]], None] | None":
+    """
+    What writes the page of a recording, given it and its answer; None without `--plot`.
+
+    Raises:
+        `ValueError`: a label that the model does not have.
+        `ImportError`: a library that is not installed; the message says which extra brings it.
+        `OSError`: the folder cannot be made.
+    """
+    if args.plot is None:
+        return None
+    from .paper import new_sheet
+
+    new_sheet(args.plot_paper)  # is there matplotlib?
+    labels, asked = pipeline.model.config.label_names, args.plot_saliency
+    if asked not in (None, "attention", *labels):
+        raise ValueError(f"--plot-saliency: the model has no label {asked!r}, only {', '.join(labels)}, or attention")
+    if asked in labels:
+        from .attribution import captum_attributions
+
+        captum_attributions()  # is there captum?
+    args.plot.mkdir(parents=True, exist_ok=True)
+    taken: set[str] = set()
+
+    def write(record: ECGRecord, answer: dict[str, Any]) -> None:
+        path = plot_path(args.plot, record.recording_id, args.plot_format, taken)
+        saliency = saliency_for_plot(pipeline, record, asked)
+        config, paper = pipeline.model.config, args.plot_paper
+        scores, positive = answer["scores"], answer["positive"]
+        plot_recording(record, scores, positive, config, saliency, path, paper=paper, start_s=args.plot_start)
+
+    return write
 
 
 def plot_path(folder: str | os.PathLike, recording: str, suffix: str, taken: set[str]) -> Path:
@@ -79,4 +113,4 @@ def plot_recording(
     save_page(figure, path)
 
 
-__all__ = ["add_plot_arguments", "plot_path", "plot_recording", "saliency_for_plot"]
+__all__ = ["add_plot_arguments", "pages", "plot_path", "plot_recording", "saliency_for_plot"]
