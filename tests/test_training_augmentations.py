@@ -148,6 +148,19 @@ def test_constant_leads_stay_constant(name):
     assert (noisy != signal).any(axis=1).sum() >= 9
 
 
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("lead", [0, 1])
+@pytest.mark.parametrize("fault", ["constant", "nan"])
+def test_a_faulty_lead_i_or_ii_reaches_no_other_lead(name, lead, fault):
+    signal = millivolts()
+    signal[lead] = 0.0 if fault == "constant" else np.nan
+    noisy = KINDS[name](max_amplitude=0.01)(signal, RATE, STANDARD_LEADS, np.random.default_rng(1))
+    others = [place for place in range(12) if place != lead]
+    # Noise of their own, and nothing that lead I or II would make of them.
+    change = np.abs(noisy - signal)[others].max(axis=1)
+    assert ((change > 0) & (change < 0.15)).all()
+
+
 def test_amplitudes_and_frequencies_are_as_set_at_any_rate():
     rate, signal = 250.0, np.tile(np.linspace(0, 1e-9, 2500), (12, 1))
     noise = PowerlineNoise(min_amplitude=0.3, max_amplitude=0.3, frequencies=[60], dependency=False)

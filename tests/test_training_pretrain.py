@@ -1,7 +1,10 @@
 """Pretraining in one process: updates, checkpoints, exact continuation, what stops it, what it leaves."""
 
 import json
+import os
+import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTrainin
 
 from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForMultiLabelClassification, ECGFMForPreTraining, save_model_folder
 from ecgfm_hf.conversion import build_model, config_from_checkpoint, load_fairseq_checkpoint
-from ecgfm_hf.data import load_arrays
+from ecgfm_hf.data import load_arrays, load_prepared
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 from ecgfm_hf.training import NonFiniteLossError, Pretrainer, PretrainSettings, SettingsError, read_recipe
 from ecgfm_hf.training.checkpoints import Checkpoints
@@ -331,6 +334,82 @@ def test_another_run_in_the_same_folder_is_refused(settings):
     assert Pretrainer(settings(epochs=None, max_updates=2, validate_every_epochs=0)).run().update == 2
 
 
+def test_a_changed_setting_of_the_model_is_told_alone(settings):
+    Pretrainer(settings(epochs=None, max_updates=1, validate_every_epochs=0)).run()
+    with pytest.raises(SettingsError, match=r"another run: model\.hidden_size was 16, now 32\. Continue"):
+        Pretrainer(settings(epochs=None, max_updates=2, model={**MODEL, "hidden_size": 32}))
+
+
+def test_other_recordings_do_not_continue_a_run_though_they_are_as_many(settings, store, tmp_path, monkeypatch):
+    Pretrainer(settings(epochs=None, max_updates=1, validate_every_epochs=0)).run()
+    rows = load_prepared(store, "train")
+    monkeypatch.setattr(
+        "ecgfm_hf.training.pair_batches.load_prepared", lambda *_: rows.select(range(len(rows) - 1, -1, -1))
+    )
+    with pytest.raises(SettingsError, match="the training data had other recordings, or these in another order"):
+        Pretrainer(settings(epochs=None, max_updates=2, validate_every_epochs=0))
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "optimizer.pt", "trainer_state.json", "config.json", "preprocessor_config.json"]
+)
+@pytest.mark.parametrize("size", [0, 200])
+def test_a_checkpoint_that_is_cut_off_is_named_and_the_one_before_goes_on(settings, tmp_path, file, size):
+    run = {"epochs": None, "max_updates": 2, "save_every_updates": 1, "validate_every_epochs": 0}
+    Pretrainer(settings(**run)).run()
+    last = tmp_path / "out" / "checkpoints" / "step-00000002"
+    (last / file).write_bytes((last / file).read_bytes()[:size])
+    with pytest.raises(SettingsError, match=r"step-00000002 cannot be read: .*remove it to continue"):
+        Pretrainer(settings(**run))
+    shutil.rmtree(last)
+    rest = Pretrainer(settings(**run))
+    assert rest.state.update == 1
+    assert rest.run().update == 2
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
+def test_a_full_disk_is_an_os_error_and_leaves_no_checkpoint(settings, tmp_path, file):
+    resource = pytest.importorskip("resource", reason="limits the size of files")
+    run = {"epochs": None, "max_updates": 2, "save_every_updates": 1, "validate_every_epochs": 0}
+    run["model"] = {**MODEL, "hidden_size": 64}  # Weights are larger than the code beside them.
+    trainer = Pretrainer(settings(**run))
+    size = 4 * sum(p.numel() for p in trainer.updater.bare.parameters()) * (2 if file == "optimizer.pt" else 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="step-00000001 cannot be written"):
+            trainer.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert trainer.checkpoints.latest() is None
+    assert Pretrainer(settings(**run)).run().update == 2
+
+
+def test_a_damaged_note_of_the_best_checkpoint_stops_nothing(settings, tmp_path):
+    trainer = Pretrainer(settings(epochs=1))
+    assert trainer.run().best is not None
+    (tmp_path / "out" / "checkpoints" / "best.json").write_text("")
+    assert Pretrainer(settings(epochs=2)).run().finished
+
+
+def test_two_runs_do_not_write_in_one_folder_and_a_killed_one_leaves_it_free(settings, tmp_path):
+    trainer = Pretrainer(settings(epochs=None, max_updates=1, validate_every_epochs=0))
+    reading, writing = os.pipe()
+    other = os.fork()  # Locks are a process's.
+    if other == 0:
+        checkpoints = Checkpoints(tmp_path / "out", keep_last=1)
+        os.write(writing, b"1" if checkpoints.claim() else b"0")
+        time.sleep(600)
+    try:
+        assert os.read(reading, 1) == b"1"
+        with pytest.raises(SettingsError, match="is in use: another run is writing there"):
+            trainer.run()
+    finally:
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
+    assert trainer.run().finished
+
+
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_loss_that_is_not_finite_stops_the_run(settings, tmp_path, what, monkeypatch):
     trainer = Pretrainer(settings(save_every_updates=1))
@@ -426,7 +505,9 @@ def test_trackers_get_figures_and_never_paths_or_recordings(settings, tmp_path, 
     chosen = settings(trackers=["tensorboard"])
     trainer = Pretrainer(chosen)
     accelerator = trainer.accelerator
-    monkeypatch.setattr(accelerator, "init_trackers", lambda project, config: seen.append((project, config)))
+    monkeypatch.setattr(
+        accelerator, "init_trackers", lambda project, config, init_kwargs: seen.append((project, config))
+    )
     monkeypatch.setattr(accelerator, "log", lambda values, step: seen.append((step, values)))
     (tmp_path / "out").mkdir()
     monitor = Monitor(accelerator, chosen, 4, 0)
@@ -466,3 +547,34 @@ def test_clipping_bounds_the_gradient(settings):
     result = trainer.run()
     assert norms == [pytest.approx(1e-3, rel=1e-3)]
     assert result.metrics["gradient_norm"] > 1e-2  # As it was before clipping.
+
+
+def test_several_stores_are_one_after_the_other(settings, store, tmp_path):
+    rng = np.random.default_rng(1)
+    others = [
+        {
+            "recording_id": f"other{n}",
+            "patient_id": f"q{n}",
+            "signal": np.cumsum(rng.standard_normal((12, 5000)), axis=1).astype(np.float32),
+            "sampling_rate": 500,
+            "lead_names": STANDARD_LEADS,
+            "units": "mV",
+        }
+        for n in range(4)
+    ]
+    load_arrays(others, tmp_path / "other", split="grouped", counts={"train": 3, "valid": 1}, progress=False)
+    one, _ = open_pairs(settings(), ECGFMFeatureExtractor())
+    both, valid = open_pairs(settings(data=[str(store), str(tmp_path / "other")]), ECGFMFeatureExtractor())
+    assert len(both) == len(one) + 3
+    assert len(valid) == 3 + 1
+    assert both[len(one)]["recording_id"].startswith("other")
+    assert both.fingerprint != one.fingerprint
+
+
+def test_stores_that_cannot_be_joined_are_named(settings, store, tmp_path):
+    with pytest.raises(SettingsError, match="empty list"):
+        open_pairs(settings(data=[]), ECGFMFeatureExtractor())
+    with pytest.raises(SettingsError, match="nowhere"):
+        open_pairs(settings(data=[str(store), str(tmp_path / "nowhere")]), ECGFMFeatureExtractor())
+    with pytest.raises(SettingsError, match="in more than one store"):
+        open_pairs(settings(data=[str(store), str(store)]), ECGFMFeatureExtractor())

@@ -60,7 +60,8 @@ class Noise:
 
     Attributes:
         max_amplitude, min_amplitude: mV; what is drawn between them is each noise's own matter.
-        dependency: III, aVR, aVL and aVF are recomputed from the noisy I and II instead of getting noise of their own.
+        dependency: III, aVR, aVL and aVF are recomputed from the noisy I and II instead of getting noise of their own;
+            unless I or II is constant or has NaN, which then would reach leads that are sound.
         apply_probability: Share of the recordings that get it.
 
     Raises:
@@ -95,9 +96,12 @@ class Noise:
         if not self.apply_probability > random.uniform():
             return signal
         noisy = signal + self._draw(*signal.shape, sampling_rate, random)
-        if self.dependency:
-            recompute_limb_leads(noisy, lead_names)
         constant = signal.max(axis=1) == signal.min(axis=1)
+        if self.dependency:
+            sound = ~constant & np.isfinite(signal).all(axis=1)
+            recompute_limb_leads(
+                noisy, [name if usable else "" for name, usable in zip(lead_names, sound, strict=True)]
+            )
         noisy[constant] = signal[constant]
         return noisy.astype(signal.dtype, copy=False)
 

@@ -9,21 +9,30 @@ Checkpoints of a run: written whole or not at all, found again, pruned.
 
 import json
 import os
+import pickle
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from accelerate import Accelerator, DistributedType
+from safetensors import SafetensorError
 
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..saving import save_model_folder
 from .settings import PretrainSettings, SettingsError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 STATE_FILE, OPTIMIZER_FILE, ENGINE_FOLDER, BEST_FILE = "trainer_state.json", "optimizer.pt", "engine", "best.json"
-_UNFINISHED = ".writing-"
+_UNFINISHED, _LOCK_FILE = ".writing-", ".lock"
 # What may change between a run and its continuation without another outcome.
 _FREE = {"data", "output_dir", "num_workers", "processes", "device", "trackers", "project", "resume", "collapse_below"}
 _FREE |= {"log_every_updates", "keep_last", "save_every_updates", "save_every_epochs"}
@@ -42,6 +51,7 @@ class TrainerState:
         epoch, update_in_epoch (`int`): Epochs done, and updates done in the one after.
         micro_batches (`int`): An update's, over processes and accumulation.
         num_pairs (`int`): Of the training data.
+        data (`str`): [`PairDataset.fingerprint`] of the training data.
         best_loss (`float`, *optional*): Least validation loss so far.
         settings (`dict`): As [`PretrainSettings.to_dict`] gives them.
     """
@@ -51,6 +61,7 @@ class TrainerState:
     update_in_epoch: int = 0
     micro_batches: int = 1
     num_pairs: int = 0
+    data: str = ""
     best_loss: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -61,6 +72,35 @@ class Checkpoints:
     def __init__(self, output_dir: str | Path, keep_last: int):
         self.folder = Path(output_dir) / "checkpoints"
         self._keep_last = keep_last
+        self._lock: IO | None = None
+
+    def claim(self) -> bool:
+        """
+        Takes the folder for this process, until [`release`] or its end. False where another process has it: two runs
+        would remove each other's half-written checkpoints.
+
+        Raises:
+            `OSError`: the folder cannot be made.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.folder / _LOCK_FILE, "ab")  # noqa: SIM115 - closed by release
+        if fcntl is None:
+            return True
+        try:
+            # Not `flock`, whose locks data loader workers inherit: they outlive a killed run by seconds.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            self.release()
+            return False
+        except OSError:  # a network file system without locks
+            pass
+        return True
+
+    def release(self) -> None:
+        """Lets others have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def all(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
@@ -75,9 +115,11 @@ class Checkpoints:
 
     def best(self) -> Path | None:
         """The checkpoint of the least validation loss, if there was a validation."""
-        file = self.folder / BEST_FILE
-        path = self.folder / json.loads(file.read_text())["checkpoint"] if file.is_file() else None
-        return path if path is not None and path.is_dir() else None
+        try:
+            path = self.folder / json.loads((self.folder / BEST_FILE).read_text(encoding="utf-8"))["checkpoint"]
+        except (FileNotFoundError, ValueError):  # no validation yet, or a file that is damaged
+            return None
+        return path if path.is_dir() else None
 
     def save(
         self,
@@ -104,10 +146,11 @@ class Checkpoints:
             accelerator.save_state(str(writing / ENGINE_FOLDER))
         if accelerator.is_main_process:
             # What `model.config` says of the folder that it came from would lead nowhere elsewhere.
-            save_model_folder(accelerator.unwrap_model(model), feature_extractor, writing, state_dict=weights)
-            if not _engine_holds_state(accelerator):
-                scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
-                torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler}, writing / OPTIMIZER_FILE)
+            with full_disk_told(writing):
+                save_model_folder(accelerator.unwrap_model(model), feature_extractor, writing, state_dict=weights)
+                if not _engine_holds_state(accelerator):
+                    scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+                    torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler}, writing / OPTIMIZER_FILE)
             (writing / STATE_FILE).write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
             for path in writing.rglob("*"):
                 _flush(path)
@@ -121,6 +164,7 @@ class Checkpoints:
         """Remembers a checkpoint as the best, which keeps it."""
         writing = self.folder / f"{_UNFINISHED}{BEST_FILE}"
         writing.write_text(json.dumps({"checkpoint": checkpoint.name, "valid_loss": loss}) + "\n", encoding="utf-8")
+        _flush(writing)
         writing.replace(self.folder / BEST_FILE)
 
     def prune(self) -> None:
@@ -133,10 +177,11 @@ class Checkpoints:
 
 def read_state(checkpoint: Path) -> TrainerState:
     """`trainer_state.json` of a checkpoint. [`SettingsError`] where it is damaged."""
-    try:
-        return TrainerState(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise SettingsError(f"{checkpoint / STATE_FILE} is damaged: {error}") from None
+    with damage_told(checkpoint):
+        try:
+            return TrainerState(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise SettingsError(f"{STATE_FILE}: {error}") from None
 
 
 def load_optimizer(checkpoint: Path, accelerator: Accelerator, optimizer: Any) -> None:
@@ -144,37 +189,82 @@ def load_optimizer(checkpoint: Path, accelerator: Accelerator, optimizer: Any) -
     if _engine_holds_state(accelerator):
         accelerator.load_state(str(checkpoint / ENGINE_FOLDER))
         return
-    found = torch.load(checkpoint / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+    with damage_told(checkpoint):
+        found = torch.load(checkpoint / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
     optimizer.load_state_dict(found["optimizer"])
     if accelerator.scaler is not None and found["scaler"] is not None:
         accelerator.scaler.load_state_dict(found["scaler"])
 
 
-def check_same_run(state: TrainerState, settings: PretrainSettings, micro_batches: int, num_pairs: int) -> None:
+@contextmanager
+def full_disk_told(folder: Path) -> Iterator[None]:
+    """An `OSError` in place of what safetensors and torch raise where a file cannot be written."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        raise OSError(f"{folder} cannot be written (is the disk full?): {error}") from error
+
+
+@contextmanager
+def damage_told(checkpoint: Path | None) -> Iterator[None]:
+    """What goes wrong in reading a checkpoint's files, as a [`SettingsError`] that says what to do about it."""
+    try:
+        yield
+    except (SafetensorError, ValueError, OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+        if checkpoint is None:
+            raise
+        raise SettingsError(
+            f"{checkpoint} cannot be read: {str(error) or type(error).__name__}. If its files are damaged, remove it "
+            "to continue from the checkpoint before it"
+        ) from None
+
+
+def check_same_settings(state: TrainerState, settings: PretrainSettings) -> None:
     """
     Whether a run with these settings continues the checkpoint's.
 
     Raises:
-        [`SettingsError`]: settings that would change the outcome differ; another effective batch; other data.
+        [`SettingsError`]: settings that would change the outcome differ.
     """
     now = settings.to_dict()
     # With a fixed learning rate a run may be made longer; others depend on its length.
     free = _FREE | ({"epochs", "max_updates"} if settings.schedule == "fixed" and settings.warmup >= 1 else set())
     free |= {"epochs", "max_updates"} if settings.schedule == "fixed" and settings.warmup == 0 else set()
-    changed = [
-        f"{k} was {state.settings.get(k)!r}, now {now[k]!r}"
-        for k in now
-        if k not in free and state.settings.get(k) != now[k]
-    ]
-    if micro_batches != state.micro_batches:
-        changed.append(f"processes x accumulation was {state.micro_batches}, now {micro_batches}")
-    if num_pairs != state.num_pairs:
-        changed.append(f"the training data had {state.num_pairs} pairs, now {num_pairs}")
+    changed = [text for k in now if k not in free for text in _differences(k, state.settings.get(k), now[k])]
+    _refuse(settings.to_dict(), changed)
+
+
+def check_same_data(state: TrainerState, begun: TrainerState) -> None:
+    """
+    Whether a run that would begin as `begun` sees the checkpoint's data in updates of the same size.
+
+    Raises:
+        [`SettingsError`]: another effective batch; other data, or the same in another order.
+    """
+    changed = []
+    if begun.micro_batches != state.micro_batches:
+        changed.append(f"processes x accumulation was {state.micro_batches}, now {begun.micro_batches}")
+    if begun.num_pairs != state.num_pairs:
+        changed.append(f"the training data had {state.num_pairs} pairs, now {begun.num_pairs}")
+    elif state.data and begun.data != state.data:
+        changed.append("the training data had other recordings, or these in another order")
+    _refuse(begun.settings, changed)
+
+
+def _refuse(settings: dict[str, Any], changed: list[str]) -> None:
     if changed:
         raise SettingsError(
-            f"{settings.output_dir} holds another run: {'; '.join(changed)}. Continue it as it was; or begin anew from "
-            "its weights with init_from=CHECKPOINT and another output_dir"
+            f"{settings['output_dir']} holds another run: {'; '.join(changed)}. Continue it as it was; or begin anew "
+            "from its weights with init_from=CHECKPOINT and another output_dir"
         )
+
+
+def _differences(name: str, before: Any, now: Any) -> list[str]:
+    """What is not the same, key by key in mappings."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = dict.fromkeys([*before, *now])
+        return [text for key in keys for text in _differences(f"{name}.{key}", before.get(key), now.get(key))]
+    return [] if before == now else [f"{name} was {before!r}, now {now!r}"]
 
 
 def _engine_holds_state(accelerator: Accelerator) -> bool:
@@ -194,4 +284,13 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-__all__ = ["Checkpoints", "TrainerState", "check_same_run", "load_optimizer", "read_state"]
+__all__ = [
+    "Checkpoints",
+    "TrainerState",
+    "check_same_data",
+    "check_same_settings",
+    "damage_told",
+    "full_disk_told",
+    "load_optimizer",
+    "read_state",
+]

@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import os
 import sys
+from typing import Any
 
 
 def add_pretrain_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +16,7 @@ def add_pretrain_arguments(parser: argparse.ArgumentParser) -> None:
         "--config",
         metavar="NAME|PATH",
         required=True,
-        help=f"a recipe: {', '.join(recipe_names())}, or a YAML file of the same keys",
+        help=f"a recipe: {', '.join(recipe_names('pretrain'))}, or a YAML file of the same keys",
     )
     parser.add_argument(
         "changes",
@@ -36,23 +37,19 @@ def run_pretrain(args: argparse.Namespace) -> int:
         interrupted by Ctrl-C and SIGTERM, saved: the same command continues.
     """
     from ..memory import keep_freed_memory
-    from .recipes import find_recipe, read_recipe
+    from .recipes import read_recipe
     from .settings import SettingsError
 
     process = int(os.environ.get("RANK", "0"))
     try:
         settings = read_recipe(args.config, args.changes)
         if args.show:
-            import yaml
-
-            print(find_recipe(args.config).read_text(encoding="utf-8"), end="")
-            if args.changes:
-                print(f"\n# As changed:\n{yaml.safe_dump(settings.to_dict(), sort_keys=False)}", end="")
+            show_recipe(args.config, args.changes, settings)
             return 0
         if importlib.util.find_spec("accelerate") is None:
             raise SettingsError("pretraining needs accelerate: pip install 'ecgfm-hf[training]'")
         keep_freed_memory()
-        _quiet(process)
+        quiet(process)
         from .pretraining import NonFiniteLossError, Pretrainer
 
         trainer = Pretrainer(settings)
@@ -65,6 +62,10 @@ def run_pretrain(args: argparse.Namespace) -> int:
         print(trainer.describe(), flush=True)
     try:
         result = trainer.run()
+    except SettingsError as error:
+        if main:
+            print(f"ecgfm pretrain: {error}", file=sys.stderr)
+        return 2
     except NonFiniteLossError as error:
         print(f"ecgfm pretrain: {error}", file=sys.stderr)
         return 1
@@ -76,6 +77,17 @@ def run_pretrain(args: argparse.Namespace) -> int:
     if main:
         print(_summary(result, settings.output_dir))
     return 0 if result.finished else 128 + int(result.signal)
+
+
+def show_recipe(name_or_path: str, changes: list[str], settings: Any) -> None:
+    """Prints a recipe with its comments and, where there are changes, the settings that they lead to."""
+    import yaml
+
+    from .recipes import find_recipe
+
+    print(find_recipe(name_or_path).read_text(encoding="utf-8"), end="")
+    if changes:
+        print(f"\n# As changed:\n{yaml.safe_dump(settings.to_dict(), sort_keys=False)}", end="")
 
 
 def _summary(result: "PretrainResult", output_dir: str) -> str:  # noqa: F821 - imported late, as torch is
@@ -92,7 +104,7 @@ def _summary(result: "PretrainResult", output_dir: str) -> str:  # noqa: F821 - 
     return "\n".join(lines)
 
 
-def _quiet(process: int) -> None:
+def quiet(process: int) -> None:
     """Keeps libraries' progress bars, and other processes' copies of the same warnings, out of what is printed."""
     import datasets
     import transformers

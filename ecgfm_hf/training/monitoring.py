@@ -5,17 +5,34 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from .settings import PretrainSettings, SettingsError
 
+if TYPE_CHECKING:
+    from .finetune_settings import FinetuneSettings
+
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 _TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
+# By itself Weights & Biases sends the command line, what is printed, the host's name and the code's repository: paths,
+# all of them.
+_TRACKER_SETTINGS = {
+    "wandb": {
+        "settings": {
+            "console": "off",
+            "disable_code": True,
+            "disable_git": True,
+            "x_disable_machine_info": True,
+            "x_disable_meta": True,
+            "x_save_requirements": False,
+        }
+    }
+}
 _SHORT = {
     "loss": "loss",
     "contrastive_loss": "nce",
@@ -25,8 +42,13 @@ _SHORT = {
     "contrastive_accuracy": "acc",
     "code_perplexity": "code_ppl",
     "prob_perplexity": "prob_ppl",
+    "auroc_macro": "auroc",
+    "r_squared_macro": "r2",
+    "mean_absolute_error_macro": "mae",
     "segments_per_s": "seg/s",
 }
+# Settings that may name institutions or people.
+_PRIVATE = ("data", "output_dir", "init_from", "prepare", "targets")
 
 
 def check_trackers(names: list[str]) -> None:
@@ -55,7 +77,13 @@ class Monitor:
         first_update (`int`): Updates done before; what an interrupted run logged after them is forgotten.
     """
 
-    def __init__(self, accelerator: Accelerator, settings: PretrainSettings, total_updates: int, first_update: int):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        settings: "PretrainSettings | FinetuneSettings",
+        total_updates: int,
+        first_update: int,
+    ):
         self._accelerator, self._settings, self._total = accelerator, settings, total_updates
         self._main = accelerator.is_main_process
         self._file = Path(settings.output_dir) / METRICS_FILE
@@ -72,10 +100,9 @@ class Monitor:
             lines = self._file.read_text(encoding="utf-8").splitlines(keepends=True)
             self._file.write_text("".join(x for x in lines if _update_of(x) <= first_update), encoding="utf-8")
         if settings.trackers:
-            # Hyper-parameters only: paths may name institutions or people.
-            shown = {k: v for k, v in settings.to_dict().items() if k not in ("data", "output_dir", "init_from")}
+            shown = {k: v for k, v in settings.to_dict().items() if k not in _PRIVATE}
             shown = {k: v if isinstance(v, (int, float, str, bool)) else json.dumps(v) for k, v in shown.items()}
-            accelerator.init_trackers(settings.project, config=shown)
+            accelerator.init_trackers(settings.project, config=shown, init_kwargs=_TRACKER_SETTINGS)
 
     def advance(self) -> None:
         """An update is done."""

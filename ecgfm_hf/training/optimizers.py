@@ -1,11 +1,15 @@
-"""Optimisers and learning rates of pretraining."""
+"""Optimisers and learning rates of pretraining and fine-tuning."""
 
 import math
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 
 from .settings import PretrainSettings
+
+if TYPE_CHECKING:
+    from .finetune_settings import FinetuneSettings
 
 
 class FairseqAdam(torch.optim.AdamW):
@@ -83,9 +87,14 @@ class FairseqAdam(torch.optim.AdamW):
         ]
 
 
-def build_optimizer(parameters: Iterable[torch.Tensor], settings: PretrainSettings) -> torch.optim.Optimizer:
-    """`FairseqAdam` or torch's AdamW (fused), over what is trainable. Every weight decays, as in the original."""
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+def build_optimizer(
+    parameters: Iterable[torch.Tensor] | Iterable[dict], settings: "PretrainSettings | FinetuneSettings"
+) -> torch.optim.Optimizer:
+    """
+    `FairseqAdam` or torch's AdamW (fused), over what is trainable among parameters, or over groups of them. Every
+    weight decays, as in the original.
+    """
+    trainable = [given for given in parameters if isinstance(given, dict) or given.requires_grad]
     arguments = {
         "lr": settings.learning_rate,
         "betas": tuple(settings.betas),
@@ -97,15 +106,15 @@ def build_optimizer(parameters: Iterable[torch.Tensor], settings: PretrainSettin
     return FairseqAdam(trainable, **arguments)
 
 
-def learning_rate_at(update: int, total_updates: int, settings: PretrainSettings) -> float:
+def learning_rate_at(update: int, total_updates: int, settings: "PretrainSettings | FinetuneSettings") -> float:
     """
     The learning rate of an update, a function of its number alone: there is no state to save.
 
     Args:
         update (`int`): From 0.
         total_updates (`int`): Of the whole run.
-        settings ([`PretrainSettings`]): `learning_rate`, `warmup` (updates, or a share of the run if below 1),
-            `schedule`, `final_learning_rate` (what linear and cosine end at).
+        settings ([`PretrainSettings`] or [`FinetuneSettings`]): `learning_rate`, `warmup` (updates, or a share of the
+            run if below 1), `schedule`, `final_learning_rate` (what linear and cosine end at).
     """
     warmup = settings.warmup if settings.warmup >= 1 else round(settings.warmup * total_updates)
     if update < warmup:

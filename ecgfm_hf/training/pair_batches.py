@@ -2,6 +2,7 @@
 
 import hashlib
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset as HFDataset
+from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.fairseq_folder import FairseqFolderError, load_fairseq_folder
-from ..data.model_inputs import as_model_inputs
+from ..data.model_inputs import ModelInputs, as_model_inputs
 from ..data.store import REPORT_FILE, StoreError, load_prepared, read_report
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from .masking import derived_seed
@@ -46,10 +49,18 @@ class PairDataset(Dataset):
         transform: `(input_values, item) -> input_values`, of an item's (2, leads, samples); what it draws must depend
             on seed, epoch and item only, as those of [`build_augmentations`] do.
         signal_transform: Acts in the dataset; here only to tell it the epoch.
+        fingerprint (`str`): Of which recordings come in which order; empty where that is not known.
     """
 
-    def __init__(self, pairs: Any, transform: Callable | None = None, signal_transform: Callable | None = None):
+    def __init__(
+        self,
+        pairs: Any,
+        transform: Callable | None = None,
+        signal_transform: Callable | None = None,
+        fingerprint: str = "",
+    ):
         self.pairs, self._transform, self._signal_transform = pairs, transform, signal_transform
+        self.fingerprint = fingerprint
 
     def set_epoch(self, epoch: int) -> None:
         """Tells the augmentations which epoch begins; before workers are started, which inherit it."""
@@ -75,15 +86,20 @@ def open_pairs(
     settings: PretrainSettings, feature_extractor: ECGFMFeatureExtractor
 ) -> tuple[PairDataset, PairDataset | None]:
     """
-    Training and validation pairs of a store or of fairseq-signals' processed folder; only training is augmented.
+    Training and validation pairs of a store, of several (the splits of one name are one after the other), or of
+    fairseq-signals' processed folder; only training is augmented.
 
     Raises:
         [`SettingsError`]: `data` names neither, lacks a split, has no pair, or asks for what it cannot do.
     """
     if settings.data is None:
         raise SettingsError("data is required: a store (`ecgfm prepare`) or a processed folder of fairseq-signals")
-    folder = Path(settings.data)
-    is_store = (folder / REPORT_FILE).is_file() or not (folder / "manifests").is_dir()
+    folders = [Path(folder) for folder in ([settings.data] if isinstance(settings.data, str) else settings.data)]
+    if not folders:
+        raise SettingsError("data is an empty list, expected a store or several")
+    folder = folders[0]
+    is_store = len(folders) > 1 or (folder / REPORT_FILE).is_file() or not (folder / "manifests").is_dir()
+    named = ", ".join(map(str, folders))
     signal_transform, transform = None, None
     if settings.augmentations:
         from .augmentations import build_augmentations
@@ -101,34 +117,48 @@ def open_pairs(
         )
     try:
         if is_store:
-            splits = list(read_report(folder)["splits"]["recordings"])
-            if absent := [s for s in (settings.train_split, settings.valid_split) if s not in (None, *splits)]:
-                raise SettingsError(
-                    f"{folder} has no split {', '.join(absent)}, only {', '.join(splits)}: "
-                    "`ecgfm split` makes splits; without validation, train_split=NAME valid_split=null"
-                )
+            for store in folders:
+                splits = list(read_report(store)["splits"]["recordings"])
+                if absent := [s for s in (settings.train_split, settings.valid_split) if s not in (None, *splits)]:
+                    raise SettingsError(
+                        f"{store} has no split {', '.join(absent)}, only {', '.join(splits)}: "
+                        "`ecgfm split` makes splits; without validation, train_split=NAME valid_split=null"
+                    )
 
-        def open_split(split: str, augmented: bool) -> Any:
+        def open_split(split: str, *transforms: Callable | None) -> PairDataset:
             if not is_store:
-                return load_fairseq_folder(folder, split, pairs=True)
-            return as_model_inputs(
-                load_prepared(folder, split),
-                feature_extractor,
-                pairs=True,
-                signal_transform=signal_transform if augmented else None,
-            )
+                return PairDataset(load_fairseq_folder(folder, split, pairs=True), *transforms)
+            rows = load_prepared(folders if len(folders) > 1 else folder, split)
+            on_signals = transforms[1] if transforms else None
+            pairs = as_model_inputs(rows, feature_extractor, pairs=True, signal_transform=on_signals)
+            return PairDataset(pairs, *transforms, fingerprint=_fingerprint(rows, pairs))
 
-        train = PairDataset(open_split(settings.train_split, True), transform, signal_transform)
-        valid = None if settings.valid_split is None else PairDataset(open_split(settings.valid_split, False))
+        train = open_split(settings.train_split, transform, signal_transform)
+        valid = None if settings.valid_split is None else open_split(settings.valid_split)
     except (StoreError, FairseqFolderError, FileNotFoundError) as error:
         raise SettingsError(f"data: {error}") from None
+    except DatasetGenerationError as error:
+        raise SettingsError(
+            f"data: {named} cannot be copied to the cache of datasets (HF_DATASETS_CACHE says where): "
+            f"{error.__cause__ or error}"
+        ) from None
     for split, found in ((settings.train_split, train), (settings.valid_split, valid)):
         if found is not None and len(found) == 0:
             raise SettingsError(
-                f"data: {folder}, split {split}: no recording has two adjacent segments of "
+                f"data: {named}, split {split}: no recording has two adjacent segments of "
                 f"{feature_extractor.segment_seconds:g} s"
             )
     return train, valid
+
+
+def _fingerprint(rows: HFDataset, pairs: ModelInputs) -> str:
+    """Which recording each pair is from. Not of the samples, which would take as long as an epoch."""
+    names = rows.select_columns(["recording_id"]).with_format("arrow")[:]["recording_id"].to_pylist()
+    if len(set(names)) < len(names):
+        # Pairs of one id are each other's positives.
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise StoreError(f"recording {twice} is in more than one store: ids must tell all recordings apart")
+    return hashlib.blake2b(repr(names).encode() + pairs.recordings.tobytes(), digest_size=16).hexdigest()
 
 
 def epoch_order(num_pairs: int, seed: int, epoch: int) -> np.ndarray:

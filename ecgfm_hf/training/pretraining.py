@@ -7,10 +7,19 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 
 from ..saving import save_model_folder
-from .checkpoints import Checkpoints, TrainerState, check_same_run, load_optimizer, read_state
+from .checkpoints import (
+    Checkpoints,
+    TrainerState,
+    check_same_data,
+    check_same_settings,
+    damage_told,
+    full_disk_told,
+    load_optimizer,
+    read_state,
+)
 from .interruption import Interruption
 from .monitoring import Monitor, write_bad_batch
 from .objective import METRICS, batch_metrics
@@ -78,10 +87,20 @@ class Pretrainer:
         latest = self.checkpoints.latest()
         if latest is not None and not settings.resume:
             raise SettingsError(f"{settings.output_dir} holds a run and resume is false: give another output_dir")
-        model, self.feature_extractor = build_model(settings, latest)
-        # One process makes the copy of the data that all read.
+        if latest is not None:
+            self.state = read_state(latest)
+            check_same_settings(self.state, settings)
+        with damage_told(latest):
+            model, self.feature_extractor = build_model(settings, latest)
+        # One process makes the copy of the data that all read. An error has to wait, as the others do.
+        refused = None
         with self.accelerator.main_process_first():
-            self.train_data, self.valid_data = open_pairs(settings, self.feature_extractor)
+            try:
+                self.train_data, self.valid_data = open_pairs(settings, self.feature_extractor)
+            except SettingsError as error:
+                refused = error
+        if refused is not None:
+            raise refused
         processes = self.accelerator.num_processes
         self.micro_batches = processes * settings.accumulation
         self.updates_per_epoch = len(self.train_data) // (settings.pairs * self.micro_batches)
@@ -94,13 +113,17 @@ class Pretrainer:
         by_epochs = None if settings.epochs is None else settings.epochs * self.updates_per_epoch
         self.total_updates = min(n for n in (by_epochs, settings.max_updates) if n is not None)
 
-        self.state = TrainerState(
-            micro_batches=self.micro_batches, num_pairs=len(self.train_data), settings=settings.to_dict()
+        begun = TrainerState(
+            micro_batches=self.micro_batches,
+            num_pairs=len(self.train_data),
+            data=self.train_data.fingerprint,
+            settings=settings.to_dict(),
         )
-        if latest is not None:
-            self.state = read_state(latest)
-            check_same_run(self.state, settings, self.micro_batches, len(self.train_data))
-            self.state.settings = settings.to_dict()
+        if latest is None:
+            self.state = begun
+        else:
+            check_same_data(self.state, begun)
+            self.state.settings, self.state.data = begun.settings, begun.data
         optimizer = build_optimizer(model.parameters(), settings)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         if isinstance(optimizer, FairseqAdam):
@@ -120,6 +143,8 @@ class Pretrainer:
         parameters = sum(parameter.numel() for parameter in self.updater.bare.parameters())
         begin = f"continuing at update {self.state.update}" if self._last_checkpoint else "from update 0"
         source = settings.init_from or "random weights"
+        kind = self.accelerator.distributed_type
+        engine = "" if kind == DistributedType.NO else f", {kind.value}"
         lines = [
             f"model            {parameters:,} parameters, from {source}",
             f"data             {len(self.train_data):,} pairs to train, "
@@ -127,8 +152,7 @@ class Pretrainer:
             f"effective batch  {batch:,} segments: {settings.pairs} pairs x 2 x {processes} "
             f"process{'es' if processes > 1 else ''} x {settings.accumulation} accumulation ({published})",
             f"updates          {self.total_updates:,} ({self.updates_per_epoch:,} an epoch), {begin}",
-            f"computing        {settings.precision} on {self.accelerator.device.type}, "
-            f"{self.accelerator.distributed_type.value}",
+            f"computing        {settings.precision} on {self.accelerator.device.type}{engine}",
         ]
         return "\n".join(lines)
 
@@ -138,8 +162,19 @@ class Pretrainer:
 
         Raises:
             [`NonFiniteLossError`]: the loss or gradient is NaN or infinite; the weights stay as they were.
+            [`SettingsError`]: another process is at work in `output_dir`.
             `OSError`: a checkpoint cannot be written.
         """
+        # All processes must learn that the main one has found the folder in use.
+        taken = self.accelerator.is_main_process and not self.checkpoints.claim()
+        if float(self.updater.sum(torch.tensor([float(taken)]))[0]):
+            raise SettingsError(f"{self.settings.output_dir} is in use: another run is writing there. Wait, or end it")
+        try:
+            return self._run()
+        finally:
+            self.checkpoints.release()
+
+    def _run(self) -> PretrainResult:
         state, settings = self.state, self.settings
         if self.accelerator.is_main_process:
             Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
@@ -255,7 +290,9 @@ class Pretrainer:
     def _write_model(self) -> None:
         weights = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
-            save_model_folder(self.updater.bare, self.feature_extractor, self.settings.output_dir, state_dict=weights)
+            folder = Path(self.settings.output_dir)
+            with full_disk_told(folder):
+                save_model_folder(self.updater.bare, self.feature_extractor, folder, state_dict=weights)
         self.accelerator.wait_for_everyone()
 
 

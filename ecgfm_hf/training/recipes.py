@@ -1,18 +1,18 @@
 """Recipes: YAML files of settings, found by name or path, with changes from the command line."""
 
 import copy
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from .settings import SETTING_NAMES, PretrainSettings, SettingsError, suggestion
+from .settings import PretrainSettings, SettingsError, suggestion
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-# Mappings whose keys are checked by those who read them, and may be named with a dot.
-_NESTED = ("model", "feature_extractor", "augmentations")
+Settings = TypeVar("Settings")
 
 
 class _Loader(yaml.SafeLoader):
@@ -33,9 +33,9 @@ _Loader.add_implicit_resolver(
 )
 
 
-def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+def recipe_names(kind: str = "") -> list[str]:
+    """The recipes that come with the package: all, or those of a kind, `pretrain` or `finetune`."""
+    return sorted(path.stem for path in RECIPES.glob(f"{kind}*.yaml"))
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
@@ -57,7 +57,9 @@ def find_recipe(name_or_path: str | Path) -> Path:
     )
 
 
-def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> PretrainSettings:
+def read_recipe(
+    name_or_path: str | Path, overrides: Sequence[str] = (), settings_class: type[Settings] = PretrainSettings
+) -> Settings:
     """
     The settings of a recipe.
 
@@ -65,6 +67,7 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Pret
         name_or_path (`str` or `Path`): Such as `pretrain_base` or `my/recipe.yaml`.
         overrides (sequence of `str`): `key=value`, the value in YAML. `model.hidden_dropout=0.0` changes one key of a
             mapping; `model={}` replaces it.
+        settings_class (type): Of the settings; [`PretrainSettings`] or [`FinetuneSettings`].
 
     Raises:
         [`SettingsError`]: no such recipe, no YAML, unknown keys (the message suggests one that is close), impossible
@@ -77,28 +80,29 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Pret
         raise SettingsError(f"{path} is no YAML: {error}") from None
     if not isinstance(values, dict):
         raise SettingsError(f"{path} must hold key: value lines, found {type(values).__name__}")
-    _check_names(values, f"{path}: ")
+    _check_names(values, settings_class, f"{path}: ")
     values = copy.deepcopy(values)
     for override in overrides:
-        _override(values, override)
+        _override(values, override, settings_class)
     try:
-        return PretrainSettings(**values)
+        return settings_class(**values)
     except SettingsError as error:
         raise SettingsError(f"{path.name}: {error}") from None
 
 
-def write_recipe(settings: PretrainSettings, path: Path) -> None:
+def write_recipe(settings: Any, path: Path) -> None:
     """Writes settings as a recipe, for the record and for `--config`."""
     path.write_text(yaml.safe_dump(settings.to_dict(), sort_keys=False), encoding="utf-8")
 
 
-def _check_names(values: dict[Any, Any], where: str = "") -> None:
+def _check_names(values: dict[Any, Any], settings_class: type, where: str = "") -> None:
+    known = [spec.name for spec in dataclasses.fields(settings_class)]
     for name in values:
-        if name not in SETTING_NAMES:
-            raise SettingsError(f"{where}unknown setting {name}{suggestion(name, SETTING_NAMES)}")
+        if name not in known:
+            raise SettingsError(f"{where}unknown setting {name}{suggestion(name, known)}")
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def _override(values: dict[str, Any], override: str, settings_class: type) -> None:
     key, sign, text = override.partition("=")
     key = key.strip()
     if not sign or not key:
@@ -108,9 +112,11 @@ def _override(values: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise SettingsError(f"{key}: {text!r} is no YAML: {error}") from None
     first, *rest = key.split(".")
-    _check_names({first: None})
-    if rest and first not in _NESTED:
-        raise SettingsError(f"{key}: {first} is no mapping (those are {', '.join(_NESTED)})")
+    _check_names({first: None}, settings_class)
+    # Mappings, whose keys are checked by those who read them.
+    nested = [spec.name for spec in dataclasses.fields(settings_class) if "dict" in str(spec.type)]
+    if rest and first not in nested:
+        raise SettingsError(f"{key}: {first} is no mapping (those are {', '.join(nested)})")
     target, name = values, first
     for part in rest:
         inner = target.get(name)

@@ -1,10 +1,11 @@
-"""The settings of a pretraining run: names, types, defaults and checks. Recipes are files of them."""
+"""The settings of a pretraining run, and how settings are checked. Recipes are files of them."""
 
 import dataclasses
 import difflib
 import math
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +38,7 @@ class PretrainSettings:
     """
 
     # Data
-    data: str | None = None
+    data: str | list[str] | None = None
     output_dir: str | None = None
     train_split: str = "train"
     valid_split: str | None = "valid"
@@ -87,36 +88,20 @@ class PretrainSettings:
     resume: bool = True
 
     def __post_init__(self) -> None:
-        for spec in dataclasses.fields(self):
-            setattr(self, spec.name, _typed(spec.name, getattr(self, spec.name), spec.type))
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise SettingsError(f"{name} must be one of {', '.join(choices)}, found: {getattr(self, name)!r}")
+        check_types(self)
+        check_choices(self, CHOICES)
         least = {"pairs": 1, "accumulation": 1, "keep_last": 1, "log_every_updates": 1}
         least |= {"num_workers": 0, "gumbel_updates_before": 0, "seed": 0, "learning_rate": 0, "eps": 0, "clip_norm": 0}
         least |= {"weight_decay": 0, "warmup": 0, "final_learning_rate": 0, "collapse_below": 0, "save_every_epochs": 0}
         least |= {"save_every_updates": 0, "validate_every_updates": 0, "validate_every_epochs": 0}
-        least |= {name: 1 for name in ("epochs", "max_updates", "processes") if getattr(self, name) is not None}
-        for name, bound in least.items():
-            if not bound <= getattr(self, name) < math.inf:
-                raise SettingsError(f"{name} must be at least {bound}, found: {getattr(self, name)}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise SettingsError(f"betas must be two numbers of at least 0 and below 1, found: {self.betas}")
-        if self.epochs is None and self.max_updates is None:
-            raise SettingsError("epochs and max_updates are both null: one must say when to stop")
-        if self.warmup >= 1 and self.warmup != int(self.warmup):
-            raise SettingsError(f"warmup must be a share below 1 or a whole number of updates, found: {self.warmup}")
-        known = {spec.name for spec in dataclasses.fields(ECGFMConfig) if spec.name in ECGFMConfig.__annotations__}
-        for name in self.model:
-            if name not in known:
-                raise SettingsError(f"unknown setting model.{name}{suggestion(name, known)}")
+        least |= {"epochs": 1, "max_updates": 1, "processes": 1}
+        check_bounds(self, least)
+        check_duration(self)
+        check_model_fields(self.model)
 
     def to_dict(self) -> dict[str, Any]:
         """Names and values, as a recipe has them."""
         return dataclasses.asdict(self)
-
-
-SETTING_NAMES = tuple(spec.name for spec in dataclasses.fields(PretrainSettings))
 
 
 def effective_batch(settings: PretrainSettings, processes: int) -> int:
@@ -128,6 +113,45 @@ def suggestion(name: str, known: typing.Iterable[str]) -> str:
     """`; did you mean NAME?` where a known name is close, else nothing."""
     close = difflib.get_close_matches(str(name), list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def check_types(settings: Any) -> None:
+    """Each field as its annotation says; whole numbers turn into floats where those are meant."""
+    for spec in dataclasses.fields(settings):
+        setattr(settings, spec.name, _typed(spec.name, getattr(settings, spec.name), spec.type))
+
+
+def check_choices(settings: Any, choices: Mapping[str, Sequence[str]]) -> None:
+    """[`SettingsError`] where a field is none of its choices; None passes."""
+    for name, known in choices.items():
+        if getattr(settings, name) not in (None, *known):
+            raise SettingsError(f"{name} must be one of {', '.join(known)}, found: {getattr(settings, name)!r}")
+
+
+def check_bounds(settings: Any, least: Mapping[str, float]) -> None:
+    """[`SettingsError`] where a field is below its bound, infinite or NaN; None passes."""
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        if value is not None and not bound <= value < math.inf:
+            raise SettingsError(f"{name} must be at least {bound}, found: {value}")
+
+
+def check_duration(settings: Any) -> None:
+    """`betas`, `epochs`, `max_updates` and `warmup`, which every kind of training has."""
+    if len(settings.betas) != 2 or not all(0 <= beta < 1 for beta in settings.betas):
+        raise SettingsError(f"betas must be two numbers of at least 0 and below 1, found: {settings.betas}")
+    if settings.epochs is None and settings.max_updates is None:
+        raise SettingsError("epochs and max_updates are both null: one must say when to stop")
+    if settings.warmup >= 1 and settings.warmup != int(settings.warmup):
+        raise SettingsError(f"warmup must be a share below 1 or a whole number of updates, found: {settings.warmup}")
+
+
+def check_model_fields(model: Mapping[str, Any]) -> None:
+    """[`SettingsError`] where `model` names what is no field of [`ECGFMConfig`]."""
+    known = {spec.name for spec in dataclasses.fields(ECGFMConfig) if spec.name in ECGFMConfig.__annotations__}
+    for name in model:
+        if name not in known:
+            raise SettingsError(f"unknown setting model.{name}{suggestion(name, known)}")
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:

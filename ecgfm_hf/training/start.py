@@ -7,6 +7,8 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import GradientAccumulationPlugin
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers.modeling_utils import PreTrainedModel
 
 from ..configuration_ecgfm import ECGFMConfig
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
@@ -16,7 +18,7 @@ from .monitoring import check_trackers
 from .settings import PretrainSettings, SettingsError
 
 # Errors for impossible values, of transformers and huggingface_hub.
-_IMPOSSIBLE = (TypeError, ValueError, StrictDataclassError)
+IMPOSSIBLE = (TypeError, ValueError, StrictDataclassError)
 # What weights do not depend on: may differ from the folder that a run begins from.
 _OBJECTIVE = {
     "hidden_dropout",
@@ -50,7 +52,6 @@ def build_accelerator(settings: PretrainSettings) -> Accelerator:
             device lacks, an unknown tracker.
     """
     check_trackers(settings.trackers)
-    promised = int(os.environ.get("WORLD_SIZE", "1"))
     # Layers that are skipped at random get no gradient, which DistributedDataParallel must be told to expect.
     skips_layers = float(settings.model.get("layerdrop", 0.0)) > 0
     try:
@@ -69,17 +70,29 @@ def build_accelerator(settings: PretrainSettings) -> Accelerator:
         raise SettingsError(f"precision={settings.precision}, device={settings.device}: {error}") from None
     if settings.precision == "float16" and accelerator.device.type == "cpu":
         raise SettingsError("precision=float16 needs a GPU, found a CPU: use bfloat16 or float32")
-    expected = promised if settings.processes is None else settings.processes
-    if accelerator.num_processes != expected:
-        # `accelerate launch --cpu --num_processes 2`, with a configuration that says MULTI_CPU too, runs one process.
-        raise SettingsError(
-            f"expected {expected} processes, found {accelerator.num_processes}. `accelerate launch` runs one process "
-            "on CPUs; several: torchrun --standalone --nproc_per_node N scripts/pretrain.py ... device=cpu"
-        )
+    check_processes(accelerator.num_processes, settings.processes, "scripts/pretrain.py")
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return accelerator
+
+
+def check_processes(found: int, processes: int | None, script: str) -> None:
+    """[`SettingsError`] where there are not as many processes as `processes` says or the launcher promised."""
+    expected = int(os.environ.get("WORLD_SIZE", "1")) if processes is None else processes
+    if found != expected:
+        # `accelerate launch --cpu --num_processes 2`, with a configuration that says MULTI_CPU too, runs one process.
+        raise SettingsError(
+            f"expected {expected} processes, found {found}. `accelerate launch` runs one process on CPUs; several: "
+            f"torchrun --standalone --nproc_per_node N {script} ... device=cpu"
+        )
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Has each layer recomputed in the backward pass: less memory, a third more time."""
+    # Its newer name; transformers before 5.23 has only the other.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
 
 
 def build_model(
@@ -97,17 +110,17 @@ def build_model(
         torch.manual_seed(derived_seed(settings.seed, "initialisation"))
         try:
             config = getattr(ECGFMConfig, settings.architecture)(**settings.model)
-        except _IMPOSSIBLE as error:
+        except IMPOSSIBLE as error:
             raise SettingsError(f"model: {error}") from None
         model = ECGFMForPreTraining(config)
     else:
-        model = _load(Path(source), settings)
+        model = _load(Path(source), settings, "init_from: " if checkpoint is None else "")
     try:
         if source is None:
             extractor = ECGFMFeatureExtractor(**settings.feature_extractor)
         else:
             extractor = ECGFMFeatureExtractor.from_pretrained(source, **settings.feature_extractor)
-    except (*_IMPOSSIBLE, OSError) as error:
+    except (*IMPOSSIBLE, OSError) as error:
         raise SettingsError(f"feature_extractor: {error}") from None
     if len(extractor.lead_names) != model.config.num_leads:
         raise SettingsError(
@@ -117,28 +130,26 @@ def build_model(
     if model.config.mask_time_prob <= 0:
         raise SettingsError("model.mask_time_prob is 0: pretraining masks")
     if settings.gradient_checkpointing:
-        # Its newer name; transformers before 5.23 has only the other.
-        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})
+        checkpoint_activations(model)
     if settings.compile:
         # Most of the work; its shapes never change, while the number of masked frames does.
         model.ecgfm.encoder.compile()
     return model.train(), extractor
 
 
-def _load(folder: Path, settings: PretrainSettings) -> ECGFMForPreTraining:
+def _load(folder: Path, settings: PretrainSettings, where: str) -> ECGFMForPreTraining:
     if not (folder / "config.json").is_file():
         hint = ": `ecgfm convert` makes one of a fairseq-signals checkpoint" if folder.suffix == ".pt" else ""
-        raise SettingsError(f"init_from: {folder} is no model folder{hint}")
+        raise SettingsError(f"{where}{folder} is no model folder{hint}")
     try:
         config = ECGFMConfig.from_pretrained(folder)
-    except (*_IMPOSSIBLE, OSError) as error:
-        raise SettingsError(f"init_from: {folder}: {error}") from None
+    except (*IMPOSSIBLE, OSError) as error:
+        raise SettingsError(f"{where}{folder}: {error}") from None
     for name, value in settings.model.items():
         stored = getattr(config, name)
         stored = list(stored) if isinstance(stored, (list, tuple)) else stored
         if name not in _OBJECTIVE and stored != value:
-            raise SettingsError(f"init_from: {folder} has {name}={stored!r}, the settings say model.{name}={value!r}")
+            raise SettingsError(f"{where}{folder} has {name}={stored!r}, the settings say model.{name}={value!r}")
     try:
         for name in _OBJECTIVE & settings.model.keys():
             setattr(config, name, settings.model[name])
@@ -146,13 +157,13 @@ def _load(folder: Path, settings: PretrainSettings) -> ECGFMForPreTraining:
         model, loading = ECGFMForPreTraining.from_pretrained(
             folder, config=config, dtype=torch.float32, output_loading_info=True
         )
-    except (*_IMPOSSIBLE, OSError, RuntimeError) as error:
-        raise SettingsError(f"init_from: {folder}: {error}") from None
+    except (*IMPOSSIBLE, OSError, RuntimeError, SafetensorError) as error:
+        raise SettingsError(f"{where}{folder}: {error}") from None
     if absent := sorted(loading["missing_keys"]):
         raise SettingsError(
-            f"init_from: {folder} is no pretraining model (fine-tuned?): its weights lack {', '.join(absent[:4])}"
+            f"{where}{folder} is no pretraining model (fine-tuned?): its weights lack {', '.join(absent[:4])}"
         )
     return model
 
 
-__all__ = ["build_accelerator", "build_model"]
+__all__ = ["build_accelerator", "build_model", "check_processes", "checkpoint_activations"]
