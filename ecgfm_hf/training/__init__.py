@@ -1,5 +1,5 @@
 """
-Pretraining: recipes, augmentations, optimiser, loop.
+Pretraining and fine-tuning: recipes, augmentations, optimisers, loops.
 
 Nothing is imported until it is asked for.
 """
@@ -16,6 +16,13 @@ _HOMES = {
         "RandomLeadMasking",
         "build_augmentations",
     ),
+    ".classifier_start": ("build_classifier", "build_extractor"),
+    ".ecg_trainer": ("ECGTrainer", "NonFiniteTrainingError"),
+    ".embeddings": ("Embeddings", "LinearProbeError", "embed_split"),
+    ".finetune_run": ("Finetuner", "finetune"),
+    ".finetune_settings": ("FinetuneSettings",),
+    ".finetuning": ("FinetuneResult", "train_classifier"),
+    ".linear_probe": ("Heads", "LinearProbe", "fit_heads", "fit_linear_probe"),
     ".masking": ("compute_mask_indices",),
     ".optimizers": ("FairseqAdam",),
     ".pretraining": ("NonFiniteLossError", "PretrainResult", "Pretrainer"),

@@ -1,0 +1,181 @@
+"""
+Whether data that judges a model is data that the model has seen.
+
+    MODEL/training_ids.do-not-share.json    digests of the recordings and patients of training and validation
+
+**The file must stay where the model was made.** Its digests are keyed with a salt, and the salt stands beside them, as
+evaluation has to compute them anew. Whoever has the file can therefore find out whether an id that they know is among
+them; and ids come from small sets (numbers of eight digits), which a computer tries one after the other in minutes. No
+digest protects from that. So the file is readable by its owner alone, `.gitignore` beside it keeps it (and the run's
+checkpoints and logs) out of repositories, `huggingface_hub.upload_folder` minds that file too, and whoever pushes in
+another way leaves out [`NOT_TO_SHARE`].
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .splits import canonical_id
+
+GUARD_FILE = "training_ids.do-not-share.json"
+# What a model folder may hold and must not leave the house.
+NOT_TO_SHARE = (GUARD_FILE, "checkpoints/", "store/", "metrics.jsonl", "settings.yaml")
+_FORMAT = 1
+_BYTES = 12  # of a million ids, two share a digest with a chance of 1e-17
+
+
+class LeakError(ValueError):
+    """Data that judges is data that was trained on, or chose. The message counts recordings and patients."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """
+    How much of some data a model has seen before.
+
+    Args:
+        training_recordings, training_patients (`int`): In what it was trained on.
+        validation_recordings, validation_patients (`int`): In what chose its best update, thresholds or calibration.
+    """
+
+    training_recordings: int = 0
+    training_patients: int = 0
+    validation_recordings: int = 0
+    validation_patients: int = 0
+
+    def __bool__(self) -> bool:
+        return any(
+            (self.training_recordings, self.training_patients, self.validation_recordings, self.validation_patients)
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.training_recordings} recordings and {self.training_patients} patients in training, "
+            f"{self.validation_recordings} recordings and {self.validation_patients} patients in validation"
+        )
+
+
+def check_splits(splits: Mapping[str, Any]) -> None:
+    """
+    Makes sure that no recording and no patient is in two splits. Recordings of unknown patients are compared by id
+    alone.
+
+    Args:
+        splits (mapping of `str` to `Dataset`): By name; with columns `recording_id` and `patient_id`.
+
+    Raises:
+        [`LeakError`]: with counts, for the first two splits that overlap.
+    """
+    ids = {name: (_known(data["recording_id"]), _known(data["patient_id"])) for name, data in splits.items()}
+    names = list(ids)
+    for place, one in enumerate(names):
+        for other in names[place + 1 :]:
+            recordings, patients = (len(a & b) for a, b in zip(ids[one], ids[other], strict=True))
+            if recordings or patients:
+                raise LeakError(
+                    f"the splits {one} and {other} share {recordings} recordings and {patients} patients: what is "
+                    "measured on one would be known from the other. Split by patient: ecgfm split STORE --by grouped"
+                )
+
+
+def write_guard(
+    model_dir: str | Path,
+    training: tuple[Iterable[str], Iterable[str | None]],
+    validation: tuple[Iterable[str], Iterable[str | None]] = ((), ()),
+    *,
+    began_from: str | Path | None = None,
+) -> Path:
+    """
+    Notes in a model's folder what it has seen, and a `.gitignore` that keeps the note at home.
+
+    Args:
+        model_dir (`str` or `Path`)
+        training, validation (pairs of iterables): Recording ids, and patient ids (None where unknown).
+        began_from (`str` or `Path`, *optional*): The folder of the model that training began from: what that one has
+            seen, this one has too.
+
+    Returns:
+        `Path`: the file.
+    """
+    folder = Path(model_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    salt = secrets.token_hex(32)
+    parts = [] if began_from is None else list(_read(Path(began_from)) or [])
+    part: dict[str, Any] = {"salt": salt}
+    for use, (recordings, patients) in (("training", training), ("validation", validation)):
+        part[use] = {
+            "recordings": sorted(_digest(i, salt, "recording") for i in _known(recordings)),
+            "patients": sorted(_digest(i, salt, "patient") for i in _known(patients)),
+        }
+    content = {"format": _FORMAT, "warning": "identifies people: never share this file", "parts": [*parts, part]}
+    path = folder / GUARD_FILE
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
+        json.dump(content, file)
+    os.replace(scratch, path)
+    _ignore(folder)
+    return path
+
+
+def seen(model_dir: str | Path, recording_ids: Sequence[str], patient_ids: Sequence[str | None]) -> Seen | None:
+    """
+    How much of some data the model in a folder has seen.
+
+    Returns:
+        [`Seen`], which is false where nothing was; None where the folder has no such note, as after a download.
+
+    Raises:
+        `ValueError`: the note is damaged.
+    """
+    parts = _read(Path(model_dir))
+    if parts is None:
+        return None
+    found: dict[str, set[str]] = {}
+    for part in parts:
+        for kind, ids in (("recording", recording_ids), ("patient", patient_ids)):
+            digests = {_digest(i, part["salt"], kind): i for i in _known(ids)}
+            for use in ("training", "validation"):
+                hits = {digests[d] for d in part[use][f"{kind}s"] if d in digests}
+                found.setdefault(f"{use}_{kind}s", set()).update(hits)
+    return Seen(**{name: len(hits) for name, hits in found.items()})
+
+
+def _known(ids: Iterable[str | None]) -> set[str]:
+    """As preparing compares them: whatever a table library made of an id."""
+    return {known for i in ids if (known := canonical_id(i)) is not None}
+
+
+def _digest(value: str, salt: str, kind: str) -> str:
+    return hmac.new(salt.encode(), f"{kind}\0{value}".encode(), hashlib.sha256).digest()[:_BYTES].hex()
+
+
+def _read(folder: Path) -> list[dict] | None:
+    path = folder / GUARD_FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="ascii"))
+        parts = content["parts"]
+        for part in parts:
+            for use in ("training", "validation"):
+                part["salt"], part[use]["recordings"], part[use]["patients"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+    return parts
+
+
+def _ignore(folder: Path) -> None:
+    path = folder / ".gitignore"
+    there = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lacking = [line for line in NOT_TO_SHARE if line not in there]
+    if lacking:
+        path.write_text("\n".join([*there, *lacking]) + "\n", encoding="utf-8")
+
+
+__all__ = ["GUARD_FILE", "NOT_TO_SHARE", "LeakError", "Seen", "check_splits", "seen", "write_guard"]

@@ -1,0 +1,53 @@
+"""LoRA through peft: few trainable weights beside the frozen ones, merged into them at the end."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.modeling_utils import PreTrainedModel
+
+from .settings import SettingsError
+
+ADAPTERS_FOLDER = "adapters"
+HEAD = "classifier"
+
+
+def add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> Any:
+    """
+    The model within peft's: only adapters and head are trained.
+
+    Args:
+        model (`ECGFMForMultiLabelClassification`): Changed.
+        lora (mapping): For peft's `LoraConfig`, such as `{"r": 8, "lora_alpha": 16, "target_modules": ["q_proj",
+            "v_proj"]}`.
+
+    Raises:
+        [`SettingsError`]: peft is not installed, a setting that it does not have, no such module.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise SettingsError("lora needs peft: pip install 'ecgfm-hf[lora]'") from None
+    if "modules_to_save" in lora:
+        raise SettingsError("lora.modules_to_save: the head is always trained, and nothing else besides the adapters")
+    try:
+        return get_peft_model(model, LoraConfig(modules_to_save=[HEAD], **lora))
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"lora: {error}") from None
+
+
+def merge_lora(model: Any, adapters: str | Path | None = None) -> PreTrainedModel:
+    """
+    The classifier with its adapters merged into its weights.
+
+    Args:
+        model: From [`add_lora`]; must not be used any more.
+        adapters (`str` or `Path`, *optional*): Folder for adapters and head by themselves, which peft's
+            `PeftModel.from_pretrained(classifier, adapters)` puts on the model that training began from.
+    """
+    if adapters is not None:
+        model.save_pretrained(str(adapters))
+    return model.merge_and_unload()
+
+
+__all__ = ["ADAPTERS_FOLDER", "add_lora", "merge_lora"]

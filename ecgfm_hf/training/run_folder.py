@@ -1,0 +1,59 @@
+"""The folder of a fine-tuning run: its checkpoints, and whether it is the same run."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .finetune_settings import FinetuneSettings
+from .settings import SettingsError
+
+CHECKPOINTS = "checkpoints"
+SETTINGS_FILE = "settings.yaml"
+# The Trainer writes it last: a checkpoint that a kill cut off lacks it, or has it cut off.
+_STATE_FILE = "trainer_state.json"
+# What may change between a run and its continuation without another outcome.
+_FREE = {"output_dir", "num_workers", "processes", "device", "trackers", "project", "resume", "log_every_updates"}
+_FREE |= {"keep_last", "thresholds", "calibration", "min_cases", "test_split"}
+
+
+def update_of(checkpoint: Path) -> int:
+    """The update that a checkpoint was written after."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def last_checkpoint(output_dir: str | Path) -> Path | None:
+    """The last checkpoint that was written to its end, None without one."""
+    found = [p for p in (Path(output_dir) / CHECKPOINTS).glob("checkpoint-*") if re.fullmatch(r"\D+-\d+", p.name)]
+    return next((path for path in sorted(found, key=update_of, reverse=True) if _is_whole(path)), None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        return "global_step" in json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def check_same_run(output_dir: Path, settings: FinetuneSettings) -> None:
+    """
+    Whether settings continue the run in a folder.
+
+    Raises:
+        [`SettingsError`]: settings that would change the outcome differ.
+    """
+    file = output_dir / SETTINGS_FILE
+    if not file.is_file():
+        return
+    before: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    now = settings.to_dict()
+    changed = [f"{k} was {before.get(k)!r}, now {now[k]!r}" for k in now if k not in _FREE and before.get(k) != now[k]]
+    if changed:
+        raise SettingsError(
+            f"{output_dir} holds another run: {'; '.join(changed)}. Continue it as it was, or give another output_dir"
+        )
+
+
+__all__ = ["CHECKPOINTS", "SETTINGS_FILE", "check_same_run", "last_checkpoint", "update_of"]

@@ -1,0 +1,224 @@
+"""What a classifier is to learn: numbers by recording, from a store's columns or from a table beside it."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..data.store import COLUMNS, label_columns
+from .finetune_settings import FinetuneSettings
+from .labelled_segments import UNKNOWN_CLASS
+from .settings import SettingsError, suggestion
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Of a store's columns that are no labels, those that can be learnt.
+LEARNABLE = ("age", "sex")
+ID_COLUMN = "recording_id"
+
+
+@dataclass(frozen=True)
+class Targets:
+    """
+    Targets of the recordings of some datasets.
+
+    Args:
+        names (`tuple[str, ...]`): Labels, classes or quantities, in the order of the model's outputs.
+        values (`dict[str, np.ndarray]`): By split, a row a recording: (rows, L) float32 with NaN for unknown, or for a
+            single label (rows,) int64 with -100 for unknown.
+        problem_type (`str`)
+    """
+
+    names: tuple[str, ...]
+    values: dict[str, np.ndarray]
+    problem_type: str
+
+    def known(self, split: str) -> np.ndarray:
+        """Whether a recording (rows,) has any known target."""
+        values = self.values[split]
+        return values != UNKNOWN_CLASS if values.ndim == 1 else ~np.isnan(values).all(axis=1)
+
+
+def read_targets(datasets: Mapping[str, "Dataset"], settings: FinetuneSettings) -> Targets:
+    """
+    The targets that `labels`, `classes` and `targets` ask for.
+
+    Args:
+        datasets (mapping of `str` to `Dataset`): By split, `train` first: classes that nobody named are its.
+        settings ([`FinetuneSettings`])
+
+    Raises:
+        [`SettingsError`]: columns that are missing or of another kind, values that are none.
+    """
+    first = next(iter(datasets.values()))
+    if settings.targets is None:
+        available, offered = [*first.column_names], [*label_columns(first.column_names, first.features), *LEARNABLE]
+        offered += [name for name in available if name not in COLUMNS and name not in offered]
+        where = "the data"
+    else:
+        table = _read_table(Path(settings.targets))
+        offered, where = [name for name in table if name != ID_COLUMN], settings.targets
+        ids = table[ID_COLUMN]
+    if settings.labels is None:
+        labels = offered if settings.targets is not None else list(label_columns(first.column_names, first.features))
+        if not labels:
+            raise SettingsError(f"{where} has no labels: name what to learn with labels=[...], or give targets=CSV")
+    else:
+        labels = settings.labels
+    for name in labels:
+        if name not in offered:
+            raise SettingsError(
+                f"labels: {where} has no {name!r}{suggestion(name, offered)}; it has {', '.join(offered)}"
+            )
+    columns: dict[str, dict[str, list]] = {}
+    for split, dataset in datasets.items():
+        if settings.targets is None:
+            columns[split] = {name: dataset[name][:] for name in labels}
+        else:
+            columns[split] = _joined(table, ids, dataset[ID_COLUMN][:], labels, where, split)
+    if settings.problem_type == "single_label_classification":
+        return _classes(columns, labels, settings, where)
+    values = {
+        split: np.stack([_numbers(found[name], name, where) for name in labels], axis=1)
+        for split, found in columns.items()
+    }
+    if settings.problem_type == "multi_label_classification":
+        for found in values.values():
+            _check_binary(found, labels, where)
+    return Targets(tuple(labels), values, settings.problem_type)
+
+
+def untrainable(names: Sequence[str], values: np.ndarray) -> dict[str, str]:
+    """
+    Labels or classes that these targets cannot teach, and why: without positives or without negatives a head would
+    learn to say the same of everything.
+
+    Args:
+        names (sequence of `str`)
+        values (`np.ndarray`): (recordings, L) with NaN, or (recordings,) class numbers with -100.
+    """
+    if values.ndim == 1:
+        values = np.where(values[:, None] == UNKNOWN_CLASS, np.nan, values[:, None] == np.arange(len(names)))
+    known, positive = (~np.isnan(values)).sum(axis=0), np.nansum(values, axis=0)
+    return {
+        name: f"{int(p)} positive of {int(k)}"
+        for name, p, k in zip(names, positive, known, strict=True)
+        if p == 0 or p == k
+    }
+
+
+def balanced_weights(values: np.ndarray) -> list[float]:
+    """(1 - f) / f by label, with f its share of positives among the known recordings of `values` (recordings, L)."""
+    share = np.nanmean(values.astype(np.float64), axis=0)
+    return ((1.0 - share) / share).tolist()
+
+
+def _classes(columns: dict, labels: list[str], settings: FinetuneSettings, where: str) -> Targets:
+    if len(labels) == 1:
+        return _class_column(columns, labels[0], settings.classes, where)
+    values = {}
+    for split, found in columns.items():
+        matrix = np.stack([_numbers(found[name], name, where) for name in labels], axis=1)
+        _check_binary(matrix, labels, where)
+        # A recording that is of two classes, or of none, has no single label.
+        single = np.nansum(matrix, axis=1) == 1
+        values[split] = np.where(single, np.nan_to_num(matrix).argmax(axis=1), UNKNOWN_CLASS).astype(np.int64)
+    return Targets(tuple(labels), values, settings.problem_type)
+
+
+def _class_column(columns: dict, label: str, classes: list[str] | None, where: str) -> Targets:
+    found = {split: [_class_name(value) for value in column[label]] for split, column in columns.items()}
+    first = next(iter(found.values()))
+    present = {name for name in first if name is not None}
+    if classes is None:
+        numeric = all(name.lstrip("-").isdecimal() for name in present)
+        classes = sorted(present, key=int if numeric else None)
+    elif present and present <= {str(number) for number in range(len(classes))}:
+        numbers = {str(number): name for number, name in enumerate(classes)}
+        found = {split: [numbers.get(name) if name else None for name in names] for split, names in found.items()}
+    if len(classes) < 2:
+        raise SettingsError(f"labels: {label!r} of {where} has the classes {classes}, expected at least two")
+    place = {name: number for number, name in enumerate(classes)}
+    values = {}
+    for split, names in found.items():
+        if strange := sorted({name for name in names if name is not None and name not in place}):
+            raise SettingsError(
+                f"labels: {label!r} of {where} has {strange[0]!r} in {split}, which is no class ({', '.join(classes)})"
+            )
+        values[split] = np.array([UNKNOWN_CLASS if n is None else place[n] for n in names], dtype=np.int64)
+    return Targets(tuple(classes), values, "single_label_classification")
+
+
+def _class_name(value: Any) -> str | None:
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, float) and value == int(value):
+        return str(int(value))
+    return str(value)
+
+
+def _numbers(column: Sequence[Any], name: str, where: str) -> np.ndarray:
+    values = np.full(len(column), np.nan, dtype=np.float32)
+    for row, value in enumerate(column):
+        if value is None or value == "":
+            continue
+        try:
+            values[row] = float(value)
+        except (TypeError, ValueError):
+            raise SettingsError(f"labels: {name!r} of {where} must hold numbers, found: {value!r}") from None
+    if np.isinf(values).any():
+        raise SettingsError(f"labels: {name!r} of {where} holds an infinite number")
+    return values
+
+
+def _check_binary(values: np.ndarray, labels: Sequence[str], where: str) -> None:
+    wrong = (values != 0) & (values != 1) & ~np.isnan(values)
+    if wrong.any():
+        row, place = np.argwhere(wrong)[0]
+        raise SettingsError(
+            f"labels: {labels[place]!r} of {where} must be 0, 1 or unknown, found: {values[row, place]:g}. For classes "
+            "set problem_type=single_label_classification, for quantities problem_type=regression"
+        )
+
+
+def _read_table(path: Path) -> dict[str, list[str]]:
+    """Columns of a CSV by name."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.reader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SettingsError(f"targets: {path}: {error}") from None
+    header = rows[0] if rows else []
+    if ID_COLUMN not in header or len(header) < 2 or len(set(header)) < len(header):
+        raise SettingsError(
+            f"targets: {path} must have a column {ID_COLUMN} and others, named differently, found: {', '.join(header)}"
+        )
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != len(header):
+            raise SettingsError(f"targets: {path}, line {number}: {len(row)} cells, expected {len(header)}")
+    table = {name: [row[place].strip() for row in rows[1:]] for place, name in enumerate(header)}
+    if len(set(table[ID_COLUMN])) < len(table[ID_COLUMN]):
+        repeated = next(one for one in table[ID_COLUMN] if table[ID_COLUMN].count(one) > 1)
+        raise SettingsError(f"targets: {path} has recording {repeated} more than once")
+    return table
+
+
+def _joined(
+    table: dict[str, list[str]], ids: list[str], recordings: list[str], labels: list[str], where: str, split: str
+) -> dict[str, list[str]]:
+    place = {recording: row for row, recording in enumerate(ids)}
+    rows = [place.get(recording) for recording in recordings]
+    if recordings and all(row is None for row in rows):
+        raise SettingsError(
+            f"targets: {where} has none of the {len(recordings)} recordings of {split}: its column {ID_COLUMN} must be "
+            "the store's"
+        )
+    return {name: ["" if row is None else table[name][row] for row in rows] for name in labels}
+
+
+__all__ = ["Targets", "balanced_weights", "read_targets", "untrainable"]

@@ -1,0 +1,359 @@
+"""Fine-tuning in memory: gradients, heads, frozen weights, early stopping, what the config gets."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from finetune_cases import TINY_MODEL, make_store
+
+from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForMultiLabelClassification
+from ecgfm_hf.data import load_prepared, record_from_row
+from ecgfm_hf.training import FinetuneSettings, SettingsError, build_classifier, train_classifier
+from ecgfm_hf.training.finetuning import build_trainer, run_training
+from ecgfm_hf.training.labelled_segments import EpochOrder
+from ecgfm_hf.training.training_data import training_data
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    import datasets
+
+    datasets.disable_progress_bars()
+    folder = tmp_path_factory.mktemp("finetune")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+        make_store(folder / "store")
+        yield load_prepared(folder / "store")
+
+
+def settings_for(**changes):
+    given = {
+        "model": TINY_MODEL,
+        "labels": ["slow", "fast", "rare"],
+        "batch_size": 8,
+        "accumulation": 1,
+        "epochs": 1,
+        "learning_rate": 1e-3,
+        "device": "cpu",
+        "calibration": "none",
+        "thresholds": "none",
+    }
+    return FinetuneSettings(**{**given, **changes})
+
+
+def prepared(store, settings, valid=True):
+    data = training_data(store["train"], store["valid"] if valid else None, ECGFMFeatureExtractor(), settings)
+    return build_classifier(settings, data.names), data
+
+
+def run(store, folder, valid=True, **changes):
+    settings = settings_for(**changes)
+    model, data = prepared(store, settings, valid)
+    return run_training(model, data, settings, folder)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The gradient of an update
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def first_gradient(store, folder, **changes):
+    """Gradient and loss of a run's first update, and its numbers of known targets by micro-batch."""
+    settings = settings_for(**changes)
+    model, data = prepared(store, settings, valid=False)
+    # Float32 rounds sums in other orders by 2e-6 of the gradient.
+    trainer = build_trainer(model.double(), data, settings, folder)
+    trainer.create_optimizer()
+    loader = iter(trainer.get_train_dataloader())
+    batches, known = trainer.get_batch_samples(loader, settings.accumulation, trainer.args.device)
+    loss = sum(float(trainer.training_step(model, batch, known)) for batch in batches)
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return gradients, loss, [int((~batch["labels"].isnan()).sum()) for batch in batches]
+
+
+def test_accumulation_has_the_gradient_of_the_big_batch_however_targets_are_unknown(store, tmp_path):
+    expected, loss, _ = first_gradient(store, tmp_path / "one", batch_size=16)
+    found, sum_of_losses, known = first_gradient(store, tmp_path / "four", batch_size=4, accumulation=4)
+    assert len(set(known)) > 1, "the case needs unequal numbers of unknown targets"
+    assert sum_of_losses == pytest.approx(loss, rel=1e-6)
+    whole = torch.cat([gradient.flatten() for gradient in expected.values()])
+    apart = torch.cat([(found[name] - gradient).flatten() for name, gradient in expected.items()])
+    assert found.keys() == expected.keys()
+    assert float(apart.norm()) <= 1e-6 * float(whole.norm())
+
+
+def test_the_last_window_of_an_epoch_is_normalised_by_what_it_has(store, tmp_path):
+    settings = settings_for(batch_size=7, accumulation=4, pos_weight=None)
+    model, data = prepared(store, settings, valid=False)
+    trainer = build_trainer(model, data, settings, tmp_path)
+    trainer.create_optimizer()
+    loader = iter(trainer.get_train_dataloader())
+    window, known = trainer.get_batch_samples(loader, 4, trainer.args.device)
+    while rest := trainer.get_batch_samples(loader, 4, trainer.args.device)[0]:
+        window, known = rest, sum((~batch["labels"].isnan()).sum() for batch in rest)
+    assert len(window) < 4
+    trainer._micro_batch = 0
+    found = sum(float(trainer.training_step(model, batch, known)) for batch in window)
+    together = {name: torch.cat([batch[name] for batch in window]) for name in window[0]}
+    assert found == pytest.approx(model(**together).loss.item(), rel=1e-5)
+
+
+def test_fillers_change_neither_the_loss_nor_the_order(store):
+    settings = settings_for()
+    _, data = prepared(store, settings, valid=False)
+    plain, filled = list(EpochOrder(data.train, 1)), list(EpochOrder(data.train, 1, multiple=7))
+    assert sorted(plain) == list(range(len(data.train)))
+    assert filled[: len(plain)] == plain
+    assert len(filled) % 7 == 0
+    fillers = data.train.__getitems__([0, *filled[len(plain) :]])
+    assert all(np.isnan(item["labels"]).all() and not item["input_values"].any() for item in fillers[1:])
+    assert np.array_equal(fillers[0]["input_values"], data.train[0]["input_values"])
+    data.train.set_epoch(1)
+    assert list(EpochOrder(data.train, 1)) != plain
+    assert list(EpochOrder(data.train, 2)) != list(EpochOrder(data.train, 1))
+
+
+def test_an_update_without_a_known_target_changes_nothing_but_by_decay(store, tmp_path):
+    settings = settings_for()
+    model, data = prepared(store, settings, valid=False)
+    data.train.targets[:] = np.nan
+    before = copy.deepcopy(model.state_dict())
+    trainer = build_trainer(model, data, settings_for(max_updates=1, pos_weight=[1.0, 1.0, 1.0]), tmp_path)
+    trainer.train()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Heads
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_multi_label_learns_and_is_judged_by_recordings(store, tmp_path):
+    from sklearn.metrics import roc_auc_score
+
+    from ecgfm_hf.pipeline_ecgfm import recording_scores
+
+    result = run(store, tmp_path, labels=["slow", "fast"], epochs=6, learning_rate=1e-2)
+    assert result.finished
+    assert result.metrics["auroc_macro"] > 0.95
+    # The same figure, from the model that was returned and by other code.
+    truth, scores, extractor = [], [], ECGFMFeatureExtractor()
+    for row in store["valid"]:
+        record = record_from_row(row)
+        segments = extractor.prepare_recording(record.signal, record.sampling_rate, record.lead_names, "mV").segments
+        with torch.no_grad():
+            logits = result.model(torch.from_numpy(segments)).logits.numpy()
+        scores.append(recording_scores(logits, result.model.config))
+        truth.append([row["slow"], row["fast"]])
+    scores = np.array([[found["slow"], found["fast"]] for found in scores])
+    expected = np.mean([roc_auc_score(np.array(truth)[:, place], scores[:, place]) for place in (0, 1)])
+    assert result.metrics["auroc_macro"] == pytest.approx(expected, abs=1e-6)
+    share = np.mean(store["train"]["fast"][:])
+    assert result.model.config.pos_weight == pytest.approx([share / (1 - share), (1 - share) / share], rel=1e-6)
+
+
+def test_binary_is_multi_label_with_one_label(store, tmp_path):
+    result = run(store, tmp_path, labels=["fast"], epochs=6, learning_rate=1e-2)
+    assert result.model.config.label_names == ["fast"]
+    assert result.metrics["auroc_macro"] > 0.95
+
+
+def test_a_single_label_from_one_hot_columns(store, tmp_path):
+    changes = {"problem_type": "single_label_classification", "epochs": 6, "learning_rate": 1e-2}
+    result = run(store, tmp_path, labels=["slow", "fast"], **changes)
+    assert result.metrics["auroc_macro"] > 0.95
+    assert result.model.config.pos_weight is None
+    assert result.model.config.problem_type == "single_label_classification"
+
+
+def test_regression_gives_the_targets_own_units(store, tmp_path):
+    changes = {"problem_type": "regression", "labels": ["age"], "epochs": 12, "learning_rate": 1e-2}
+    result = run(store, tmp_path, **changes)
+    assert result.metrics["r_squared_macro"] > 0.5
+    segments = training_data(store["valid"], None, ECGFMFeatureExtractor(), settings_for(**changes)).train
+    with torch.no_grad():
+        values = torch.from_numpy(np.stack([segments[n]["input_values"] for n in range(len(segments))]))
+        predicted = result.model(values).logits[:, 0].numpy()
+    ages = np.array(store["valid"]["age"][:])[segments.rows]
+    assert np.abs(predicted - ages).mean() < 0.7 * np.abs(ages - ages.mean()).mean()
+    assert ages.min() - 40 < predicted.min() < predicted.max() < ages.max() + 40
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is trained
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def changed(before, model):
+    after = model.state_dict()
+    return {name for name, value in before.items() if not torch.equal(value, after[name])}
+
+
+def test_convolutions_are_frozen_and_the_rest_is_trained(store, tmp_path):
+    settings = settings_for(max_updates=2)
+    model, data = prepared(store, settings, valid=False)
+    before = copy.deepcopy(model.state_dict())
+    run_training(model, data, settings, tmp_path)
+    moved = changed(before, model)
+    assert not [name for name in moved if name.startswith("ecgfm.feature_extractor.")]
+    still = {name for name in before if name not in moved and not name.startswith("ecgfm.feature_extractor.")}
+    assert not {name for name in still if not name.endswith("k_proj.bias")}
+
+
+def test_the_encoder_waits_for_its_updates_and_then_begins(store, tmp_path):
+    for updates, moves in ((2, False), (1, True)):
+        settings = settings_for(max_updates=2, freeze_encoder=updates)
+        model, data = prepared(store, settings, valid=False)
+        before = copy.deepcopy(model.state_dict())
+        run_training(model, data, settings, tmp_path / str(updates))
+        assert "classifier.weight" in changed(before, model)
+        assert bool([name for name in changed(before, model) if name.startswith("ecgfm.")]) == moves
+
+
+def test_an_encoder_that_is_frozen_always_is_not_in_the_optimizer(store, tmp_path):
+    settings = settings_for(freeze_encoder="always")
+    model, data = prepared(store, settings, valid=False)
+    trainer = build_trainer(model, data, settings, tmp_path)
+    (group,) = trainer.create_optimizer().param_groups
+    assert {p.shape for p in group["params"]} == {model.classifier.weight.shape, model.classifier.bias.shape}
+
+
+def test_layers_learn_slower_the_deeper_they_lie(store, tmp_path):
+    settings = settings_for(
+        layer_decay=0.5, model={**TINY_MODEL, "num_hidden_layers": 3}, schedule="linear", max_updates=4, warmup=2
+    )
+    model, data = prepared(store, settings, valid=False)
+    trainer = build_trainer(model, data, settings, tmp_path)
+    trainer.create_optimizer_and_scheduler(4)
+    rates = {}
+    for group in trainer.optimizer.param_groups:
+        rates |= {id(parameter): group["initial_lr"] for parameter in group["params"]}
+    named = {name: rates.get(id(parameter)) for name, parameter in model.named_parameters()}
+    assert named["classifier.weight"] == 1e-3
+    for layer, expected in ((2, 5e-4), (1, 2.5e-4), (0, 1.25e-4)):
+        found = {rate for name, rate in named.items() if f"encoder.layers.{layer}." in name}
+        assert found == {expected}
+    before_layers = {
+        rate for name, rate in named.items() if "layers" not in name and "classifier" not in name and rate is not None
+    }
+    assert before_layers == {6.25e-5}
+    # The first update of a warm-up of two, at all depths.
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [
+        pytest.approx(group["initial_lr"] / 2) for group in trainer.optimizer.param_groups
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What chooses
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_early_stopping_ends_a_run_and_the_best_weights_come_back(store, tmp_path):
+    result = run(store, tmp_path, labels=["fast"], epochs=40, learning_rate=1e-2, early_stopping=2)
+    assert result.update < 40 * 6
+    assert result.best_update <= result.update
+    best = tmp_path / "checkpoints" / f"checkpoint-{result.best_update}"
+    stored = ECGFMForMultiLabelClassification.from_pretrained(best)
+    assert all(torch.equal(value, stored.state_dict()[name]) for name, value in result.model.state_dict().items())
+
+
+def test_thresholds_and_calibration_come_from_validation_and_reach_the_config(store, tmp_path):
+    result = run(
+        store, tmp_path, epochs=6, learning_rate=1e-2, calibration="platt", thresholds="sensitivity:0.9", min_cases=2
+    )
+    points, config = result.operating_points, result.model.config
+    assert config.label_calibration == points.calibration
+    assert config.label_thresholds == points.thresholds
+    assert {"slow", "fast"} <= points.calibration.keys() & points.thresholds.keys()
+    positives = int(np.nansum(np.array(store["valid"]["fast"][:], dtype=float)))
+    assert points.cases["fast"] == (positives, len(store["valid"]) - positives)
+    assert all(threshold != 0.5 for threshold in points.thresholds.values())
+
+
+def test_labels_with_few_cases_get_neither_and_it_is_said(store, tmp_path):
+    result = run(store, tmp_path, calibration="platt", thresholds="youden", min_cases=10**6)
+    assert result.model.config.label_calibration is None
+    assert result.model.config.label_thresholds is None
+    assert "fast (" in result.notes[-1]
+    assert "min_cases=1000000" in result.notes[-1]
+
+
+def test_without_validation_there_are_no_thresholds(store, tmp_path):
+    result = run(store, tmp_path, valid=False, calibration="platt", thresholds="youden")
+    assert (result.metrics, result.model.config.label_thresholds) == ({}, None)
+    assert result.best_update == result.update
+
+
+def test_the_function_for_datasets_at_hand_does_the_same(store, tmp_path):
+    settings = settings_for(labels=None)
+    model = build_classifier(settings, ["fast", "slow"])
+    result = train_classifier(model, ECGFMFeatureExtractor(), store["train"], store["valid"], settings, tmp_path)
+    assert result.finished
+    assert result.model.config.label_names == ["fast", "slow"]
+
+
+def test_a_leak_between_datasets_is_refused(store, tmp_path):
+    from ecgfm_hf.data.split_guard import LeakError
+
+    settings = settings_for()
+    model = build_classifier(settings, settings.labels)
+    with pytest.raises(LeakError, match="share 4 recordings and 2 patients"):
+        train_classifier(
+            model, ECGFMFeatureExtractor(), store["train"], store["train"].select(range(4)), settings, tmp_path
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Other ways to compute
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "bfloat16"},
+        {"gradient_checkpointing": True},
+        {"optimizer": "adamw", "weight_decay": 0.1, "clip_norm": 1.0},
+        {"num_workers": 1},
+        {"augmentations": {"random_lead_masking": {"p": 0.5}, "emg_noise": {}}},
+        {"evaluate_every_updates": 2, "schedule": "cosine", "warmup": 0.5},
+    ],
+)
+def test_every_way_of_training_runs(store, tmp_path, changes):
+    result = run(store, tmp_path, max_updates=3, **changes)
+    assert result.finished
+    assert result.update == 3
+    assert next(result.model.parameters()).dtype == torch.float32
+    assert all(torch.isfinite(parameter).all() for parameter in result.model.parameters())
+
+
+def test_augmentations_act_on_training_only_and_change_with_the_epoch(store):
+    settings = settings_for(augmentations={"random_lead_masking": {"p": 0.5}, "emg_noise": {}})
+    _, data = prepared(store, settings)
+    _, plain = prepared(store, settings_for())
+    first = data.train[0]["input_values"].copy()
+    assert not np.array_equal(first, plain.train[0]["input_values"])
+    assert np.array_equal(data.valid[0]["input_values"], plain.valid[0]["input_values"])
+    assert np.array_equal(first, data.train[0]["input_values"])
+    data.train.set_epoch(1)
+    assert not np.array_equal(first, data.train[0]["input_values"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(store, tmp_path):
+    from ecgfm_hf.training import NonFiniteTrainingError
+
+    settings = settings_for()
+    model, data = prepared(store, settings, valid=False)
+    with torch.no_grad():
+        model.classifier.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteTrainingError, match="the loss of update 1 is not finite"):
+        run_training(model, data, settings, tmp_path)
+
+
+def test_other_labels_than_the_models_are_refused(store, tmp_path):
+    settings = settings_for(labels=["fast", "slow"])
+    model = build_classifier(settings, ["slow", "fast"])
+    _, data = prepared(store, settings)
+    with pytest.raises(SettingsError, match=r"the model's labels are \['slow', 'fast'\]"):
+        run_training(model, data, settings, tmp_path)

@@ -1,0 +1,292 @@
+"""A fine-tuning run from its settings: the folder that it writes, what it refuses, the command."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+import torch
+from finetune_cases import TINY_MODEL, make_store, plant_leak, recordings
+
+from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, ECGFMForPreTraining, save_model_folder
+from ecgfm_hf.data import load_prepared
+from ecgfm_hf.data.split_guard import LeakError, seen
+from ecgfm_hf.saving import load_pipeline
+from ecgfm_hf.training import Finetuner, FinetuneSettings, SettingsError, finetune
+from ecgfm_hf.training.finetune_command import add_finetune_arguments, run_finetune
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    import datasets
+
+    datasets.disable_progress_bars()
+    folder = tmp_path_factory.mktemp("finetune_run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+        make_store(folder / "store")
+        yield folder
+
+
+def settings_for(workplace, out, **changes):
+    given = {
+        "data": str(workplace / "store"),
+        "output_dir": str(out),
+        "model": TINY_MODEL,
+        "labels": ["slow", "fast"],
+        "batch_size": 8,
+        "accumulation": 1,
+        "epochs": 2,
+        "learning_rate": 1e-2,
+        "min_cases": 2,
+        "device": "cpu",
+    }
+    return FinetuneSettings(**{**given, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(workplace):
+    """A finished run: its folder and result."""
+    out = workplace / "finished"
+    return out, finetune(settings_for(workplace, out, epochs=6))
+
+
+def test_the_folder_is_a_model_that_the_pipeline_uses_with_its_operating_points(finished, workplace):
+    out, result = finished
+    points = result.operating_points
+    assert points.calibration.keys() == points.thresholds.keys() == {"slow", "fast"}
+    pipeline = load_pipeline(out)
+    config = pipeline.model.config
+    assert config.label_thresholds == points.thresholds
+    assert config.label_calibration == points.calibration
+    assert len(config.pos_weight) == 2
+    found, labels = recordings(3, seed=5)
+    right = 0
+    for number, recording in enumerate(found):
+        recording = {k: v for k, v in recording.items() if k in ("signal", "sampling_rate", "lead_names", "units")}
+        answer = pipeline(recording)
+        assert answer["positive"] is not None
+        right += ("fast" in answer["positive"]) == bool(labels["fast"][number])
+    assert right >= 4
+    state = result.model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in pipeline.model.state_dict().items())
+
+
+def test_the_folder_says_what_it_is_and_holds_no_ids(finished, workplace):
+    out, result = finished
+    content = json.loads((out / "finetuning.json").read_text())
+    assert "not of a test" in content["figures_are"]
+    assert content["best_update"] == result.best_update
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert {"train", "valid"} == {line["kind"] for line in lines}
+    for path in out.iterdir():
+        if path.is_file() and path.suffix != ".safetensors":
+            text = path.read_text()
+            assert "r0_" not in text, path
+            assert "p0_" not in text, path
+
+
+def test_the_model_knows_what_it_has_seen(finished, workplace):
+    out, _ = finished
+    found = {}
+    for split in ("train", "valid", "test"):
+        data = load_prepared(workplace / "store", split)
+        found[split] = (len(data), seen(out, data["recording_id"][:], data["patient_id"][:]))
+    count, note = found["train"]
+    assert (note.training_recordings, note.training_patients) == (count, count // 2)
+    count, note = found["valid"]
+    assert (note.training_recordings, note.validation_recordings) == (0, count)
+    assert not found["test"][1]
+
+
+def test_a_finished_run_is_not_run_again(finished, workplace):
+    out, result = finished
+    before = (out / "model.safetensors").stat().st_mtime_ns
+    again = finetune(settings_for(workplace, out, epochs=6))
+    assert (out / "model.safetensors").stat().st_mtime_ns == before
+    assert again.metrics == result.metrics
+    assert again.operating_points.thresholds == result.operating_points.thresholds
+    with pytest.raises(SettingsError, match=r"holds another run: learning_rate was 0.01, now 0.5"):
+        Finetuner(settings_for(workplace, out, epochs=6, learning_rate=0.5))
+    with pytest.raises(SettingsError, match="holds a run and resume is false"):
+        Finetuner(settings_for(workplace, out, epochs=6, resume=False))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Where a run begins
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pretrained(workplace):
+    torch.manual_seed(3)
+    sizes = {k: v for k, v in TINY_MODEL.items() if k not in ("final_dropout",)}
+    model = ECGFMForPreTraining(ECGFMConfig.base(**sizes))
+    save_model_folder(model, ECGFMFeatureExtractor(nan_samples="zero"), workplace / "pretrained")
+    return workplace / "pretrained", model
+
+
+def test_it_begins_from_a_pretrained_encoder_and_its_feature_extractor(pretrained, workplace, tmp_path):
+    folder, model = pretrained
+    finetuner = Finetuner(settings_for(workplace, tmp_path, init_from=str(folder), model={"activation_dropout": 0.1}))
+    classifier = finetuner.trainer.model
+    for name, value in classifier.ecgfm.state_dict().items():
+        assert torch.equal(value, model.ecgfm.state_dict()[name]), name
+    assert classifier.ecgfm.masked_spec_embed is None
+    assert classifier.config.activation_dropout == 0.1
+    assert finetuner.feature_extractor.nan_samples == "zero"
+    with pytest.raises(SettingsError, match=r"has hidden_size=16, the settings say model.hidden_size=32"):
+        Finetuner(settings_for(workplace, tmp_path, init_from=str(folder), model={"hidden_size": 32}))
+
+
+def test_a_classifier_of_the_same_labels_keeps_its_head_and_another_gets_a_new_one(finished, workplace, tmp_path):
+    out, result = finished
+    head = result.model.classifier.weight
+    same = Finetuner(settings_for(workplace, tmp_path / "a", init_from=str(out))).trainer.model
+    assert torch.equal(same.classifier.weight, head)
+    assert same.config.label_thresholds is None
+    for number, labels in enumerate((["fast", "slow"], ["fast"])):
+        other = Finetuner(settings_for(workplace, tmp_path / str(number), init_from=str(out), labels=labels))
+        assert not torch.equal(other.trainer.model.classifier.weight, head)
+        assert torch.equal(
+            other.trainer.model.ecgfm.encoder.layers[0].attention.q_proj.weight,
+            result.model.ecgfm.encoder.layers[0].attention.q_proj.weight,
+        )
+
+
+def test_what_a_model_began_from_had_seen_goes_with_it(finished, workplace, tmp_path):
+    out, _ = finished
+    changes = {"train_split": "test", "test_split": None, "valid_split": None, "untrainable_labels": "drop"}
+    finetune(settings_for(workplace, tmp_path, init_from=str(out), max_updates=1, **changes))
+    train = load_prepared(workplace / "store", "train")
+    assert seen(tmp_path, train["recording_id"][:], train["patient_id"][:]).training_recordings == len(train)
+
+
+@pytest.mark.parametrize("what", ["nothing", "file.pt"])
+def test_no_model_folder_is_an_error(workplace, tmp_path, what):
+    with pytest.raises(SettingsError, match="is no model folder"):
+        Finetuner(settings_for(workplace, tmp_path, init_from=str(tmp_path / what)))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Leaks and data
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def leaky(workplace, tmp_path):
+    """Makes a store in which a patient of train is in another split too."""
+
+    def make(into):
+        store = make_store(tmp_path / f"leaky_{into}")
+        plant_leak(store, into, load_prepared(workplace / "store", "train")["patient_id"][0])
+        return store
+
+    return make
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_patient_in_two_splits_is_refused(workplace, tmp_path, leaky, split):
+    # In the split to test on, too, which is not read for anything else.
+    with pytest.raises(LeakError, match=f"the splits train and {split} share 0 recordings and 1 patients"):
+        Finetuner(settings_for(workplace, tmp_path / "out", data=str(leaky(split))))
+
+
+def test_splits_that_are_missing_are_named(workplace, tmp_path):
+    with pytest.raises(SettingsError, match="has no split dev, only train, valid, test"):
+        Finetuner(settings_for(workplace, tmp_path, valid_split="dev"))
+    with pytest.raises(SettingsError, match=r"has no report.json"):
+        Finetuner(settings_for(workplace, tmp_path, data=str(tmp_path)))
+    for key in ("data", "output_dir"):
+        with pytest.raises(SettingsError, match=f"{key} is required"):
+            Finetuner(settings_for(workplace, tmp_path, **{key: None}))
+
+
+def test_labels_that_nothing_can_be_learnt_of_are_named_or_dropped(workplace, tmp_path):
+    (tmp_path / "t.csv").write_text(
+        "recording_id,fast,never\n"
+        + "".join(f"{i},{n % 2},0\n" for n, i in enumerate(load_prepared(workplace / "store", "train")["recording_id"]))
+        + "".join(f"{i},{n % 2},1\n" for n, i in enumerate(load_prepared(workplace / "store", "valid")["recording_id"]))
+    )
+    changes = {"labels": None, "targets": str(tmp_path / "t.csv")}
+    with pytest.raises(SettingsError, match=r"of never \(0 positive of 24\)"):
+        Finetuner(settings_for(workplace, tmp_path / "out", **changes))
+    finetuner = Finetuner(settings_for(workplace, tmp_path / "out", untrainable_labels="drop", **changes))
+    assert finetuner.data.names == ("fast",)
+    assert "never (0 positive of 24)" in finetuner.describe()
+
+
+def test_a_source_is_prepared_first(workplace, tmp_path):
+    from ecgfm_hf.cli import main
+
+    assert main(["synthesize", str(tmp_path / "cohort"), "--patients", "12"]) == 0
+    changes = {
+        "data": str(tmp_path / "cohort"),
+        "source": "table",
+        "prepare": {"table": str(tmp_path / "cohort" / "labels.csv"), "fractions": {"train": 0.7, "valid": 0.3}},
+        "labels": None,
+        "untrainable_labels": "drop",
+        "max_updates": 1,
+    }
+    result = finetune(settings_for(workplace, tmp_path / "out", **changes))
+    assert result.finished
+    assert (tmp_path / "out" / "store" / "report.json").is_file()
+    assert 1 <= len(result.model.config.label_names) <= 14
+    with pytest.raises(SettingsError, match=r"prepare: .*tabel"):
+        Finetuner(settings_for(workplace, tmp_path / "other", **changes | {"prepare": {"tabel": "x"}}))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The command
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def run(*arguments):
+    parser = argparse.ArgumentParser()
+    add_finetune_arguments(parser)
+    return run_finetune(parser.parse_args(["--config", *arguments]))
+
+
+def test_the_command_trains_and_says_what_the_figures_are(workplace, tmp_path, capsys):
+    recipe = tmp_path / "recipe.json"  # JSON is YAML.
+    settings = settings_for(workplace, tmp_path / "out").to_dict()
+    recipe.write_text(json.dumps(settings))
+    assert run(str(recipe), "epochs=1", "trackers=[tensorboard]" if _has_tensorboard() else "trackers=[]") == 0
+    shown = capsys.readouterr().out
+    assert "task             multi label classification, 2 outputs: slow, fast" in shown
+    assert "it chose the update, so the figure flatters" in shown
+    assert f"ecgfm evaluate {tmp_path / 'out'} STORE --split test" in shown
+    assert run(str(recipe), "epochs=1", "trackers=[tensorboard]" if _has_tensorboard() else "trackers=[]") == 0
+    assert "holds this run, finished" in capsys.readouterr().out
+
+
+def _has_tensorboard():
+    import importlib.util
+
+    return importlib.util.find_spec("tensorboard") is not None
+
+
+def test_the_command_shows_a_recipe_and_refuses_what_is_wrong(leaky, tmp_path, capsys):
+    assert run("finetune_small", "batch_size=7", "--show") == 0
+    assert "batch_size: 7" in capsys.readouterr().out.partition("# As changed:")[2]
+    for arguments, message in (
+        (("finetune_smal",), "did you mean finetune_small"),
+        (("pretrain_tiny",), "unknown setting"),
+        (("finetune_small", "output_dir=out"), "data is required"),
+        (("finetune_small", f"data={leaky('valid')}", f"output_dir={tmp_path / 'o'}"), "leak: the splits train"),
+    ):
+        assert run(*arguments) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_regression_by_settings_is_saved_in_the_targets_units(workplace, tmp_path):
+    settings = settings_for(workplace, tmp_path, labels=["age"], problem_type="regression", epochs=1)
+    result = finetune(settings)
+    assert result.operating_points.thresholds == {}
+    found, _ = recordings(2, seed=7)
+    answers = [
+        load_pipeline(tmp_path)({k: r[k] for k in ("signal", "sampling_rate", "lead_names", "units")}) for r in found
+    ]
+    predicted = np.array([answer["scores"]["age"] for answer in answers])
+    assert (predicted > 15).all()
+    assert (predicted < 120).all()
