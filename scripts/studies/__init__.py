@@ -1,0 +1,1 @@
+"""What scripts/label_efficiency.py is made of."""

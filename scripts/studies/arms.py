@@ -1,0 +1,248 @@
+"""What is compared: fine-tuning and training from scratch, heads on embeddings, heads on hand-made features."""
+
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ecgfm_hf import ECGFMFeatureExtractor, ECGFMModel
+from ecgfm_hf.evaluation import auroc, macro
+from ecgfm_hf.training import FinetuneSettings, build_classifier
+from ecgfm_hf.training.finetuning import run_training
+from ecgfm_hf.training.labelled_segments import LabelledSegments
+from ecgfm_hf.training.linear_probe import Embeddings, embed_split, fit_heads, fit_linear_probe
+from ecgfm_hf.training.training_data import TrainingData
+
+from .cohort import SegmentsOfRows, Split, StudyFolder, draw_rows
+from .settings import FEATURES, PRETRAINED, PROBE, Cell, Study
+
+
+@cache
+def load_split(folder: StudyFolder, name: str) -> Split:
+    """A split, read once a process."""
+    return Split(folder, name)
+
+
+def rows_of_draw(study: Study, folder: StudyFolder, split: str, labels: int, draw: int) -> np.ndarray:
+    """The recordings of a draw."""
+    draws = study.draws[labels] if split == "labelled" else 1
+    return _draws(folder, split, labels, draws, study.seed, study.least_patients)[draw]
+
+
+@cache
+def _draws(folder: StudyFolder, split: str, labels: int, draws: int, seed: int, least: int) -> list[np.ndarray]:
+    return draw_rows(load_split(folder, split), labels, draws, seed, least)
+
+
+def run_cell(study: Study, folder: StudyFolder, cell: Cell) -> dict:
+    """
+    Trains and judges; or reads what was found before.
+
+    Returns:
+        What `CELL.json` holds: the cell, `auroc` by label, `macro_auroc`, `seconds`. Scores
+        (recordings, labels) of the judging split are in `CELL.npy`.
+    """
+    path = folder.cells / f"{cell.name}.json"
+    known = read_result(folder, cell)
+    if known is not None:
+        return known
+    started = time.perf_counter()
+    run_dir = folder.path / "runs" / cell.name
+    shutil.rmtree(run_dir, ignore_errors=True)
+    settings = cell_settings(study, folder, cell)
+    train, judge = load_split(folder, cell.split), load_split(folder, cell.judge)
+    rows = rows_of_draw(study, folder, cell.split, cell.labels, cell.draw)
+    segments = LabelledSegments(SegmentsOfRows(train, rows), train.labels[rows])
+    data = TrainingData(train.label_names, settings.problem_type, segments, None)
+    model = build_classifier(settings, train.label_names)
+    result = run_training(model, data, settings, run_dir)
+    if not result.finished:
+        raise KeyboardInterrupt
+    scores = score(result.model, judge)
+    values = auroc(judge.labels, scores)
+    found = {
+        "cell": asdict(cell),
+        "macro_auroc": macro(values)[0],
+        "auroc": dict(zip(train.label_names, values.tolist(), strict=True)),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = folder.cells / f"{cell.name}.{os.getpid()}.partial"
+    np.save(scratch.with_suffix(".partial.npy"), scores)
+    os.replace(scratch.with_suffix(".partial.npy"), path.with_suffix(".npy"))
+    scratch.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    os.replace(scratch, path)  # last: it says that the scores are there
+    shutil.rmtree(run_dir, ignore_errors=True)
+    return found
+
+
+def read_result(folder: StudyFolder, cell: Cell) -> dict | None:
+    """What [`run_cell`] found, None where it has not run."""
+    path = folder.cells / f"{cell.name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def read_scores(folder: StudyFolder, cell: Cell) -> np.ndarray:
+    """Scores (recordings, labels) of a cell that has run."""
+    return np.load(folder.cells / f"{cell.name}.npy")
+
+
+def cell_settings(study: Study, folder: StudyFolder, cell: Cell) -> FinetuneSettings:
+    """Fine-tuning of all weights; scratch is the same from the weights that pretraining began with, drawn anew."""
+    base = folder.pretrained if cell.arm == PRETRAINED else folder.random
+    architecture = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    shape = {name: architecture[name] for name in _ARCHITECTURE}
+    return FinetuneSettings(
+        init_from=str(base) if cell.arm == PRETRAINED else None,
+        pos_weight=None,
+        model={**shape, **study.model},
+        batch_size=study.batch_size,
+        accumulation=1,
+        epochs=None,
+        max_updates=cell.steps,
+        # At the end only: nothing is chosen by it.
+        evaluate_every_updates=cell.steps,
+        log_every_updates=cell.steps,
+        optimizer="adamw",
+        learning_rate=cell.learning_rate,
+        weight_decay=0.01,
+        clip_norm=1.0,
+        schedule="cosine",
+        warmup=0.1,
+        thresholds="none",
+        calibration="none",
+        seed=study.seed + 1000 * cell.draw + 1,
+        precision="bfloat16",
+        device="cpu",
+    )
+
+
+_ARCHITECTURE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "conv_dim")
+_ARCHITECTURE += ("conv_kernel", "conv_stride", "num_conv_pos_embeddings", "num_conv_pos_embedding_groups")
+
+
+def score(model: torch.nn.Module, split: Split, batch_size: int = 64) -> np.ndarray:
+    """Scores (recordings, labels) as the pipeline gives them."""
+    from ecgfm_hf.pipeline_ecgfm import recording_scores
+
+    model.eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = [
+            model(torch.from_numpy(np.array(split.segments[start : start + batch_size]))).logits.float().numpy()
+            for start in range(0, len(split.segments), batch_size)
+        ]
+    by_recording = np.concatenate(logits).reshape(len(split.recording_ids), split.per_recording, -1)
+    return np.array([list(recording_scores(segments, model.config).values()) for segments in by_recording])
+
+
+def embed(folder: StudyFolder, model_dir: Path, split: str) -> tuple[ECGFMModel, Embeddings]:
+    """An encoder and its embeddings of a split, from the cache where they are there."""
+    from ecgfm_hf.data import load_prepared
+
+    encoder = ECGFMModel.from_pretrained(model_dir).eval()
+    found = embed_split(
+        encoder,
+        ECGFMFeatureExtractor.from_pretrained(model_dir),
+        load_prepared(folder.store, split),
+        batch_size=32,
+        precision="bfloat16",
+        cache_dir=folder.path / "embeddings",
+    )
+    return encoder, found
+
+
+def write_embeddings(folder: StudyFolder, model_dir: Path, split: str) -> None:
+    """Fills the cache of [`embed`]."""
+    embed(folder, model_dir, split)
+
+
+def run_heads(study: Study, folder: StudyFolder, arm: str, labels: int) -> None:
+    """Fits the heads of an arm of `FITTED_ARMS`, one a draw, and keeps their test scores; unless that was done."""
+    path = _heads_path(folder, arm, labels)
+    if path.is_file():
+        return
+    rows = [rows_of_draw(study, folder, "labelled", labels, draw) for draw in range(study.draws[labels])]
+    scores = (
+        _feature_scores(folder, rows)
+        if arm == FEATURES
+        else _probe_scores(folder, folder.pretrained if arm == PROBE else folder.random, rows)
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{path.stem}.{os.getpid()}.partial.npy")
+    np.save(scratch, scores)
+    os.replace(scratch, path)
+
+
+def read_heads(folder: StudyFolder, arm: str, labels: int) -> np.ndarray:
+    """Test scores (draws, recordings, labels) of [`run_heads`]."""
+    return np.load(_heads_path(folder, arm, labels))
+
+
+def _heads_path(folder: StudyFolder, arm: str, labels: int) -> Path:
+    return folder.path / "heads" / f"{arm.replace(' ', '-')}-{labels}.npy"
+
+
+def _probe_scores(folder: StudyFolder, model_dir: Path, draws: list[np.ndarray]) -> np.ndarray:
+    """Of linear probes."""
+    encoder, train = embed(folder, model_dir, "labelled")
+    _, test = embed(folder, model_dir, "test")
+    return np.array([fit_linear_probe(encoder, train.take(rows)).predict(test).scores for rows in draws])
+
+
+def features_of(folder: StudyFolder, split: str) -> np.ndarray:
+    """Hand-made features (recordings, features) of a split, kept on disk."""
+    from ecgfm_hf.data import load_prepared, record_from_row
+
+    from .handmade_features import feature_table
+
+    path = folder.path / "features" / f"{split}.npy"
+    if not path.is_file():
+        rows = load_prepared(folder.store, split).with_format("arrow")
+        parts = []
+        for start in range(0, len(rows), 64):
+            found = rows[list(range(start, min(start + 64, len(rows))))].to_pylist()
+            parts.append(feature_table([record_from_row(row).signal for row in found])[0])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f"{path.stem}.{os.getpid()}.partial.npy")
+        np.save(scratch, np.concatenate(parts))
+        os.replace(scratch, path)
+    return np.load(path)
+
+
+def _feature_scores(folder: StudyFolder, draws: list[np.ndarray]) -> np.ndarray:
+    """Of logistic regressions on hand-made features, fitted as probes are."""
+    split, train, test = load_split(folder, "labelled"), features_of(folder, "labelled"), features_of(folder, "test")
+    scores = []
+    for rows in draws:
+        mean, scale = train[rows].mean(axis=0), train[rows].std(axis=0) + 1e-9
+        # A measurement that went wrong may be anything.
+        near, far = (np.clip((values - mean) / scale, -5, 5) for values in (train[rows], test))
+        heads = fit_heads(
+            near,
+            split.labels[rows].astype(np.float64),
+            split.label_names,
+            [split.recording_ids[row] for row in rows],
+            [split.patient_ids[row] for row in rows],
+        )
+        # Logits: only their order matters for the AUROC.
+        scores.append(far @ heads.weight.T + heads.bias)
+    return np.array(scores)
+
+
+__all__ = [
+    "embed",
+    "features_of",
+    "load_split",
+    "read_heads",
+    "read_result",
+    "read_scores",
+    "run_cell",
+    "run_heads",
+    "write_embeddings",
+]

@@ -1,0 +1,112 @@
+"""What the study of label efficiency does: every number of it, in two sizes."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+PRETRAINED, SCRATCH = "pretrained", "scratch"
+PROBE, RANDOM_PROBE, FEATURES = "probe of pretrained", "probe of random", "hand-made features"
+FINETUNED_ARMS, FITTED_ARMS = (PRETRAINED, SCRATCH), (PROBE, RANDOM_PROBE, FEATURES)
+ARMS = (*FINETUNED_ARMS, *FITTED_ARMS)
+# What the table shows the difference of, first minus second.
+COMPARISONS = ((PRETRAINED, SCRATCH), (PROBE, RANDOM_PROBE), (PRETRAINED, PROBE), (PRETRAINED, FEATURES))
+
+
+@dataclass(frozen=True)
+class Study:
+    """
+    Args:
+        patients, cohort_seed (`int`): Of the synthetic cohort; 1.9 recordings a patient.
+        fractions (`dict[str, float]`): Of the patients. `pretrain`: recordings without labels; `labelled`: draws to
+            train on; `tune`: another draw, and `valid`: judges, to choose learning rates and numbers of steps;
+            `test`: judges at the end, used by nothing else.
+        pretrain (list of `str`): Changes to the recipe `pretrain_tiny`.
+        draws (`dict[int, int]`): How many draws of each number of labelled recordings.
+        learning_rates (tuple of `float`), first_steps (`int`): Tried first, with as many steps.
+        steps (`dict[int, tuple]`): Tried next at the best of them, by number of labelled recordings.
+        tuned_as (`dict[int, int]`): Numbers of labels that take over another's learning rate.
+        batch_size (`int`): Segments a step, in all arms.
+        model (`dict[str, float]`): Of both arms that are trained: all of their weights, also the convolutions;
+            dropouts where they cost no time.
+        least_patients (`int`): With each label, and without it, in every draw.
+        resamples (`int`): Of the test patients.
+        seed (`int`): Of draws, weights, orders and resamples.
+    """
+
+    patients: int = 5450
+    cohort_seed: int = 20
+    fractions: dict[str, float] = field(
+        default_factory=lambda: {"pretrain": 0.36, "labelled": 0.32, "tune": 0.12, "valid": 0.06, "test": 0.14}
+    )
+    pretrain: tuple[str, ...] = ("epochs=20", "model.gumbel_temperature_decay=0.998987", "precision=bfloat16")
+    draws: dict[int, int] = field(default_factory=lambda: {50: 5, 100: 5, 300: 5, 1000: 2})
+    learning_rates: tuple[float, ...] = (2e-4, 6e-4, 2e-3)
+    first_steps: int = 600
+    steps: dict[int, tuple[int, ...]] = field(
+        default_factory=lambda: {50: (1200,), 100: (1200,), 300: (1200,), 1000: (2400,)}
+    )
+    tuned_as: dict[int, int] = field(default_factory=lambda: {1000: 300})
+    batch_size: int = 16
+    model: dict[str, float] = field(
+        default_factory=lambda: {
+            "feature_grad_multiplier": 1.0,
+            "hidden_dropout": 0.0,
+            "attention_dropout": 0.0,
+            "activation_dropout": 0.0,
+            "feat_proj_dropout": 0.1,
+            "final_dropout": 0.1,
+        }
+    )
+    least_patients: int = 2
+    resamples: int = 1000
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Names and values, as JSON keeps them."""
+        return asdict(self)
+
+
+def small_study() -> Study:
+    """The same in a minute, to see that it runs: its figures mean nothing."""
+    return Study(
+        patients=220,
+        pretrain=("epochs=1", "pairs=8", "max_updates=8", "precision=bfloat16"),
+        fractions={"pretrain": 0.3, "labelled": 0.35, "tune": 0.17, "valid": 0.08, "test": 0.10},
+        draws={40: 2, 60: 2},
+        learning_rates=(3e-4, 1e-3),
+        first_steps=4,
+        steps={40: (8,), 60: (8,)},
+        tuned_as={60: 40},
+        least_patients=1,
+        resamples=100,
+    )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """
+    One training run and its judgement.
+
+    Args:
+        arm (`str`): Of `FINETUNED_ARMS`.
+        labels (`int`): Recordings to train on.
+        split (`str`): Where these are from, `tune` or `labelled`.
+        draw (`int`): Which of that split's draws.
+        judge (`str`): `valid` or `test`.
+        learning_rate (`float`), steps (`int`)
+    """
+
+    arm: str
+    labels: int
+    split: str
+    draw: int
+    judge: str
+    learning_rate: float
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """A file's name, different for each cell."""
+        return f"{self.judge}-{self.arm}-{self.labels}-{self.draw}-{self.learning_rate:g}-{self.steps}"
+
+
+__all__ = ["ARMS", "COMPARISONS", "FINETUNED_ARMS", "FITTED_ARMS", "Cell", "Study", "small_study"]
