@@ -73,7 +73,6 @@ def main() -> int:
             "Fine-tuning on the training split; validation chooses the update, calibration and thresholds",
             *("finetune", "--config", "finetune_small", f"data={store}", f"init_from={encoder}"),
             *(f"output_dir={classifier}", f"labels={json.dumps(LABELS)}", "device=cpu", "epochs=10"),
-            "model.feature_grad_multiplier=1.0",
         )
         step(
             5,
@@ -81,7 +80,12 @@ def main() -> int:
             *("evaluate", classifier, store, "--split", "test", "--output", evaluation, "--smallest-cell", "1"),
         )
         check_auto_classes(6, classifier, real)
-        step(7, f"A REAL recording, {Path(real).name}", "predict", real, "--model", classifier)
+        step(
+            7,
+            f"A REAL recording, {Path(real).name}, with a page on ECG paper",
+            *("predict", real, "--model", classifier, "--plot", str(out / "pages"), "--plot-format", "png"),
+            *("--plot-saliency", LABELS[-1]),
+        )
     except StepFailed as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
