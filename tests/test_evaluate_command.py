@@ -185,6 +185,20 @@ def test_recordings_that_the_model_has_seen_are_refused_or_stand_out(store, tmp_
     assert "not of new patients" in report
 
 
+def test_thresholds_that_were_fitted_on_what_they_decide_are_refused_or_stand_out(
+    store, model_dir, evaluated, tmp_path, tiny_config, capsys
+):
+    config = tiny_config(id2label={0: "A", 1: "B"}, label2id={"A": 0, "B": 1}, label_thresholds={"A": 0.4})
+    folder = write_model(tmp_path / "other", config)
+    write_guard(folder, (["x"], ["y"]), (["z"], ["secret-patient-7"]))
+    for model in ((model_dir, store), (evaluated / PREDICTIONS_FILE,)):
+        arguments = (*model, "--thresholds", folder, "--output", tmp_path / "o", "--overwrite")
+        assert evaluate(*arguments) == 2
+        assert "thresholds of other were fitted on what they should decide" in capsys.readouterr().err
+        assert evaluate(*arguments, "--allow-seen") == 0
+        assert any("thresholds were fitted on some" in line for line in results_of(tmp_path / "o")["warnings"])
+
+
 def test_new_recordings_are_said_to_be_new_only_where_that_is_known(store, evaluated, tmp_path, tiny_config):
     assert any("was not checked" in note for note in results_of(evaluated)["notes"])
     config = tiny_config(id2label={0: "A", 1: "B"}, label2id={"A": 0, "B": 1})

@@ -74,7 +74,7 @@ class Elements(HTMLParser):
 
 def test_subgroups_have_the_figures_of_their_own_recordings():
     predictions = made(600)
-    found = evaluate_predictions(predictions, **QUICK)["subgroups"]
+    found = evaluate_predictions(predictions, smallest_cell=1, **QUICK)["subgroups"]
     assert [group["group"] for group in found["sex"]] == ["female", "male"]
     names = ["under 18", "18 to 39", "40 to 59", "60 to 79", "80 and over"]
     assert [group["group"] for group in found["age"]] == names
@@ -266,6 +266,70 @@ def test_a_rare_class_does_not_follow_from_the_others():
     counts = [label["counts"] for label in evaluate_predictions(predictions, **QUICK)["per_label"].values()]
     assert [one["positive"] for one in counts] == [200, "withheld", "<10"]
     assert counts[2]["negative"] == "withheld"
+
+
+def test_a_class_whose_count_is_withheld_has_nothing_that_it_follows_from():
+    n = 300
+    classes = np.array([0] * 200 + [1] * 95 + [2] * 5)
+    labels = (classes[:, None] == np.arange(3)).astype(float)
+    scores = np.full((n, 3), 0.2) + 0.4 * labels[np.random.default_rng(0).permutation(n)]
+    predictions = made(n, (0.3,) * 3, labels=labels, scores=scores, problem_type="single_label_classification")
+    found = evaluate_predictions(predictions, thresholds={"label 0": 0.5, "label 1": 0.5}, **QUICK)["per_label"]
+    assert {"curves", "decisions"} <= found["label 0"].keys()
+    # Its share, a curve, or true positives and false negatives would tell how many the 95 are, and so that 5 are left.
+    assert found["label 1"].keys() == {"counts", "metrics"}
+    value = found["label 1"]["metrics"]["auroc"]["value"]
+    assert value == round(value, 3)
+    assert sum(fits_counts(value, 3, positives, n) for positives in range(86, 95)) >= 8
+
+
+def fits_counts(told, decimals, positives, n):
+    """Whether an AUROC of so many positives can be what is told."""
+    steps = 2 * positives * (n - positives)
+    return abs(round(told * steps) / steps - told) <= 0.5 * 10**-decimals
+
+
+@given(seed=st.integers(0, 10**6), group=st.integers(40, 300), share=st.floats(0.1, 0.9), others=st.integers(1, 9))
+@settings(max_examples=30, deadline=None)
+def test_the_positives_of_a_group_do_not_follow_from_its_figures(seed, group, share, others):
+    """Of the group with too few positives the number would be what is left of the label's."""
+    rng = np.random.default_rng(seed)
+    positives = int(np.clip(round(share * group), 10, group - 10))
+    labels = np.concatenate([np.arange(group) < positives, np.arange(60) < others]).astype(float)[:, None]
+    n = len(labels)
+    predictions = made(
+        n,
+        (0.5,),
+        labels=labels,
+        scores=1 / (1 + np.exp(1 - 2 * labels - rng.standard_normal(labels.shape))),
+        patient_ids=[f"p{number}" for number in range(n)],
+        facts={"sex": np.array(["F"] * group + ["M"] * 60, dtype=object)},
+    )
+    women, men = evaluate_predictions(predictions, **QUICK)["subgroups"]["sex"]
+    assert men["per_label"] == {}
+    figure = women["per_label"]["label 0"]["auroc"]
+    decimals = next(places for places in range(9) if figure["value"] == round(figure["value"], places))
+    assert women["macro"]["auroc"]["value"] == figure["value"]
+    assert decimals <= 3
+    digits = min(3, int(np.log10(positives * (group - positives))))
+    total = positives + others
+    could_be = range(max(10, total - 9), min(group - 10, total) + 1)
+    assert all(fits_counts(figure["value"], digits, count, group) for count in could_be)
+
+
+def test_how_many_lack_a_label_is_told_unless_few_have_it():
+    predictions = made(n=300, prevalence=(0.3, 0.3))
+    labels = predictions.labels.copy()
+    labels[:4, 0] = np.nan
+    labels[5:, 1] = np.nan
+    found = evaluate_predictions(replace(predictions, labels=labels), **QUICK)["per_label"]
+    known = labels[4:, 0]
+    assert found["label 0"]["counts"] == {
+        "positive": int(known.sum()),
+        "negative": int((known == 0).sum()),
+        "unknown": 4,
+    }
+    assert set(found["label 1"]["counts"].values()) == {"withheld"}
 
 
 def test_the_accuracy_of_few_errors_is_bounded():

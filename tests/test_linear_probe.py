@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, ECGFMForPreTraining, ECGFMModel, load_pipeline
 from ecgfm_hf.data import load_arrays, load_prepared, record_from_row
-from ecgfm_hf.data.split_guard import seen
+from ecgfm_hf.data.split_guard import GUARD_FILE, seen
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 from ecgfm_hf.inference import predict_recordings
 from ecgfm_hf.saving import save_model_folder
@@ -328,6 +328,13 @@ def test_the_command_refuses_a_patient_in_both_splits_and_a_split_used_twice(
 def test_the_command_names_what_is_wrong(store, folder, tmp_path, capsys, arguments, message):
     assert run(folder, store, "--output", tmp_path / "out", *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_command_writes_no_model_where_it_cannot_note_what_was_seen(store, folder, tmp_path, capsys):
+    (folder / GUARD_FILE).write_text("{")
+    assert run(folder, store, "--output", tmp_path / "probe") == 2
+    assert f"{GUARD_FILE} is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "probe").exists()
 
 
 def test_the_command_without_validation_decides_nothing(store, folder, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ import torch
 from finetune_cases import TINY_MODEL, make_store, plant_leak, recordings
 
 from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, ECGFMForPreTraining, save_model_folder
-from ecgfm_hf.data import load_prepared
-from ecgfm_hf.data.split_guard import LeakError, seen
+from ecgfm_hf.data import load_arrays, load_prepared
+from ecgfm_hf.data.split_guard import GUARD_FILE, LeakError, seen
 from ecgfm_hf.saving import load_pipeline
 from ecgfm_hf.training import Finetuner, FinetuneSettings, SettingsError, finetune
 from ecgfm_hf.training.finetune_command import add_finetune_arguments, run_finetune
@@ -290,3 +291,62 @@ def test_regression_by_settings_is_saved_in_the_targets_units(workplace, tmp_pat
     predicted = np.array([answer["scores"]["age"] for answer in answers])
     assert (predicted > 15).all()
     assert (predicted < 120).all()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Continuing, and what would be wrong only at the end
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_not_taken_for_one_with_other_thresholds(finished, workplace):
+    out, _ = finished
+    with pytest.raises(SettingsError, match="thresholds was 'youden', now 'f1'"):
+        Finetuner(settings_for(workplace, out, epochs=6, thresholds="f1"))
+
+
+def test_a_run_is_not_continued_on_splits_that_were_drawn_anew(workplace, tmp_path):
+    settings = settings_for(workplace, tmp_path / "run", data=str(make_store(tmp_path / "store")), epochs=1)
+    finetune(settings)
+    (tmp_path / "run" / "finetuning.json").unlink()  # as if killed after its last checkpoint
+    Finetuner(settings)
+    shutil.rmtree(tmp_path / "store")
+    make_store(tmp_path / "store", seed=5)
+    with pytest.raises(SettingsError, match="holds a run on other data"):
+        Finetuner(settings)
+
+
+def test_a_folder_that_another_run_is_at_work_in_is_refused(workplace, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ecgfm_hf.training.checkpoints.Checkpoints.claim", lambda self: False)
+    finetuner = Finetuner(settings_for(workplace, tmp_path, epochs=1))
+    with pytest.raises(SettingsError, match="another process is at work"):
+        finetuner.run()
+    assert not (tmp_path / "settings.yaml").exists()
+
+
+def test_validation_of_one_class_chooses_nothing_and_stops_nothing(workplace, tmp_path):
+    rows, labels = recordings(20)
+    held = {f"p0_{number}" for number in range(4)}
+    labels = {"fast": [1 if row["patient_id"] in held else v for row, v in zip(rows, labels["fast"], strict=True)]}
+    split = tmp_path / "split.csv"
+    lines = [f"{row['recording_id']},{'valid' if row['patient_id'] in held else 'train'}" for row in rows]
+    split.write_text("\n".join(["save_file,split", *lines]) + "\n")
+    load_arrays(rows, tmp_path / "store", labels, split_csv=split, progress=False)
+    settings = settings_for(
+        workplace, tmp_path / "run", data=str(tmp_path / "store"), labels=["fast"], early_stopping=1, epochs=4
+    )
+    result = finetune(settings)
+    assert (result.update, result.best_update) == (4 * 8, 4 * 8)
+    assert result.metrics == {"auroc_undefined": 1}
+    assert any("cannot choose an update" in note for note in result.notes)
+
+    def no_json(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    json.loads((tmp_path / "run" / "finetuning.json").read_text(), parse_constant=no_json)
+
+
+def test_a_damaged_note_of_what_the_start_had_seen_is_told_before_training(finished, workplace, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "start")
+    (tmp_path / "start" / GUARD_FILE).write_text("{")
+    with pytest.raises(SettingsError, match=f"init_from: .*{GUARD_FILE} is damaged"):
+        Finetuner(settings_for(workplace, tmp_path / "run", init_from=str(tmp_path / "start"), model={}))

@@ -25,7 +25,7 @@ from .splits import canonical_id
 
 GUARD_FILE = "training_ids.do-not-share.json"
 # What a model folder may hold and must not leave the house.
-NOT_TO_SHARE = (GUARD_FILE, "checkpoints/", "store/", "metrics.jsonl", "settings.yaml")
+NOT_TO_SHARE = (GUARD_FILE, "checkpoints/", "store/", "metrics.jsonl", "settings.yaml", "finetuning.json")
 _FORMAT = 1
 _BYTES = 12  # of a million ids, two share a digest with a chance of 1e-17
 
@@ -146,6 +146,11 @@ def seen(model_dir: str | Path, recording_ids: Sequence[str], patient_ids: Seque
     return Seen(**{name: len(hits) for name, hits in found.items()})
 
 
+def check_guard(model_dir: str | Path) -> None:
+    """`ValueError` where the note of a model that training is to begin from is damaged: better before training."""
+    _read(Path(model_dir))
+
+
 def _known(ids: Iterable[str | None]) -> set[str]:
     """As preparing compares them: whatever a table library made of an id."""
     return {known for i in ids if (known := canonical_id(i)) is not None}
@@ -178,4 +183,4 @@ def _ignore(folder: Path) -> None:
         path.write_text("\n".join([*there, *lacking]) + "\n", encoding="utf-8")
 
 
-__all__ = ["GUARD_FILE", "NOT_TO_SHARE", "LeakError", "Seen", "check_splits", "seen", "write_guard"]
+__all__ = ["GUARD_FILE", "NOT_TO_SHARE", "LeakError", "Seen", "check_guard", "check_splits", "seen", "write_guard"]

@@ -1,5 +1,6 @@
 """From predictions to everything that metrics.json and the report say."""
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -136,14 +137,20 @@ class Evaluation:
 
     def figures(self) -> dict[str, Any]:
         names, shown = self.predictions.label_names, self.shown(self.all)
+        counted = self._counts()
+        # Of the others, a rate or a curve would give the counts away that are withheld.
+        open_ = [place for place in shown if not any(isinstance(count, str) for count in counted[place].values())]
         measured = self.measurer.measure() if shown else Measured({}, {})
-        decided = [place for place in shown if names[place] in self.thresholds]
+        for place in set(shown) - set(open_):
+            self._coarsen(measured, place, self.all, place)
+        decided = [place for place in open_ if names[place] in self.thresholds]
         rates = self.measurer.rates(self.decided) if decided else {}
         per_label = {}
-        for place, (name, counts) in enumerate(zip(names, self._counts(), strict=True)):
+        for place, (name, counts) in enumerate(zip(names, counted, strict=True)):
             found: dict[str, Any] = {"counts": counts, "metrics": {}}
             if place in shown:
                 found["metrics"] = {metric: figures[place] for metric, figures in measured.per_label.items()}
+            if place in open_:
                 found["curves"] = self._curves(place)
             if place in decided:
                 found["decisions"] = self._decisions(place, {rate: rates[rate][place] for rate in RATES})
@@ -173,31 +180,48 @@ class Evaluation:
         return shown
 
     def _counts(self) -> list[dict[str, int | str]]:
-        """Of each label the recordings that have it, that do not, and of which that is unknown."""
+        """
+        Of each label the recordings that have it, that do not, and of which that is unknown. How many are unknown is
+        about the labelling, not about patients, and is told unless the known ones would follow from it and are few.
+        """
         labels = self.predictions.labels
-        if not self.enough:
-            kinds = ("known", "unknown") if self.regression else ("positive", "negative", "unknown")
-            return [dict.fromkeys(kinds, WITHHELD) for _ in labels.T]
-        if self.predictions.problem_type == "single_label_classification":
-            return self._class_counts()
+        kinds = ("known",) if self.regression else ("positive", "negative")
+        single = self.predictions.problem_type == "single_label_classification"
+        # Classes exclude one another, so that together they make up the total.
+        classes = self.cells.counts(list((labels == 1).T)) if single else []
         counts = []
-        for column in labels.T:
-            unknown = np.isnan(column)
-            kinds = {"known": ~unknown} if self.regression else {"positive": column == 1, "negative": column == 0}
-            kinds["unknown"] = unknown
-            counts.append(dict(zip(kinds, self.cells.counts(list(kinds.values())), strict=True)))
+        for place, column in enumerate(labels.T):
+            known = ~np.isnan(column)
+            if not self.enough or not (self.cells.enough(known) or not known.any()):
+                counts.append(dict.fromkeys((*kinds, "unknown"), WITHHELD))
+                continue
+            if self.regression:
+                told: list[int | str] = [int(known.sum())]
+            elif single:
+                all_told = isinstance(classes[place], int) and self.cells.enough(column == 0)
+                told = [classes[place], int((column == 0).sum()) if all_told else WITHHELD]
+            else:
+                told = self.cells.counts([column == 1, column == 0])
+            counts.append(dict(zip(kinds, told, strict=True)) | {"unknown": int((~known).sum())})
         return counts
 
-    def _class_counts(self) -> list[dict[str, int | str]]:
-        # Classes exclude one another, so that together they make up the total.
-        labels = self.predictions.labels
-        *classes, unknown = self.cells.counts([*(labels == 1).T, np.isnan(labels).any(axis=1)])
-        counts = []
-        for positive, column in zip(classes, labels.T, strict=True):
-            told = isinstance(positive, int) and isinstance(unknown, int) and self.cells.enough(column == 0)
-            negative = int((column == 0).sum()) if told else WITHHELD
-            counts.append({"positive": positive, "negative": negative, "unknown": unknown})
-        return counts
+    def _coarsen(self, measured: Measured, place: int, rows: np.ndarray, label: int) -> int:
+        """
+        Rounds the figures in one place of `measured`, which are of a label on these recordings, until they do not tell
+        its counts: all digits of an AUROC tell how many pairs of a positive and a negative it was counted over.
+
+        Returns:
+            `int`: to how many decimals.
+        """
+        column = self.predictions.labels[rows, label]
+        if self.regression:
+            error = measured.per_label["mean_absolute_error"][place]["value"] or 1.0
+            decimals = 2 - math.floor(math.log10(error))
+        else:
+            decimals = min(3, math.floor(math.log10((column == 1).sum() * (column == 0).sum())))
+        for figures in measured.per_label.values():
+            figures[place] = _rounded(figures[place], decimals)
+        return decimals
 
     def _accuracy(self) -> Figure:
         """The share of recordings whose class has the highest score; bounds where it would give small counts away."""
@@ -217,6 +241,10 @@ class Evaluation:
             return {}, {}, 0
         measured = self.measurer.measure(rows, shown)
         names = [self.predictions.label_names[place] for place in shown]
+        if self.cells.smallest > 1:
+            # Counts by group and label are not told, and must not follow.
+            decimals = [self._coarsen(measured, place, rows, label) for place, label in enumerate(shown)]
+            measured.macro = _rounded(measured.macro, min(decimals))
         per_label = {
             name: {metric: figures[place] for metric, figures in measured.per_label.items() if metric in self.by_group}
             for place, name in enumerate(names)
@@ -275,10 +303,10 @@ def _bounded(values: np.ndarray | None) -> Figure:
     return {"bounds": [round(float(values.min()), 4), round(float(values.max()), 4)]}
 
 
-def _rounded(found: Any) -> Any:
+def _rounded(found: Any, decimals: int = 3) -> Any:
     if isinstance(found, dict):
-        return {name: _rounded(value) for name, value in found.items()}
-    return round(found, 3) if isinstance(found, float) else found
+        return {name: _rounded(value, decimals) for name, value in found.items()}
+    return round(found, decimals) if isinstance(found, float) else found
 
 
 def _notes(results: Mapping[str, Any], predictions: Predictions) -> list[str]:
@@ -315,8 +343,8 @@ def _notes(results: Mapping[str, Any], predictions: Predictions) -> list[str]:
         )
     if smallest > 1:
         notes.append(
-            f"Nothing is told of fewer than {smallest} patients, nor what would give such a count away; macro figures "
-            "are over all labels where they are defined."
+            f"Nothing is told of fewer than {smallest} patients, nor what would give such a count away, but how many "
+            "recordings lack a label; macro figures are over all labels where they are defined."
         )
     if results["thresholds_from"]:
         notes.append(

@@ -45,6 +45,7 @@ def read_subject(path: str, args: argparse.Namespace) -> Subject:
 
         subject.thresholds = dict(ECGFMConfig.from_pretrained(args.thresholds).label_thresholds or {})
         subject.thresholds_from = f"of the model {_name(args.thresholds)}"
+        subject.warnings += _thresholds_seen(subject.predictions, args)
     return subject
 
 
@@ -79,7 +80,8 @@ def _predicted(path: str, args: argparse.Namespace) -> Subject:
     dataset = load_prepared(args.dataset, args.split)
     try:
         pipeline = load_pipeline(path, device=args.device)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    # AssertionError: a torch without CUDA.
+    except (OSError, ValueError, RuntimeError, KeyError, AssertionError, SafetensorError) as error:
         raise EvaluateError(f"cannot load the model {path}: {error}") from error
     model, extractor, config = pipeline.model, pipeline.feature_extractor, pipeline.model.config
     names = _chosen(config, args.labels)
@@ -179,6 +181,21 @@ def _seen(path: str, dataset: Any, args: argparse.Namespace) -> tuple[list[str],
     }
     said = " and was ".join(use for use, count in uses.items() if count)
     return [f"The model was {said} some of these recordings or patients: the figures are not of new patients."], []
+
+
+def _thresholds_seen(predictions: Any, args: argparse.Namespace) -> list[str]:
+    """Warnings where another model's thresholds were fitted on what they decide; `EvaluateError` unless allowed."""
+    from ..data.split_guard import seen
+
+    found = seen(args.thresholds, predictions.recording_ids, predictions.patient_ids)
+    if not found or not (found.validation_recordings or found.validation_patients):
+        return []
+    if not args.allow_seen:
+        raise EvaluateError(
+            f"the thresholds of {_name(args.thresholds)} were fitted on what they should decide: {found}. --allow-seen "
+            "evaluates all the same, and the report says so"
+        )
+    return ["The thresholds were fitted on some of these recordings or patients: the decisions are not of new ones."]
 
 
 def _name(path: str) -> str:

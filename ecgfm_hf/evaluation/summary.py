@@ -40,7 +40,8 @@ def all_metrics(
     specificity: float = 0.95,
 ) -> dict[str, Any]:
     """
-    Every metric that the predictions allow, with intervals over patients; undefined values are None, never guessed.
+    Every metric that the predictions allow, with intervals over patients; undefined values are None, never guessed. For
+    the eyes of whoever has the data: counts are exact, however few patients they are of; `ecgfm evaluate` hides those.
 
     Args:
         predictions ([`Predictions`]): At least one recording.

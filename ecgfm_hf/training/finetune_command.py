@@ -66,6 +66,10 @@ def run_finetune(args: argparse.Namespace) -> int:
         print(finetuner.describe(), flush=True)
     try:
         result = finetuner.run()
+    except SettingsError as error:
+        if process == 0:
+            print(f"ecgfm finetune: {error}", file=sys.stderr)
+        return 2
     except (NonFiniteTrainingError, OSError) as error:  # OSError: no space, no permission
         print(f"ecgfm finetune: {error}", file=sys.stderr)
         return 1
@@ -80,9 +84,10 @@ def _summary(result: "FinetuneResult", settings: "FinetuneSettings") -> str:  # 
     lines = [f"model            {settings.output_dir} (after update {result.best_update:,} of {result.update:,})"]
     if result.metrics:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
+        test = settings.test_split or "SPLIT"
         lines.append(
             f"validation       {figures}: it chose the update, so the figure flatters; for an honest one "
-            f"`ecgfm evaluate {settings.output_dir} STORE --split {settings.test_split or 'test'}`"
+            f"`ecgfm evaluate {settings.output_dir} STORE --split {test}`"
         )
     points = result.operating_points
     for name, (positive, negative) in points.cases.items():

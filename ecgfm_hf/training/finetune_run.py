@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from ..data import loading
-from ..data.split_guard import LeakError, check_splits, write_guard
+from ..data.split_guard import LeakError, check_guard, check_splits, write_guard
 from ..data.store import StoreError, load_prepared, read_report
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification
 from ..saving import save_model_folder
+from .checkpoints import Checkpoints
 from .classifier_start import build_classifier, build_extractor
 from .finetune_settings import FinetuneSettings
 from .finetuning import FinetuneResult, build_trainer, train_to_end
 from .operating_points import OperatingPoints
 from .parameter_groups import count_parameters
 from .recipes import write_recipe
-from .run_folder import SETTINGS_FILE, check_same_run, last_checkpoint, update_of
+from .run_folder import SETTINGS_FILE, check_same_data, check_same_run, last_checkpoint, note_data, update_of
 from .settings import SettingsError
 from .start import check_processes
 from .training_data import training_data
@@ -63,15 +65,22 @@ class Finetuner:
         self.is_finished = (self.output_dir / RESULT_FILE).is_file()
         if not settings.resume and (self.is_finished or latest is not None):
             raise SettingsError(f"{self.output_dir} holds a run and resume is false: give another output_dir")
-        check_same_run(self.output_dir, settings)
+        check_same_run(self.output_dir, settings, self.is_finished)
         if self.is_finished:
             return
+        try:
+            if settings.init_from is not None:
+                check_guard(settings.init_from)
+        except ValueError as error:
+            raise SettingsError(f"init_from: {error}") from None
         self.first_update = 0 if latest is None else update_of(latest)
         # One process makes the store and the copy of the data that all read.
         with self.processes.main_process_first():
             self.splits = open_splits(settings)
             self.feature_extractor = build_extractor(settings)
             self.data = training_data(self.splits["train"], self.splits.get("valid"), self.feature_extractor, settings)
+        if latest is not None:
+            check_same_data(self.output_dir, self.data)
         model = build_classifier(settings, self.data.names)
         if len(self.feature_extractor.lead_names) != model.config.num_leads:
             raise SettingsError(
@@ -115,14 +124,25 @@ class Finetuner:
         Trains to the end, or until SIGTERM or Ctrl-C: then the update is finished and saved.
 
         Raises:
+            [`SettingsError`]: another process is at work in `output_dir`.
             [`NonFiniteTrainingError`]: the loss is NaN or infinite.
             `OSError`: a checkpoint or the model cannot be written.
         """
         if self.is_finished:
             return read_result(self.output_dir)
+        claim = Checkpoints(self.output_dir, self.settings.keep_last)
+        free = claim.claim() if self.is_main_process else True
+        if not all(gather_object([free])):
+            raise SettingsError(f"another process is at work in {self.output_dir}: wait for it, or give another folder")
+        try:
+            return self._run()
+        finally:
+            claim.release()
+
+    def _run(self) -> FinetuneResult:
         if self.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
             write_recipe(self.settings, self.output_dir / SETTINGS_FILE)
+            note_data(self.output_dir, self.data)
         result = train_to_end(self.trainer, self.data, self.settings, self.output_dir)
         if result.finished and self.is_main_process:
             self._write(result)

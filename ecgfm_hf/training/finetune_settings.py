@@ -135,7 +135,9 @@ class FinetuneSettings:
                 "lora and freeze_encoder do not go together: with lora the encoder's weights are frozen"
             )
         if self.early_stopping and self.valid_split is None:
-            raise SettingsError("early_stopping watches the validation split, but valid_split is null")
+            raise SettingsError(
+                "early_stopping watches the validation split, but valid_split is null: set early_stopping=0"
+            )
         splits = [split for split in (self.train_split, self.valid_split, self.test_split) if split is not None]
         if len(set(splits)) < len(splits):
             raise SettingsError(

@@ -43,8 +43,8 @@ class FinetuneResult:
         best_update (`int`): Those that `model` has had.
         finished (`bool`): False after SIGTERM or Ctrl-C.
         signal (`int`): The signal that ended it, 0 without.
-        metrics (`dict[str, float]`): Of `model` on the validation split, uncalibrated. They chose it, and so flatter
-            it: report figures of a test split.
+        metrics (`dict[str, float]`): Of `model` on the validation split, uncalibrated; undefined ones are not there.
+            They chose it, and so flatter it: report figures of a test split.
         operating_points ([`OperatingPoints`]): What the config has got.
         notes (`list[str]`): What a user has to know, a sentence each.
         trainable_parameters, parameters (`int`): Trained weights, and all, while training (adapters included).
@@ -120,7 +120,7 @@ def train_to_end(
     metrics, points = {}, OperatingPoints()
     if data.valid is not None:
         _, scores, found = trainer.recordings_of(data.valid)
-        metrics = recording_metrics(scores, found, data.problem_type)
+        metrics = {k: v for k, v in recording_metrics(scores, found, data.problem_type).items() if np.isfinite(v)}
         if data.problem_type == "multi_label_classification":
             points = fit_operating_points(data.names, found, scores, trainer.classifier.config.pos_weight, settings)
     best = state.best_global_step if data.valid is not None and state.best_global_step else state.global_step
@@ -157,7 +157,8 @@ def build_trainer(
     if settings.early_stopping:
         if data.valid is None:
             raise SettingsError("early_stopping watches the validation split, and there is none")
-        callbacks.append(EarlyStoppingCallback(settings.early_stopping))
+        if data.chooses:
+            callbacks.append(EarlyStoppingCallback(settings.early_stopping))
     if settings.freeze_encoder not in (0, "always"):
         callbacks.append(FreezeEncoder(encoder_parameters(trained), settings.freeze_encoder))
     check_trackers(settings.trackers)

@@ -77,9 +77,10 @@ def run_probe(args: argparse.Namespace) -> int:
     try:
         from ..saving import save_model_folder
 
-        save_model_folder(probe.model, extractor, args.output)
+        # Before the weights: there must be no model without a note of what it has seen.
         used = ((), ()) if valid is None else (valid.recording_ids, valid.patient_ids)
         write_guard(args.output, (train.recording_ids, train.patient_ids), used, began_from=args.model)
+        save_model_folder(probe.model, extractor, args.output)
     except OSError as error:  # no space, no permission
         print(f"ecgfm probe: {error}", file=sys.stderr)
         return 1
@@ -88,7 +89,7 @@ def run_probe(args: argparse.Namespace) -> int:
 
 
 def _probe(args: argparse.Namespace) -> "tuple[LinearProbe, Any, Embeddings, Embeddings | None]":
-    from ..data.split_guard import check_splits
+    from ..data.split_guard import check_guard, check_splits
     from ..data.store import load_prepared
     from ..memory import keep_freed_memory
     from .embeddings import LinearProbeError, embed_split
@@ -102,6 +103,10 @@ def _probe(args: argparse.Namespace) -> "tuple[LinearProbe, Any, Embeddings, Emb
         raise LinearProbeError(f"--valid-split must be another one than --split, found: {args.split} twice")
     keep_freed_memory()
     encoder, extractor = _load(args.model)
+    try:
+        check_guard(args.model)
+    except ValueError as error:
+        raise LinearProbeError(str(error)) from None
     started = time.perf_counter()
 
     splits = {args.split: load_prepared(args.store, args.split)}

@@ -9,6 +9,7 @@ import yaml
 
 from .finetune_settings import FinetuneSettings
 from .settings import SettingsError
+from .training_data import TrainingData
 
 CHECKPOINTS = "checkpoints"
 SETTINGS_FILE = "settings.yaml"
@@ -16,7 +17,11 @@ SETTINGS_FILE = "settings.yaml"
 _STATE_FILE = "trainer_state.json"
 # What may change between a run and its continuation without another outcome.
 _FREE = {"output_dir", "num_workers", "processes", "device", "trackers", "project", "resume", "log_every_updates"}
-_FREE |= {"keep_last", "thresholds", "calibration", "min_cases", "test_split"}
+_FREE |= {"keep_last", "test_split"}
+# What is done after training, and may change until then.
+_AFTER = {"thresholds", "calibration", "min_cases"}
+# A digest of the data, among the checkpoints that were trained on it.
+_DATA_FILE = "data.sha256"
 
 
 def update_of(checkpoint: Path) -> int:
@@ -37,9 +42,9 @@ def _is_whole(checkpoint: Path) -> bool:
         return False
 
 
-def check_same_run(output_dir: Path, settings: FinetuneSettings) -> None:
+def check_same_run(output_dir: Path, settings: FinetuneSettings, finished: bool = False) -> None:
     """
-    Whether settings continue the run in a folder.
+    Whether settings continue the run in a folder, or are those of one that is finished.
 
     Raises:
         [`SettingsError`]: settings that would change the outcome differ.
@@ -49,11 +54,43 @@ def check_same_run(output_dir: Path, settings: FinetuneSettings) -> None:
         return
     before: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     now = settings.to_dict()
-    changed = [f"{k} was {before.get(k)!r}, now {now[k]!r}" for k in now if k not in _FREE and before.get(k) != now[k]]
+    free = _FREE if finished else _FREE | _AFTER
+    changed = [f"{k} was {before.get(k)!r}, now {now[k]!r}" for k in now if k not in free and before.get(k) != now[k]]
     if changed:
         raise SettingsError(
             f"{output_dir} holds another run: {'; '.join(changed)}. Continue it as it was, or give another output_dir"
         )
 
 
-__all__ = ["CHECKPOINTS", "SETTINGS_FILE", "check_same_run", "last_checkpoint", "update_of"]
+def note_data(output_dir: Path, data: TrainingData) -> None:
+    """Notes in a run's folder which data it is trained on."""
+    folder = output_dir / CHECKPOINTS
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _DATA_FILE).write_text(data.digest + "\n", encoding="ascii")
+
+
+def check_same_data(output_dir: Path, data: TrainingData) -> None:
+    """
+    Whether a run's data are those that its checkpoints were trained on: were the splits drawn anew, the model would
+    have seen patients that are said to be new.
+
+    Raises:
+        [`SettingsError`]: other recordings, splits or targets.
+    """
+    file = output_dir / CHECKPOINTS / _DATA_FILE
+    if file.is_file() and file.read_text(encoding="ascii").strip() != data.digest:
+        raise SettingsError(
+            f"{output_dir} holds a run on other data: the recordings of the splits, or their targets, have changed "
+            "since. Give another output_dir"
+        )
+
+
+__all__ = [
+    "CHECKPOINTS",
+    "SETTINGS_FILE",
+    "check_same_data",
+    "check_same_run",
+    "last_checkpoint",
+    "note_data",
+    "update_of",
+]

@@ -1,5 +1,6 @@
 """From the splits of a store to segments with targets: what is left out, and what cannot be learnt."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -34,6 +35,8 @@ class TrainingData:
         scale (two `np.ndarray` (L,), *optional*): Mean and deviation that the targets of a regression were
             standardised with: those of the recordings to train on.
         notes (`list[str]`): What a user has to know, a sentence each.
+        digest (`str`): Of the recordings of either split in their order, and their targets.
+        chooses (`bool`): Whether `valid` can tell one update from another: not where each label has one class only.
     """
 
     names: tuple[str, ...]
@@ -42,6 +45,8 @@ class TrainingData:
     valid: LabelledSegments | None
     scale: tuple[np.ndarray, np.ndarray] | None = None
     notes: list[str] = field(default_factory=list)
+    digest: str = ""
+    chooses: bool = True
 
 
 def training_data(
@@ -60,7 +65,7 @@ def training_data(
         transforms = build_augmentations(settings.augmentations, derived_seed(settings.seed, "augment"))
     except (TypeError, ValueError) as error:
         raise SettingsError(f"augmentations: {error}") from None
-    segments, notes = {}, []
+    segments, notes, digest = {}, [], hashlib.sha256(repr(targets.names).encode())
     for split, dataset in datasets.items():
         known = np.flatnonzero(targets.known(split))
         chosen = dataset if len(known) == len(dataset) else dataset.select(known)
@@ -68,6 +73,7 @@ def training_data(
         inputs = as_model_inputs(
             chosen, feature_extractor, labels=(), signal_transform=signal_transform, transform=transform
         )
+        digest.update(repr((split, dataset["recording_id"][:])).encode() + targets.values[split].tobytes())
         left_out = "; ".join(f"{count} {reason}" for reason, count in inputs.left_out.items())
         if not len(inputs):
             raise SettingsError(
@@ -79,7 +85,14 @@ def training_data(
         if len(known) < len(dataset):
             notes.append(f"of {split}, {len(dataset) - len(known)} recordings have no known target and are left out")
         segments[split] = LabelledSegments(inputs, targets.values[split][known], (signal_transform, transform))
-    data = TrainingData(targets.names, targets.problem_type, segments["train"], segments.get("valid"), notes=notes)
+    data = TrainingData(
+        targets.names,
+        targets.problem_type,
+        segments["train"],
+        segments.get("valid"),
+        notes=notes,
+        digest=digest.hexdigest(),
+    )
     if data.valid is not None and len(data.valid.recording_targets()) < _FEW_RECORDINGS:
         notes.append(
             f"validation has {len(data.valid.recording_targets())} recordings: figures, and the update that they "
@@ -89,7 +102,20 @@ def training_data(
         _standardise(data)
     else:
         _drop_untrainable(data, settings)
+    if data.valid is not None and not _tells(data):
+        data.chooses = False
+        notes.append(
+            "validation cannot choose an update, as no label there has both kinds of recordings, no quantity two "
+            "values: the last update is kept, and nothing stops early"
+        )
     return data
+
+
+def _tells(data: TrainingData) -> bool:
+    values = data.valid.recording_targets()
+    if data.problem_type == "regression":
+        return any(len(np.unique(column[~np.isnan(column)])) > 1 for column in values.T)
+    return len(untrainable(data.names, values)) < len(data.names)
 
 
 def _standardise(data: TrainingData) -> None:

@@ -38,7 +38,7 @@ class Study:
         default_factory=lambda: {"pretrain": 0.36, "labelled": 0.32, "tune": 0.12, "valid": 0.06, "test": 0.14}
     )
     pretrain: tuple[str, ...] = ("epochs=20", "model.gumbel_temperature_decay=0.998987", "precision=bfloat16")
-    draws: dict[int, int] = field(default_factory=lambda: {50: 5, 100: 5, 300: 5, 1000: 2})
+    draws: dict[int, int] = field(default_factory=lambda: {50: 5, 100: 5, 300: 5, 1000: 1})
     learning_rates: tuple[float, ...] = (2e-4, 6e-4, 2e-3)
     first_steps: int = 600
     steps: dict[int, tuple[int, ...]] = field(
