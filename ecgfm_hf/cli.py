@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_label(commands)
     _add_training(commands)
     _add_evaluate(commands)
+    _add_app(commands)
     return parser
 
 
@@ -164,6 +165,19 @@ def _add_evaluate(commands: Any) -> None:
     )
     add_evaluate_arguments(parser)
     parser.set_defaults(run=run_evaluate)
+
+
+def _add_app(commands: Any) -> None:
+    from .app.command import DESCRIPTION, EXIT_STATUS, add_app_arguments, run_app
+
+    parser = commands.add_parser(
+        "app",
+        help="serve a page where a recording can be dropped",
+        description=DESCRIPTION,
+        epilog=EXIT_STATUS,
+    )
+    add_app_arguments(parser)
+    parser.set_defaults(run=run_app)
 
 
 def _add_synthesize(commands: Any) -> None:

@@ -1,0 +1,252 @@
+"""What comes between the network and Gradio: the few routes that the page needs, and limits on what they take."""
+
+import base64
+import hashlib
+import json
+import logging
+import os
+import posixpath
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from .uploads import MOST_FILES, stored_bytes
+
+logger = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+# Gradio has many more: files, proxies, API documentation, saved runs, deep links, monitoring.
+_GET = frozenset(
+    (
+        *("/", "/config", "/theme.css", "/gradio_api/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt"),
+        *("/gradio_api/startup-events", "/gradio_api/queue/data", "/gradio_api/upload_progress"),
+    )
+)
+_GET_BELOW = ("/assets/", "/static/", "/gradio_api/heartbeat/")
+_UPLOAD, _ASK = "/gradio_api/upload", "/gradio_api/queue/join"
+_POST = frozenset((_UPLOAD, _ASK, "/gradio_api/cancel", "/gradio_api/reset"))
+
+_LARGEST_QUESTION = 1 << 18  # bytes of any request but an upload
+_ENVELOPE = 1 << 16  # bytes of an upload that are not the files
+_FULL = 4  # as many largest uploads may lie waiting
+
+# The browser, too, loads nothing from elsewhere, and runs no script but the server's own.
+_POLICY = (
+    "default-src 'none'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "font-src 'self' data:; connect-src 'self'; manifest-src 'self'; base-uri 'self'; form-action 'none'; "
+    "frame-ancestors 'none'; object-src 'none'"
+)
+_SCRIPT = re.compile(rb"<script(?:\s[^>]*)?>(.*?)</script\s*>", re.DOTALL | re.IGNORECASE)
+_HEADERS = {
+    "cache-control": "no-store",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+class _TooLarge(Exception):
+    pass
+
+
+class Guard:
+    """
+    An ASGI application around another.
+
+    Args:
+        app: What is guarded.
+        incoming: The folder that uploads are stored in. A question may name files in it and nothing else.
+        max_bytes: Of an upload.
+        hosts: Names that the server may be addressed by; `None` for any. Against pages of strangers whose name leads
+            to this machine.
+    """
+
+    def __init__(self, app: Any, incoming: Path, max_bytes: int, hosts: frozenset[str] | None):
+        self._app, self._incoming, self._max_bytes, self._hosts = app, incoming, max_bytes, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._guarded(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+        too_large = False
+
+        guarded_send = _with_policy(send)
+
+        async def answer(message: MutableMapping[str, Any]) -> None:
+            nonlocal started
+            if not too_large:  # else it is the application's answer to a request that it never got whole
+                started = True
+                await guarded_send(message)
+
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            return await _answer(answer, *refusal)
+        path = scope["path"]
+        limit = MOST_FILES * self._max_bytes + _ENVELOPE if path == _UPLOAD else _LARGEST_QUESTION
+        received = 0
+
+        async def limited() -> MutableMapping[str, Any]:
+            nonlocal received, too_large
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                too_large = True
+                raise _TooLarge
+            return message
+
+        try:
+            if path == _ASK:
+                body = await _whole_body(limited)
+                if body is None:
+                    return
+                if not _names_only(self._incoming, body):
+                    return await _answer(answer, 400, "only files that were dropped on the page are read")
+                limited = _replayed(body, receive)
+            await self._app(scope, limited, answer)
+        except Exception as error:
+            if not too_large:
+                # The kind alone: messages may quote the names of files.
+                logger.error("a request failed: %s", type(error).__name__)
+                if not started:
+                    await _answer(answer, 500, "this failed; the log says what kind of error it was")
+        if too_large and not started:
+            too_large = False
+            await _answer(answer, 413, "this is too large")
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        """Status and text, where a request goes no further."""
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        method, path = scope["method"], scope["path"]
+        host = headers.get("host", "")
+        if self._hosts is not None and _name_of(host) not in self._hosts:
+            return 421, "this page is not served under that name"
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            return 403, "this page does not take requests of other pages"
+        if method in ("GET", "HEAD"):
+            below = path.startswith(_GET_BELOW) and posixpath.normpath(path) == path and "\\" not in path
+            if not (path in _GET or below):
+                return 404, "there is nothing here"
+            if any(name == "deep_link" for name, _ in parse_qsl(scope.get("query_string", b"").decode("latin-1"))):
+                return 404, "there is nothing here"
+            return None
+        if method != "POST" or path not in _POST:
+            return 404, "there is nothing here"
+        if path == _UPLOAD:
+            declared = headers.get("content-length", "")
+            if declared.isdecimal() and int(declared) > MOST_FILES * self._max_bytes + _ENVELOPE:
+                return 413, "this is too large"
+            if stored_bytes(self._incoming) > _FULL * MOST_FILES * self._max_bytes:
+                return 503, "too many files are waiting: try again in some minutes"
+        return None
+
+
+def _with_policy(send: Send) -> Send:
+    """Answers with our headers. Scripts within a page are named by their hashes, so that none but these run."""
+    start: MutableMapping[str, Any] = {}
+    parts: list[bytes] = []
+    is_page = False
+
+    async def send_on(scripts: str) -> None:
+        ours = {**_HEADERS, "content-security-policy": _POLICY.format(scripts=scripts)}
+        kept = [(name, value) for name, value in start.get("headers", ()) if name.decode("latin-1").lower() not in ours]
+        added = [(name.encode(), value.encode()) for name, value in ours.items()]
+        await send({**start, "headers": [*kept, *added]})
+
+    async def guarded(message: MutableMapping[str, Any]) -> None:
+        nonlocal start, is_page
+        if message["type"] == "http.response.start":
+            start = message
+            is_page = dict(start.get("headers", ())).get(b"content-type", b"").startswith(b"text/html")
+            if not is_page:
+                await send_on("'self'")
+        elif not is_page:
+            await send(message)
+        else:
+            parts.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                content = b"".join(parts)
+                hashes = (base64.b64encode(hashlib.sha256(one).digest()).decode() for one in _SCRIPT.findall(content))
+                await send_on(" ".join(["'self'", *(f"'sha256-{one}'" for one in hashes)]))
+                await send({"type": "http.response.body", "body": content})
+
+    return guarded
+
+
+def _name_of(host: str) -> str:
+    """A Host header without its port."""
+    return host.rsplit("]", 1)[0].removeprefix("[") if host.startswith("[") else host.rsplit(":", 1)[0].lower()
+
+
+async def _answer(send: Send, status: int, text: str) -> None:
+    content = text.encode()
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(content)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+async def _whole_body(receive: Receive) -> bytes | None:
+    """`None` where the client has left."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    first = True
+
+    async def replay() -> MutableMapping[str, Any]:
+        nonlocal first
+        if first:
+            first = False
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return replay
+
+
+def _names_only(incoming: Path, body: bytes) -> bool:
+    """
+    Whether every file that a question names lies in `incoming`. Gradio would fetch what is named by an address on the
+    network, and logs the path of what it refuses.
+    """
+    try:
+        waiting = [json.loads(body)]
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, list):
+                waiting += value
+            elif isinstance(value, dict):
+                waiting += value.values()
+                path = value.get("path")
+                if path is not None and not _lies_in(path, incoming):
+                    return False
+        return True
+    except (ValueError, RecursionError):
+        return False
+
+
+def _lies_in(path: Any, folder: Path) -> bool:
+    if not isinstance(path, str) or "\0" in path or len(path) > 4096:
+        return False
+    return os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep)
+
+
+__all__ = ["Guard"]

@@ -1,0 +1,246 @@
+"""The page itself: what is on it, and what happens when a file is dropped or saliency is chosen."""
+
+import dataclasses
+import logging
+import os
+import traceback
+from pathlib import Path
+from typing import Any
+
+from ..arguments import names as as_names
+from ..records.errors import ECGReadError
+from . import answering, fragments
+from .reader import LONGEST_SECONDS, ConfinedReader
+from .style import MONO, SANS
+from .uploads import UploadError, taken_upload
+
+logger = logging.getLogger(__name__)
+
+POLICIES = {
+    "missing_leads": ("error", "zero", "derive"),
+    "nan_samples": ("error", "zero", "interpolate"),
+    "constant_leads": ("error", "zero"),
+    "short_recordings": ("error", "pad"),
+}
+_AS_MODEL = "as the model says"
+_PAGE_SECONDS = 10.0
+_FORMATS = "WFDB (.hea together with its .dat or .mat), DICOM, EDF, MUSE, Sierra and aECG XML, SCP-ECG, CSV, .npy"
+_HOLDS = (
+    "Files are deleted as soon as they are read. The recording stays in this program's memory for further questions "
+    "until the page is closed, another file comes, or half an hour has passed."
+)
+
+
+class Asking:
+    """
+    What the page asks for, and the answers as pieces of HTML.
+
+    Args:
+        pipeline: From `load_pipeline`.
+        reader: Of files.
+        folder: Private; uploads lie in it, and drawings for a moment.
+        max_bytes: Of an upload.
+    """
+
+    def __init__(self, pipeline: Any, reader: ConfinedReader, folder: Path, max_bytes: int):
+        self._pipeline, self._reader, self._folder, self._max_bytes = pipeline, reader, folder, max_bytes
+        self.held = answering.Held()
+
+    def read(self, session: str, paths: list[str], facts: dict[str, Any], policies: dict[str, str]) -> dict[str, Any]:
+        """
+        Reads and scores what was dropped.
+
+        Returns:
+            `{"refused": why}`, or pieces of the page: `notes`, `page`, `scores`, `downloads`, and the recording's
+            `seconds`. Never raises.
+        """
+        self.held.forget(session)
+        title = None
+        try:
+            with taken_upload(paths, self._folder, self._max_bytes) as upload:
+                title, folder = upload.title, upload.path.parent
+                record = self._reader.read(upload.path, **facts)
+            # From here on it goes by the name that the sender knows.
+            record = dataclasses.replace(record, path=title, recording_id=title)
+            found = answering.answered(self._pipeline, record, title, policies)
+            pieces = self._pieces(found, "", 0.0)
+        except UploadError as error:
+            return {"refused": str(error)}
+        except (ECGReadError, ValueError, ImportError) as error:
+            reason = str(error)
+            if title is not None:
+                reason = reason.replace(f"{folder}{os.sep}", "").removeprefix(f"{title}: ")
+                reason = f"{title}: {reason}"
+            return {"refused": self._without_folders(reason)}
+        except Exception as error:
+            return {"refused": _unexpected(error)}
+        self.held.put(session, found)
+        return pieces | {"seconds": record.samples.shape[1] / record.sampling_rate}
+
+    def draw_again(self, session: str, asked: str, start_s: float) -> dict[str, Any]:
+        """The page of the session's recording with other saliency or from another second; as [`read`]."""
+        found = self.held.get(session)
+        if found is None:
+            return {"refused": "the recording is no longer held: drop the file again"}
+        try:
+            return self._pieces(found, asked, start_s)
+        except (ValueError, ImportError) as error:
+            return {"refused": str(error)}
+        except Exception as error:
+            return {"refused": _unexpected(error)}
+
+    def _pieces(self, found: answering.Answered, asked: str, start_s: float) -> dict[str, Any]:
+        shown = answering.saliency(self._pipeline, found, asked)
+        pages = answering.drawn(self._pipeline, found, shown, start_s, self._folder)
+        warnings = list(dict.fromkeys([*found.answer["warnings"], *(shown.warnings if shown else ())]))
+        return {
+            "notes": fragments.notes("Please note", warnings),
+            "page": fragments.picture(pages["png"], found.title),
+            "scores": fragments.scores_table(found.answer, self._pipeline.model.config),
+            "downloads": fragments.downloads(answering.as_json(self._pipeline, found), pages["pdf"]),
+        }
+
+    def _without_folders(self, reason: str) -> str:
+        return reason.replace(f"{os.path.realpath(self._folder)}{os.sep}", "").replace(f"{self._folder}{os.sep}", "")
+
+
+def _unexpected(error: Exception) -> str:
+    """Logged without its message and its data: both may hold names."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    logger.error("an answer failed: %s in %s, line %s", type(error).__name__, Path(where.filename).name, where.lineno)
+    return f"this failed unexpectedly ({type(error).__name__})"
+
+
+def facts_of(rate: float | None, units: str | None, leads: str | None, exam: float | None) -> dict[str, Any]:
+    """What the sender says of a file, as `read_ecg` takes it; nothing for what was left empty."""
+    said = {
+        "sampling_rate": rate or None,
+        "units": (units or "").strip()[:40] or None,
+        "lead_names": as_names((leads or "")[:1000]) or None,
+        "exam_id": None if exam is None else int(exam),
+    }
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def build_page(asking: Asking, model_name: str, label_names: list[str], max_bytes: int) -> Any:
+    """The page as `gradio.Blocks`."""
+    import gradio as gr
+
+    def piece(content: str = "", **settings: Any) -> Any:
+        # Not gradio.HTML, which takes what it shows for a template and evaluates it. What comes from outside is escaped
+        # in fragments.py; a block of HTML without empty lines is left alone by Markdown.
+        return gr.Markdown(content, sanitize_html=False, latex_delimiters=[], **settings)
+
+    private = {"api_visibility": "private", "concurrency_limit": 1, "concurrency_id": "model", "queue": True}
+
+    with gr.Blocks(title="ECG-FM", analytics_enabled=False, delete_cache=(60, 300), fill_width=True) as blocks:
+        piece(
+            f'<header><div class="ecg-title"><h1>ECG-FM</h1><span>{fragments.text(model_name)} · '
+            f"{len(label_names)} label{'s' * (len(label_names) != 1)}</span></div>{fragments.BANNER}</header>"
+        )
+        file = gr.File(
+            label=f"One recording, up to {max_bytes / 1e6:g} MB",
+            file_count="multiple",
+            height=150,
+        )
+        piece(f'<p class="ecg-foot">{_FORMATS}; up to {LONGEST_SECONDS // 60} minutes. {_HOLDS}</p>')
+        with gr.Accordion("Options for files that do not say everything", open=False):
+            piece('<p class="ecg-foot">Set these first, then drop the file.</p>')
+            with gr.Row():
+                rate = gr.Number(label="Sampling rate (Hz)", info="of CSV, TSV and .npy", value=None, minimum=0)
+                units = gr.Textbox(label="Units", info="of CSV, TSV, .npy, .mat; such as mV", max_lines=1)
+                exam = gr.Number(label="Exam", info="of CODE-15's HDF5", value=None, precision=0)
+            leads = gr.Textbox(label="Lead names", info="of .npy: one a row; of CSV: which columns. I,II,III,…")
+            with gr.Row():
+                policies = [
+                    gr.Dropdown([_AS_MODEL, *choices], value=_AS_MODEL, label=name.replace("_", " ").capitalize())
+                    for name, choices in POLICIES.items()
+                ]
+        message = piece(visible=False)
+        with gr.Column(visible=False) as results:
+            notes = piece(visible=False)
+            page = piece()
+            with gr.Row(equal_height=True):
+                choices = answering.saliency_choices(label_names)
+                asked = gr.Dropdown(
+                    choices, value="", label="Saliency", info="what speaks for a label, as colour along the traces"
+                )
+                start = gr.Slider(0, 1, value=0, step=1, label="Page begins at (s)", visible=False)
+            downloads = piece()
+            scores = piece()
+
+        def shown_if_any(content: str) -> Any:
+            return gr.Markdown(content, visible=bool(content))
+
+        def on_upload(paths, rate, units, leads, exam, missing, nan, constant, short, request: gr.Request):
+            said = dict(zip(POLICIES, (missing, nan, constant, short), strict=True))
+            wanted = {name: policy for name, policy in said.items() if policy != _AS_MODEL}
+            try:
+                facts = facts_of(rate, units, leads, exam)
+            except Exception:  # argparse's, of a list of names
+                facts = None
+            found = (
+                {"refused": 'lead names must look like I,II,III or "a, b",c'}
+                if facts is None
+                else asking.read(request.session_hash or "", list(paths or []), facts, wanted)
+            )
+            if "refused" in found:
+                return {
+                    file: None,
+                    message: shown_if_any(fragments.refusal(found["refused"])),
+                    results: gr.Column(visible=False),
+                }
+            last = max(0.0, found["seconds"] - _PAGE_SECONDS)
+            return {
+                file: None,
+                message: shown_if_any(""),
+                results: gr.Column(visible=True),
+                notes: shown_if_any(found["notes"]),
+                page: found["page"],
+                scores: found["scores"],
+                downloads: found["downloads"],
+                asked: gr.Dropdown(value=""),
+                start: gr.Slider(value=0, maximum=max(1, int(last)), visible=last >= 1),
+            }
+
+        def on_choice(asked_for, start_s, request: gr.Request):
+            found = asking.draw_again(request.session_hash or "", asked_for or "", float(start_s or 0))
+            if "refused" in found:
+                return {message: shown_if_any(fragments.refusal(found["refused"]))}
+            return {
+                message: shown_if_any(""),
+                notes: shown_if_any(found["notes"]),
+                page: found["page"],
+                downloads: found["downloads"],
+            }
+
+        def on_leaving(request: gr.Request):
+            asking.held.forget(request.session_hash or "")
+
+        shown = [file, message, results, notes, page, scores, downloads, asked, start]
+        file.upload(on_upload, [file, rate, units, leads, exam, *policies], shown, show_progress_on=file, **private)
+        again = [message, notes, page, downloads]
+        asked.input(on_choice, [asked, start], again, show_progress_on=page, **private)
+        start.release(on_choice, [asked, start], again, show_progress_on=page, **private)
+        blocks.unload(on_leaving)
+    blocks.queue(max_size=16, api_open=False, default_concurrency_limit=1)
+    return blocks
+
+
+def theme() -> Any:
+    """Gradio's plainest, in fonts of the system: its own would be fetched from elsewhere."""
+    import gradio as gr
+
+    base = gr.themes.Base(
+        primary_hue=gr.themes.colors.blue, neutral_hue=gr.themes.colors.slate, font=list(SANS), font_mono=list(MONO)
+    )
+    # Small print must be readable too.
+    return base.set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_400",
+    )
+
+
+__all__ = ["POLICIES", "Asking", "build_page", "facts_of", "theme"]

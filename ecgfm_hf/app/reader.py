@@ -1,0 +1,143 @@
+"""Strangers' files are read in a process of its own, which may take so much memory and time and no more."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from typing import Any
+
+from ..data.parts import _end_with
+from ..records.errors import ECGReadError
+from ..records.reading import read_with_defaults
+from ..records.record import ECGRecord
+
+LONGEST_SECONDS = 600
+_MOST_LEADS, _MOST_VALUES = 64, 1 << 24
+_LONGEST_START = 600.0  # seconds, on a machine with a lot to do
+
+
+class ConfinedReader:
+    """
+    Reads recordings in another process. Where that crashes, hangs or takes too much memory, the file is refused, and
+    the next one gets a new process.
+
+    Args:
+        seconds: A file may take to be read.
+        memory: Bytes it may take, where the system can limit them (Linux).
+    """
+
+    def __init__(self, seconds: float = 60.0, memory: int = 2 << 30):
+        self._seconds, self._memory = seconds, memory
+        self._lock = threading.Lock()
+        self._process: Any = None
+        self._connection: Any = None
+        self._ready = False
+
+    def start(self) -> None:
+        """Starts the process, without waiting for it: it takes seconds to import what it needs."""
+        with self._lock:
+            self._start()
+
+    def read(self, path: str | os.PathLike, **arguments: Any) -> ECGRecord:
+        """
+        One recording. `arguments` are what the file may not say itself, as of `read_ecg`; those that its format does
+        not lack are not used.
+
+        Raises:
+            ECGReadError: as `read_ecg`; also a file that takes too long or too much memory, or crashes its reader; a
+                recording of more than 10 minutes, 64 leads or 2^24 values.
+        """
+        with self._lock:
+            self._start()
+            try:
+                self._await_ready()
+                self._connection.send((os.fspath(path), arguments))
+                if not self._connection.poll(self._seconds):
+                    self._stop()
+                    raise ECGReadError(f"{path}: not read within {self._seconds:g} s")
+                found = self._connection.recv()
+            except (EOFError, OSError):
+                self._stop()
+                raise ECGReadError(f"{path}: the process that read it died") from None
+        if isinstance(found, ECGReadError):
+            raise found
+        return found
+
+    def close(self) -> None:
+        with self._lock:
+            self._stop()
+
+    def _start(self) -> None:
+        if self._process is not None and self._process.is_alive():
+            return
+        self._stop()
+        # Spawned, not forked: the threads of a server may hold locks that a fork would never see opened.
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(theirs, os.getpid(), self._memory), name="ecgfm-reader", daemon=True
+        )
+        self._process.start()
+        theirs.close()
+
+    def _await_ready(self) -> None:
+        """Imports are not on the first file's account."""
+        if not self._ready:
+            if not self._connection.poll(_LONGEST_START):
+                raise EOFError
+            self._ready = self._connection.recv() == "ready"
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+            self._connection.close()
+        self._process = self._connection = None
+        self._ready = False
+
+
+def _serve(connection: Any, parent: int, memory: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the parent decides
+    _end_with(parent)
+    _limit_memory(memory)
+    connection.send("ready")
+    with contextlib.suppress(EOFError):
+        while True:
+            path, arguments = connection.recv()
+            connection.send(_read(path, arguments))
+
+
+def _limit_memory(more: int) -> None:
+    """No more than `more` bytes beyond what there is now."""
+    try:
+        import resource
+
+        with open("/proc/self/statm", encoding="ascii") as file:
+            now = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + more, now + more))
+    except (ImportError, OSError, ValueError):
+        return  # another system: the readers' own limits hold
+
+
+def _read(path: str, arguments: dict[str, Any]) -> ECGRecord | ECGReadError:
+    try:
+        record = read_with_defaults(path, **arguments)
+        leads, samples = record.samples.shape
+        seconds = samples / record.sampling_rate
+        if seconds > LONGEST_SECONDS or leads > _MOST_LEADS or leads * samples > _MOST_VALUES:
+            raise ECGReadError(
+                f"{path}: {leads} leads of {samples} samples ({seconds:.4g} s) are too much for this page, expected at "
+                f"most {LONGEST_SECONDS} s, {_MOST_LEADS} leads and {_MOST_VALUES} values"
+            )
+        return record
+    except ECGReadError as error:
+        return error
+    except MemoryError:
+        return ECGReadError(f"{path}: takes more memory than a recording may")
+    except Exception as error:  # a stranger's file: whatever it did, the next one is read
+        return ECGReadError(f"{path}: cannot be read ({type(error).__name__})")
+
+
+__all__ = ["LONGEST_SECONDS", "ConfinedReader"]

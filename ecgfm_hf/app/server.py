@@ -1,0 +1,190 @@
+"""The page as a web server: on this machine alone unless told otherwise, with nothing left behind."""
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .guard import Guard
+from .page import Asking, build_page, theme
+from .reader import ConfinedReader
+from .style import CSS
+from .uploads import sweep
+
+LOOPBACK = frozenset(("127.0.0.1", "localhost", "::1"))
+_ABANDONED_SECONDS = 300.0  # an upload that no answer was asked for
+_SWEEP_SECONDS = 30.0
+_FOLDER = re.compile(r"ecgfm-app-(\d+)-\w+")
+
+# Before Gradio is imported: it would tell its makers about itself, ask for newer versions, and keep files where every
+# user of the machine could look for them.
+_ENVIRONMENT = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_MCP_SERVER": "False",
+    "GRADIO_RUN_HISTORY": "False",
+    "GRADIO_SHARE": "False",
+    "GRADIO_SSR_MODE": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+@dataclass(frozen=True)
+class AppSettings:
+    """
+    Attributes:
+        model_name: For the page's head.
+        host: Address that is listened at.
+        max_mb: Of an upload, all files together, in MB (10^6 bytes).
+    """
+
+    model_name: str
+    host: str = "127.0.0.1"
+    max_mb: float = 20.0
+
+    @property
+    def max_bytes(self) -> int:
+        return int(self.max_mb * 1e6)
+
+
+@contextlib.contextmanager
+def private_folder() -> Iterator[Path]:
+    """
+    A folder that only this user can look into, where Gradio keeps uploads; it is removed afterwards, and so are those
+    of processes that were killed before they could. Gradio must not be in use yet.
+    """
+    root = Path(tempfile.gettempdir())
+    _remove_orphans(root)
+    folder = Path(tempfile.mkdtemp(prefix=f"ecgfm-app-{os.getpid()}-", dir=root)).resolve()
+    wanted = {**_ENVIRONMENT, "GRADIO_TEMP_DIR": str(folder)}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield folder
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_orphans(root: Path) -> None:
+    if not hasattr(os, "getuid"):
+        return
+    for entry in os.scandir(root):
+        found = _FOLDER.fullmatch(entry.name)
+        with contextlib.suppress(OSError):
+            status = entry.stat(follow_symlinks=False) if found else None
+            if status and stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not _runs(int(found[1])):
+                shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def build_app(pipeline: Any, reader: ConfinedReader, folder: Path, settings: AppSettings) -> Guard:
+    """
+    The page as an ASGI application.
+
+    Args:
+        pipeline: From `load_pipeline`.
+        reader: Of files.
+        folder: From [`private_folder`].
+        settings: [`AppSettings`].
+
+    Raises:
+        ImportError: gradio is not installed.
+    """
+    try:
+        import gradio as gr
+    except ImportError as error:
+        raise ImportError("the page needs gradio: pip install 'ecgfm-hf[app]'") from error
+    from fastapi import FastAPI
+
+    asking = Asking(pipeline, reader, folder, settings.max_bytes)
+    blocks = build_page(asking, settings.model_name, list(pipeline.model.config.label_names), settings.max_bytes)
+    # Mounted, not launched: launching asks the network for versions, and knows how to share a page with the world.
+    app = gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        blocks,
+        path="/",
+        server_name=settings.host,
+        footer_links=[],
+        run_history=False,
+        allowed_paths=[],
+        show_error=False,
+        max_file_size=settings.max_bytes,
+        ssr_mode=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        theme=theme(),
+        css=CSS,
+    )
+    return Guard(app, folder, settings.max_bytes, LOOPBACK if settings.host in LOOPBACK else None)
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """
+    A socket that listens there.
+
+    Raises:
+        OSError: it cannot.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    found = socket.socket(family, kind, protocol)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen(128)  # who comes before the page is ready waits for it
+    except OSError:
+        found.close()
+        raise
+    return found
+
+
+def serve(app: Guard, found: socket.socket, folder: Path) -> None:
+    """Serves `app` until SIGINT, a `KeyboardInterrupt`. Requests, which hold names of files, are not logged."""
+    import uvicorn
+
+    ended = threading.Event()
+
+    def keep_clean() -> None:
+        while not ended.wait(_SWEEP_SECONDS):
+            sweep(folder, _ABANDONED_SECONDS, time.time())
+
+    threading.Thread(target=keep_clean, daemon=True).start()
+    config = uvicorn.Config(
+        app,
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        limit_concurrency=64,
+        timeout_graceful_shutdown=2,
+    )
+    try:
+        uvicorn.Server(config).run(sockets=[found])
+    finally:
+        ended.set()
+        found.close()
+
+
+__all__ = ["LOOPBACK", "AppSettings", "build_app", "listening", "private_folder", "serve"]

@@ -1,0 +1,229 @@
+"""What the page answers: the pipeline's scores, pictures, saliency, and text that stays text."""
+
+import argparse
+import base64
+import json
+import re
+
+import pytest
+from inference_cases import write_model
+from wfdb_files import random_samples, write_record
+
+from ecgfm_hf import load_pipeline
+from ecgfm_hf.app import fragments
+from ecgfm_hf.app.answering import ATTENTION, Held, saliency_choices
+from ecgfm_hf.app.command import add_app_arguments, run_app
+from ecgfm_hf.app.page import Asking, facts_of
+from ecgfm_hf.app.reader import _read
+from ecgfm_hf.app.uploads import stored_bytes
+
+HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{3}} `4` $$5$$ \u202eback"
+
+
+class HereReader:
+    """Reads in this process, as the confined one does in its own."""
+
+    def read(self, path, **arguments):
+        found = _read(str(path), arguments)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory, tiny_config):
+    config = tiny_config(
+        label_thresholds={"A": 0.0, "B": 1.0},
+        label_calibration={"B": {"slope": 1.0, "intercept": 0.0}},
+        label_notes={"A": HOSTILE},
+        label_aggregation={"C": "max"},
+    )
+    return load_pipeline(write_model(tmp_path_factory.mktemp("model"), config))
+
+
+@pytest.fixture
+def asking(pipeline, tmp_path):
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+    return Asking(pipeline, HereReader(), folder, 10**7)
+
+
+def dropped(asking, tmp_path, seconds=10, **settings):
+    samples = settings.pop("samples", None)
+    samples = random_samples(samples=500 * seconds) if samples is None else samples
+    (tmp_path / "made").mkdir(exist_ok=True)
+    header, _ = write_record(tmp_path / "made", samples, **settings)
+    paths = []
+    for path in (header, header.with_suffix(".dat")):
+        moved = asking._folder / path.name
+        moved.write_bytes(path.read_bytes())
+        paths.append(str(moved))
+    return paths
+
+
+def inside(piece, name):
+    """The content of a download."""
+    return base64.b64decode(re.search(rf'download="{name}" href="data:[\w/]+;base64,([^"]+)"', piece)[1])
+
+
+def test_the_page_says_what_the_pipeline_says(asking, pipeline, tmp_path):
+    paths = dropped(asking, tmp_path, name="Zweistein")
+    found = asking.read("s", paths, {}, {})
+    expected = pipeline(str(tmp_path / "made" / "Zweistein.hea"))
+    (answer,) = json.loads(inside(found["downloads"], "ecg-scores.json"))
+    assert answer["scores"] == expected["scores"]
+    assert answer["positive"] == expected["positive"] == ["A"]
+    assert answer["recording"] == "Zweistein"
+    assert "not for clinical use" in answer["note"]
+    assert inside(found["downloads"], "ecg-page.pdf").startswith(b"%PDF")
+    assert base64.b64decode(re.search(r"image/png;base64,([^\"]+)", found["page"])[1]).startswith(b"\x89PNG")
+    assert found["seconds"] == 10
+    assert stored_bytes(asking._folder) == 0, "neither the upload nor a drawing may stay"
+    for label, score in expected["scores"].items():
+        assert re.search(rf'<th scope="row">{label}.*?{score:.3f}', found["scores"])
+
+
+def test_a_probability_is_only_what_was_calibrated(asking, tmp_path):
+    scores = asking.read("s", dropped(asking, tmp_path), {}, {})["scores"]
+    kinds = re.findall(r'<th scope="row">(\w).*?<small>(score|probability)</small>', scores)
+    assert kinds == [("A", "score"), ("B", "probability"), ("C", "score")]
+    assert "A value is a probability only where it says so." in scores
+    assert re.findall(r'<tr class="ecg-positive"><th scope="row">(\w)', scores) == ["A"]
+    assert re.findall(r'style="left:([\d.]+)%', scores) == ["0.0", "100.0"]
+
+
+def test_without_thresholds_nothing_is_positive(tiny_config):
+    scores = {"A": 0.9, "B": 0.1, "C": 0.2}
+    table = fragments.scores_table({"scores": scores, "positive": None, "segments": 1}, tiny_config())
+    assert "not a probability" in table
+    assert "no thresholds" in table
+    assert "ecg-positive" not in table
+    assert "Threshold" not in table
+
+
+def test_values_of_a_regression_are_no_scores(tiny_config):
+    config = tiny_config(problem_type="regression")
+    table = fragments.scores_table(
+        {"scores": {"A": 61.25, "B": -3.0, "C": 0.5}, "positive": None, "segments": 1}, config
+    )
+    assert "Predicted values" in table
+    assert "61.25" in table
+    assert "ecg-bar" not in table
+
+
+def test_saliency_changes_the_picture_and_nothing_else(asking, tmp_path):
+    first = asking.read("s", dropped(asking, tmp_path), {}, {})
+    choices = dict(saliency_choices(["A", "B", "C"]))
+    pictures = {first["page"]}
+    for asked in (choices["C"], ATTENTION):
+        found = asking.draw_again("s", asked, 0.0)
+        assert found["scores"] == first["scores"]
+        pictures.add(found["page"])
+    assert len(pictures) == 3
+    assert asking.draw_again("s", "", 0.0)["page"] == first["page"]
+    assert stored_bytes(asking._folder) == 0
+
+
+def test_a_label_called_attention_is_a_label():
+    assert len({value for _, value in saliency_choices(["attention", ""])}) == 4
+
+
+def test_another_part_of_a_long_recording(asking, tmp_path):
+    first = asking.read("s", dropped(asking, tmp_path, seconds=25), {}, {})
+    assert asking.draw_again("s", "", 15.0)["page"] != first["page"]
+    assert "start_s" in asking.draw_again("s", "", 25.0)["refused"]
+
+
+def test_saliency_of_a_long_mean_is_refused_and_of_a_maximum_is_not(asking, tmp_path):
+    asking.read("s", dropped(asking, tmp_path, seconds=65), {}, {})
+    assert "up to 60 s, found 65 s" in asking.draw_again("s", "label:A", 0.0)["refused"]
+    assert "page" in asking.draw_again("s", "label:C", 0.0)
+    assert "no label 'D'" in asking.draw_again("s", "label:D", 0.0)["refused"]
+
+
+def test_sessions_do_not_see_one_another(asking, tmp_path):
+    asking.read("one", dropped(asking, tmp_path), {}, {})
+    assert "no longer held" in asking.draw_again("two", "", 0.0)["refused"]
+    asking.read("one", [], {}, {})
+    assert "no longer held" in asking.draw_again("one", "", 0.0)["refused"], "a new upload ends the old one's"
+
+
+def test_recordings_are_forgotten():
+    held = Held(seconds=0.0, most=2)
+    held.put("a", "A")
+    assert held.get("a") is None
+    held = Held(most=2)
+    for name in "abc":
+        held.put(name, name)
+    assert [held.get(name) for name in "abc"] == [None, "b", "c"]
+    held.forget("b")
+    assert len(held) == 1
+
+
+def test_refusals_name_the_file_and_no_folder(asking, tmp_path):
+    (asking._folder / "my file.csv").write_text("I,II\n1,2\n")
+    reason = asking.read("s", [str(asking._folder / "my file.csv")], {}, {})["refused"]
+    assert reason.startswith("my file: recording.csv: a .csv or .tsv file does not say its sampling rate, units")
+    paths = dropped(asking, tmp_path, samples=random_samples(samples=100))
+    reason = asking.read("s", paths, {}, {})["refused"]
+    assert reason.startswith("rec: ")
+    assert str(tmp_path) not in reason
+    assert asking.read("s", paths, {}, {})["refused"] == "the upload is no longer there: drop the file again"
+
+
+def test_policies_and_facts_reach_the_reader_and_the_model(asking, tmp_path):
+    paths = dropped(asking, tmp_path, samples=random_samples(leads=2, samples=5000))
+    assert "lead" in asking.read("s", paths, {}, {})["refused"]
+    paths = dropped(asking, tmp_path, samples=random_samples(leads=2, samples=5000))
+    found = asking.read("s", paths, facts_of(0, " ", "", None), {"missing_leads": "zero"})
+    assert "set to 0" in found["notes"]
+    assert "page" in asking.draw_again("s", "label:C", 0.0)
+    assert facts_of(250.0, " uV ", 'I, "a, b"', 7.0) == {
+        "sampling_rate": 250.0,
+        "units": "uV",
+        "lead_names": ["I", "a, b"],
+        "exam_id": 7,
+    }
+
+
+def test_what_is_not_foreseen_is_answered_and_logged_without_names(asking, tmp_path, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise RuntimeError("Zweistein")
+
+    monkeypatch.setattr("ecgfm_hf.app.answering.plot_prediction", fail)
+    found = asking.read("s", dropped(asking, tmp_path, name="Zweistein"), {}, {})
+    assert found == {"refused": "this failed unexpectedly (RuntimeError)"}
+    assert "RuntimeError" in caplog.text
+    assert "Zweistein" not in caplog.text
+    assert stored_bytes(asking._folder) == 0
+
+
+def test_nothing_from_outside_is_markup(tiny_config):
+    config = tiny_config(id2label={0: HOSTILE}, label2id={HOSTILE: 0}, label_notes={HOSTILE: HOSTILE})
+    pieces = [
+        fragments.refusal(HOSTILE),
+        fragments.notes("x", [HOSTILE]),
+        fragments.picture(b"", HOSTILE + '"'),
+        fragments.scores_table({"scores": {HOSTILE: 0.5}, "positive": None, "segments": 1}, config),
+    ]
+    for piece in pieces:
+        assert "<img src=x" not in piece
+        assert not re.search(r"[`{}\u202e]|\$", piece)
+        assert "&lt;img src=x onerror=alert(1)&gt;" in piece
+        assert "\n" not in piece
+
+
+@pytest.mark.parametrize("arguments", [["--port", "70000"], ["--max-mb", "0"], ["--max-mb", "nan"], ["--share"]])
+def test_arguments_that_make_no_sense_are_refused(arguments):
+    parser = argparse.ArgumentParser()
+    add_app_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--model", "m", *arguments])
+
+
+def test_a_missing_library_is_named_with_the_extra_that_has_it(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gradio" else name)
+    parser = argparse.ArgumentParser()
+    add_app_arguments(parser)
+    assert run_app(parser.parse_args(["--model", "m"])) == 2
+    assert capsys.readouterr().err == "ecgfm: the page needs gradio: pip install 'ecgfm-hf[app]'\n"
