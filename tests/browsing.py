@@ -10,7 +10,10 @@ import time
 from pathlib import Path
 
 import httpx
-from websockets.sync.client import connect
+import pytest
+
+# Comes with gradio's own needs, not with the package's.
+connect = pytest.importorskip("websockets.sync.client").connect
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
