@@ -9,10 +9,10 @@ import threading
 import time
 from pathlib import Path
 
-import httpx
 import pytest
 
-# Comes with gradio's own needs, not with the package's.
+# These come with gradio, not with the package.
+httpx = pytest.importorskip("httpx")
 connect = pytest.importorskip("websockets.sync.client").connect
 
 CHROMIUM = next(

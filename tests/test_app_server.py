@@ -12,9 +12,8 @@ import time
 import uuid
 from pathlib import Path
 
-import httpx
 import pytest
-from browsing import CHROMIUM, Browser
+from browsing import CHROMIUM, Browser, httpx
 from device_files import aecg
 from device_files import samples as device_samples
 from inference_cases import write_model
