@@ -1,5 +1,6 @@
 """The page itself: what is on it, and what happens when a file is dropped or saliency is chosen."""
 
+import argparse
 import dataclasses
 import logging
 import os
@@ -177,7 +178,7 @@ def build_page(asking: Asking, model_name: str, label_names: list[str], max_byte
             wanted = {name: policy for name, policy in said.items() if policy != _AS_MODEL}
             try:
                 facts = facts_of(rate, units, leads, exam)
-            except Exception:  # argparse's, of a list of names
+            except argparse.ArgumentTypeError:  # of the list of lead names
                 facts = None
             found = (
                 {"refused": 'lead names must look like I,II,III or "a, b",c'}

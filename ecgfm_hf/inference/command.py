@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..arguments import names
+
 READS = (
     "Takes files, folders of them, tables that name them, and stores of `ecgfm prepare`. Reads WFDB (.hea with .dat or "
     ".mat) and DICOM; with ecgfm-hf[formats] installed also EDF, MUSE XML, Sierra XML, aECG, SCP-ECG and CODE-15's "
@@ -103,7 +105,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     lacking.add_argument("--sampling-rate", type=float, metavar="HZ", help="of CSV, TSV and .npy")
     lacking.add_argument("--units", metavar="UNIT", help="of CSV, TSV, .npy and .mat, such as mV; CODE-15: default mV")
     lacking.add_argument(
-        "--lead-names", type=_names, metavar="I,II,...", help="of .npy: one a row; of CSV and TSV: which columns"
+        "--lead-names", type=names, metavar="I,II,...", help="of .npy: one a row; of CSV and TSV: which columns"
     )
     lacking.add_argument("--exam-id", type=int, metavar="N", help="of CODE-15's HDF5: which exam")
     policies = parser.add_argument_group("what to do about (default: as the model's folder says)")
@@ -123,10 +125,6 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, found: {text}")
     return int(text)
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
 
 
 def _mapping(text: str) -> dict[str, str]:
