@@ -403,8 +403,12 @@ def test_counts_are_met_to_the_unit(table, train, test):
     ids, patients, times = table
     counts = {"train": train, "valid": None, "test": test}
     for strategy in ("random", "temporal"):
-        found = split_recordings(ids, strategy, counts=counts, times=times).counts
-        assert (found["train"], found["test"]) == (train, test) or found["valid"] == 0
+        if train + test == len(ids):
+            with pytest.raises(SplitError, match="nothing is left for valid"):
+                split_recordings(ids, strategy, counts=counts, times=times)
+        else:
+            found = split_recordings(ids, strategy, counts=counts, times=times).counts
+            assert found == {"train": train, "valid": len(ids) - train - test, "test": test}
     if len(set(patients)) > train + test:
         found = split_recordings(ids, "grouped", counts=counts, patients=patients).patients
         assert (found["train"], found["test"]) == (train, test)
