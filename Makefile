@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Each sets up .venv for itself.
+# Two commands on a fresh machine: `make demo` and `make test`. Each sets up .venv for itself; so does all else here.
 PYTHON ?= python3
 VENV ?= .venv
 # Further arguments for pip, such as another index for torch.
@@ -6,7 +6,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format release-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python scripts/demo.py demo_output
@@ -24,10 +24,14 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Wheel and sdist, each tried in an empty environment.
+release-check: $(VENV)/.installed
+	$(BIN)/python scripts/check_release.py --constraint constraints.txt
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) .cache demo_output
+	rm -rf $(VENV) .cache demo_output dist
