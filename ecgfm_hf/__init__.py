@@ -20,7 +20,13 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_ecgfm import ECGFMConfig
 from .feature_extraction_ecgfm import ECGFMFeatureExtractor
-from .modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMForPreTraining, ECGFMModel
+from .hub.methods import give_push_to_hub
+from .modeling_ecgfm import (
+    ECGFMForMultiLabelClassification,
+    ECGFMForPreTraining,
+    ECGFMModel,
+    ECGFMPreTrainedModel,
+)
 from .pipeline_ecgfm import ECGClassificationPipeline
 from .records import ECGRecord, read_ecg
 from .saving import load_pipeline, save_model_folder
@@ -50,6 +56,12 @@ def _register() -> None:
         PIPELINE_REGISTRY.register_pipeline(
             "ecg-classification", ECGClassificationPipeline, pt_model=AutoModelForSequenceClassification
         )
+
+    give_push_to_hub(
+        models=[ECGFMPreTrainedModel],
+        pipelines=[ECGClassificationPipeline],
+        parts=[ECGFMConfig, ECGFMFeatureExtractor],
+    )
 
 
 _register()

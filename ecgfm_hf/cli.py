@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_training(commands)
     _add_evaluate(commands)
     _add_app(commands)
+    _add_hub(commands)
     return parser
 
 
@@ -178,6 +179,20 @@ def _add_app(commands: Any) -> None:
     )
     add_app_arguments(parser)
     parser.set_defaults(run=run_app)
+
+
+def _add_hub(commands: Any) -> None:
+    from .hub.command import EXIT_STATUS, add_push_arguments, run_push
+
+    parser = commands.add_parser(
+        "push",
+        help="publish a model folder on the Hugging Face Hub",
+        description="Weights, config, feature extractor, pipeline, code, licence and card go, in one commit; data, "
+        "checkpoints and logs never do. Paths and names of this machine in them are an error.",
+        epilog=EXIT_STATUS,
+    )
+    add_push_arguments(parser)
+    parser.set_defaults(run=run_push)
 
 
 def _add_synthesize(commands: Any) -> None:

@@ -1,0 +1,147 @@
+"""
+`push_to_hub` of models, config, feature extractor and pipeline.
+
+They are given to the classes when the package is imported, not written into them: the classes' files are also run where
+the package is not installed, and transformers' own `push_to_hub` serves there.
+"""
+
+import functools
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+    from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
+
+
+def give_push_to_hub(models: Iterable[type], pipelines: Iterable[type], parts: Iterable[type]) -> None:
+    """Gives model, pipeline and other (config, feature extractor) classes their `push_to_hub`."""
+    for classes, push in ((models, push_model), (pipelines, push_pipeline), (parts, push_part)):
+        for each in classes:
+            each.push_to_hub = push
+            if classes is not pipelines:  # a pipeline saves through its model
+                each.save_pretrained = _saves_only(each.save_pretrained)
+                each._upload_modified_files = _upload_modified_files
+
+
+def push_model(
+    self: Any,
+    repo_id: str,
+    *,
+    feature_extractor: "ECGFMFeatureExtractor | None" = None,
+    card: str | Path | None = None,
+    evaluation: str | Path | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    token: str | None = None,
+    max_shard_size: int | str = "5GB",
+    allow: Iterable[str] = (),
+) -> "CommitInfo":
+    """
+    Pushes the model with all that it needs, as `ecgfm push` does: see [`~ecgfm_hf.hub.push_folder`].
+
+    Args:
+        repo_id (`str`): `"NAMESPACE/NAME"`.
+        feature_extractor ([`ECGFMFeatureExtractor`], *optional*): What the model's inputs are made with. By default
+            that of the folder or repository that the model was loaded from; an error where it was not loaded.
+        card (`str` or `Path`, *optional*): The card, as text or as a file. By default one is built. Facts of a training
+            run are in its folder and not in a model: pushing the folder gives a fuller card.
+        evaluation, private, revision, commit_message, token, allow: As in [`~ecgfm_hf.hub.push_folder`].
+        max_shard_size (`int` or `str`, defaults to `"5GB"`): Larger weights are sharded.
+
+    Raises:
+        As [`~ecgfm_hf.hub.push_folder`]; `ValueError` where no feature extractor is known.
+    """
+    from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
+    from ..saving import save_model_folder
+    from .contents import CARD_FILE, folder_contents
+    from .pushing import push_contents
+
+    origin = self.config._name_or_path
+    if feature_extractor is None:
+        if not origin:
+            raise ValueError(
+                "this model was not loaded from anywhere, so nothing tells how its inputs are made: pass "
+                "feature_extractor=ECGFMFeatureExtractor(...)"
+            )
+        feature_extractor = ECGFMFeatureExtractor.from_pretrained(origin, token=token)
+    allow = tuple(allow)
+    with tempfile.TemporaryDirectory(prefix="ecgfm-push-") as folder:
+        save_model_folder(self, feature_extractor, folder, max_shard_size=max_shard_size)
+        if card is not None:
+            is_file = isinstance(card, Path) or ("\n" not in card and Path(card).is_file())
+            text = Path(card).read_text(encoding="utf-8") if is_file else str(card)
+            (Path(folder) / CARD_FILE).write_text(text, encoding="utf-8")
+        guards = [origin] if origin and Path(origin).is_dir() else []
+        contents = folder_contents(folder, repo_id, evaluation=evaluation, allow=allow, guards=guards)
+        return push_contents(
+            contents,
+            repo_id,
+            private=private,
+            revision=revision,
+            commit_message=commit_message,
+            token=token,
+            allow=allow,
+        )
+
+
+def push_pipeline(self: Any, repo_id: str, **settings: Any) -> "CommitInfo":
+    """Pushes the pipeline's model and feature extractor: see the model's `push_to_hub`."""
+    return push_model(self.model, repo_id, feature_extractor=self.feature_extractor, **settings)
+
+
+def push_part(
+    self: Any,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    token: str | None = None,
+    allow: Iterable[str] = (),
+) -> "CommitInfo":
+    """
+    Pushes these settings and their code alone, into a model's repository. What they hold is looked through as a whole
+    model's; see [`~ecgfm_hf.hub.push_folder`].
+    """
+    from .contents import part_contents
+    from .pushing import push_contents
+
+    allow = tuple(allow)
+    with tempfile.TemporaryDirectory(prefix="ecgfm-push-") as folder:
+        self.save_pretrained(folder)
+        return push_contents(
+            part_contents(folder, repo_id, allow),
+            repo_id,
+            private=private,
+            revision=revision,
+            commit_message=commit_message,
+            token=token,
+            allow=allow,
+        )
+
+
+def _saves_only(save: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    `save_pretrained` without its `push_to_hub=True`, which would send what it wrote unchecked, without a feature
+    extractor, and with a card of its own in place of the folder's.
+    """
+
+    @functools.wraps(save)
+    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("push_to_hub") or any(arg is True for arg in args[:1]):
+            _upload_modified_files(self)
+        return save(self, save_directory, *args, **kwargs)
+
+    return save_pretrained
+
+
+def _upload_modified_files(self: Any, *_: Any, **__: Any) -> None:
+    raise ValueError("save_pretrained does not push: it takes no push_to_hub=True; call push_to_hub(repo_id)")
+
+
+__all__ = ["give_push_to_hub", "push_model", "push_part", "push_pipeline"]

@@ -1,0 +1,287 @@
+"""What of a folder goes to the Hub, what stays, and what forbids the push."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from card_stand_in import FRONT, SECTIONS, build_model_card
+from hub_cases import make_classifier, make_folder, stand_in_cards
+from safetensors.torch import load_file, save_file
+
+from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForPreTraining, ECGFMModel, save_model_folder
+from ecgfm_hf.data.split_guard import GUARD_FILE, write_guard
+from ecgfm_hf.hub import Machine, folder_contents
+
+GOING = {
+    "LICENSE",
+    "README.md",
+    "config.json",
+    "configuration_ecgfm.py",
+    "feature_extraction_ecgfm.py",
+    "model.safetensors",
+    "modeling_ecgfm.py",
+    "pipeline_ecgfm.py",
+    "preprocessor_config.json",
+}
+
+
+@pytest.fixture(autouse=True)
+def _somebody(monkeypatch):
+    """The machine of somebody: that of the tests may have names without meaning."""
+    machine = Machine(users=("jdoe",), hosts=("node-17",), home="/home/jdoe")
+    monkeypatch.setattr("ecgfm_hf.hub.contents.this_machine", lambda: machine)
+    with stand_in_cards():
+        yield
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory, tiny_config):
+    labels = {name: {"slope": 1.0, "intercept": 0.0} for name in "ABC"}
+    config = tiny_config(label_thresholds=dict.fromkeys("ABC", 0.5), label_calibration=labels)
+    return make_folder(tmp_path_factory.mktemp("contents") / "model", config)
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "model")
+
+
+def problems(folder, **settings):
+    return folder_contents(folder, "me/x", **settings).problems
+
+
+def edit_json(path, **changes):
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, **changes}))
+
+
+def test_a_whole_model_goes_with_card_and_licence_and_nothing_else(folder):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    contents = folder_contents(folder, "me/x")
+    assert contents.problems == contents.notes == contents.left == ()
+    assert {file.name for file in contents.going} == GOING
+    by_name = {file.name: file for file in contents.going}
+    assert b"MIT License" in by_name["LICENSE"].content
+    assert by_name["README.md"].content.decode() == build_model_card(folder, repo_id="me/x")
+    assert contents.size == sum(file.size for file in contents.going)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("model_class", [ECGFMModel, ECGFMForPreTraining])
+def test_models_without_a_head_go(model_class, tiny_config, tmp_path):
+    save_model_folder(model_class(tiny_config()), ECGFMFeatureExtractor(), tmp_path / "model")
+    assert problems(tmp_path / "model") == ()
+
+
+def test_sharded_weights_go_with_their_index(tiny_config, tmp_path):
+    folder = make_folder(tmp_path / "model", tiny_config(), max_shard_size="30KB")
+    shards = {path.name for path in folder.glob("model-*.safetensors")}
+    assert len(shards) > 1
+    contents = folder_contents(folder, "me/x")
+    assert contents.problems == ()
+    assert {f.name for f in contents.going} == GOING - {"model.safetensors"} | shards | {"model.safetensors.index.json"}
+    next(iter(folder.glob("model-*.safetensors"))).unlink()
+    assert any("which is not there" in problem for problem in problems(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("other_ids.do-not-share.json", "identifies people"),
+        ("anything.do-not-share.csv", "identifies people"),
+        ("optimizer.pt", "pickle"),
+        ("pytorch_model.bin", "pickle"),
+        ("predictions.parquet", "data"),
+        ("labels.csv", "data"),
+        ("a.hea", "recordings"),
+        ("a.dat", "recordings"),
+        ("settings.yaml", "training run"),
+        ("metrics.jsonl", "training run"),
+        (".env", "hidden"),
+        ("notes.txt", "not part of a model folder"),
+        ("model-00001-of-00002.safetensors", "model.safetensors is what is loaded"),
+        ("checkpoints/step-00000001/optimizer.pt", "checkpoints"),
+        ("store/data/train.parquet", "data"),
+        ("more/config.json", "not part of a model folder"),
+    ],
+)
+def test_what_is_not_on_the_list_stays_and_is_told(name, why, folder):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(b"patient 10000032")
+    contents = folder_contents(folder, "me/x")
+    assert contents.problems == ()
+    assert {file.name for file in contents.going} == GOING
+    ((left, reason),) = contents.left
+    assert left == (name.split("/")[0] + "/" if "/" in name else name)
+    assert why in reason
+
+
+@pytest.mark.parametrize(
+    ("mark", "message"),
+    [("report.json", "prepared store"), ("predictions.parquet", "an evaluation"), ("a.hea", "no model folder")],
+)
+def test_a_folder_that_is_no_model_is_refused_for_what_it_is(mark, message, tmp_path):
+    (tmp_path / mark).write_text("{}")
+    with pytest.raises(FileNotFoundError, match=message):
+        folder_contents(tmp_path, "me/x")
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        folder_contents(tmp_path / "none", "me/x")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What forbids
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_path_or_name_is_refused_wherever_it_stands(folder):
+    edit_json(folder / "config.json", _name_or_path="/data/models/first")
+    edit_json(folder / "preprocessor_config.json", note="made by jdoe")
+    with (folder / "modeling_ecgfm.py").open("a") as file:
+        file.write("# copied from node-17\n")
+    (folder / "README.md").write_text(build_model_card(folder) + "\nSee C:\\Users\\jdoe\\ecg.\n")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt", "from": "/home/jdoe/run"})
+    found = problems(folder)
+    for file, what in (
+        ("config.json", "'/data/models/first'"),
+        ("preprocessor_config.json", "the user's name, 'jdoe'"),
+        ("modeling_ecgfm.py", "the host's name, 'node-17'"),
+        ("README.md", "C:\\\\Users\\\\jdoe\\\\ecg"),
+        ("model.safetensors", "'/home/jdoe/run'"),
+    ):
+        assert any(problem.startswith(f"{file}: ") and what in problem for problem in found), (file, found)
+
+
+def test_a_user_of_the_same_name_on_the_hub_is_no_secret(folder):
+    (folder / "README.md").write_text(build_model_card(folder, repo_id="jdoe/x"))
+    assert folder_contents(folder, "jdoe/x").problems == ()
+    assert folder_contents(folder, "lab/x").problems
+    assert folder_contents(folder, "lab/x", allow=["jdoe"]).problems == ()
+
+
+def test_ids_of_the_training_data_are_refused_and_not_repeated(folder, tmp_path):
+    write_guard(folder, (["rec_0001", "p10/s40689238"], ["10000032", None]), (["JS00001"], ["7"]))
+    (folder / "README.md").write_text(
+        f"{build_model_card(folder)}\n| 10000032 | 7 |\nrec_0001.hea, `JS00001`\n40689238"
+    )
+    found = problems(folder)
+    text = "the id of a recording or patient that the model was trained on"
+    assert [p for p in found if text in p] == [f"README.md: line {n}: {text}" for n in (17, 18)]
+    assert not any("10000032" in problem for problem in found)
+    assert GUARD_FILE in dict(folder_contents(folder, "me/x").left)
+    (folder / "README.md").write_text(build_model_card(folder) + "\n90,883,072 parameters, AUROC 0.9961234567\n")
+    assert problems(folder) == ()
+    (folder / GUARD_FILE).write_text("{}")
+    assert any("is damaged" in problem for problem in problems(folder))
+
+
+def test_links_out_of_the_folder_are_refused_and_links_within_are_not(folder, tmp_path):
+    shutil.move(folder / "config.json", folder / "real.json")
+    (folder / "config.json").symlink_to("real.json")
+    assert problems(folder) == ()
+    for name in ("model.safetensors", "README.md"):
+        outside = tmp_path / f"outside-{name}"
+        outside.write_bytes(b"x")
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(outside)
+        assert any(problem.startswith(f"{name}: is a link out of the folder") for problem in problems(folder))
+
+
+def test_weights_must_be_the_models(folder):
+    whole = load_file(folder / "model.safetensors")
+    file = folder / "model.safetensors"
+
+    def found(tensors):
+        save_file(tensors, file, {"format": "pt"})
+        return " ".join(problems(folder))
+
+    assert "lacks weights of ECGFMForMultiLabelClassification, which would start at random: classifier.weight" in found(
+        {k: v for k, v in whole.items() if k != "classifier.weight"}
+    )
+    assert "holds what ECGFMForMultiLabelClassification has not: exp_avg" in found({**whole, "exp_avg": torch.ones(2)})
+    assert "classifier.weight has shape [2, 32], the config asks for [3, 32]" in found(
+        {**whole, "classifier.weight": torch.ones(2, 32)}
+    )
+    assert "holds NaN" in found({**whole, "classifier.weight": torch.full((3, 32), torch.nan)})
+    assert "never trained" in found({**whole, "classifier.bias": torch.zeros(3)})
+    torch.save(whole, file)
+    assert "no safetensors file, or damaged" in " ".join(problems(folder))
+    save_file(whole, file)
+    file.write_bytes(file.read_bytes()[:-7])
+    assert "no safetensors file, or damaged" in " ".join(problems(folder))
+    file.unlink()
+    torch.save(whole, folder / "pytorch_model.bin")
+    assert "pytorch_model.bin is a pickle" in " ".join(problems(folder))
+
+
+@pytest.mark.parametrize("target", ["../other.safetensors", "/data/x.safetensors", "optimizer.pt", 3])
+def test_an_index_names_only_shards_of_the_folder(target, folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": target}}))
+    assert any("as a shard" in problem for problem in problems(folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("config.json", {"model_type": "wav2vec2"}, "model_type must be 'ecgfm'"),
+        ("config.json", {"architectures": ["Other"]}, "architectures must be one of"),
+        ("config.json", {"auto_map": {"AutoModel": "modeling_ecgfm.ECGFMModel"}}, "auto_map does not name all"),
+        ("config.json", {"custom_pipelines": None}, "custom_pipelines does not name all"),
+        ("config.json", {"label_thresholds": {"D": 0.5}}, "labels that id2label does not have"),
+        ("config.json", {"num_leads": 8}, "gives 12 leads, the model takes 8"),
+        ("preprocessor_config.json", {"auto_map": None}, "auto_map does not name the code"),
+        ("preprocessor_config.json", {"lead_names": ["I", "I"]}, "preprocessor_config.json: "),
+    ],
+)
+def test_settings_must_be_whole_and_agree(file, changes, message, folder):
+    edit_json(folder / file, **changes)
+    assert any(message in problem for problem in problems(folder)), problems(folder)
+
+
+@pytest.mark.parametrize("name", sorted(GOING - {"LICENSE", "README.md", "config.json"}))
+def test_a_missing_part_is_named(name, folder):
+    (folder / name).unlink()
+    assert any(problem.startswith(f"{name}: there is no such file") for problem in problems(folder))
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe"])
+def test_damaged_settings_are_refused(content, folder):
+    (folder / "preprocessor_config.json").write_bytes(content)
+    assert any(problem.startswith("preprocessor_config.json: ") for problem in problems(folder))
+
+
+def test_a_card_with_empty_sections_is_refused(folder):
+    (folder / "README.md").write_text(f"{FRONT}\n## {SECTIONS[0]}\n\n## {SECTIONS[1]}\n\nSome.\n")
+    assert problems(folder) == (f"README.md: section {SECTIONS[0]!r} is empty or missing",)
+
+
+def test_a_card_that_is_there_is_taken_and_an_evaluation_beside_it_is_an_error(folder, tmp_path):
+    (folder / "README.md").write_text(build_model_card(folder) + "\nBy hand.\n")
+    (card,) = (file for file in folder_contents(folder, "me/x").going if file.name == "README.md")
+    assert card.content.endswith(b"By hand.\n")
+    assert any("would not be told" in problem for problem in problems(folder, evaluation=tmp_path))
+    (folder / "README.md").unlink()
+    (card,) = (f for f in folder_contents(folder, "me/x", evaluation=tmp_path).going if f.name == "README.md")
+    assert b"It was evaluated." in card.content
+
+
+def test_another_licence_must_be_there_to_go(folder):
+    (folder / "README.md").write_text(build_model_card(folder).replace("license: mit", "license: cc-by-nc-4.0"))
+    assert problems(folder) == ("LICENSE: there is no such file, and the card says license: cc-by-nc-4.0",)
+    (folder / "LICENSE").write_text("Attribution-NonCommercial 4.0")
+    assert problems(folder) == ()
+
+
+def test_what_to_know_is_noted(tiny_config, tmp_path):
+    config = tiny_config(id2label={0: "LABEL_0", 1: "B"}, label2id={"LABEL_0": 0, "B": 1})
+    save_model_folder(make_classifier(config), ECGFMFeatureExtractor(), tmp_path)
+    with (tmp_path / "pipeline_ecgfm.py").open("a") as file:
+        file.write("# mine\n")
+    contents = folder_contents(tmp_path, "me/x")
+    assert contents.problems == ()
+    notes = " ".join(contents.notes)
+    assert "1 labels have no name" in notes
+    assert "label_thresholds has nothing for 2 of 2 labels" in notes
+    assert "pipeline_ecgfm.py: is not that of the installed package" in notes

@@ -1,0 +1,126 @@
+"""Paths, names of user and host, and secrets are found in text; ordinary text is left in peace."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ecgfm_hf
+from ecgfm_hf.hub import Machine, find_traces, this_machine
+
+MACHINE = Machine(users=("jdoe", "max", "root"), hosts=("node-17.clinic.example", "node-17"), home="/home/jdoe")
+
+
+def kinds(text, **settings):
+    return {trace.kind for trace in find_traces(text, MACHINE, **settings)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "trained on /data/mimic/records.csv",
+        "file: '/mnt/x/y'",
+        "see (/scratch/runs/1).",
+        "file:///etc/x",
+        "model:/srv/models/a",
+        r"C:\Users\someone\model",
+        r"d:\ecg\data\a.dat",
+        "E:/ecg/a.dat",
+        r"\\server\share\ecg",
+        "../other/run",
+        "~/studies/run",
+        r"escaped\n/home/somebody/run",
+        "%2Fhome%2Fsomebody%2Frun",
+        "&#47;data&#47;mimic&#47;x",
+        json.dumps({"a": [{"b": "C:\\ecg\\data"}]}),
+        '{"a": "\\u002fdata\\u002fmimic"}',
+        json.dumps({"/data/mimic": 1}),
+    ],
+)
+def test_a_path_is_found(text):
+    assert "a path of a machine" in kinds(text)
+
+
+def test_a_finding_tells_where_it_is():
+    (trace,) = find_traces("one\ntwo /data/mimic/a three", MACHINE)
+    assert str(trace) == "line 2: a path of a machine, '/data/mimic/a'"
+    (trace,) = find_traces('{"a": {"b": ["x", "\\u002fdata\\u002fmimic"]}}', MACHINE)
+    assert trace.where == "key a.b[1]"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "and/or, 25 mm/mV, I/II/III, a / b / c, 1/2/3, <td></td>, 12/24",
+        "https://huggingface.co/me/model/blob/main/README.md and http://x.org/home/page",
+        "s3://bucket/key, datasets/cohort/train.csv, ./figures/roc.png",
+        "~/.cache/huggingface, ~5 s, a ~ b",
+        "aggregated by max or mean; the root of the tree",
+        "version 10.2.1, 127.0.0.1, transformers 5.23.0",
+        r"$\alpha / \beta$, a:b, C: yes",
+        '{"a": "x\\ny", "b": "tab\\tend"}',
+        "hf_hub_download, hf_xet",
+    ],
+)
+def test_ordinary_text_is_left_in_peace(text):
+    assert find_traces(text, MACHINE) == []
+
+
+def test_names_are_found_as_words_and_ordinary_words_only_where_they_name_somebody():
+    assert kinds("by jdoe") == {"the user's name"}
+    assert kinds("run_jdoe_2") == {"the user's name"}
+    assert kinds("jdoesmith, Jdoe") == set()
+    assert kinds("on NODE-17, at noon") == {"the host's name"}
+    assert kinds("node-178") == set()
+    assert "the user's name" in kinds("max@lab")
+    assert "a path of a machine" in kinds("/home/max/x")
+    assert kinds("in /home/jdoe") >= {"the user's folder"}
+
+
+def test_a_secret_is_found_and_not_repeated():
+    (trace,) = find_traces("token hf_" + "abcDEF123" * 4, MACHINE)
+    assert (trace.kind, trace.text) == ("a secret", "hf_ab...")
+    assert kinds("-----BEGIN RSA PRIVATE KEY-----") == {"a secret"}
+
+
+def test_what_is_allowed_is_left_out_and_nothing_else():
+    assert kinds("/opt/models/a and by jdoe", allow=["/opt/models/a"]) == {"the user's name"}
+    assert kinds("/opt/models/b", allow=["/opt/models/a"])
+
+
+def test_what_goes_with_every_model_has_no_traces():
+    package = Path(ecgfm_hf.__file__).parent
+    for path in package.glob("*_ecgfm.py"):
+        assert find_traces(path.read_text(encoding="utf-8"), MACHINE) == [], path.name
+
+
+def test_this_machine_is_known():
+    machine = this_machine()
+    assert all(len(name) >= 3 for name in (*machine.users, *machine.hosts))
+    assert machine.home == "" or Path(machine.home).is_absolute()
+
+
+_NAME = st.text("abcdefghijklmnopqrstuvwxyzABCXYZ0123456789_-.", min_size=1, max_size=12).filter(
+    lambda name: name.strip(".") and any(c.isalpha() for c in name)
+)
+_BEFORE = st.sampled_from(["", "see ", '"', "'", "(", "path=", "x:", "a\n", "| ", "[", "{", "> "])
+_AFTER = st.sampled_from(["", " ", '"', "'", ")", "\n", ",", " |", "]", "}"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(parts=st.lists(_NAME, min_size=2, max_size=5), before=_BEFORE, after=_AFTER, windows=st.booleans())
+def test_any_absolute_path_is_found_in_text_and_in_json(parts, before, after, windows):
+    path = "D:\\" + "\\".join(parts) if windows else "/" + "/".join(parts)
+    text = f"{before}{path}{after}"
+    assert "a path of a machine" in kinds(text)
+    assert "a path of a machine" in kinds(json.dumps({"key": [text]}))
+    assert "a path of a machine" in kinds(json.dumps({text: 1}))
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(max_size=200))
+def test_any_text_is_looked_through_without_an_error(text):
+    find_traces(text, MACHINE)
+    find_traces(json.dumps({"a": text}), MACHINE)
