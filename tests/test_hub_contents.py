@@ -257,6 +257,19 @@ def test_a_card_with_empty_sections_is_refused(folder):
     assert problems(folder) == (f"README.md: section {SECTIONS[0]!r} is empty or missing",)
 
 
+def test_a_card_that_cannot_be_built_whole_is_refused(folder, monkeypatch):
+    monkeypatch.setattr("card_stand_in.build_model_card", lambda *_, **__: f"{FRONT}\n## {SECTIONS[0]}\n\nSome.\n")
+    missing, hint = problems(folder)
+    assert SECTIONS[1] in missing
+    assert "`ecgfm card`" in hint
+
+    def fails(*_, **__):
+        raise ValueError("no such evaluation")
+
+    monkeypatch.setattr("card_stand_in.build_model_card", fails)
+    assert problems(folder) == ("README.md: there is none, and none can be built: no such evaluation",)
+
+
 def test_a_card_that_is_there_is_taken_and_an_evaluation_beside_it_is_an_error(folder, tmp_path):
     (folder / "README.md").write_text(build_model_card(folder) + "\nBy hand.\n")
     (card,) = (file for file in folder_contents(folder, "me/x").going if file.name == "README.md")
@@ -269,7 +282,7 @@ def test_a_card_that_is_there_is_taken_and_an_evaluation_beside_it_is_an_error(f
 
 def test_another_licence_must_be_there_to_go(folder):
     (folder / "README.md").write_text(build_model_card(folder).replace("license: mit", "license: cc-by-nc-4.0"))
-    assert problems(folder) == ("LICENSE: there is no such file, and the card says license: cc-by-nc-4.0",)
+    assert any("LICENSE: there is no such file, and the card says license: cc-by-nc-4.0" in p for p in problems(folder))
     (folder / "LICENSE").write_text("Attribution-NonCommercial 4.0")
     assert problems(folder) == ()
 

@@ -42,6 +42,8 @@ pipe = pipeline("ecg-classification", model=repo, device="cpu", **remote)
 result["pipeline"] = pipe({"signal": signal, **call})
 branch = AutoModelForSequenceClassification.from_pretrained(repo, revision="trial", **remote)
 result["branch"] = branch.config.label_notes
+# Without the package, pushing is transformers' own.
+model.push_to_hub("me/again")
 print(json.dumps(result))
 """
 
@@ -191,6 +193,9 @@ def test_what_is_pushed_loads_and_predicts_where_the_package_is_not_installed(hu
     assert result["pipeline"]["positive"] == expected["positive"]
     assert result["encoder"] == "ECGFMModel"
     assert result["branch"] == {"A": "another"}
+    again = hub.files("me/again")
+    assert again["model.safetensors"] == weights(folder)
+    assert "modeling_ecgfm.py" in again
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ _REASONS = (
         r"settings\.yaml|metrics\.jsonl|finetuning\.json|trainer_state\.json|nonfinite/",
         "of the training run",
     ),
+    (r"model_facts\.json", "told in the card"),
     (r"adapters/", "merged into the weights"),
     (r"\..*", "hidden"),
 )
@@ -285,12 +286,20 @@ def _add_card(found: _Collected, repo_id: str | None, evaluation: str | Path | N
                 f"{CARD_FILE}: is there already, so that the evaluation {evaluation} would not be told: give either"
             )
     elif not found.problems:
-        card = build_model_card(found.folder, evaluation=evaluation, repo_id=repo_id)
-        _add(found, CARD_FILE, card.encode("utf-8"), source="built from what is known of the model")
+        try:
+            card = build_model_card(found.folder, evaluation=evaluation, repo_id=repo_id)
+        except (ValueError, OSError) as error:
+            found.problems.append(f"{CARD_FILE}: there is none, and none can be built: {error}")
+        else:
+            _add(found, CARD_FILE, card.encode("utf-8"), source="built from what is known of the model")
     else:
         found.problems.append(f"{CARD_FILE}: there is none, and none can be built before the rest is mended")
-    if CARD_FILE in found.files:
-        found.problems += [f"{CARD_FILE}: {problem}" for problem in card_problems(found.text(CARD_FILE))]
+    if CARD_FILE not in found.files:
+        return
+    incomplete = [f"{CARD_FILE}: {problem}" for problem in card_problems(found.text(CARD_FILE))]
+    if incomplete and found.files[CARD_FILE].source:
+        incomplete.append(f"{CARD_FILE}: there is none, and what could be built is not whole: `ecgfm card` writes one")
+    found.problems += incomplete
 
 
 def _add_licence(found: _Collected) -> None:
@@ -298,7 +307,10 @@ def _add_licence(found: _Collected) -> None:
         return
     licence = _card_metadata(found.text(CARD_FILE)).get("license")
     if licence != _OUR_LICENCE:
-        found.problems.append(f"{LICENSE_FILE}: there is no such file, and the card says license: {licence}")
+        found.problems.append(
+            f"{LICENSE_FILE}: there is no such file, and the card says license: {licence}, not {_OUR_LICENCE}: put the "
+            "text of that licence there"
+        )
         return
     try:
         files = importlib.metadata.files("ecgfm-hf") or []

@@ -48,8 +48,8 @@ def push_model(
         repo_id (`str`): `"NAMESPACE/NAME"`.
         feature_extractor ([`ECGFMFeatureExtractor`], *optional*): What the model's inputs are made with. By default
             that of the folder or repository that the model was loaded from; an error where it was not loaded.
-        card (`str` or `Path`, *optional*): The card, as text or as a file. By default one is built. Facts of a training
-            run are in its folder and not in a model: pushing the folder gives a fuller card.
+        card (`str` or `Path`, *optional*): The card: its text, or a `Path` to read. By default one is built. Facts of a
+            training run are in its folder and not in a model: pushing the folder gives a fuller card.
         evaluation, private, revision, commit_message, token, allow: As in [`~ecgfm_hf.hub.push_folder`].
         max_shard_size (`int` or `str`, defaults to `"5GB"`): Larger weights are sharded.
 
@@ -73,8 +73,7 @@ def push_model(
     with tempfile.TemporaryDirectory(prefix="ecgfm-push-") as folder:
         save_model_folder(self, feature_extractor, folder, max_shard_size=max_shard_size)
         if card is not None:
-            is_file = isinstance(card, Path) or ("\n" not in card and Path(card).is_file())
-            text = Path(card).read_text(encoding="utf-8") if is_file else str(card)
+            text = card.read_text(encoding="utf-8") if isinstance(card, Path) else card
             (Path(folder) / CARD_FILE).write_text(text, encoding="utf-8")
         guards = [origin] if origin and Path(origin).is_dir() else []
         contents = folder_contents(folder, repo_id, evaluation=evaluation, allow=allow, guards=guards)

@@ -123,9 +123,7 @@ class _Push:
         self._head: str | None = None
 
     def run(self, private: bool | None) -> CommitInfo:
-        self._repo_id = self._try(
-            lambda: self._api.create_repo(self._repo_id, private=private or None, exist_ok=True)
-        ).repo_id
+        self._repo_id = self._try(lambda: self._api.create_repo(self._repo_id, private=private, exist_ok=True)).repo_id
         if private and not self._try(lambda: self._api.repo_info(self._repo_id)).private:
             raise PushError(
                 f"{self._repo_id} exists and is public, and a private push was asked for: make it private in its "

@@ -22,7 +22,19 @@ from urllib.parse import unquote
 
 # Accounts and hosts of this name say nothing about anybody.
 _EVERYBODY = {"root", "user", "admin", "administrator", "ubuntu", "debian", "jovyan", "runner", "nobody", "guest"}
-_EVERYBODY |= {"localhost", "localdomain", "ec2-user", "vscode", "docker", "container", "test", "local"}
+_EVERYBODY |= {
+    "localhost",
+    "localdomain",
+    "ec2-user",
+    "vscode",
+    "docker",
+    "container",
+    "test",
+    "local",
+    "home",
+    "work",
+    "workspace",
+}
 _SHORTEST_NAME = 3
 
 _PART = r"[^\s/\"'`<>|()\[\]{},;:*?\\]+"
