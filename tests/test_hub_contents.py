@@ -205,6 +205,9 @@ def test_weights_must_be_the_models(folder):
     )
     assert "holds NaN" in found({**whole, "classifier.weight": torch.full((3, 32), torch.nan)})
     assert "never trained" in found({**whole, "classifier.bias": torch.zeros(3)})
+    edit_json(folder / "config.json", architectures=["ECGFMForPreTraining"])
+    assert "ECGFMForPreTraining has not: classifier.bias, classifier.weight" in found(whole)
+    edit_json(folder / "config.json", architectures=["ECGFMForMultiLabelClassification"])
     torch.save(whole, file)
     assert "no safetensors file, or damaged" in " ".join(problems(folder))
     save_file(whole, file)
@@ -290,6 +293,8 @@ def test_another_licence_must_be_there_to_go(folder):
 def test_what_to_know_is_noted(tiny_config, tmp_path):
     config = tiny_config(id2label={0: "LABEL_0", 1: "B"}, label2id={"LABEL_0": 0, "B": 1})
     save_model_folder(make_classifier(config), ECGFMFeatureExtractor(), tmp_path)
+    card = build_model_card(tmp_path) + "\n![roc](figures/roc.png) [config](config.json) [site](https://x.org/a)\n"
+    (tmp_path / "README.md").write_text(card)
     with (tmp_path / "pipeline_ecgfm.py").open("a") as file:
         file.write("# mine\n")
     contents = folder_contents(tmp_path, "me/x")
@@ -297,4 +302,7 @@ def test_what_to_know_is_noted(tiny_config, tmp_path):
     notes = " ".join(contents.notes)
     assert "1 labels have no name" in notes
     assert "label_thresholds has nothing for 2 of 2 labels" in notes
+    assert [note for note in contents.notes if "refers" in note] == [
+        "README.md: refers to figures/roc.png, which does not go"
+    ]
     assert "pipeline_ecgfm.py: is not that of the installed package" in notes

@@ -300,6 +300,9 @@ def _add_card(found: _Collected, repo_id: str | None, evaluation: str | Path | N
     if incomplete and found.files[CARD_FILE].source:
         incomplete.append(f"{CARD_FILE}: there is none, and what could be built is not whole: `ecgfm card` writes one")
     found.problems += incomplete
+    targets = dict.fromkeys(re.findall(r"\]\(([\w./-]+)\)", found.text(CARD_FILE)))
+    known = {*found.files, LICENSE_FILE}
+    found.notes += [f"{CARD_FILE}: refers to {name}, which does not go" for name in targets if name not in known]
 
 
 def _add_licence(found: _Collected) -> None:

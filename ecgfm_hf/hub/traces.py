@@ -22,26 +22,16 @@ from urllib.parse import unquote
 
 # Accounts and hosts of this name say nothing about anybody.
 _EVERYBODY = {"root", "user", "admin", "administrator", "ubuntu", "debian", "jovyan", "runner", "nobody", "guest"}
-_EVERYBODY |= {
-    "localhost",
-    "localdomain",
-    "ec2-user",
-    "vscode",
-    "docker",
-    "container",
-    "test",
-    "local",
-    "home",
-    "work",
-    "workspace",
-}
+_EVERYBODY |= {"localhost", "localdomain", "ec2-user", "vscode", "docker", "container", "test", "local"}
+_EVERYBODY |= {"home", "work", "workspace"}
 _SHORTEST_NAME = 3
 
 _PART = r"[^\s/\"'`<>|()\[\]{},;:*?\\]+"
 # A path begins a line or word; `and/or`, `mm/mV`, `</td>` and what follows `https:` do not.
 _POSIX_PATH = re.compile(rf"(?:^|(?<=[\s\"'`=(\[{{,;:|>!]))/(?=[^/\s]*[A-Za-z]){_PART}/(?:{_PART}/?)*", re.MULTILINE)
 # Wherever it begins: an escaped line feed before it, for example, is a letter. Not in the address of a web page.
-_HOME_PATH = re.compile(r"\S*?/(?:home|Users)/[\w.-]+(?:/[^\s\"'`<>|]*)?")
+_HOME_PATH = re.compile(r"/(?:home|Users)/[\w.-]+(?:/[^\s\"'`<>|]*)?")
+_LONGEST_ADDRESS = 300
 _FILE_URL = re.compile(r"\bfile:/+[^\s\"'`<>]+", re.IGNORECASE)
 _WINDOWS_PATH = re.compile(
     r"(?<![A-Za-z0-9])(?:[A-Za-z]:(?:\\{1,2}[\w .$-]+\\|/[\w.$-])|[A-Z]:\\{1,2}\w{2})[^\s\"'`<>|*?]*"
@@ -165,8 +155,9 @@ def _look(text: str, machine: Machine) -> Iterator[Trace]:
         for match in pattern.finditer(text):
             yield trace(match, "a path of a machine")
     for match in _HOME_PATH.finditer(text):
-        if "://" not in match.group():
-            yield trace(match, "a path of a machine", match.group()[match.group().index("/") :].rstrip(".,;:)"))
+        before = text[max(0, match.start() - _LONGEST_ADDRESS) : match.start()]
+        if "://" not in re.split(r"\s", before)[-1]:
+            yield trace(match, "a path of a machine")
     if machine.home:
         for match in re.finditer(rf"(?<![\w/.]){re.escape(machine.home)}(?![\w-])", text):
             yield trace(match, "the user's folder")
