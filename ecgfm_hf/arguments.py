@@ -1,14 +1,15 @@
-"""How commands take a list of names: one definition, so that a label with a comma can be given to all of them."""
+"""Arguments that several commands take: one definition of each."""
 
 import argparse
 import csv
 import io
 from collections.abc import Sequence
+from typing import Any
 
 
 def names(text: str) -> list[str]:
     """
-    `A,B` or `"A, b",C` as a list, for `argparse`; read as a row of a CSV, so that a name with a comma can be quoted.
+    `A,B` or `"A, b",C` as a list, for `argparse`; read as a row of a CSV, so that a label with a comma can be quoted.
 
     Raises:
         `argparse.ArgumentTypeError`: text that is no such row.
@@ -27,4 +28,20 @@ def as_names(found: Sequence[str]) -> str:
     return row.getvalue()
 
 
-__all__ = ["as_names", "names"]
+def add_precision_argument(parser: Any, default: str, gradients: bool = False) -> None:
+    """Declares `--precision`; with `gradients`, of a model that has to have them, which int8 has not."""
+    from .fast_paths import PRECISIONS
+
+    quantised = "" if gradients else "; int8: of linear layers, on a CPU (needs ecgfm-hf[int8])"
+    parser.add_argument(
+        "--precision",
+        "--dtype",
+        dest="precision",
+        choices=[name for name in PRECISIONS if not (gradients and name == "int8")],
+        default=default,
+        help="auto: bfloat16 where the processor or GPU has instructions for it, else float32"
+        f"{quantised} (default: {default})",
+    )
+
+
+__all__ = ["add_precision_argument", "as_names", "names"]

@@ -19,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_inference(commands)
     _add_convert(commands)
+    _add_export_onnx(commands)
     _add_data(commands)
     _add_synthesize(commands)
     _add_label(commands)
@@ -110,6 +111,20 @@ def _add_convert(commands: Any) -> None:
     add_convert_arguments(parser)
 
     parser.set_defaults(run=run_convert)
+
+
+def _add_export_onnx(commands: Any) -> None:
+    from .onnx_export import add_export_onnx_arguments, run_export_onnx
+
+    parser = commands.add_parser(
+        "export-onnx",
+        help="write a classifier as an ONNX file, checked against torch",
+        description="Writes model.onnx with labels, aggregation and preprocessing settings beside it (needs "
+        "ecgfm-hf[onnx]). Takes any number of segments of any length.",
+        epilog="Exit status: 0 written, 1 the model cannot be exported or the outputs differ, 2 usage.",
+    )
+    add_export_onnx_arguments(parser)
+    parser.set_defaults(run=run_export_onnx)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -366,7 +366,12 @@ class ECGFMPositionalConvEmbedding(nn.Module):
         # Zeros in front are the convolution's padding; those behind keep the circle from closing.
         values = torch.fft.rfft(F.pad(hidden_states.float(), (0, 0, self.conv.padding[0], 0)), n=length, dim=1)
         values = values.view(batch, len(spectrum), self.conv.groups, -1).permute(1, 2, 0, 3)
-        values = torch.matmul(values, spectrum).permute(2, 0, 1, 3).reshape(batch, len(spectrum), width)
+        if batch == 1:
+            # A product with one row takes another kernel, which rounds differently; in 16 bits that reaches the scores,
+            # and they must not depend on what a segment runs together with.
+            values = values.expand(-1, -1, 2, -1)
+        values = torch.matmul(values, spectrum)[:, :, :batch]
+        values = values.permute(2, 0, 1, 3).reshape(batch, len(spectrum), width)
         positions = torch.fft.irfft(values, n=length, dim=1)[:, :num_frames]
         if self.conv.bias is not None:
             positions = positions + self.conv.bias

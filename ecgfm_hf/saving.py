@@ -7,6 +7,7 @@ import torch
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_ecgfm import ECGFMConfig
+from .fast_paths import resolve_precision, weights_dtype, with_compiled_layers, with_precision
 from .feature_extraction_ecgfm import ECGFMFeatureExtractor
 from .modeling_ecgfm import ECGFMForMultiLabelClassification
 from .pipeline_ecgfm import ECGClassificationPipeline
@@ -36,7 +37,9 @@ def load_pipeline(
     model_dir: str | os.PathLike,
     *,
     device: int | str | torch.device | None = "cpu",
-    dtype: str | torch.dtype = "float32",
+    precision: str = "float32",
+    compile: bool = False,
+    dtype: str | torch.dtype | None = None,
     batch_size: int = 8,
     attn_implementation: str | None = None,
     **policies: str,
@@ -50,20 +53,33 @@ def load_pipeline(
     Args:
         model_dir: Folder or repository with a classifier, its weights and feature extractor.
         device: Where to run; `"cpu"` unless told.
-        dtype: Of weights and computation, such as `"bfloat16"`.
+        precision: `"float32"`, as transformers would; `"bfloat16"`, `"int8"` (CPU, needs torchao), or `"auto"`:
+            bfloat16 where the device computes it well, else float32, as `ecgfm predict` does.
+        compile: Whether to compile the encoder layers; the first recording then takes a minute or so, and again
+            wherever another number of segments comes.
+        dtype: As in `from_pretrained`, in place of `precision`.
         batch_size: Segments run together.
         attn_implementation: As in `from_pretrained`.
         policies: The feature extractor's `missing_leads`, `nan_samples`, `constant_leads`, `short_recordings`.
 
     Raises:
-        `ValueError`: the folder has no trained classification head, or its parts disagree about the number of leads.
+        `ValueError`: the folder has no trained classification head, its parts disagree about the number of leads, or
+            there is no such precision.
+        `ImportError`: int8 without torchao.
         `OSError`: there is no such folder, or it lacks a file.
     """
     if os.fspath(model_dir).startswith((".", os.sep)) and not os.path.isdir(model_dir):
         # transformers would take it for the name of a Hub repository, and complain of its spelling.
         raise FileNotFoundError(f"there is no folder {os.fspath(model_dir)}")
+    if dtype is not None and precision != "float32":
+        raise ValueError(f"give precision or dtype, not both; found: {precision} and {dtype}")
+    place = _as_device(device)
+    precision = resolve_precision(precision, place)
     model, loading = ECGFMForMultiLabelClassification.from_pretrained(
-        model_dir, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
+        model_dir,
+        dtype=weights_dtype(precision, place) if dtype is None else dtype,
+        attn_implementation=attn_implementation,
+        output_loading_info=True,
     )
     absent = sorted(loading["missing_keys"])
     if absent:
@@ -71,6 +87,10 @@ def load_pipeline(
         raise ValueError(f"{os.fspath(model_dir)} is no trained classifier: its weights lack {', '.join(absent)}")
     feature_extractor = ECGFMFeatureExtractor.from_pretrained(model_dir, **policies)
     _check_leads(model.config, feature_extractor)
+    if dtype is None:
+        model = with_precision(model, precision)
+    if compile:
+        model = with_compiled_layers(model)
     return ECGClassificationPipeline(
         model=model.eval(),
         feature_extractor=feature_extractor,
@@ -78,6 +98,13 @@ def load_pipeline(
         device=device,
         batch_size=batch_size,
     )
+
+
+def _as_device(device: int | str | torch.device | None) -> torch.device:
+    """A device as pipelines take it: -1 is the CPU, another number a GPU."""
+    if device is None or device == -1:
+        return torch.device("cpu")
+    return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
 
 
 def _check_leads(config: ECGFMConfig, feature_extractor: ECGFMFeatureExtractor) -> None:

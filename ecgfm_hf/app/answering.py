@@ -114,7 +114,8 @@ def drawn(pipeline: Any, found: Answered, shown: Attribution | None, start_s: fl
 def as_json(pipeline: Any, found: Answered) -> str:
     """The answer as `ecgfm predict --format json` writes it."""
     stream = io.StringIO()
-    write_answers([found.answer], pipeline.model.config, "json", stream)
+    precision = str(pipeline.model.dtype).removeprefix("torch.")
+    write_answers([found.answer], pipeline.model.config, "json", stream, precision)
     return stream.getvalue()
 
 

@@ -7,6 +7,8 @@ import math
 import os
 import sys
 
+from ..arguments import add_precision_argument
+
 _NEEDED = {"gradio": "app", "matplotlib": "app", "captum": "app"}
 DESCRIPTION = (
     "Serves a page where a recording can be dropped: the 12-lead page, scores, saliency, JSON and PDF. On this machine "
@@ -24,7 +26,8 @@ def add_app_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-mb", type=_megabytes, default=20.0, metavar="MB", help="largest upload, all files together (default: 20)"
     )
     parser.add_argument("--device", default="cpu", help="such as cpu or cuda (default: cpu)")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    # One recording at a time, and saliency is of gradients: what is gained is small.
+    add_precision_argument(parser, default="float32", gradients=True)
 
 
 def run_app(args: argparse.Namespace) -> int:
@@ -51,7 +54,7 @@ def run_app(args: argparse.Namespace) -> int:
         with found, _terminated_as_interrupted(), private_folder() as folder:
             reader.start()
             with _loading(args.model):
-                pipeline = load_pipeline(args.model, device=args.device, dtype=args.precision)
+                pipeline = load_pipeline(args.model, device=args.device, precision=args.precision)
             name = os.path.basename(os.path.normpath(args.model))
             app = build_app(pipeline, reader, folder, AppSettings(name, args.host, args.max_mb))
             if args.host not in LOOPBACK:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..arguments import names
+from ..arguments import add_precision_argument, names
 
 READS = (
     "Takes files, folders of them, tables that name them, and stores of `ecgfm prepare`. Reads WFDB (.hea with .dat or "
@@ -88,10 +88,8 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="segments together (default: 8)")
     run.add_argument("--workers", type=_count, default=0, metavar="N", help="processes that read ahead (default: 0)")
     run.add_argument("--device", default="cpu", help="such as cpu, cuda (a process its own) or cuda:0 (default: cpu)")
-    run.add_argument(
-        "--precision", "--dtype", dest="precision", choices=("float32", "bfloat16"), default="float32",
-        help="default: float32",
-    )  # fmt: skip
+    add_precision_argument(run, default="auto")
+    run.add_argument("--compile", action="store_true", help="compile first: a minute or so, worth it for thousands")
     run.add_argument("--failures", metavar="CSV", help="name what failed there (.parquet: default beside the output)")
     run.add_argument(
         "--part-size",
@@ -189,6 +187,9 @@ def _told(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) ->
 
 
 def _predict(args: argparse.Namespace, pages: Callable[..., Any] | None) -> int:
+    import torch
+
+    from ..fast_paths import resolve_precision, weights_dtype
     from ..saving import load_pipeline
 
     to_parquet = args.output is not None and args.output.endswith(".parquet")
@@ -200,7 +201,11 @@ def _predict(args: argparse.Namespace, pages: Callable[..., Any] | None) -> int:
         if args.output is not None and not to_parquet:
             stream = stack.enter_context(open(args.output, "w", encoding="utf-8", newline=""))
         with _loading(args.model):
-            pipeline = load_pipeline(args.model, device=_device(args), dtype=args.precision, **_policies(args))
+            precision = resolve_precision(args.precision, _device(args))
+            # Gradients are of float32; without them the weights are read as they are used.
+            has_gradients = getattr(args, "plot_saliency", None) is not None
+            dtype = torch.float32 if has_gradients else weights_dtype(precision, _device(args))
+            pipeline = load_pipeline(args.model, device=_device(args), dtype=dtype, **_policies(args))
         model, extractor = pipeline.model, pipeline.feature_extractor
         source = _source(args, extractor, inspect=True)
         try:
@@ -208,18 +213,19 @@ def _predict(args: argparse.Namespace, pages: Callable[..., Any] | None) -> int:
         except (ValueError, ImportError) as error:
             raise _UsageError(str(error)) from None
         if not to_parquet:
-            return _print_answers(args, model, source, stream, page)
+            return _print_answers(args, model, precision, source, stream, page)
         if page is not None:
             raise _UsageError(f"pages are for answers that are printed, and {args.output} is Parquet")
         from .answers import predict_rows, predict_schema
 
         config = model.config
         return _write_parquet(
-            args, model, extractor, source, predict_schema(config), lambda *found: predict_rows(*found, config)
+            args, model, precision, extractor, source, predict_schema(config), lambda *row: predict_rows(*row, config)
         )
 
 
 def _embed(args: argparse.Namespace) -> int:
+    from ..fast_paths import resolve_precision
     from .answers import embedding_rows, embedding_schema
     from .embeddings import load_encoder
     from .recordings import check_layer
@@ -227,7 +233,8 @@ def _embed(args: argparse.Namespace) -> int:
     if not args.output.endswith(".parquet"):
         raise _UsageError(f"--output must end in .parquet, found: {args.output}")
     with _loading(args.model):
-        model, extractor = load_encoder(args.model, device=_device(args), precision=args.precision, **_policies(args))
+        precision = resolve_precision(args.precision, _device(args))
+        model, extractor = load_encoder(args.model, device=_device(args), precision=precision, **_policies(args))
     try:
         layer = check_layer(args.layer, model.config.num_hidden_layers)
     except ValueError as error:
@@ -235,6 +242,7 @@ def _embed(args: argparse.Namespace) -> int:
     return _write_parquet(
         args,
         model,
+        precision,
         extractor,
         _source(args, extractor, inspect=False),
         embedding_schema(model.config.hidden_size, args.per_segment),
@@ -254,7 +262,7 @@ def _loading(model: str) -> Iterator[None]:
         yield
     # Whatever may be wrong with a folder or a device.
     except (
-        OSError, ValueError, RuntimeError, KeyError, AssertionError, SafetensorError, StrictDataclassError
+        OSError, ValueError, RuntimeError, KeyError, AssertionError, ImportError, SafetensorError, StrictDataclassError
     ) as error:  # fmt: skip
         raise _UsageError(f"cannot load the model {model}: {type(error).__name__}: {error}") from None
 
@@ -297,6 +305,7 @@ def _source(args: argparse.Namespace, extractor: Any, inspect: bool) -> Any:
 def _write_parquet(
     args: argparse.Namespace,
     model: Any,
+    precision: str,
     extractor: Any,
     source: Any,
     schema: Any,
@@ -307,18 +316,17 @@ def _write_parquet(
 ) -> int:
     from .parquet_run import ParquetRun, ResumeError, plan_of
     from .processes import Processes
-    from .recordings import ModelRunner
 
     folder = os.path.dirname(args.output) or "."
     if not os.path.isdir(folder):
         raise _UsageError(f"there is no folder {folder}")
-    settings = {"command": args.command, "precision": args.precision, "layer": layer, **settings}
+    settings = {"command": args.command, "precision": precision, "compile": args.compile, "layer": layer, **settings}
     processes = Processes()
     try:
         run = ParquetRun(
             Path(args.output),
             source,
-            ModelRunner(model, args.batch_size, args.precision, embeddings, layer),
+            _runner(args, model, precision, embeddings, layer),
             schema,
             to_rows,
             plan_of(model, extractor, source, **settings),
@@ -368,20 +376,30 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _print_answers(args: argparse.Namespace, model: Any, source: Any, stream: Any, page: Any) -> int:
+def _runner(
+    args: argparse.Namespace, model: Any, precision: str, embeddings: bool = False, layer: int | None = None
+) -> Any:
+    from .recordings import ModelRunner
+
+    try:
+        return ModelRunner(model, args.batch_size, precision, embeddings, layer, args.compile)
+    except ValueError as error:
+        raise _UsageError(str(error)) from None
+
+
+def _print_answers(args: argparse.Namespace, model: Any, precision: str, source: Any, stream: Any, page: Any) -> int:
     from tqdm import tqdm
 
     from .answers import answer_of
     from .parquet_run import write_failures
     from .printing import write_answers
     from .reading import read_in_order
-    from .recordings import ModelRunner
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise _UsageError("several processes share a run only with --output FILE.parquet")
     answers: list[dict[str, Any]] = []
     failures: list[tuple[str, str | None, str]] = []
-    runner, interrupted = ModelRunner(model, args.batch_size, args.precision), False
+    runner, interrupted = _runner(args, model, precision), False
     show_progress = len(source) > 1 and sys.stderr.isatty()
     try:
         found = runner.run(read_in_order(source, num_workers=args.workers))
@@ -402,7 +420,7 @@ def _print_answers(args: argparse.Namespace, model: Any, source: Any, stream: An
                 tqdm.write(f"ecgfm: {told}", file=sys.stderr)
     except KeyboardInterrupt:
         interrupted = True  # What has been answered is still written.
-    write_answers(answers, model.config, args.format or "table", stream)
+    write_answers(answers, model.config, args.format or "table", stream, precision)
     if args.failures is not None:
         write_failures(Path(args.failures), iter(failures))
     if failures:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers.modeling_utils import PreTrainedModel
 
+from ..fast_paths import resolve_precision, weights_dtype
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..modeling_ecgfm import ECGFMModel
 from ..pipeline_ecgfm import RECORDING_KEYS
@@ -33,6 +34,7 @@ def embed(
     batch_size: int = 16,
     num_workers: int = 0,
     precision: str = "float32",
+    compile: bool = False,
     device: "str | torch.device | None" = None,
     progress: bool = False,
     **policies: str,
@@ -51,9 +53,9 @@ def embed(
         per_segment: An embedding for every 5 s, in place of their mean.
         layer: Mean over frames of this hidden state: 0 is the first layer's input, 1 its output, and so on; -1 the
             last, which is the published embedding.
-        batch_size: Segments run together, also of several recordings. Embeddings do not depend on it.
+        batch_size: Segments run together, also of several recordings. float32 embeddings do not depend on it.
         num_workers: Processes that read and preprocess ahead.
-        precision: `"float32"` or `"bfloat16"`, of weights and computation.
+        precision, compile: As of [`run_recordings`].
         device: Where to run a model that is loaded here; `"cpu"` by default. One that is given runs where it is.
         progress: Whether to show a progress bar.
         policies: `missing_leads`, `nan_samples`, `constant_leads`, `short_recordings`, in place of the feature
@@ -66,6 +68,7 @@ def embed(
     Raises:
         `ValueError`: a recording that cannot be read or that the feature extractor refuses, by its name; a layer, a
             precision, an argument that there is not.
+        `ImportError`: int8 without torchao.
         `OSError`: there is no such model.
     """
     from tqdm import tqdm
@@ -80,7 +83,7 @@ def embed(
         model, extractor = load_encoder(model, device=device or "cpu", precision=precision)
     alone = isinstance(recordings, str | os.PathLike | Mapping | ECGRecord)
     source = _Given([recordings] if alone else list(recordings), extractor, policies)
-    runner = ModelRunner(model.base_model, batch_size, precision, embeddings=True, layer=layer)
+    runner = ModelRunner(model.base_model, batch_size, precision, embeddings=True, layer=layer, compile=compile)
     found: list[np.ndarray] = []
     answers = runner.run(read_in_order(source, num_workers=num_workers))
     for read, _, embeddings in tqdm(answers, total=len(source), unit="recording", disable=not progress):
@@ -98,7 +101,8 @@ def load_encoder(
     model_dir: str | os.PathLike, *, device: "str | torch.device" = "cpu", precision: str = "float32", **policies: str
 ) -> tuple[ECGFMModel, ECGFMFeatureExtractor]:
     """
-    The encoder of any ECG-FM model's folder or Hub repository, and its feature extractor with these policies.
+    The encoder of any ECG-FM model's folder or Hub repository, and its feature extractor with these policies. For int8
+    it has the weights that [`ModelRunner`] quantises.
 
     Raises:
         `ValueError`: weights are missing, or the two disagree about the number of leads.
@@ -107,7 +111,8 @@ def load_encoder(
     if os.fspath(model_dir).startswith((".", os.sep)) and not os.path.isdir(model_dir):
         # transformers would take it for the name of a Hub repository, and complain of its spelling.
         raise FileNotFoundError(f"there is no folder {os.fspath(model_dir)}")
-    model, loading = ECGFMModel.from_pretrained(model_dir, dtype=precision, output_loading_info=True)
+    dtype = weights_dtype(resolve_precision(precision, device), device)
+    model, loading = ECGFMModel.from_pretrained(model_dir, dtype=dtype, output_loading_info=True)
     # The mask embedding is not needed, and fine-tuned models have none.
     absent = sorted(set(loading["missing_keys"]) - {"masked_spec_embed"})
     if absent:

@@ -30,6 +30,7 @@ def predict_recordings(
     batch_size: int = 16,
     num_workers: int = 0,
     precision: str = "float32",
+    compile: bool = False,
     progress: bool = False,
 ) -> Predictions:
     """
@@ -41,7 +42,7 @@ def predict_recordings(
         dataset (`Dataset`): From `load_prepared(store, split)`.
         labels: Which of the model's, in which order. Defaults to all.
         calibrated: Whether to calibrate as the model's config says; without, scores are aggregated over segments only.
-        batch_size, num_workers, precision, progress: As of [`run_recordings`].
+        batch_size, num_workers, precision, compile, progress: As of [`run_recordings`].
 
     Returns:
         [`Predictions`] of the recordings that the extractor does not refuse, in order of rows. A label that the dataset
@@ -60,7 +61,13 @@ def predict_recordings(
     inputs = as_model_inputs(dataset, feature_extractor, labels=())
     rows, ids, patients, scores = [], [], [], []
     for output in run_recordings(
-        model, inputs, batch_size=batch_size, num_workers=num_workers, precision=precision, progress=progress
+        model,
+        inputs,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        precision=precision,
+        compile=compile,
+        progress=progress,
     ):
         found = recording_scores(output.logits, config)
         rows.append(output.row)

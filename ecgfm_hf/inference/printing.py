@@ -11,7 +11,7 @@ UNCALIBRATED = "score, uncalibrated; not for clinical use"
 CALIBRATED = "calibrated; not for clinical use"
 
 
-def write_answers(answers: list[dict], config: Any, format: str, stream: TextIO) -> None:
+def write_answers(answers: list[dict], config: Any, format: str, stream: TextIO, precision: str = "float32") -> None:
     """
     Writes answers as the pipeline gives them.
 
@@ -20,9 +20,11 @@ def write_answers(answers: list[dict], config: Any, format: str, stream: TextIO)
         config ([`ECGFMConfig`]): Of the model that they are from.
         format: `"table"`, `"csv"` or `"json"`.
         stream: Where to.
+        precision: What they were computed in.
     """
     note = CALIBRATED if fully_calibrated(config) else UNCALIBRATED
-    {"table": _write_table, "csv": _write_csv, "json": _write_json}[format](answers, config, note, stream)
+    write = {"table": _write_table, "csv": _write_csv, "json": _write_json}[format]
+    write(answers, config, note, precision, stream)
 
 
 def fully_calibrated(config: Any) -> bool:
@@ -31,14 +33,15 @@ def fully_calibrated(config: Any) -> bool:
     return labels <= (config.label_calibration or {}).keys() and labels <= (config.label_thresholds or {}).keys()
 
 
-def _write_json(answers: list[dict], config: Any, note: str, stream: TextIO) -> None:
-    json.dump([{**answer, "note": note} for answer in answers], stream, indent=1, ensure_ascii=False)
+def _write_json(answers: list[dict], config: Any, note: str, precision: str, stream: TextIO) -> None:
+    about = {"precision": precision, "note": note}
+    json.dump([answer | about for answer in answers], stream, indent=1, ensure_ascii=False)
     stream.write("\n")
 
 
-def _write_csv(answers: list[dict], config: Any, note: str, stream: TextIO) -> None:
+def _write_csv(answers: list[dict], config: Any, note: str, precision: str, stream: TextIO) -> None:
     # The columns are for programs; the note goes where people look.
-    print(f"ecgfm: {note}", file=sys.stderr)
+    print(f"ecgfm: {_computed(note, precision)}", file=sys.stderr)
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["recording", *config.label_names, "segments", "warnings"])
     for answer in answers:
@@ -46,7 +49,7 @@ def _write_csv(answers: list[dict], config: Any, note: str, stream: TextIO) -> N
         writer.writerow([answer["recording"], *scores, answer["segments"], "; ".join(answer["warnings"])])
 
 
-def _write_table(answers: list[dict], config: Any, note: str, stream: TextIO) -> None:
+def _write_table(answers: list[dict], config: Any, note: str, precision: str, stream: TextIO) -> None:
     """Labels down, a column a recording, as many columns as the terminal is wide."""
     if not answers:
         return
@@ -72,7 +75,12 @@ def _write_table(answers: list[dict], config: Any, note: str, stream: TextIO) ->
         stream.write(f"{label}: {text}\n")
     if thresholds:
         stream.write("* at or above the label's threshold\n")
-    stream.write(f"{note}\n")
+    stream.write(f"{_computed(note, precision)}\n")
+
+
+def _computed(note: str, precision: str) -> str:
+    # Rounding can change a score's third decimal.
+    return note if precision == "float32" else f"{note}; computed in {precision} (--precision float32 is exact)"
 
 
 def _headings(answers: list[dict]) -> list[str]:

@@ -17,6 +17,7 @@ import torch
 from ..configuration_ecgfm import LABEL_FIELDS
 from ..data.model_inputs import as_model_inputs
 from ..data.store import label_columns
+from ..fast_paths import resolve_precision
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..inference.recordings import run_recordings
 from ..modeling_ecgfm import ECGFMModel
@@ -118,7 +119,7 @@ def embed_split(
         raise LinearProbeError(f"the dataset has no label {', '.join(unknown)}")
     path = None
     if cache_dir is not None:
-        key = _fingerprint(model, feature_extractor, dataset, precision)
+        key = _fingerprint(model, feature_extractor, dataset, resolve_precision(precision, model.device))
         path = Path(cache_dir) / f"embeddings-{key}.npz"
     found = None if path is None else _read_cache(path)
     if found is None:
