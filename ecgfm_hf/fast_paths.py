@@ -85,14 +85,14 @@ def with_compiled_layers(model: PreTrainedModel) -> PreTrainedModel:
     """
     A copy whose encoder layers are compiled by `torch.compile` when they first run; it shares the weights.
 
-    Layers and not the whole: they are nearly all of the time, one compilation serves all of them, and convolutions and
-    position embedding have their own fast ways. Every new number of segments may compile anew; [`ModelRunner`] fills
-    its last batch up.
+    Layers and not the whole: they are nearly all of the time, and convolutions and position embedding have fast ways of
+    their own. What is compiled has the weights in it, and does not follow later changes of them. Another number of
+    segments compiles anew; [`ModelRunner`] fills its last batch up.
     """
     weights = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}
     model = copy.deepcopy(model, weights)
     for layer in model.base_model.encoder.layers:
-        layer.compile()
+        layer.compile(options={"freezing": True})
     return model
 
 

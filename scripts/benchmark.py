@@ -2,6 +2,7 @@
 Speed, memory and disk, as shares of what this machine can do.
 
     python scripts/benchmark.py model [--json]
+    python scripts/benchmark.py inference [--json] [--batch-size 8] [--paths int8-compiled ...]
     python scripts/benchmark.py pretrain [--json] [--pairs 4 8 16 32]
     python scripts/benchmark.py finetune [--json] [--batch-sizes 8]
     python scripts/benchmark.py evaluation [--json]
@@ -21,7 +22,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import data, evaluation, finetune, model, pretrain
+from benchmarks import data, evaluation, finetune, inference, model, pretrain
 
 
 def main() -> int:
@@ -44,6 +45,15 @@ def main() -> int:
         help="leave the C library's default, which returns freed memory to the kernel after each step",
     )
     of_model.add_argument("--case", help=argparse.SUPPRESS)
+
+    of_inference = benchmarks.add_parser("inference", help="the fast paths beside float32: speed, memory, scores")
+    of_inference.add_argument("--batch-size", type=int, default=8, help="segments (default: 8)")
+    of_inference.add_argument(
+        "--paths", nargs="+", choices=inference.PATHS, default=inference.PATHS, help="beside float32 (default: all)"
+    )
+    of_inference.add_argument("--runs", type=int, default=9, help="counted runs of each (default: 9)")
+    of_inference.add_argument("--json", action="store_true", help="an object a line")
+    of_inference.add_argument("--case", help=argparse.SUPPRESS)
 
     of_pretrain = benchmarks.add_parser("pretrain", help="a pretraining step: forward, backward and optimiser")
     of_pretrain.add_argument("--pairs", type=int, nargs="+", default=[4, 8, 16, 32])
@@ -77,8 +87,8 @@ def main() -> int:
     of_evaluation.add_argument("--runs", type=int, default=5, help="counted runs (default: 5)")
     of_evaluation.add_argument("--json", action="store_true", help="an object a line")
     options = parser.parse_args()
-    measured = {"model": model, "pretrain": pretrain, "finetune": finetune, "data": data, "evaluation": evaluation}
-    measured = measured[options.benchmark]
+    measured = {"model": model, "inference": inference, "pretrain": pretrain, "finetune": finetune, "data": data}
+    measured = (measured | {"evaluation": evaluation})[options.benchmark]
     if getattr(options, "case", None):
         return measured.measure(json.loads(options.case))
     return measured.run(options)

@@ -93,6 +93,7 @@ def stress_store(base: Path, model_dir: Path, options: argparse.Namespace) -> li
     print(f"a store of {count:,} recordings, {size:.2f} GB, in {time.monotonic() - began:.0f} s", flush=True)
 
     command = ["embed", str(store), "--model", str(model_dir), "--output", str(output), "--workers", options.workers]
+    command += ["--precision", "float32"]  # as the Python call
     rng = np.random.default_rng(options.seed)
     num_parts = -(-count // 256)
     # Kills within the first half, somewhere in a part; then a run to the end.

@@ -28,7 +28,7 @@ def embed(model_dir, store):
 
     def run(output, *options, model=model_dir, data=store):
         given = ["embed", str(data), "--model", str(model), "--output", str(output), "--part-size", str(PART)]
-        return ecgfm([*given, *options])
+        return ecgfm([*given, "--precision", "float32", *options])
 
     return run
 

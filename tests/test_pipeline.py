@@ -222,7 +222,7 @@ def test_table_names_every_label_and_says_that_scores_are_not_probabilities(mode
 
 
 def test_csv_has_the_documented_columns(model_dir, capsys):
-    assert ecgfm(["predict", DICOM, DICOM, "--model", str(model_dir), "--format", "csv"]) == 0
+    assert ecgfm(["predict", DICOM, DICOM, "--model", str(model_dir), "--format", "csv", "--precision", "float32"]) == 0
     captured = capsys.readouterr()
     rows = list(csv.DictReader(io.StringIO(captured.out)))
     assert list(rows[0]) == ["recording", "A", "B", "C", "segments", "warnings"]
@@ -233,9 +233,11 @@ def test_csv_has_the_documented_columns(model_dir, capsys):
 
 
 def test_json_is_the_pipelines_answer(model_dir, capsys):
-    assert ecgfm(["predict", DICOM, "--model", str(model_dir), "--format", "json"]) == 0
+    exact = ["--precision", "float32"]
+    assert ecgfm(["predict", DICOM, "--model", str(model_dir), "--format", "json", *exact]) == 0
     (answer,) = json.loads(capsys.readouterr().out)
     assert answer.pop("note") == UNCALIBRATED
+    assert answer.pop("precision") == "float32"
     expected = load_pipeline(model_dir)(DICOM)
     assert answer.pop("scores") == pytest.approx(expected.pop("scores"))
     assert answer == expected
@@ -290,7 +292,16 @@ def test_predict_takes_what_files_do_not_say_themselves(model_dir, tmp_path, cap
     rows = [",".join(map(repr, column)) for column in samples.T.tolist()]
     (tmp_path / "a.csv").write_text("\n".join([",".join(record.lead_names), *rows]) + "\n")
     files = [DICOM, str(tmp_path / "a.npy"), str(tmp_path / "a.csv")]
-    told = ["--sampling-rate", "1000", "--units", "uV", "--lead-names", ",".join(record.lead_names)]
+    told = [
+        "--precision",
+        "float32",
+        "--sampling-rate",
+        "1000",
+        "--units",
+        "uV",
+        "--lead-names",
+        ",".join(record.lead_names),
+    ]
     assert ecgfm(["predict", *files, "--model", str(model_dir), "--format", "json", *told]) == 0
     answers = [list(answer["scores"].values()) for answer in json.loads(capsys.readouterr().out)]
     np.testing.assert_allclose(answers[1], answers[0], atol=1e-5)

@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 
 from .ceiling import timed_shares
 
@@ -34,9 +35,18 @@ def run(options: argparse.Namespace) -> int:
     return run_cases("model", _cases(options), options.json)
 
 
-def run_cases(subject: str, cases: list[dict], as_json: bool) -> int:
-    """Each case of a subject in a process of its own: peak memory is a process's."""
-    if not as_json:
+def run_cases(
+    subject: str,
+    cases: list[dict],
+    as_json: bool,
+    finish: Callable[[dict], None] | None = None,
+    show: bool = True,
+) -> int:
+    """
+    Each case of a subject in a process of its own: peak memory is a process's. `finish` may change what a case came to;
+    without `show` nothing is printed.
+    """
+    if show and not as_json:
         print(f"{'':32}{'segments/s':>12}{'share':>8}{'range':>14}{'ceiling':>16}{'peak memory':>14}")
     for case in cases:
         # The child prints one object.
@@ -45,15 +55,20 @@ def run_cases(subject: str, cases: list[dict], as_json: bool) -> int:
         if child.returncode:
             print(f"{case['name']} failed", file=sys.stderr)
             return 1
-        if as_json:
-            print(child.stdout.strip(), flush=True)
-            continue
         result = json.loads(child.stdout)
+        if finish is not None:
+            finish(result)
+        if not show:
+            continue
+        if as_json:
+            print(json.dumps(result), flush=True)
+            continue
         between = "{:.2f} - {:.2f}".format(*result["ceiling_share_range"])
+        change = f"   scores change by {result['largest_score_change']:.1e}" if "largest_score_change" in result else ""
         ceiling, memory = f"{result['ceiling_gflops']:.0f} GFLOP/s", f"{result['peak_memory_gb']:.2f} GB"
         print(
             f"{result['name']:32}{result['segments_per_s']:12.2f}{result['ceiling_share']:8.2f}{between:>14}"
-            f"{ceiling:>16}{memory:>14}",
+            f"{ceiling:>16}{memory:>14}{change}",
             flush=True,
         )
     return 0
