@@ -8,6 +8,7 @@ Importing this package registers its classes with the Auto classes and the `ecg-
     >>> model = AutoModel.from_pretrained("path/to/folder")
 """
 
+from . import _notices  # noqa: F401  # isort: skip  # before transformers is imported
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
