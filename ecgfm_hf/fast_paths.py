@@ -2,6 +2,8 @@
 
 import copy
 import importlib.util
+import os
+import shutil
 
 import torch
 from transformers.modeling_utils import PreTrainedModel
@@ -9,6 +11,9 @@ from transformers.modeling_utils import PreTrainedModel
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 # What torch calls the instructions that multiply matrices in bfloat16: x86's AVX-512 and AMX, Arm's.
 _BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
+
+# What torch.compile looks for by itself.
+_COMPILERS = ("g++", "clang++", "cl")
 
 
 def computes_bfloat16_well(device: str | torch.device = "cpu") -> bool:
@@ -88,7 +93,12 @@ def with_compiled_layers(model: PreTrainedModel) -> PreTrainedModel:
     Layers and not the whole: they are nearly all of the time, and convolutions and position embedding have fast ways of
     their own. What is compiled has the weights in it, and does not follow later changes of them. Another number of
     segments compiles anew; [`ModelRunner`] fills its last batch up.
+
+    Raises:
+        `ValueError`: a model on a CPU, and no C++ compiler.
     """
+    if model.device.type == "cpu" and "CXX" not in os.environ and not any(map(shutil.which, _COMPILERS)):
+        raise ValueError(f"compiling needs a C++ compiler ({', '.join(_COMPILERS)}), found none")
     weights = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}
     model = copy.deepcopy(model, weights)
     for layer in model.base_model.encoder.layers:

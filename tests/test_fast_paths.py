@@ -231,6 +231,13 @@ def test_compiled_layers_answer_as_the_others_and_the_last_batch_is_filled_up(mo
     assert all(one is other for one, other in shared), "no second copy of the weights"
 
 
+def test_compiling_without_a_compiler_is_an_error_at_once(model_dir, store, monkeypatch, capsys):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(fast_paths.shutil, "which", lambda name: None)
+    assert ecgfm(["predict", str(store), "--model", str(model_dir), "--compile"]) == 2
+    assert "C++ compiler" in capsys.readouterr().err
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # ONNX
 # ----------------------------------------------------------------------------------------------------------------------

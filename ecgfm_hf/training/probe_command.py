@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import names
+from ..arguments import add_precision_argument, names
 
 if TYPE_CHECKING:
     from ..evaluation.predictions import Predictions
@@ -54,7 +54,7 @@ def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="segments run together (default: 16)")
     parser.add_argument("--num-workers", metavar="N", type=int, default=0, help="processes that read (default: 0)")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    add_precision_argument(parser, default="float32")
 
 
 def run_probe(args: argparse.Namespace) -> int:
