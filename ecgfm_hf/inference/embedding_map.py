@@ -13,6 +13,8 @@ from .sources import is_store
 
 _MOST_CATEGORIES = 10
 _UNKNOWN, _OTHER = "unknown", "other"
+# An id such as 007 is no number.
+_IDS = pyarrow.csv.ConvertOptions(column_types={"recording_id": pa.string()})
 # Of Okabe and Ito's palette, which colour-blind readers tell apart; a label's 1 is the warm one.
 _NEGATIVE, _POSITIVE, _GREY = "#0072B2", "#D55E00", "#BBBBBB"
 
@@ -30,10 +32,12 @@ def principal_components(embeddings: np.ndarray, count: int = 2) -> tuple[np.nda
         that its largest entry is positive.
 
     Raises:
-        `ValueError`: fewer than two embeddings, or all equal.
+        `ValueError`: fewer than two embeddings, all equal, or one that is not finite.
     """
     if len(embeddings) < 2:
         raise ValueError(f"a map needs at least 2 embeddings, found: {len(embeddings)}")
+    if not np.isfinite(embeddings).all():
+        raise ValueError("not all embeddings are finite")
     centred = embeddings - embeddings.mean(axis=0, dtype=np.float64)
     # The covariance is size x size however many embeddings there are.
     variances, directions = np.linalg.eigh(centred.T @ centred / len(centred))
@@ -76,6 +80,11 @@ def draw_embedding_map(
 
     ids, vectors = _read_embeddings(embeddings)
     name, values = (None, None) if labels is None else _read_label(labels, label)
+    if values is not None and not values.keys() & set(ids):
+        raise ValueError(
+            f"{os.fspath(labels)} has none of the recordings of {os.fspath(embeddings)}: its ids are such as "
+            f"{next(iter(values), 'none')}, theirs such as {next(iter(ids), 'none')}"
+        )
     coordinates, shares = principal_components(vectors)
 
     figure = Figure(figsize=(7, 6), layout="constrained")
@@ -175,7 +184,9 @@ def _read_label(path: str | os.PathLike, label: str | None) -> tuple[str, dict[s
         table = pa.concat_tables([pq.read_table(file, columns=["recording_id", label]) for file in files])
     else:
         try:
-            table = _read_parquet(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path)
+            table = (
+                _read_parquet(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path, convert_options=_IDS)
+            )
         except pa.ArrowException as error:
             raise ValueError(f"{path} is no table: {error}") from None
         columns = table.column_names
@@ -183,8 +194,14 @@ def _read_label(path: str | os.PathLike, label: str | None) -> tuple[str, dict[s
             raise ValueError(f"{path} has no column recording_id (found: {', '.join(columns)})")
         label = _chosen(path, [name for name in columns if name != "recording_id"], columns, label)
     ids = table["recording_id"].cast(pa.string()).to_pylist()
-    values = [None if value == "" or value != value else value for value in table[label].to_pylist()]
-    return label, dict(zip(ids, values, strict=True))
+    values: dict[str, Any] = {}
+    for recording, value in zip(ids, table[label].to_pylist(), strict=True):
+        value = None if value == "" or value != value else value
+        if values.setdefault(recording, value) != value:
+            raise ValueError(
+                f"{path}: recording {recording} has two values of {label}, {values[recording]} and {value}"
+            )
+    return label, values
 
 
 def _chosen(path: Path, free: list[str], columns: list[str], label: str | None) -> str:

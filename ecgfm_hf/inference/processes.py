@@ -32,11 +32,14 @@ class Processes:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Returns when all are here."""
+        """Returns when all are here. `OSError` where one of them has ended."""
         if self.count > 1:
             from torch import distributed
 
-            distributed.barrier()
+            try:
+                distributed.barrier()
+            except RuntimeError as error:
+                raise OSError(f"another process of this run has ended ({error})") from error
 
     def end(self) -> None:
         """Takes leave of the others."""

@@ -194,7 +194,10 @@ class _Unfinished:
         self._embeddings.append(embedding)
 
     def answer(self) -> tuple[ReadRecording, np.ndarray | None, np.ndarray | None]:
-        return self.read, _stacked(self._logits), _stacked(self._embeddings)
+        logits, embeddings = _stacked(self._logits), _stacked(self._embeddings)
+        if all(values is None or np.isfinite(values).all() for values in (logits, embeddings)):
+            return self.read, logits, embeddings
+        return replace(self.read, segments=None, failure="what the model makes of it is not finite"), None, None
 
 
 def check_layer(layer: int | None, num_layers: int) -> int | None:
