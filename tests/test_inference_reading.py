@@ -125,3 +125,30 @@ def test_a_damaged_row_of_a_store_is_a_failure_of_one_recording(store, tmp_path)
         ("r1", True),
         ("r2", False),
     ]
+
+
+def test_a_damaged_part_of_a_store_is_a_failure_of_its_recordings(store, tmp_path):
+    import shutil
+
+    shutil.copytree(store, tmp_path / "store")
+    (file,) = (tmp_path / "store" / "data").iterdir()
+    pq.write_table(pq.read_table(file), file, row_group_size=4, compression="zstd", use_dictionary=False)
+    signal_column = pq.read_metadata(file).row_group(1).column(pq.read_schema(file).names.index("signal"))
+    content = bytearray(file.read_bytes())
+    place = signal_column.data_page_offset + signal_column.total_compressed_size // 2
+    content[place : place + 1000] = bytes(1000)
+    file.write_bytes(content)
+    found = list(read_in_order(find_recordings([str(tmp_path / "store")], ECGFMFeatureExtractor())))
+    assert [one.recording_id for one in found] == [f"r{n}" for n in range(10)]
+    assert all(f"a damaged part of {file}" in one.failure for one in found[4:8])
+    assert not any("damaged" in (one.failure or "") for one in (*found[:4], *found[8:]))
+
+
+def test_a_store_whose_file_has_gone_stops_the_run(store, tmp_path):
+    import shutil
+
+    shutil.copytree(store, tmp_path / "store")
+    source = find_recordings([str(tmp_path / "store")], ECGFMFeatureExtractor())
+    shutil.rmtree(tmp_path / "store")
+    with pytest.raises(FileNotFoundError, match="all-00000-of-00001"):
+        list(read_in_order(source))

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..arguments import names
 
@@ -199,8 +199,7 @@ def _predict(args: argparse.Namespace, pages: Callable[..., Any] | None) -> int:
     with contextlib.ExitStack() as stack:
         stream = sys.stdout
         if args.output is not None and not to_parquet:
-            # What it holds stays there until there is something to put in its place.
-            stream = stack.enter_context(open(args.output, "a", encoding="utf-8", newline=""))
+            stream = stack.enter_context(_opened(args.output))
         with _loading(args.model):
             pipeline = load_pipeline(args.model, device=_device(args), dtype=args.precision, **_policies(args))
         model, extractor = pipeline.model, pipeline.feature_extractor
@@ -252,6 +251,16 @@ def _embed(args: argparse.Namespace) -> int:
         layer=layer,
         per_segment=args.per_segment,
     )
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[TextIO]:
+    """A file to write, which keeps what it holds until it is emptied. Errors name it."""
+    try:
+        with open(path, "a", encoding="utf-8", newline="") as stream:
+            yield stream
+    except OSError as error:
+        raise error if error.filename is not None else OSError(error.errno, error.strerror, path) from error
 
 
 def _check_places(args: argparse.Namespace) -> None:
@@ -346,7 +355,7 @@ def _write_parquet(
         print("ecgfm: interrupted; the same command goes on", file=sys.stderr)
         return 130
     except OSError as error:
-        print(f"ecgfm: {error}; the same command goes on", file=sys.stderr)
+        print(f"ecgfm: {args.output}: {error}; the same command goes on", file=sys.stderr)
         return 1
     finally:
         processes.end()

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from .sources import is_store
 
+_PICTURES = (".png", ".pdf", ".svg")
 _MOST_CATEGORIES = 10
 _UNKNOWN, _OTHER = "unknown", "other"
 # An id such as 007 is no number.
@@ -78,6 +79,8 @@ def draw_embedding_map(
     except ImportError as error:
         raise ImportError("drawing needs matplotlib: pip install 'ecgfm-hf[plots]'") from error
 
+    if Path(output).suffix.lower() not in _PICTURES:
+        raise ValueError(f"a picture must end in {', '.join(_PICTURES)}, found: {os.fspath(output)}")
     ids, vectors = _read_embeddings(embeddings)
     name, values = (None, None) if labels is None else _read_label(labels, label)
     if values is not None and not values.keys() & set(ids):
@@ -104,13 +107,10 @@ def draw_embedding_map(
         _scatter_by(figure, axes, x, y, [values.get(ids[place]) for place in order], name, style)
     for set_label, ordinal, share in zip((axes.set_xlabel, axes.set_ylabel), ("first", "second"), shares, strict=True):
         set_label(f"{ordinal} principal component ({share:.0%} of the variance)")
-    axes.set_title(f"{len(ids):,} embeddings" + ("" if name is None else f" by {name}"))
+    axes.set_title(f"{len(ids):,} embeddings" + ("" if name is None else f" by {_plain(name)}"))
     axes.set_aspect("equal", adjustable="datalim")
     axes.spines[["top", "right"]].set_visible(False)
-    try:
-        figure.savefig(output, dpi=150)
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(output)}: {error}") from None
+    figure.savefig(output, dpi=150)
     known = "" if values is None else f", {sum(values.get(one) is not None for one in ids):,} with a value of {name}"
     return f"{len(ids):,} embeddings{known}: {os.fspath(output)}"
 
@@ -120,10 +120,12 @@ def _scatter_by(figure: Any, axes: Any, x: np.ndarray, y: np.ndarray, values: li
     distinct = {value for value in values if value is not None}
     if len(distinct) > _MOST_CATEGORIES and all(isinstance(value, int | float) for value in distinct):
         numbers = np.array([value for value in values if value is not None], dtype=np.float64)
-        axes.scatter(x[~known], y[~known], color=_GREY, **style)
+        unknown = axes.scatter(x[~known], y[~known], color=_GREY, **style)
         points = axes.scatter(x[known], y[known], c=numbers, cmap="viridis", **style)
-        bar = figure.colorbar(points, ax=axes, label=name)
+        bar = figure.colorbar(points, ax=axes, label=_plain(name))
         bar.solids.set_alpha(1)
+        if not known.all():
+            axes.legend([unknown], [f"{_UNKNOWN} ({(~known).sum():,})"], frameon=False, loc="best", markerscale=2)
         return
     names = _categories(values)
     shown = np.array(names)
@@ -133,10 +135,15 @@ def _scatter_by(figure: Any, axes: Any, x: np.ndarray, y: np.ndarray, values: li
         # The rarest lie on top, and what is unknown below.
         height = 0.0 if category == _UNKNOWN else 2 - chosen.mean()
         points = axes.scatter(x[chosen], y[chosen], color=_colour(category, number), zorder=height, **style)
-        handles.append((points, f"{category} ({chosen.sum():,})"))
-    legend = axes.legend(*zip(*handles, strict=True), title=name, frameon=False, loc="best", markerscale=2)
+        handles.append((points, f"{_plain(category)} ({chosen.sum():,})"))
+    legend = axes.legend(*zip(*handles, strict=True), title=_plain(name), frameon=False, loc="best", markerscale=2)
     for handle in legend.legend_handles:
         handle.set_alpha(1)
+
+
+def _plain(text: str) -> str:
+    """A text of somebody else: dollar signs in it begin no formula."""
+    return text.replace("$", r"\$")
 
 
 def _categories(values: list) -> list[str]:

@@ -342,7 +342,10 @@ def _check_ids(files: Sequence[Path]) -> None:
 
 
 def _group_sizes(path: Path) -> list[int]:
-    metadata = pq.read_metadata(path)
+    try:
+        metadata = pq.read_metadata(path)
+    except pa.ArrowException as error:
+        raise StoreError(f"{path} is damaged: {error}") from None
     return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
 
 
