@@ -191,7 +191,7 @@ class StoreSource:
     def _rows(self, group: int, columns: Sequence[str]) -> pa.Table:
         path = self._path(group)
         if self._open is None or self._open[0] != path:
-            self._open = path, pq.ParquetFile(path)
+            self._open = path, pq.ParquetFile(path, page_checksum_verification=True)
         return self._open[1].read_row_group(int(self._groups[group, 1]), columns=list(columns), use_threads=False)
 
     def _row(self, rows: pa.Table, place: int, group: int) -> dict[str, Any]:
