@@ -1,6 +1,5 @@
 """A model over many recordings: segments of several recordings run together, answers a recording."""
 
-import contextlib
 import copy
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
+from ..evaluation_mode import evaluation_mode
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMModel, _mean_over_frames
 from .reading import InputsSource, ReadRecording, read_in_order
 
@@ -164,7 +164,7 @@ class ModelRunner:
             options["output_hidden_states"] = True
         elif self._embeddings and isinstance(model, ECGFMForMultiLabelClassification):
             options["output_pooler_output"] = True
-        with _evaluation(model), torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             output = model(torch.from_numpy(batch).to(model.device), return_dict=True, **options)
             embeddings = None
             if self._layer is not None:
@@ -211,18 +211,6 @@ def check_layer(layer: int | None, num_layers: int) -> int | None:
         raise ValueError(f"layer must be from {-num_layers - 1} to {num_layers}, found: {layer}")
     layer %= num_layers + 1
     return None if layer == num_layers else layer
-
-
-@contextlib.contextmanager
-def _evaluation(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; then each module is as it was, since training may have frozen some."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _as_array(values: torch.Tensor | None) -> np.ndarray | None:
