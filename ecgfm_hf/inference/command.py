@@ -279,7 +279,13 @@ def _loading(model: str) -> Iterator[None]:
         yield
     # Whatever libraries make of a folder or a device that something is wrong with.
     except Exception as error:
-        raise _UsageError(f"cannot load the model {model}: {type(error).__name__}: {error}") from None
+        what = f"{type(error).__name__}: {error}"
+        where = (
+            ""
+            if os.path.isdir(model) or isinstance(error, FileNotFoundError)
+            else "it is no folder here, and from the Hub: "
+        )
+        raise _UsageError(f"cannot load the model {model}: {where}{what}") from None
 
 
 def _device(args: argparse.Namespace) -> str:
