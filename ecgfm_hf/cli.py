@@ -32,17 +32,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 all went well, 1 some failed, 2 usage."""
-    parser = build_parser()
-    options = parser.parse_args(arguments)
-    if options.version:
-        from importlib.metadata import version
-
-        print(f"ecgfm-hf {version('ecgfm-hf')}")
-        return 0
-    if options.command is None:
-        parser.print_help(sys.stderr)
-        return 2
     try:
+        parser = build_parser()
+        options = parser.parse_args(arguments)
+        if options.version:
+            from importlib.metadata import version
+
+            print(f"ecgfm-hf {version('ecgfm-hf')}")
+            return 0
+        if options.command is None:
+            parser.print_help(sys.stderr)
+            return 2
         with _quiet_libraries():
             status = options.run(options)
         sys.stdout.flush()

@@ -236,7 +236,7 @@ def is_short(number: int) -> bool:
 
 
 def count_parts(output: Path) -> int:
-    return sum(1 for _ in (output.with_name(f"{output.name}.parts") / "parts").glob("part-*.json"))
+    return sum(1 for _ in output.with_name(f"{output.name}.parts").glob("*/parts/part-*.json"))
 
 
 def resident_gb(pid: int) -> float | None:

@@ -1,8 +1,11 @@
 """`ecgfm predict` and `ecgfm embed` over files, folders, tables and stores: every recording answered or named."""
 
 import csv
+import io
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -178,10 +181,71 @@ def test_printed_failures_can_be_written_too(model_dir, tmp_path, capsys):
     assert str(tmp_path / "broken.dcm") in capsys.readouterr().err
 
 
+def test_a_list_on_standard_input_may_name_files_that_are_not_utf8(model_dir, folder, tmp_path, monkeypatch, capsys):
+    name = os.fsencode(tmp_path) + b"/\xff.hea"
+    shutil.copy(folder / "e0.hea", name)
+    shutil.copy(folder / "e0.mat", tmp_path)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbf" + name + b"\r\n\n"), "utf-8"))
+    assert predict("--list", "-", "--model", model_dir, "--format", "json") == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer["recording"] == f"{tmp_path}/\\xff.hea"
+
+
+def test_a_file_given_twice_is_answered_once_and_an_id_taken_twice_is_named(model_dir, folder, tmp_path):
+    first, second = folder / "e0.hea", folder / "deep" / "e1.hea"
+    (folder / "same.csv").write_text(f"path,recording_id\n{second.relative_to(folder)},{first}\n")
+    out = tmp_path / "scores.parquet"
+    try:
+        options = ["--table", folder / "same.csv", "--model", model_dir, "--output", out]
+        assert predict(first, second, first, *options) == 1
+    finally:
+        (folder / "same.csv").unlink()
+    assert [row["recording_id"] for row in rows_of(out)] == [str(first), str(second)]
+    assert failures_of(tmp_path / "scores.failures.csv") == {str(first): "another recording has the same id"}
+
+
+def test_an_answer_that_is_not_finite_is_a_failure(model_dir, folder, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model_dir, tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    next(iter(weights.values())).fill_(np.nan)
+    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    assert predict(folder / "e0.hea", "--model", tmp_path / "model", "--format", "csv") == 1
+    assert "not finite" in capsys.readouterr().err
+
+
+def test_a_printed_run_that_is_terminated_writes_what_has_been_answered(model_dir, folder, tmp_path, monkeypatch):
+    from ecgfm_hf.inference.recordings import ModelRunner
+
+    def forward(self, batch, calls=[], original=ModelRunner._forward):  # noqa: B006
+        calls.append(batch)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch)
+
+    monkeypatch.setattr(ModelRunner, "_forward", forward)
+    out = tmp_path / "scores.json"
+    assert predict(folder, "--model", model_dir, "--format", "json", "--output", out, "--batch-size", "1") == 130
+    assert 1 <= len(json.loads(out.read_text())) < 6
+
+
+def test_a_file_keeps_what_it_holds_until_there_are_answers(model_dir, folder, tmp_path):
+    out = tmp_path / "scores.csv"
+    out.write_text("precious")
+    assert predict(folder, "--model", tmp_path / "nowhere", "--output", out) == 2
+    assert out.read_text() == "precious"
+    assert predict(folder / "e0.hea", "--model", model_dir, "--output", out, "--format", "csv") == 0
+    assert out.read_text().startswith("recording,")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "there are no recordings"),
+        (["x.hea", "--output", "x.parquet", "--failures", "./x.parquet"], "are the same file"),
+        (["x.hea", "--output", "x.parquet", "--failures", "nowhere/x.csv"], "no folder nowhere"),
+        (["STORE", "STORE"], "the same id"),
         (["STORE", "x.hea"], "cannot be mixed"),
         (["x.hea", "--split", "train"], "only stores have splits"),
         (["STORE", "--split", "nonsense"], "has no split 'nonsense'"),

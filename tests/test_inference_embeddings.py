@@ -175,9 +175,31 @@ def test_map_takes_labels_of_a_store_and_draws_without_labels(embeddings, scatte
     assert len(scatters[-1][0]) == 40
 
 
+def test_ids_that_look_like_numbers_are_texts_and_dollar_signs_no_formulas(scatters, tmp_path, capsys):
+    column = pa.FixedSizeListArray.from_arrays(np.arange(8, dtype=np.float32), 2)
+    pq.write_table(pa.table({"recording_id": ["007", "7", "08", "9"], "embedding": column}), tmp_path / "few.parquet")
+    (tmp_path / "labels.csv").write_text("recording_id,a$_{$b\n007,$x_{$\n7,y\n08,\n")
+    given = ["embed-map", str(tmp_path / "few.parquet"), "--labels", str(tmp_path / "labels.csv")]
+    assert ecgfm([*given, "--output", str(tmp_path / "map.png")]) == 0
+    assert "2 with a value of a$_{$b" in capsys.readouterr().out
+    assert sorted(len(x) for x, _, _ in scatters) == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [("other,1", "has none of the recordings"), ("r1,1\nr1,0", "recording r1 has two values of AF, 1 and 0")],
+)
+def test_labels_that_cannot_be_told_apart_or_do_not_match_are_an_error(embeddings, tmp_path, capsys, lines, message):
+    (tmp_path / "labels.csv").write_text(f"recording_id,AF\n{lines}\n")
+    given = ["embed-map", str(embeddings), "--labels", str(tmp_path / "labels.csv")]
+    assert ecgfm([*given, "--output", str(tmp_path / "map.png")]) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"--output": "map"}, "must end in .png, .pdf, .svg"),
         ({"--labels": "nothing.csv"}, "nothing.csv"),
         ({"--labels": "other.csv"}, "no column recording_id"),
         ({"--output": "map.docx"}, "map.docx"),

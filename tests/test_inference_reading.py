@@ -1,6 +1,7 @@
 """Reading ahead of the model: in order, by processes that may die."""
 
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -109,8 +110,6 @@ def test_any_error_of_a_library_is_a_failure_of_one_recording(folder, monkeypatc
 
 
 def test_a_damaged_row_of_a_store_is_a_failure_of_one_recording(store, tmp_path):
-    import shutil
-
     shutil.copytree(store, tmp_path / "store")
     (file,) = (tmp_path / "store" / "data").iterdir()
     table = pq.read_table(file)
@@ -125,3 +124,38 @@ def test_a_damaged_row_of_a_store_is_a_failure_of_one_recording(store, tmp_path)
         ("r1", True),
         ("r2", False),
     ]
+
+
+def flip_a_bit(file, row_group):
+    """In the middle of the signals of a group."""
+    column = pq.read_metadata(file).row_group(row_group).column(pq.read_schema(file).names.index("signal"))
+    content = bytearray(file.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_damaged_part_of_a_store_is_a_failure_of_its_recordings(store, tmp_path):
+    shutil.copytree(store, tmp_path / "store")
+    (file,) = (tmp_path / "store" / "data").iterdir()
+    pq.write_table(pq.read_table(file), file, row_group_size=4, write_page_checksum=True, use_dictionary=False)
+    flip_a_bit(file, 1)
+    found = list(read_in_order(find_recordings([str(tmp_path / "store")], ECGFMFeatureExtractor())))
+    assert [one.recording_id for one in found] == [f"r{n}" for n in range(10)]
+    assert all(f"a damaged part of {file}" in one.failure for one in found[4:8])
+    assert not any("damaged" in (one.failure or "") for one in (*found[:4], *found[8:]))
+
+
+def test_a_flipped_bit_of_a_store_is_noticed(store, tmp_path):
+    shutil.copytree(store, tmp_path / "store")
+    (file,) = (tmp_path / "store" / "data").iterdir()
+    flip_a_bit(file, 0)
+    found = list(read_in_order(find_recordings([str(tmp_path / "store")], ECGFMFeatureExtractor())))
+    assert all("CRC" in one.failure for one in found)
+
+
+def test_a_store_whose_file_has_gone_stops_the_run(store, tmp_path):
+    shutil.copytree(store, tmp_path / "store")
+    source = find_recordings([str(tmp_path / "store")], ECGFMFeatureExtractor())
+    shutil.rmtree(tmp_path / "store")
+    with pytest.raises(FileNotFoundError, match="all-00000-of-00001"):
+        list(read_in_order(source))

@@ -1,12 +1,15 @@
 """A run that is killed goes on where it was: no row lost, none doubled, none of another model's."""
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from inference_cases import recordings, write_model, write_store
 from killed_runs import start, wait
+from wfdb_files import write_record
 
 from ecgfm_hf.cli import main as ecgfm
+from ecgfm_hf.inference import ParquetRun
 from ecgfm_hf.inference.sources import StoreSource
 
 PART = 3  # of 10 recordings: four parts
@@ -85,7 +88,7 @@ def test_finished_parts_are_not_run_again(embed, tmp_path, read, capsys):
     while True:  # until the second part's account is there
         (tmp_path / f"at-{change}").mkdir()
         assert killed_at(change, embed, tmp_path / f"at-{change}")
-        if (tmp_path / f"at-{change}" / "out.parquet.parts" / "parts" / "part-00001.json").exists():
+        if list((tmp_path / f"at-{change}" / "out.parquet.parts").glob("*/parts/part-00001.json")):
             break
         change += 1
     output = tmp_path / f"at-{change}" / "out.parquet"
@@ -141,6 +144,57 @@ def test_a_run_with_another_model_data_or_setting_is_refused(
     if finished:
         assert output.read_bytes() == before
     assert embed(output, *options, "--overwrite", **changed) == (0 if change == "policy" else 1)
+
+
+def test_runs_that_begin_in_the_same_moment_do_not_mix(embed, tmp_path, monkeypatch):
+    assert embed(tmp_path / "expected.parquet") == 1
+    output, look = tmp_path / "out.parquet", ParquetRun._earlier
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    def look_before_another_begins(self):
+        found = look(self)
+        monkeypatch.setattr(ParquetRun, "_earlier", look)
+        with monkeypatch.context() as other:
+            other.setattr(ParquetRun, "_join", interrupted)
+            assert embed(output, "--layer", "1") == 130, "all of its parts are there"
+        return found
+
+    monkeypatch.setattr(ParquetRun, "_earlier", look_before_another_begins)
+    assert embed(output) == 1
+    assert pq.read_table(output).equals(pq.read_table(tmp_path / "expected.parquet"))
+
+
+@pytest.mark.parametrize("other", [[], ["--layer", "1", "--overwrite"]])
+def test_a_run_that_another_overtakes_says_what_is_there(embed, tmp_path, monkeypatch, capsys, other):
+    output, write = tmp_path / "out.parquet", ParquetRun._write_parts
+
+    def write_after_another(self):
+        monkeypatch.setattr(ParquetRun, "_write_parts", write)
+        assert embed(output, *other) == 1
+        capsys.readouterr()
+        write(self)
+
+    monkeypatch.setattr(ParquetRun, "_write_parts", write_after_another)
+    assert embed(output) == (2 if other else 1)
+    assert ("layer (1, now None)" if other else "complete already") in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"out.parquet", "out.failures.csv"}
+    schema = pq.read_schema(output)
+    assert (b'"layer": 1' if other else b'"layer": null') in schema.metadata[b"ecgfm_inference"]
+
+
+def test_a_changed_signal_file_is_another_recording(model_dir, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    (tmp_path / "files").mkdir()
+    for name in ("e0", "e1"):
+        write_record(tmp_path / "files", rng.integers(-2000, 2000, (12, 2500)).astype(np.int16), name=name)
+    given = ["embed", str(tmp_path / "files"), "--model", str(model_dir), "--output", str(tmp_path / "out.parquet")]
+    assert ecgfm(given) == 0
+    path = tmp_path / "files" / "e1.dat"
+    path.write_bytes(path.read_bytes()[::-1])
+    assert ecgfm(given) == 2
+    assert "another recording" in capsys.readouterr().err
 
 
 def test_a_moved_model_is_the_same_model(embed, model_dir, tmp_path):

@@ -95,9 +95,11 @@ def test_attention_map_refuses_a_whole_recording(model):
 
 def test_saliency_leaves_the_model_as_it_was(model):
     model.train()
+    model.ecgfm.feature_extractor.eval()  # frozen
     attribute(model, made_up_record(5.0), "A", steps=1)
     attribute(model, made_up_record(5.0), method="attention")
     assert model.training
+    assert not model.ecgfm.feature_extractor.training
     assert all(parameter.grad is None for parameter in model.parameters())
     model.eval()
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -221,12 +222,14 @@ def test_table_names_every_label_and_says_that_scores_are_not_probabilities(mode
     assert UNCALIBRATED in out
 
 
-def test_csv_has_the_documented_columns(model_dir, capsys):
-    assert ecgfm(["predict", DICOM, DICOM, "--model", str(model_dir), "--format", "csv", "--precision", "float32"]) == 0
+def test_csv_has_the_documented_columns(model_dir, tmp_path, capsys):
+    copy = shutil.copy(DICOM, tmp_path)
+    command = ["predict", DICOM, copy, "--model", str(model_dir), "--format", "csv", "--precision", "float32"]
+    assert ecgfm(command) == 0
     captured = capsys.readouterr()
     rows = list(csv.DictReader(io.StringIO(captured.out)))
     assert list(rows[0]) == ["recording", "A", "B", "C", "segments", "warnings"]
-    assert [row["recording"] for row in rows] == [DICOM, DICOM]
+    assert [row["recording"] for row in rows] == [DICOM, copy]
     expected = load_pipeline(model_dir)(DICOM)["scores"]
     assert float(rows[1]["B"]) == pytest.approx(expected["B"], rel=1e-5)
     assert UNCALIBRATED in captured.err

@@ -215,7 +215,13 @@ class StoreWriter:
         # Dictionaries and statistics of signals would only cost time.
         repeated = [name for name in ("source", "sex", "dtype") if name in schema.names]
         self._writer = pq.ParquetWriter(
-            path, schema, compression="zstd", compression_level=1, use_dictionary=repeated, write_statistics=repeated
+            path,
+            schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=repeated,
+            write_statistics=repeated,
+            write_page_checksum=True,  # noise is stored as it is, where a flipped bit would be another sample
         )
         self._rows: list[dict] = []
         self._tables: list[pa.Table] = []

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..arguments import add_precision_argument, names
 
@@ -178,7 +178,8 @@ def _told(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) ->
 
     keep_freed_memory()
     try:
-        return run(args)
+        with _terminated_as_interrupted():
+            return run(args)
     except _UsageError as error:
         # Every process finds the same, and one says so.
         if os.environ.get("RANK", "0") == "0":
@@ -193,13 +194,13 @@ def _predict(args: argparse.Namespace, pages: Callable[..., Any] | None) -> int:
     from ..saving import load_pipeline
 
     to_parquet = args.output is not None and args.output.endswith(".parquet")
+    _check_places(args)
     if to_parquet and args.format is not None:
         raise _UsageError(f"--format {args.format} is of what is printed, and {args.output} is Parquet")
-    # Opened first: hours of work must not end at a folder that cannot be written.
     with contextlib.ExitStack() as stack:
         stream = sys.stdout
         if args.output is not None and not to_parquet:
-            stream = stack.enter_context(open(args.output, "w", encoding="utf-8", newline=""))
+            stream = stack.enter_context(_opened(args.output))
         with _loading(args.model):
             precision = resolve_precision(args.precision, _device(args))
             # Gradients are of float32; without them the weights are read as they are used.
@@ -213,7 +214,11 @@ def _predict(args: argparse.Namespace, pages: Callable[..., Any] | None) -> int:
         except (ValueError, ImportError) as error:
             raise _UsageError(str(error)) from None
         if not to_parquet:
-            return _print_answers(args, model, precision, source, stream, page)
+            from .printing import print_answers
+
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise _UsageError("several processes share a run only with --output FILE.parquet")
+            return print_answers(_runner(args, model, precision), source, model.config, args, stream, page)
         if page is not None:
             raise _UsageError(f"pages are for answers that are printed, and {args.output} is Parquet")
         from .answers import predict_rows, predict_schema
@@ -232,6 +237,7 @@ def _embed(args: argparse.Namespace) -> int:
 
     if not args.output.endswith(".parquet"):
         raise _UsageError(f"--output must end in .parquet, found: {args.output}")
+    _check_places(args)
     with _loading(args.model):
         precision = resolve_precision(args.precision, _device(args))
         model, extractor = load_encoder(args.model, device=_device(args), precision=precision, **_policies(args))
@@ -254,17 +260,38 @@ def _embed(args: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _loading(model: str) -> Iterator[None]:
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
+def _opened(path: str) -> Iterator[TextIO]:
+    """A file to write, which keeps what it holds until it is emptied. Errors name it."""
+    try:
+        with open(path, "a", encoding="utf-8", newline="") as stream:
+            yield stream
+    except OSError as error:
+        raise error if error.filename is not None else OSError(error.errno, error.strerror, path) from error
 
+
+def _check_places(args: argparse.Namespace) -> None:
+    """Hours of work must not end at a place where nothing can be written."""
+    places = [path for path in (args.output, args.failures) if path is not None]
+    for path in places:
+        if not os.path.isdir(folder := os.path.dirname(path) or "."):
+            raise _UsageError(f"there is no folder {folder}")
+    if len({os.path.realpath(path) for path in places}) < len(places):
+        raise _UsageError(f"--output and --failures are the same file: {args.output}")
+
+
+@contextlib.contextmanager
+def _loading(model: str) -> Iterator[None]:
     try:
         yield
-    # Whatever may be wrong with a folder or a device.
-    except (
-        OSError, ValueError, RuntimeError, KeyError, AssertionError, ImportError, SafetensorError, StrictDataclassError
-    ) as error:  # fmt: skip
-        raise _UsageError(f"cannot load the model {model}: {type(error).__name__}: {error}") from None
+    # Whatever libraries make of a folder or a device that something is wrong with.
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        where = (
+            ""
+            if os.path.isdir(model) or isinstance(error, FileNotFoundError)
+            else "it is no folder here, and from the Hub: "
+        )
+        raise _UsageError(f"cannot load the model {model}: {where}{what}") from None
 
 
 def _device(args: argparse.Namespace) -> str:
@@ -280,9 +307,9 @@ def _source(args: argparse.Namespace, extractor: Any, inspect: bool) -> Any:
 
     inputs = list(args.inputs)
     if args.list == "-":
-        inputs += read_list(sys.stdin)
+        inputs += read_list(sys.stdin.buffer)
     elif args.list is not None:
-        with open(args.list, encoding="utf-8", errors="surrogateescape") as file:
+        with open(args.list, "rb") as file:
             inputs += read_list(file)
     if not inputs and args.table is None:
         raise _UsageError("there are no recordings: give files, folders or stores, --list or --table")
@@ -317,9 +344,6 @@ def _write_parquet(
     from .parquet_run import ParquetRun, ResumeError, plan_of
     from .processes import Processes
 
-    folder = os.path.dirname(args.output) or "."
-    if not os.path.isdir(folder):
-        raise _UsageError(f"there is no folder {folder}")
     settings = {"command": args.command, "precision": precision, "compile": args.compile, "layer": layer, **settings}
     processes = Processes()
     try:
@@ -336,15 +360,14 @@ def _write_parquet(
             progress=sys.stderr.isatty(),
             processes=processes,
         )
-        with _terminated_as_interrupted():
-            result = run.run(overwrite=args.overwrite)
+        result = run.run(overwrite=args.overwrite)
     except ResumeError as error:
         raise _UsageError(str(error)) from None
     except KeyboardInterrupt:
         print("ecgfm: interrupted; the same command goes on", file=sys.stderr)
         return 130
     except OSError as error:
-        print(f"ecgfm: {error}; the same command goes on", file=sys.stderr)
+        print(f"ecgfm: {args.output}: {error}; the same command goes on", file=sys.stderr)
         return 1
     finally:
         processes.end()
@@ -385,48 +408,3 @@ def _runner(
         return ModelRunner(model, args.batch_size, precision, embeddings, layer, args.compile)
     except ValueError as error:
         raise _UsageError(str(error)) from None
-
-
-def _print_answers(args: argparse.Namespace, model: Any, precision: str, source: Any, stream: Any, page: Any) -> int:
-    from tqdm import tqdm
-
-    from .answers import answer_of
-    from .parquet_run import write_failures
-    from .printing import write_answers
-    from .reading import read_in_order
-
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise _UsageError("several processes share a run only with --output FILE.parquet")
-    answers: list[dict[str, Any]] = []
-    failures: list[tuple[str, str | None, str]] = []
-    runner, interrupted = _runner(args, model, precision), False
-    show_progress = len(source) > 1 and sys.stderr.isatty()
-    try:
-        found = runner.run(read_in_order(source, num_workers=args.workers))
-        for read, logits, _ in tqdm(found, total=len(source), unit="recording", disable=not show_progress):
-            if read.failure is None:
-                answers.append(answer_of(read, logits, model.config))
-                if page is not None:
-                    try:
-                        page(source.record(read.row), answers[-1])
-                    except (OSError, ValueError, RuntimeError) as error:
-                        failures.append((read.recording_id, read.path, f"no page: {error}"))
-                        tqdm.write(f"ecgfm: {read.recording_id}: no page: {error}", file=sys.stderr)
-            else:
-                failures.append((read.recording_id, read.path, read.failure))
-                # A message may begin with the file itself: the header of the record that was named.
-                named = read.failure.startswith(read.recording_id)
-                told = read.failure if named else f"{read.recording_id}: {read.failure}"
-                tqdm.write(f"ecgfm: {told}", file=sys.stderr)
-    except KeyboardInterrupt:
-        interrupted = True  # What has been answered is still written.
-    write_answers(answers, model.config, args.format or "table", stream, precision)
-    if args.failures is not None:
-        write_failures(Path(args.failures), iter(failures))
-    if failures:
-        print(f"ecgfm: {len(failures)} of {len(source)} recordings failed", file=sys.stderr)
-    if interrupted:
-        done = len(answers) + len(failures)
-        print(f"ecgfm: interrupted after {done} of {len(source)} recordings", file=sys.stderr)
-        return 130
-    return 1 if failures else 0

@@ -11,8 +11,11 @@ import pyarrow.parquet as pq
 
 from .sources import is_store
 
+_PICTURES = (".png", ".pdf", ".svg")
 _MOST_CATEGORIES = 10
 _UNKNOWN, _OTHER = "unknown", "other"
+# An id such as 007 is no number.
+_IDS = pyarrow.csv.ConvertOptions(column_types={"recording_id": pa.string()})
 # Of Okabe and Ito's palette, which colour-blind readers tell apart; a label's 1 is the warm one.
 _NEGATIVE, _POSITIVE, _GREY = "#0072B2", "#D55E00", "#BBBBBB"
 
@@ -30,10 +33,12 @@ def principal_components(embeddings: np.ndarray, count: int = 2) -> tuple[np.nda
         that its largest entry is positive.
 
     Raises:
-        `ValueError`: fewer than two embeddings, or all equal.
+        `ValueError`: fewer than two embeddings, all equal, or one that is not finite.
     """
     if len(embeddings) < 2:
         raise ValueError(f"a map needs at least 2 embeddings, found: {len(embeddings)}")
+    if not np.isfinite(embeddings).all():
+        raise ValueError("not all embeddings are finite")
     centred = embeddings - embeddings.mean(axis=0, dtype=np.float64)
     # The covariance is size x size however many embeddings there are.
     variances, directions = np.linalg.eigh(centred.T @ centred / len(centred))
@@ -74,8 +79,15 @@ def draw_embedding_map(
     except ImportError as error:
         raise ImportError("drawing needs matplotlib: pip install 'ecgfm-hf[plots]'") from error
 
+    if Path(output).suffix.lower() not in _PICTURES:
+        raise ValueError(f"a picture must end in {', '.join(_PICTURES)}, found: {os.fspath(output)}")
     ids, vectors = _read_embeddings(embeddings)
     name, values = (None, None) if labels is None else _read_label(labels, label)
+    if values is not None and not values.keys() & set(ids):
+        raise ValueError(
+            f"{os.fspath(labels)} has none of the recordings of {os.fspath(embeddings)}: its ids are such as "
+            f"{next(iter(values), 'none')}, theirs such as {next(iter(ids), 'none')}"
+        )
     coordinates, shares = principal_components(vectors)
 
     figure = Figure(figsize=(7, 6), layout="constrained")
@@ -95,13 +107,10 @@ def draw_embedding_map(
         _scatter_by(figure, axes, x, y, [values.get(ids[place]) for place in order], name, style)
     for set_label, ordinal, share in zip((axes.set_xlabel, axes.set_ylabel), ("first", "second"), shares, strict=True):
         set_label(f"{ordinal} principal component ({share:.0%} of the variance)")
-    axes.set_title(f"{len(ids):,} embeddings" + ("" if name is None else f" by {name}"))
+    axes.set_title(f"{len(ids):,} embeddings" + ("" if name is None else f" by {_plain(name)}"))
     axes.set_aspect("equal", adjustable="datalim")
     axes.spines[["top", "right"]].set_visible(False)
-    try:
-        figure.savefig(output, dpi=150)
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(output)}: {error}") from None
+    figure.savefig(output, dpi=150)
     known = "" if values is None else f", {sum(values.get(one) is not None for one in ids):,} with a value of {name}"
     return f"{len(ids):,} embeddings{known}: {os.fspath(output)}"
 
@@ -111,10 +120,12 @@ def _scatter_by(figure: Any, axes: Any, x: np.ndarray, y: np.ndarray, values: li
     distinct = {value for value in values if value is not None}
     if len(distinct) > _MOST_CATEGORIES and all(isinstance(value, int | float) for value in distinct):
         numbers = np.array([value for value in values if value is not None], dtype=np.float64)
-        axes.scatter(x[~known], y[~known], color=_GREY, **style)
+        unknown = axes.scatter(x[~known], y[~known], color=_GREY, **style)
         points = axes.scatter(x[known], y[known], c=numbers, cmap="viridis", **style)
-        bar = figure.colorbar(points, ax=axes, label=name)
+        bar = figure.colorbar(points, ax=axes, label=_plain(name))
         bar.solids.set_alpha(1)
+        if not known.all():
+            axes.legend([unknown], [f"{_UNKNOWN} ({(~known).sum():,})"], frameon=False, loc="best", markerscale=2)
         return
     names = _categories(values)
     shown = np.array(names)
@@ -124,10 +135,15 @@ def _scatter_by(figure: Any, axes: Any, x: np.ndarray, y: np.ndarray, values: li
         # The rarest lie on top, and what is unknown below.
         height = 0.0 if category == _UNKNOWN else 2 - chosen.mean()
         points = axes.scatter(x[chosen], y[chosen], color=_colour(category, number), zorder=height, **style)
-        handles.append((points, f"{category} ({chosen.sum():,})"))
-    legend = axes.legend(*zip(*handles, strict=True), title=name, frameon=False, loc="best", markerscale=2)
+        handles.append((points, f"{_plain(category)} ({chosen.sum():,})"))
+    legend = axes.legend(*zip(*handles, strict=True), title=_plain(name), frameon=False, loc="best", markerscale=2)
     for handle in legend.legend_handles:
         handle.set_alpha(1)
+
+
+def _plain(text: str) -> str:
+    """A text of somebody else: dollar signs in it begin no formula."""
+    return text.replace("$", r"\$")
 
 
 def _categories(values: list) -> list[str]:
@@ -175,7 +191,9 @@ def _read_label(path: str | os.PathLike, label: str | None) -> tuple[str, dict[s
         table = pa.concat_tables([pq.read_table(file, columns=["recording_id", label]) for file in files])
     else:
         try:
-            table = _read_parquet(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path)
+            table = (
+                _read_parquet(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path, convert_options=_IDS)
+            )
         except pa.ArrowException as error:
             raise ValueError(f"{path} is no table: {error}") from None
         columns = table.column_names
@@ -183,8 +201,14 @@ def _read_label(path: str | os.PathLike, label: str | None) -> tuple[str, dict[s
             raise ValueError(f"{path} has no column recording_id (found: {', '.join(columns)})")
         label = _chosen(path, [name for name in columns if name != "recording_id"], columns, label)
     ids = table["recording_id"].cast(pa.string()).to_pylist()
-    values = [None if value == "" or value != value else value for value in table[label].to_pylist()]
-    return label, dict(zip(ids, values, strict=True))
+    values: dict[str, Any] = {}
+    for recording, value in zip(ids, table[label].to_pylist(), strict=True):
+        value = None if value == "" or value != value else value
+        if values.setdefault(recording, value) != value:
+            raise ValueError(
+                f"{path}: recording {recording} has two values of {label}, {values[recording]} and {value}"
+            )
+    return label, values
 
 
 def _chosen(path: Path, free: list[str], columns: list[str], label: str | None) -> str:

@@ -4,13 +4,17 @@ Answers for any number of recordings in one Parquet file, by a run that may be k
     OUTPUT.parquet                     all answers, in order, once all are there
     OUTPUT.failures.csv                what could not be answered, and why, where there is any
     OUTPUT.parquet.parts/plan.json     while it runs: what is being done, to which recordings, with which model
-    OUTPUT.parquet.parts/parts/        part-00007.parquet, and part-00007.json, its account
+    OUTPUT.parquet.parts/DIGEST/parts/ part-00007.parquet, and part-00007.json, its account
 
 A part is a stretch of recordings. It is finished when its account exists, which is written after its rows, each under a
 name of its own first. So a run that died goes on at the first part that is not finished, without a lost or doubled row,
 and in which process a part came about makes no difference.
+
+DIGEST is that of the plan. Two runs with one output do the same work twice, and the first to end decides; but what one
+of another plan writes, begun in the same moment or left over when its output was overwritten, never gets among ours.
 """
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -104,6 +108,8 @@ class ParquetRun:
         if self.failures_file is None:
             self.failures_file = self.output.with_name(f"{self.output.name.removesuffix('.parquet')}.failures.csv")
         self.plan = {**self.plan, "format": _FORMAT, "num_recordings": len(self.source), "part_size": self.part_size}
+        digest = hashlib.sha256(json.dumps(self.plan, sort_keys=True).encode()).hexdigest()
+        self._own = self._work / digest[:16]
 
     def run(self, overwrite: bool = False) -> RunResult:
         """
@@ -123,14 +129,20 @@ class ParquetRun:
         self.processes.wait()
         if earlier is not None:
             return earlier
-        if self.processes.is_main:
-            (self._work / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
-            write_json(self._work / _PLAN_FILE, self.plan)
-        self.processes.wait()
-        self._write_parts()
-        self.processes.wait()
-        result = self._join() if self.processes.is_main else None
-        self.processes.wait()
+        try:
+            if self.processes.is_main:
+                (self._own / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
+                write_json(self._work / _PLAN_FILE, self.plan)
+            self.processes.wait()
+            self._write_parts()
+            self.processes.wait()
+            result = self._join() if self.processes.is_main else None
+            self.processes.wait()
+        except FileNotFoundError:
+            # Another run with the same output was faster, or began anew.
+            if (earlier := self._earlier()) is None:
+                raise
+            return earlier
         return result or self._earlier()
 
     def _earlier(self) -> RunResult | None:
@@ -143,8 +155,9 @@ class ParquetRun:
                 shutil.rmtree(self._work, ignore_errors=True)
             failures = self.failures_file if metadata["failed"] else None
             return RunResult(self.output, len(self.source), metadata["failed"], failures, True)
-        if (self._work / _PLAN_FILE).is_file():
-            _compare(self._work, json.loads((self._work / _PLAN_FILE).read_text(encoding="utf-8")), self.plan)
+        with contextlib.suppress(FileNotFoundError):
+            found = json.loads((self._work / _PLAN_FILE).read_text(encoding="utf-8"))
+            _compare(self._work, found, self.plan)
         return None
 
     def _discard(self) -> None:
@@ -161,7 +174,7 @@ class ParquetRun:
         from tqdm import tqdm
 
         mine = range(self.processes.rank, self._num_parts(), self.processes.count)
-        missing = [number for number in mine if not _is_finished(self._work, number)]
+        missing = [number for number in mine if not _is_finished(self._own, number)]
         size, total = self.part_size, len(self.source)
         places = np.concatenate(
             [np.arange(n * size, min((n + 1) * size, total)) for n in missing] or [np.zeros(0, dtype=np.int64)]
@@ -179,38 +192,32 @@ class ParquetRun:
             for read, logits, embeddings in answers:
                 part.add(read, [] if read.failure is not None else self.to_rows(read, logits, embeddings))
                 if (read.row + 1) % size == 0 or read.row + 1 == total:
-                    part.write(self._work, read.row // size, self.schema)
+                    part.write(self._own, read.row // size, self.schema)
                     part = _Part()
                 bar.update()
 
     def _join(self) -> RunResult:
-        try:
-            with alone(self._work):
-                accounts = [_account(self._work, number) for number in range(self._num_parts())]
-                failed = sum(len(account["failures"]) for account in accounts)
-                self._write_failures(accounts, failed)
-                about = json.dumps({"plan": self.plan, "failed": failed})
-                schema = self.schema.with_metadata({**(self.schema.metadata or {}), _METADATA: about.encode()})
-                scratch = self._work / "joined.partial"
-                with pq.ParquetWriter(scratch, schema, compression="zstd") as writer:
-                    for number in range(self._num_parts()):
-                        writer.write_table(pq.read_table(part_path(self._work, number), schema=self.schema))
-                _sync(scratch)
-                # Last: with it the run is complete.
-                os.replace(scratch, self.output)
-                shutil.rmtree(self._work, ignore_errors=True)
-        except FileNotFoundError:
-            # Another run with the same output was faster.
-            if (earlier := self._earlier()) is None:
-                raise
-            return earlier
+        with alone(self._work):
+            accounts = [_account(self._own, number) for number in range(self._num_parts())]
+            failed = sum(len(account["failures"]) for account in accounts)
+            self._write_failures(accounts, failed)
+            about = json.dumps({"plan": self.plan, "failed": failed})
+            schema = self.schema.with_metadata({**(self.schema.metadata or {}), _METADATA: about.encode()})
+            scratch = self._own / "joined.partial"
+            with pq.ParquetWriter(scratch, schema, compression="zstd") as writer:
+                for number in range(self._num_parts()):
+                    writer.write_table(pq.read_table(part_path(self._own, number), schema=self.schema))
+            _sync(scratch)
+            # Last: with it the run is complete.
+            os.replace(scratch, self.output)
+            shutil.rmtree(self._work, ignore_errors=True)
         return RunResult(self.output, len(self.source), failed, self.failures_file if failed else None)
 
     def _write_failures(self, accounts: Sequence[Mapping[str, Any]], failed: int) -> None:
         if not failed:
             self.failures_file.unlink(missing_ok=True)
             return
-        scratch = self._work / "failures.partial"
+        scratch = self._own / "failures.partial"
         write_failures(scratch, (failure for account in accounts for failure in account["failures"]))
         os.replace(scratch, self.failures_file)
 

@@ -1,14 +1,84 @@
 """What `ecgfm predict` prints: a table for people, CSV and JSON for programs."""
 
+import argparse
 import csv
 import json
 import os
 import shutil
 import sys
-from typing import Any, TextIO
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from .recordings import ModelRunner
+    from .sources import FileSource, StoreSource
 
 UNCALIBRATED = "score, uncalibrated; not for clinical use"
 CALIBRATED = "calibrated; not for clinical use"
+
+
+def print_answers(
+    runner: "ModelRunner",
+    source: "FileSource | StoreSource",
+    config: Any,
+    args: argparse.Namespace,
+    stream: TextIO,
+    page: Callable[..., None] | None = None,
+) -> int:
+    """
+    Answers all recordings, and writes the answers once all are there; failures go to standard error as they come.
+
+    Args:
+        runner ([`ModelRunner`]), source, config ([`ECGFMConfig`]): The model, the recordings, the model's config.
+        args: `format`, `failures` and `workers` of `ecgfm predict`.
+        stream: Where to. A file is emptied before.
+        page: `(record, answer)` writes a recording's page.
+
+    Returns:
+        `int`: 0 all answered, 1 some failed, 130 interrupted: what has been answered is written.
+    """
+    from tqdm import tqdm
+
+    from .answers import answer_of
+    from .parquet_run import write_failures
+    from .reading import read_in_order
+
+    answers: list[dict[str, Any]] = []
+    failures: list[tuple[str, str | None, str]] = []
+    interrupted = False
+    show_progress = len(source) > 1 and sys.stderr.isatty()
+    try:
+        found = runner.run(read_in_order(source, num_workers=args.workers))
+        for read, logits, _ in tqdm(found, total=len(source), unit="recording", disable=not show_progress):
+            if read.failure is None:
+                answers.append(answer_of(read, logits, config))
+                if page is not None:
+                    try:
+                        page(source.record(read.row), answers[-1])
+                    except (OSError, ValueError, RuntimeError) as error:
+                        failures.append((read.recording_id, read.path, f"no page: {error}"))
+                        tqdm.write(f"ecgfm: {read.recording_id}: no page: {error}", file=sys.stderr)
+            else:
+                failures.append((read.recording_id, read.path, read.failure))
+                # A message may begin with the file itself: the header of the record that was named.
+                named = read.failure.startswith(read.recording_id)
+                told = read.failure if named else f"{read.recording_id}: {read.failure}"
+                tqdm.write(f"ecgfm: {told}", file=sys.stderr)
+    except KeyboardInterrupt:
+        interrupted = True
+    if stream is not sys.stdout and os.path.isfile(stream.name):
+        stream.truncate(0)
+    write_answers(answers, config, args.format or "table", stream, runner.precision)
+    if args.failures is not None:
+        write_failures(Path(args.failures), iter(failures))
+    if failures:
+        print(f"ecgfm: {len(failures)} of {len(source)} recordings failed", file=sys.stderr)
+    if interrupted:
+        done = len(answers) + len(failures)
+        print(f"ecgfm: interrupted after {done} of {len(source)} recordings", file=sys.stderr)
+        return 130
+    return 1 if failures else 0
 
 
 def write_answers(answers: list[dict], config: Any, format: str, stream: TextIO, precision: str = "float32") -> None:
@@ -89,4 +159,4 @@ def _headings(answers: list[dict]) -> list[str]:
     return names if len(set(names)) == len(names) else [answer["recording"] for answer in answers]
 
 
-__all__ = ["CALIBRATED", "UNCALIBRATED", "fully_calibrated", "write_answers"]
+__all__ = ["CALIBRATED", "UNCALIBRATED", "fully_calibrated", "print_answers", "write_answers"]

@@ -12,19 +12,24 @@ class Processes:
 
     Attributes:
         rank, count (`int`): Its number, from 0, and how many there are.
-        local_rank (`int`): Its number on its machine, which is that of its GPU.
+
+    Raises:
+        `OSError`: the others cannot be found.
     """
 
     def __init__(self) -> None:
         self.rank = int(os.environ.get("RANK", "0"))
         self.count = int(os.environ.get("WORLD_SIZE", "1"))
-        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self._ours = False
         if self.count > 1:
             from torch import distributed
 
             if not distributed.is_initialized():
-                distributed.init_process_group("gloo", timeout=timedelta(days=30))
+                try:
+                    distributed.init_process_group("gloo", timeout=timedelta(days=30))
+                except (ValueError, RuntimeError) as error:
+                    told = "WORLD_SIZE says that several processes share this run, but they do not meet"
+                    raise OSError(f"{told}: {error}") from error
                 self._ours = True
 
     @property
@@ -32,11 +37,14 @@ class Processes:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Returns when all are here."""
+        """Returns when all are here. `OSError` where one of them has ended."""
         if self.count > 1:
             from torch import distributed
 
-            distributed.barrier()
+            try:
+                distributed.barrier()
+            except RuntimeError as error:
+                raise OSError(f"another process of this run has ended ({error})") from error
 
     def end(self) -> None:
         """Takes leave of the others."""

@@ -1,6 +1,5 @@
 """A model over many recordings: segments of several recordings run together, answers a recording."""
 
-import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
+from ..evaluation_mode import evaluation_mode
 from ..fast_paths import resolve_precision, with_compiled_layers, with_precision
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMModel, _mean_over_frames
 from .reading import InputsSource, ReadRecording, read_in_order
@@ -112,7 +112,8 @@ class ModelRunner:
             raise ValueError(f"the model must be an encoder or a classifier, found: {type(model).__name__}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, found: {batch_size}")
-        self._model = with_precision(model, resolve_precision(precision, model.device))
+        self.precision = resolve_precision(precision, model.device)
+        self._model = with_precision(model, self.precision)
         if compile:
             self._model = with_compiled_layers(self._model)
         self._is_compiled = compile
@@ -170,7 +171,7 @@ class ModelRunner:
             options["output_hidden_states"] = True
         elif self._embeddings and isinstance(model, ECGFMForMultiLabelClassification):
             options["output_pooler_output"] = True
-        with _evaluation(model), torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             output = model(torch.from_numpy(batch).to(model.device), return_dict=True, **options)
             embeddings = None
             if self._layer is not None:
@@ -200,7 +201,10 @@ class _Unfinished:
         self._embeddings.append(embedding)
 
     def answer(self) -> tuple[ReadRecording, np.ndarray | None, np.ndarray | None]:
-        return self.read, _stacked(self._logits), _stacked(self._embeddings)
+        logits, embeddings = _stacked(self._logits), _stacked(self._embeddings)
+        if all(values is None or np.isfinite(values).all() for values in (logits, embeddings)):
+            return self.read, logits, embeddings
+        return replace(self.read, segments=None, failure="what the model makes of it is not finite"), None, None
 
 
 def check_layer(layer: int | None, num_layers: int) -> int | None:
@@ -214,18 +218,6 @@ def check_layer(layer: int | None, num_layers: int) -> int | None:
         raise ValueError(f"layer must be from {-num_layers - 1} to {num_layers}, found: {layer}")
     layer %= num_layers + 1
     return None if layer == num_layers else layer
-
-
-@contextlib.contextmanager
-def _evaluation(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; then each module is as it was, since training may have frozen some."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _as_array(values: torch.Tensor | None, rows: int) -> np.ndarray | None:

@@ -1,5 +1,7 @@
 """Where recordings come from: files, folders of them, tables that name them, and prepared stores."""
 
+import codecs
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +24,8 @@ from .reading import ReadRecording, failed, in_chunks, prepared
 # What reading needs of a store's row.
 _SIGNAL_COLUMNS = ("recording_id", "patient_id", "path", "sampling_rate", "num_samples", "lead_names", "units")
 _SIGNAL_COLUMNS += ("signal", "dtype", "gain", "baseline", "missing_value")
+_OF_A_RECORD = (b".hea", b".dat", b".mat")
+_UNREADABLE = (OSError, pa.ArrowException)  # of a Parquet file
 # What a table may say of a file that does not say it itself; the index of a table has it under these names.
 _ARGUMENTS = ("sampling_rate", "units", "lead_names", "exam_id")
 _FILES_SCHEMA = pa.schema(
@@ -71,10 +75,10 @@ class FileSource:
 
     def unread(self, place: int, reason: str) -> ReadRecording:
         (row,) = self._table.slice(place, 1).to_pylist()
-        return failed(place, row["recording_id"], row["patient_id"], reason, _as_text(os.fsdecode(row["path"])))
+        return failed(place, row["recording_id"], row["patient_id"], reason, _shown(row["path"]))
 
     def fingerprint(self) -> str:
-        """Changes when another file is among them, or one of them changes (size and time; of WFDB, its header's)."""
+        """Changes when another file is among them, or one of them changes (size and time)."""
         digest = hashlib.sha256(repr(sorted(self._arguments.items())).encode())
         for batch in self._table.to_batches(max_chunksize=10_000):
             for row in batch.to_pylist():
@@ -90,8 +94,7 @@ class FileSource:
     def _read(self, place: int) -> ReadRecording:
         (row,) = self._table.slice(place, 1).to_pylist()
         ids = row["recording_id"], row["patient_id"]
-        path = None if row["path"] is None else os.fsdecode(row["path"])
-        shown = None if path is None else _as_text(path)
+        shown = _shown(row["path"])
         if row["failure"] is not None:
             return failed(place, *ids, row["failure"], shown)
         try:
@@ -113,7 +116,7 @@ class StoreSource:
         split: Which of the splits; all by default.
 
     Raises:
-        `StoreError`: no store, an unfinished one, no such split.
+        `StoreError`: no store, an unfinished one, no such split; several with recordings of the same id.
     """
 
     def __init__(self, stores: Sequence[str | Path], extractor: ECGFMFeatureExtractor, split: str | None = None):
@@ -124,6 +127,8 @@ class StoreSource:
             if split is not None and split not in found:
                 raise StoreError(f"{store} has no split {split!r}, only {', '.join(found)}")
             self.files += [path for name, paths in found.items() if split in (None, name) for path in paths]
+        if len(stores) > 1:
+            _check_ids(self.files)
         groups = [
             (number, group, rows)
             for number, path in enumerate(self.files)
@@ -147,20 +152,26 @@ class StoreSource:
                 yield found.tolist()
 
     def __getitems__(self, places: Sequence[int]) -> list[ReadRecording]:
-        group, number, within = self._place(places[0])
-        rows = self._file(self.files[number]).read_row_group(within, columns=list(_SIGNAL_COLUMNS), use_threads=False)
+        group = self._group(places[0])
+        try:
+            rows = self._rows(group, _SIGNAL_COLUMNS)
+        except _UNREADABLE as error:
+            if getattr(error, "errno", None) is not None:  # the file's place, not its content: it may come back
+                raise
+            return [self.unread(place, f"a damaged part of {self._path(group)}: {error}") for place in places]
         return [self._read(place, rows, place - int(self._first[group])) for place in places]
 
     def record(self, place: int) -> ECGRecord:
         """A recording as it is in its row."""
-        group, number, within = self._place(place)
-        rows = self._file(self.files[number]).read_row_group(within, columns=list(_SIGNAL_COLUMNS), use_threads=False)
-        return record_from_row(rows.slice(place - int(self._first[group]), 1).to_pylist()[0])
+        group = self._group(place)
+        return record_from_row(self._row(self._rows(group, _SIGNAL_COLUMNS), place, group))
 
     def unread(self, place: int, reason: str) -> ReadRecording:
-        group, number, within = self._place(place)
-        rows = self._file(self.files[number]).read_row_group(within, columns=["recording_id", "patient_id", "path"])
-        (row,) = rows.slice(place - int(self._first[group]), 1).to_pylist()
+        group = self._group(place)
+        try:
+            row = self._row(self._rows(group, ("recording_id", "patient_id", "path")), place, group)
+        except _UNREADABLE:
+            row = {"recording_id": f"{self._path(group)}: row {place}", "patient_id": None, "path": None}
         return failed(place, row["recording_id"], row["patient_id"], reason, row["path"])
 
     def fingerprint(self) -> str:
@@ -170,15 +181,21 @@ class StoreSource:
             digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
-    def _place(self, place: int) -> tuple[int, int, int]:
-        """A row's group among all, its file, and the group's number there."""
-        group = int(np.searchsorted(self._first, place, side="right")) - 1
-        return group, *self._groups[group, :2].tolist()
+    def _group(self, place: int) -> int:
+        """A row's group, among those of all files."""
+        return int(np.searchsorted(self._first, place, side="right")) - 1
 
-    def _file(self, path: Path) -> pq.ParquetFile:
+    def _path(self, group: int) -> Path:
+        return self.files[self._groups[group, 0]]
+
+    def _rows(self, group: int, columns: Sequence[str]) -> pa.Table:
+        path = self._path(group)
         if self._open is None or self._open[0] != path:
-            self._open = path, pq.ParquetFile(path)
-        return self._open[1]
+            self._open = path, pq.ParquetFile(path, page_checksum_verification=True)
+        return self._open[1].read_row_group(int(self._groups[group, 1]), columns=list(columns), use_threads=False)
+
+    def _row(self, rows: pa.Table, place: int, group: int) -> dict[str, Any]:
+        return rows.slice(place - int(self._first[group]), 1).to_pylist()[0]
 
     def _read(self, place: int, rows: pa.Table, row_in_group: int) -> ReadRecording:
         (row,) = rows.slice(row_in_group, 1).to_pylist()
@@ -232,7 +249,9 @@ def find_recordings(
         found += _in_table(RecordingTable(folder, table, labels=(), columns=columns, **said))
     if not found:
         raise ValueError("there are no recordings")
-    return FileSource(pa.Table.from_pylist(found, schema=_FILES_SCHEMA), extractor, arguments, inspect)
+    return FileSource(
+        pa.Table.from_pylist(list(_once_each(found)), schema=_FILES_SCHEMA), extractor, arguments, inspect
+    )
 
 
 def is_store(path: str) -> bool:
@@ -242,9 +261,23 @@ def is_store(path: str) -> bool:
     )
 
 
-def read_list(file: Iterable[str]) -> list[str]:
-    """The paths of a list of files, one a line; empty lines are passed over."""
-    return [line.rstrip("\r\n") for line in file if line.strip()]
+def read_list(file: Iterable[bytes]) -> list[str]:
+    """The paths of a list of files, one a line; empty lines are passed over. Names need not be UTF-8."""
+    lines = (line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n") for line in file)
+    return [os.fsdecode(line) for line in lines if line.strip()]
+
+
+def _once_each(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Without files that were given twice; another file under the same id has failed, since no answer could name it."""
+    paths: dict[str, bytes] = {}
+    for row in rows:
+        if row.get("failure") is None:
+            path = paths.setdefault(row["recording_id"], row["path"])
+            if path is not row["path"]:
+                if path == row["path"]:
+                    continue
+                row["failure"] = "another recording has the same id"
+        yield row
 
 
 def _file_row(path: str) -> dict[str, Any]:
@@ -253,7 +286,11 @@ def _file_row(path: str) -> dict[str, Any]:
 
 def _as_text(path: str) -> str:
     """A path as it can be written; its name need not be UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return _shown(os.fsencode(path))
+
+
+def _shown(path: bytes | None) -> str | None:
+    return None if path is None else path.decode("utf-8", "backslashreplace")
 
 
 def _in_folder(folder: str, arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -283,17 +320,32 @@ def _reason(left_out: LeftOut) -> str:
 
 
 def _stamp(path: bytes | None) -> str:
-    for candidate in () if path is None else (path, path + b".hea"):
-        try:
+    """Size and time of a file; of WFDB, of the header and of the signal file that bears its name."""
+    if path is None:
+        return ""
+    stem = path.removesuffix(b".hea")
+    candidates = (path,) if stem == path and os.path.isfile(path) else tuple(stem + end for end in _OF_A_RECORD)
+    found = []
+    for candidate in candidates:
+        with contextlib.suppress(OSError, ValueError):  # there is none, or no such name
             status = os.stat(candidate)
-        except (OSError, ValueError):
-            continue
-        return f"{status.st_size} {status.st_mtime_ns}"
-    return ""
+            found.append(f"{status.st_size} {status.st_mtime_ns}")
+    return " ".join(found)
+
+
+def _check_ids(files: Sequence[Path]) -> None:
+    ids = pa.concat_tables(pq.read_table(path, columns=["recording_id"]) for path in files)["recording_id"]
+    counts = ids.value_counts()
+    if len(counts) < len(ids):
+        same = counts.field("values")[int(np.argmax(counts.field("counts")))]
+        raise StoreError(f"recordings of several stores have the same id, such as {same}: run the stores one by one")
 
 
 def _group_sizes(path: Path) -> list[int]:
-    metadata = pq.read_metadata(path)
+    try:
+        metadata = pq.read_metadata(path)
+    except pa.ArrowException as error:
+        raise StoreError(f"{path} is damaged: {error}") from None
     return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
 
 

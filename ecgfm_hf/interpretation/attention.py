@@ -1,22 +1,10 @@
 """The published saliency: where the last layer's attention is sharpest. It knows no label and no lead."""
 
-import contextlib
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
-
-@contextlib.contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """`model.eval()` inside; the mode it was in comes back, also after an error."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
+from ..evaluation_mode import evaluation_mode
 
 
 def attention_saliency(
