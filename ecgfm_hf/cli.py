@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_app(commands)
     _add_hub(commands)
+    _add_card(commands)
     return parser
 
 
@@ -110,7 +111,9 @@ def _add_convert(commands: Any) -> None:
     parser = commands.add_parser("convert", help="turn a fairseq-signals checkpoint into a model folder")
     add_convert_arguments(parser)
 
-    parser.set_defaults(run=run_convert)
+    from .hub.card_command import card_of_converted
+
+    parser.set_defaults(run=functools.partial(run_convert, card=card_of_converted))
 
 
 def _add_export_onnx(commands: Any) -> None:
@@ -208,6 +211,14 @@ def _add_hub(commands: Any) -> None:
     )
     add_push_arguments(parser)
     parser.set_defaults(run=run_push)
+
+
+def _add_card(commands: Any) -> None:
+    from .hub.card_command import EXIT_STATUS, add_card_arguments, run_card
+
+    parser = commands.add_parser("card", help="write a model's card", epilog=EXIT_STATUS)
+    add_card_arguments(parser)
+    parser.set_defaults(run=run_card)
 
 
 def _add_synthesize(commands: Any) -> None:

@@ -19,6 +19,7 @@ from ecgfm_hf.evaluation.command import (
     add_evaluate_arguments,
     run_evaluate,
 )
+from ecgfm_hf.model_facts import weights_digest
 
 FILES = {METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE}
 COUNT = 60
@@ -105,6 +106,10 @@ def test_ids_and_places_are_in_the_predictions_alone(evaluated, store, model_dir
         for hidden in ("secret", "someones-home", str(store.parent), str(model_dir.parent), str(evaluated.parent)):
             assert hidden not in text
         assert "tiny-classifier" in text
+
+
+def test_results_say_which_weights_they_are_of(evaluated, model_dir):
+    assert results_of(evaluated)["weights"] == weights_digest(model_dir)
 
 
 def test_a_model_differs_from_itself_by_nothing(evaluated):

@@ -14,6 +14,7 @@ from ecgfm_hf.data import load_arrays, load_prepared, record_from_row
 from ecgfm_hf.data.split_guard import GUARD_FILE, seen
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 from ecgfm_hf.inference import predict_recordings
+from ecgfm_hf.model_facts import read_steps
 from ecgfm_hf.saving import save_model_folder
 from ecgfm_hf.training import embeddings as embeddings_module
 from ecgfm_hf.training.linear_probe import Embeddings, LinearProbeError, embed_split, fit_heads, fit_linear_probe
@@ -297,6 +298,10 @@ def test_the_command_writes_a_classifier_with_calibration_thresholds_and_a_note_
     for split, use in (("train", "training_recordings"), ("valid", "validation_recordings")):
         data = load_prepared(store, split)
         assert getattr(seen(out, data["recording_id"][:], data["patient_id"][:]), use) == len(data)
+    *_, step = read_steps(out)
+    assert step["step"] == "linear probe"
+    assert step["strengths"].keys() == {"fast", "amount"}
+    assert step["data"]["splits"]["train"]["labels"].keys() <= {"fast", "amount"}
 
 
 def test_the_command_refuses_a_patient_in_both_splits_and_a_split_used_twice(

@@ -12,6 +12,7 @@ from finetune_cases import TINY_MODEL, make_store, plant_leak, recordings
 from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, ECGFMForPreTraining, save_model_folder
 from ecgfm_hf.data import load_arrays, load_prepared
 from ecgfm_hf.data.split_guard import GUARD_FILE, LeakError, seen
+from ecgfm_hf.model_facts import read_steps
 from ecgfm_hf.saving import load_pipeline
 from ecgfm_hf.training import Finetuner, FinetuneSettings, SettingsError, finetune
 from ecgfm_hf.training.finetune_command import add_finetune_arguments, run_finetune
@@ -98,6 +99,29 @@ def test_the_model_knows_what_it_has_seen(finished, workplace):
     count, note = found["valid"]
     assert (note.training_recordings, note.validation_recordings) == (0, count)
     assert not found["test"][1]
+
+
+def test_the_folder_tells_what_was_done_and_on_how_many(finished, workplace):
+    out, result = finished
+    (step,) = read_steps(out)
+    assert (step["step"], step["updates"], step["best_update"]) == ("fine-tuning", result.update, result.best_update)
+    assert step["settings"]["learning_rate"] == 1e-2
+    assert not {"data", "output_dir", "init_from", "prepare", "targets"} & step["settings"].keys()
+    assert step["seconds"] >= 0
+    train = load_prepared(workplace / "store", "train")
+    splits = step["data"]["splits"]
+    assert splits["train"]["recordings"] == len(train)
+    assert splits["train"]["patients"] == len(train) // 2
+    positive = sum(train["fast"][:])
+    assert splits["train"]["labels"]["fast"] in (
+        {"positive": positive, "negative": len(train) - positive, "unknown": 0},
+        # Of fewer than ten patients.
+        {"positive": "<10", "negative": "withheld", "unknown": 0},
+        {"positive": "withheld", "negative": "<10", "unknown": 0},
+    )
+    # Four patients.
+    assert splits["valid"] == {"recordings": "<10", "patients": "<10"}
+    assert str(workplace) not in (out / "model_facts.json").read_text()
 
 
 def test_a_finished_run_is_not_run_again(finished, workplace):

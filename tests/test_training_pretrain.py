@@ -17,6 +17,7 @@ from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForMultiLabelClassification, EC
 from ecgfm_hf.conversion import build_model, config_from_checkpoint, load_fairseq_checkpoint
 from ecgfm_hf.data import load_arrays, load_prepared
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
+from ecgfm_hf.model_facts import read_steps
 from ecgfm_hf.training import NonFiniteLossError, Pretrainer, PretrainSettings, SettingsError, read_recipe
 from ecgfm_hf.training.checkpoints import Checkpoints
 from ecgfm_hf.training.monitoring import Monitor
@@ -227,6 +228,12 @@ def test_twenty_updates_from_a_converted_checkpoint_are_bit_equal_from_run_to_ru
     assert config.attention_dropout == 0.2
     before, after = weights(golden_folder), weights(tmp_path / "a")
     assert not any(torch.equal(before[name], after[name]) for name in before if not name.endswith("k_proj.bias"))
+    # Nothing is noted beside the golden weights.
+    unknown, step = read_steps(tmp_path / "a")
+    assert (unknown["step"], step["step"], step["updates"]) == ("unknown", "pretraining", 20)
+    assert step["effective_batch_segments"] == 8
+    assert step["data"]["splits"]["train"]["recordings"] == len(load_prepared(settings().data, "train"))
+    assert str(tmp_path) not in (tmp_path / "a" / "model_facts.json").read_text()
     Pretrainer(settings(**shared | {"max_updates": 1}, output_dir=tmp_path / "c", seed=2)).run()
     assert logged(tmp_path / "c")[0]["loss"] != logged(tmp_path / "a")[0]["loss"]
 
@@ -289,8 +296,15 @@ def test_a_run_that_is_interrupted_continues_to_bit_equal_weights(settings, tmp_
     for kind in ("train", "valid"):
         for found, expected in zip(logged(tmp_path / "out", kind), logged(tmp_path / "whole", kind), strict=True):
             assert all(found[name] == expected[name] for name in METRICS), kind
+    # How long a run took that was interrupted nobody knows.
+    assert (read_steps(tmp_path / "out")[0]["seconds"], read_steps(tmp_path / "whole")[0]["seconds"] is None) == (
+        None,
+        0,
+    )
     # Finished: nothing is left to do.
     assert Pretrainer(settings(**shared)).run().finished
+    assert Pretrainer(settings(**shared, output_dir=tmp_path / "whole")).run().finished
+    assert read_steps(tmp_path / "whole")[0]["seconds"] is not None
 
 
 def test_what_a_kill_left_half_written_is_no_checkpoint(settings, tmp_path):

@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +61,29 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="replace OUT_DIR if it is an ECG-FM model folder, OUT.pt if it is a checkpoint",
     )
+    parser.add_argument(
+        "--card",
+        metavar="NAME",
+        help="the file is the published checkpoint of this name: write its model card as README.md "
+        "(`ecgfm card --list` names them)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="do everything, but keep nothing")
 
 
-def run_convert(args: argparse.Namespace) -> int:
+def run_convert(args: argparse.Namespace, card: Callable[[str, Mapping[str, Any], Any], str] | None = None) -> int:
     """
     Runs `ecgfm convert`.
+
+    Args:
+        args (`argparse.Namespace`)
+        card (callable, *optional*): `(name, facts, model) -> text` for `--card`, of a room that this one does not know.
 
     Returns:
         `int`: 0 converted, 1 the model cannot be converted or verification failed, 2 usage.
     """
     try:
         _check_together(args)
-        report = _export(args) if args.to_fairseq else _convert(args)
+        report = _export(args) if args.to_fairseq else _convert(args, card)
     except (CheckpointError, VerificationError) as error:
         print(f"ecgfm convert: {error}", file=sys.stderr)
         return 1
@@ -89,14 +101,14 @@ def run_convert(args: argparse.Namespace) -> int:
 
 def _check_together(args: argparse.Namespace) -> None:
     if args.to_fairseq:
-        if given := [name for name in ("labels", "heads", "like", "leads") if getattr(args, name) is not None]:
+        if given := [name for name in ("labels", "heads", "like", "leads", "card") if getattr(args, name) is not None]:
             options = ", ".join(f"--{name}" for name in given)
             raise ValueError(f"{options} cannot be used with --to-fairseq: a model folder says all of it")
     elif args.old_weight_norm:
         raise ValueError("--old-weight-norm is for --to-fairseq; a checkpoint's own names are recognised")
 
 
-def _convert(args: argparse.Namespace) -> ConversionReport:
+def _convert(args: argparse.Namespace, card: Callable[[str, Mapping[str, Any], Any], str] | None) -> ConversionReport:
     return convert_checkpoint(
         args.checkpoint,
         args.output_dir,
@@ -107,6 +119,8 @@ def _convert(args: argparse.Namespace) -> ConversionReport:
         verify=args.verify,
         overwrite=args.overwrite,
         dry_run=args.dry_run,
+        card=None if card is None or args.card is None else partial(card, args.card),
+        published=args.card,
     )
 
 

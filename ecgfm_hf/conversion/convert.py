@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from transformers.modeling_utils import PreTrainedModel
 
 from ..configuration_ecgfm import ECGFMConfig
+from ..model_facts import FACTS_FILE, ModelFactsError, add_step, file_digest, read_steps, versions
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMForPreTraining
 from .labels import LabelSet
 from .loading import CheckpointError, FairseqCheckpoint, load_fairseq_checkpoint
@@ -73,6 +75,8 @@ def convert_checkpoint(
     verify: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    card: Callable[[Mapping[str, Any], PreTrainedModel], str] | None = None,
+    published: str | None = None,
 ) -> ConversionReport:
     """
     Writes a fairseq-signals checkpoint as a folder that `from_pretrained` loads: weights (safetensors, float32),
@@ -90,6 +94,9 @@ def convert_checkpoint(
             [`reference_forward`].
         overwrite (`bool`, defaults to `False`): Replace `output_dir` if it is an ECG-FM model folder.
         dry_run (`bool`, defaults to `False`): Do everything but keep the folder.
+        card (callable, *optional*): `(facts, model) -> text` of a model card, for `README.md`; of what
+            `model_facts.json` says of the conversion. What it raises leaves no folder behind.
+        published (`str`, *optional*): Which published checkpoint the user says that this is, for the facts.
 
     Returns:
         [`ConversionReport`]
@@ -116,6 +123,12 @@ def convert_checkpoint(
         _save(model, settings, folder)
         if verify:
             differences = _verify(folder, type(model), source)
+        facts = _facts(source, settings, model, warnings, differences) | {"published": published}
+        if card is not None:
+            (folder / CARD_FILE).write_text(card(facts, model), encoding="utf-8")
+            # So that a card which somebody has edited is told from one that may be replaced.
+            facts["card_sha256"] = file_digest(folder / CARD_FILE)
+        add_step(folder, "conversion", facts)
     return ConversionReport(
         checkpoint=source.path,
         output_dir=None if dry_run else output_dir,
@@ -127,6 +140,27 @@ def convert_checkpoint(
         warnings=tuple(warnings),
         differences=differences,
     )
+
+
+def _facts(
+    source: FairseqCheckpoint,
+    settings: ConvertedSettings,
+    model: PreTrainedModel,
+    warnings: Sequence[str],
+    differences: Mapping[str, float] | None,
+) -> dict[str, Any]:
+    """For `model_facts.json`. The source's digest in place of its name, which may be anything."""
+    return {
+        "source": "fairseq-signals checkpoint",
+        "kind": settings.kind,
+        "source_sha256": file_digest(source.path),
+        "tensors": len(source.tensors),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "verified": differences is not None,
+        "largest_difference": None if differences is None else max(differences.values()),
+        "warnings": list(warnings),
+        "versions": versions("torch", "transformers"),
+    }
 
 
 def build_model(source: FairseqCheckpoint, settings: ConvertedSettings) -> PreTrainedModel:
@@ -198,6 +232,8 @@ def _compare_tensors(folder: Path, config: ECGFMConfig, tensors: Mapping[str, to
 
 # What a model folder holds; anything else in it is somebody's, and stays.
 _OURS = ("config.json", "preprocessor_config.json", "*.safetensors", "model.safetensors.index.json", "*_ecgfm.py")
+_OURS += (FACTS_FILE,)
+CARD_FILE = "README.md"
 
 
 def _check_output(output_dir: Path, checkpoint: Path, overwrite: bool) -> None:
@@ -216,10 +252,19 @@ def _check_output(output_dir: Path, checkpoint: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{output_dir} holds other things than an ECG-FM model; it is not overwritten")
     if output_dir in checkpoint.resolve().parents:
         raise FileExistsError(f"{output_dir} holds the checkpoint itself; it is not overwritten")
-    foreign = sorted(path.name for path in output_dir.iterdir() if not any(path.match(pattern) for pattern in _OURS))
+    foreign = sorted(path.name for path in output_dir.iterdir() if not _is_ours(path))
     if foreign:
         shown = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
         raise FileExistsError(f"{output_dir} also holds {shown}; it is not overwritten")
+
+
+def _is_ours(path: Path) -> bool:
+    if path.name == CARD_FILE and path.is_file():
+        try:
+            return [step.get("card_sha256") for step in read_steps(path.parent)] == [file_digest(path)]
+        except ModelFactsError:
+            return False
+    return any(path.match(pattern) for pattern in _OURS)
 
 
 @contextmanager

@@ -81,6 +81,8 @@ def run_evaluate(args: argparse.Namespace) -> int:
             seed=args.seed,
             smallest_cell=args.smallest_cell,
         )
+        # A model card tells by it whether the figures are of the weights that it is of.
+        results["weights"] = first.weights
         if second is not None:
             results["warnings"] += [f"{second.name}: {line}" for line in second.warnings]
             results["comparison"] = compare_predictions(

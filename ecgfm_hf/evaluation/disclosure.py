@@ -86,3 +86,38 @@ class SmallCells:
         high = total - other_low if high is None else min(high, total - other_low)
         low = low if other_high is None else max(low, total - other_high)
         return range(low, high + 1)
+
+
+def label_counts(labels: np.ndarray, problem_type: str, cells: SmallCells) -> list[dict[str, int | str]]:
+    """
+    Of each label the recordings that have it, that do not, and of which that is unknown. How many are unknown is about
+    the labelling, not about patients, and is told unless the known ones would follow from it and are few.
+
+    Args:
+        labels (`np.ndarray` (n, L)): 1 and 0, or a regression's values; NaN where unknown.
+        problem_type (`str`): As in the config. Classes of a single label exclude one another: a column each.
+        cells ([`SmallCells`]): Of these recordings.
+
+    Returns:
+        By label `"positive"` and `"negative"` (of a regression `"known"`), and `"unknown"`.
+    """
+    kinds = ("known",) if problem_type == "regression" else ("positive", "negative")
+    single = problem_type == "single_label_classification"
+    enough = cells.enough(np.ones(len(labels), dtype=bool))
+    # Classes exclude one another, so that together they make up the total.
+    classes = cells.counts(list((labels == 1).T)) if single else []
+    counts = []
+    for place, column in enumerate(labels.T):
+        known = ~np.isnan(column)
+        if not enough or not (cells.enough(known) or not known.any()):
+            counts.append(dict.fromkeys((*kinds, "unknown"), WITHHELD))
+            continue
+        if problem_type == "regression":
+            told: list[int | str] = [int(known.sum())]
+        elif single:
+            all_told = isinstance(classes[place], int) and cells.enough(column == 0)
+            told = [classes[place], int((column == 0).sum()) if all_told else WITHHELD]
+        else:
+            told = cells.counts([column == 1, column == 0])
+        counts.append(dict(zip(kinds, told, strict=True)) | {"unknown": int((~known).sum())})
+    return counts

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import curves
 from .decisions import confusion
-from .disclosure import WITHHELD, SmallCells
+from .disclosure import SmallCells, label_counts
 from .measuring import PROBABILITY, RANKING, RATES, REGRESSION, Figure, Measured, Measurer
 from .predictions import Predictions, PredictionsError
 from .subgroups import subgroup_figures
@@ -180,30 +180,7 @@ class Evaluation:
         return shown
 
     def _counts(self) -> list[dict[str, int | str]]:
-        """
-        Of each label the recordings that have it, that do not, and of which that is unknown. How many are unknown is
-        about the labelling, not about patients, and is told unless the known ones would follow from it and are few.
-        """
-        labels = self.predictions.labels
-        kinds = ("known",) if self.regression else ("positive", "negative")
-        single = self.predictions.problem_type == "single_label_classification"
-        # Classes exclude one another, so that together they make up the total.
-        classes = self.cells.counts(list((labels == 1).T)) if single else []
-        counts = []
-        for place, column in enumerate(labels.T):
-            known = ~np.isnan(column)
-            if not self.enough or not (self.cells.enough(known) or not known.any()):
-                counts.append(dict.fromkeys((*kinds, "unknown"), WITHHELD))
-                continue
-            if self.regression:
-                told: list[int | str] = [int(known.sum())]
-            elif single:
-                all_told = isinstance(classes[place], int) and self.cells.enough(column == 0)
-                told = [classes[place], int((column == 0).sum()) if all_told else WITHHELD]
-            else:
-                told = self.cells.counts([column == 1, column == 0])
-            counts.append(dict(zip(kinds, told, strict=True)) | {"unknown": int((~known).sum())})
-        return counts
+        return label_counts(self.predictions.labels, self.predictions.problem_type, self.cells)
 
     def _coarsen(self, measured: Measured, place: int, rows: np.ndarray, label: int) -> int:
         """

@@ -35,6 +35,7 @@ class Subject:
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    weights: str | None = None
 
 
 def read_subject(path: str, args: argparse.Namespace) -> Subject:
@@ -71,6 +72,7 @@ def _predicted(path: str, args: argparse.Namespace) -> Subject:
     from ..data import as_model_inputs, load_prepared
     from ..inference import predict_recordings
     from ..memory import keep_freed_memory
+    from ..model_facts import weights_digest
     from ..saving import load_pipeline
 
     if args.dataset is None:
@@ -112,6 +114,7 @@ def _predicted(path: str, args: argparse.Namespace) -> Subject:
         warnings=warnings,
         notes=notes,
         versions=_versions("torch", "transformers", "datasets"),
+        weights=weights_digest(path),
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,12 @@ from accelerate.utils import gather_object
 from ..data import loading
 from ..data.split_guard import LeakError, check_guard, check_splits, write_guard
 from ..data.store import StoreError, load_prepared, read_report
+from ..model_facts import add_step, hardware, told_settings, versions
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification
 from ..saving import save_model_folder
 from .checkpoints import Checkpoints
 from .classifier_start import build_classifier, build_extractor
+from .data_facts import data_facts, split_facts
 from .finetune_settings import FinetuneSettings
 from .finetuning import FinetuneResult, build_trainer, train_to_end
 from .operating_points import OperatingPoints
@@ -31,6 +34,11 @@ if TYPE_CHECKING:
 STORE_FOLDER = "store"
 # Written last: the run is finished.
 RESULT_FILE = "finetuning.json"
+# Settings that model cards tell: nothing that names a place, a person or an institution.
+_TOLD = ("augmentations", "problem_type", "untrainable_labels", "model", "freeze_encoder", "lora")
+_TOLD += ("batch_size", "accumulation", "epochs", "max_updates", "early_stopping", "optimizer", "learning_rate")
+_TOLD += ("layer_decay", "betas", "eps", "weight_decay", "clip_norm", "schedule", "warmup", "final_learning_rate")
+_TOLD += ("thresholds", "calibration", "min_cases", "seed", "precision", "evaluate_every_updates")
 
 
 class Finetuner:
@@ -140,16 +148,18 @@ class Finetuner:
             claim.release()
 
     def _run(self) -> FinetuneResult:
+        # How long an interrupted run took before nobody has noted.
+        began = time.monotonic() if self.first_update == 0 else None
         if self.is_main_process:
             write_recipe(self.settings, self.output_dir / SETTINGS_FILE)
             note_data(self.output_dir, self.data)
         result = train_to_end(self.trainer, self.data, self.settings, self.output_dir)
         if result.finished and self.is_main_process:
-            self._write(result)
+            self._write(result, None if began is None else round(time.monotonic() - began))
         self.processes.wait_for_everyone()
         return result
 
-    def _write(self, result: FinetuneResult) -> None:
+    def _write(self, result: FinetuneResult, seconds: int | None) -> None:
         # Before the weights: there must be no model without a note of what it has seen.
         valid = self.splits.get("valid")
         write_guard(
@@ -159,12 +169,38 @@ class Finetuner:
             began_from=self.settings.init_from,
         )
         save_model_folder(result.model, self.feature_extractor, self.output_dir)
+        facts = self._facts(result, seconds)
+        add_step(self.output_dir, "fine-tuning", facts, began_from=self.settings.init_from)
         content = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name != "model"}
         content["operating_points"] = dataclasses.asdict(result.operating_points)
         content["figures_are"] = "of the validation split, which chose the update; not of a test"
         scratch = self.output_dir / f".{RESULT_FILE}.partial"
         scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         scratch.replace(self.output_dir / RESULT_FILE)
+
+    def _facts(self, result: FinetuneResult, seconds: int | None) -> dict[str, Any]:
+        settings, data = self.settings, self.data
+        used = {"train": data.train} | ({} if data.valid is None else {"valid": data.valid})
+        splits = {
+            split: split_facts(
+                self.splits[split], data.rows[split], data.names, segments.recording_targets(), data.problem_type
+            )
+            for split, segments in used.items()
+        }
+        weights = settings.pos_weight
+        return {
+            "data": data_facts(splits),
+            "updates": result.update,
+            "best_update": result.best_update,
+            "trained_parameters": result.trainable_parameters,
+            "effective_batch_segments": settings.batch_size * settings.accumulation * self.processes.num_processes,
+            # Weights themselves tell how many recordings have a label, however few they are.
+            "pos_weight": "given" if isinstance(weights, list) else weights,
+            "settings": told_settings(settings.to_dict(), _TOLD),
+            "seconds": seconds,
+            "hardware": hardware(self.trainer.accelerator.device, self.processes.num_processes),
+            "versions": versions("torch", "transformers", "accelerate"),
+        }
 
 
 def finetune(settings: FinetuneSettings) -> FinetuneResult:

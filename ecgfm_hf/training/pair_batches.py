@@ -18,6 +18,7 @@ from ..data.fairseq_folder import FairseqFolderError, load_fairseq_folder
 from ..data.model_inputs import ModelInputs, as_model_inputs
 from ..data.store import REPORT_FILE, StoreError, load_prepared, read_report
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
+from .data_facts import split_facts
 from .masking import derived_seed
 from .settings import PretrainSettings, SettingsError
 
@@ -50,6 +51,7 @@ class PairDataset(Dataset):
             on seed, epoch and item only, as those of [`build_augmentations`] do.
         signal_transform: Acts in the dataset; here only to tell it the epoch.
         fingerprint (`str`): Of which recordings come in which order; empty where that is not known.
+        facts (`dict`, *optional*): What may be told of the recordings, as [`split_facts`]; None where nothing is known.
     """
 
     def __init__(
@@ -58,9 +60,10 @@ class PairDataset(Dataset):
         transform: Callable | None = None,
         signal_transform: Callable | None = None,
         fingerprint: str = "",
+        facts: dict[str, Any] | None = None,
     ):
         self.pairs, self._transform, self._signal_transform = pairs, transform, signal_transform
-        self.fingerprint = fingerprint
+        self.fingerprint, self.facts = fingerprint, facts
 
     def set_epoch(self, epoch: int) -> None:
         """Tells the augmentations which epoch begins; before workers are started, which inherit it."""
@@ -131,7 +134,8 @@ def open_pairs(
             rows = load_prepared(folders if len(folders) > 1 else folder, split)
             on_signals = transforms[1] if transforms else None
             pairs = as_model_inputs(rows, feature_extractor, pairs=True, signal_transform=on_signals)
-            return PairDataset(pairs, *transforms, fingerprint=_fingerprint(rows, pairs))
+            facts = split_facts(rows, np.unique(pairs.recordings))
+            return PairDataset(pairs, *transforms, fingerprint=_fingerprint(rows, pairs), facts=facts)
 
         train = open_split(settings.train_split, transform, signal_transform)
         valid = None if settings.valid_split is None else open_split(settings.valid_split)

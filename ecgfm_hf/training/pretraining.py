@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
 
+from ..model_facts import FACTS_FILE, add_step, hardware, told_settings, versions
 from ..saving import save_model_folder
 from .checkpoints import (
     Checkpoints,
@@ -20,6 +22,7 @@ from .checkpoints import (
     load_optimizer,
     read_state,
 )
+from .data_facts import data_facts
 from .interruption import Interruption
 from .monitoring import Monitor, write_bad_batch
 from .objective import METRICS, batch_metrics
@@ -31,6 +34,10 @@ from .start import build_accelerator, build_model
 from .update import NotFiniteError, Updater
 
 SETTINGS_FILE = "settings.yaml"
+# Settings that model cards tell: nothing that names a place, a person or an institution.
+_TOLD = ("augmentations", "model", "cmsc_positives", "cmsc_across_processes", "pairs", "accumulation")
+_TOLD += ("epochs", "max_updates", "optimizer", "learning_rate", "betas", "eps", "weight_decay", "clip_norm")
+_TOLD += ("schedule", "warmup", "final_learning_rate", "seed", "precision")
 
 
 class NonFiniteLossError(RuntimeError):
@@ -132,6 +139,8 @@ class Pretrainer:
         if latest is not None:
             load_optimizer(latest, self.accelerator, self.optimizer)
         self._last_checkpoint = latest
+        self._began: float | None = None
+        self._first_update = self.state.update
 
     def describe(self) -> str:
         """What is about to happen, in lines; the effective batch as the original counts it."""
@@ -176,6 +185,8 @@ class Pretrainer:
 
     def _run(self) -> PretrainResult:
         state, settings = self.state, self.settings
+        # How long an interrupted run took before nobody has noted.
+        self._began = time.monotonic() if state.update == 0 else None
         if self.accelerator.is_main_process:
             Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
             write_recipe(settings, Path(settings.output_dir) / SETTINGS_FILE)
@@ -293,7 +304,25 @@ class Pretrainer:
             folder = Path(self.settings.output_dir)
             with full_disk_told(folder):
                 save_model_folder(self.updater.bare, self.feature_extractor, folder, state_dict=weights)
+                # A run that was finished before has nothing to add.
+                if self.state.update > self._first_update or not (folder / FACTS_FILE).is_file():
+                    add_step(folder, "pretraining", self._facts(), began_from=self.settings.init_from)
         self.accelerator.wait_for_everyone()
+
+    def _facts(self) -> dict[str, Any]:
+        settings, processes = self.settings, self.accelerator.num_processes
+        splits = {"train": self.train_data, "valid": self.valid_data}
+        return {
+            "objective": "W2V + CMSC",
+            "data": data_facts({n: d.facts for n, d in splits.items() if d is not None and d.facts is not None}),
+            "pairs": len(self.train_data),
+            "updates": self.state.update,
+            "effective_batch_segments": effective_batch(settings, processes),
+            "settings": told_settings(settings.to_dict(), _TOLD),
+            "seconds": None if self._began is None else round(time.monotonic() - self._began),
+            "hardware": hardware(self.accelerator.device, processes),
+            "versions": versions("torch", "transformers", "accelerate"),
+        }
 
 
 __all__ = ["NonFiniteLossError", "PretrainResult", "Pretrainer"]

@@ -69,18 +69,22 @@ def run_probe(args: argparse.Namespace) -> int:
     from .embeddings import LinearProbeError
     from .settings import SettingsError
 
+    started = time.monotonic()
     try:
         probe, extractor, train, valid = _probe(args)
     except (StoreError, LeakError, LinearProbeError, SettingsError, FileNotFoundError) as error:
         print(f"ecgfm probe: {error}", file=sys.stderr)
         return 2
     try:
+        from ..model_facts import add_step
         from ..saving import save_model_folder
 
         # Before the weights: there must be no model without a note of what it has seen.
         used = ((), ()) if valid is None else (valid.recording_ids, valid.patient_ids)
         write_guard(args.output, (train.recording_ids, train.patient_ids), used, began_from=args.model)
         save_model_folder(probe.model, extractor, args.output)
+        facts = _facts(args, probe, train, valid, round(time.monotonic() - started))
+        add_step(args.output, "linear probe", facts, began_from=args.model)
     except OSError as error:  # no space, no permission
         print(f"ecgfm probe: {error}", file=sys.stderr)
         return 1
@@ -152,6 +156,29 @@ def _probe(args: argparse.Namespace) -> "tuple[LinearProbe, Any, Embeddings, Emb
             _decide(probe, valid, settings)
         _print_figures(probe, probe.predict(valid), args.valid_split)
     return probe, extractor, train, valid
+
+
+def _facts(
+    args: argparse.Namespace, probe: "LinearProbe", train: "Embeddings", valid: "Embeddings | None", seconds: int
+) -> dict[str, Any]:
+    """For `model_facts.json`."""
+    from ..model_facts import hardware, told_settings, versions
+    from .data_facts import counted_facts, data_facts
+
+    config = probe.model.config
+    splits = {}
+    for name, found in (("train", train), ("valid", valid)):
+        if found is not None:
+            targets = found.labels[:, [found.label_names.index(label) for label in config.label_names]]
+            splits[name] = counted_facts(found.patient_ids, config.label_names, targets, config.problem_type)
+    return {
+        "data": data_facts(splits),
+        "strengths": probe.strengths,
+        "settings": told_settings(vars(args), ("thresholds", "calibration", "min_cases", "folds", "seed", "precision")),
+        "seconds": seconds,
+        "hardware": hardware(probe.model.device),
+        "versions": versions("torch", "transformers", "scikit-learn"),
+    }
 
 
 def _load(folder: Path) -> tuple[Any, Any]:

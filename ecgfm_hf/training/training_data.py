@@ -36,6 +36,7 @@ class TrainingData:
             standardised with: those of the recordings to train on.
         notes (`list[str]`): What a user has to know, a sentence each.
         digest (`str`): Of the recordings of either split in their order, and their targets.
+        rows (`dict[str, np.ndarray]`): By split the rows of its dataset that have segments, in order.
         chooses (`bool`): Whether `valid` can tell one update from another: not where each label has one class only.
     """
 
@@ -46,6 +47,7 @@ class TrainingData:
     scale: tuple[np.ndarray, np.ndarray] | None = None
     notes: list[str] = field(default_factory=list)
     digest: str = ""
+    rows: dict[str, np.ndarray] = field(default_factory=dict)
     chooses: bool = True
 
 
@@ -65,7 +67,7 @@ def training_data(
         transforms = build_augmentations(settings.augmentations, derived_seed(settings.seed, "augment"))
     except (TypeError, ValueError) as error:
         raise SettingsError(f"augmentations: {error}") from None
-    segments, notes, digest = {}, [], hashlib.sha256(repr(targets.names).encode())
+    segments, rows, notes, digest = {}, {}, [], hashlib.sha256(repr(targets.names).encode())
     for split, dataset in datasets.items():
         known = np.flatnonzero(targets.known(split))
         chosen = dataset if len(known) == len(dataset) else dataset.select(known)
@@ -84,6 +86,7 @@ def training_data(
             notes.append(f"of {split}, recordings are left out: {left_out}")
         if len(known) < len(dataset):
             notes.append(f"of {split}, {len(dataset) - len(known)} recordings have no known target and are left out")
+        rows[split] = known[np.unique(inputs.recordings)]
         segments[split] = LabelledSegments(inputs, targets.values[split][known], (signal_transform, transform))
     data = TrainingData(
         targets.names,
@@ -92,6 +95,7 @@ def training_data(
         segments.get("valid"),
         notes=notes,
         digest=digest.hexdigest(),
+        rows=rows,
     )
     if data.valid is not None and len(data.valid.recording_targets()) < _FEW_RECORDINGS:
         notes.append(

@@ -1,0 +1,264 @@
+"""The card of a model folder, from what is noted beside the weights, an evaluation, and what a person adds."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from ...configuration_ecgfm import ECGFMConfig
+from ...evaluation.command import METRICS_FILE
+from ...model_facts import read_steps, weights_digest
+from .card import Card, card_metadata, pipeline_tag
+from .details import CardDetails, placeholder
+from .evaluation_sections import (
+    METRIC_IDS,
+    NOT_EVALUATED,
+    evaluation_limits,
+    evaluation_results,
+    evaluation_section,
+)
+from .history_sections import chosen_on, data_section, hidden_labels, history_limits, procedure_section, splits_of
+from .markdown import bullets, code, paragraphs, plain
+from .model_sections import CLASSIFIER, OUT_OF_SCOPE, description, how_to_use, input_section, outputs_section
+from .repositories import ECG_FM_CITATION, PUBLISHED
+
+_ENCODER_NOT_EVALUATED = (
+    "An encoder without a head answers nothing that could be measured by itself. What is trained on it has to be "
+    "evaluated."
+)
+
+
+class CardError(ValueError):
+    """A card that cannot be made. The message names the folder or file, and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class ModelKnown:
+    """
+    What is known of a model folder.
+
+    Args:
+        config ([`ECGFMConfig`])
+        extractor ([`ECGFMFeatureExtractor`])
+        architecture (`str`): The model's class.
+        parameters (`int`)
+        steps (sequence of mappings): Of `model_facts.json`.
+        results (mapping, *optional*): Of `metrics.json`.
+        checked (`bool`): Whether the results are known to be of these weights.
+    """
+
+    config: ECGFMConfig
+    extractor: Any
+    architecture: str
+    parameters: int
+    steps: Sequence[Mapping[str, Any]]
+    results: Mapping[str, Any] | None
+    checked: bool
+
+
+def build_model_card(
+    model_dir: str | Path,
+    *,
+    evaluation: str | Path | None = None,
+    repo_id: str | None = None,
+    **details: Any,
+) -> str:
+    """
+    The text of a model folder's `README.md`.
+
+    What is known goes in: config, feature extractor, `model_facts.json`, an evaluation. What is not known is said to be
+    unknown; what only a person knows and every card must say stands in `details`, or has a placeholder that
+    [`card_problems`] reports. No paths, no names of hosts, no ids, and no counts that the evaluation withholds.
+
+    Args:
+        model_dir (`str` or `Path`): As `ecgfm convert`, `pretrain`, `finetune` and `probe` write them.
+        evaluation (`str` or `Path`, *optional*): The folder that `ecgfm evaluate` wrote, or its `metrics.json`.
+        repo_id (`str`, *optional*): The repository on the Hub that the card is for; names the model in code.
+        details: Fields of [`CardDetails`], such as `license="mit"`, `intended_use="..."`.
+
+    Raises:
+        [`CardDetailsError`]: an unknown detail, or of another kind.
+        [`CardError`]: no model folder; an evaluation of other weights or labels.
+        [`ModelFactsError`]: a damaged `model_facts.json`.
+    """
+    given = CardDetails.of(details)
+    for what, name in (("repo_id", repo_id), ("base_model", given.base_model)):
+        if name is not None:
+            try:
+                validate_repo_id(name)
+            except HFValidationError as error:
+                raise CardError(f"{what}: {error}") from None
+    known = know(model_dir, evaluation)
+    config, results = known.config, known.results
+    is_classifier = known.architecture == CLASSIFIER
+    name = given.name or (repo_id or Path(model_dir).resolve().name).rpartition("/")[2]
+    tag = pipeline_tag(is_classifier)
+    base_model = given.base_model or _published_base(known.steps)
+    scored = [] if results is None else evaluation_results(results, given, tag)
+    evaluated = NOT_EVALUATED if is_classifier else _ENCODER_NOT_EVALUATED
+    if results is not None:
+        evaluated = evaluation_section(results, given, _decided_elsewhere(results, config), known.checked)
+    limits = [*history_limits(known.steps), *(evaluation_limits(results) if is_classifier else [])]
+    return Card(
+        metadata=card_metadata(
+            name=name,
+            license=given.license,
+            license_name=given.license_name,
+            license_link=given.license_link,
+            pipeline_tag=tag,
+            tags=[*given.tags, *_synthetic(known.steps)],
+            base_model=base_model,
+            datasets=given.training_datasets,
+            metrics=[METRIC_IDS[m] for m in (results or {}).get("macro", ()) if m in METRIC_IDS],
+            results=scored,
+        ),
+        name=plain(name),
+        summary=given.summary or "",
+        description=description(
+            config,
+            known.architecture,
+            known.parameters,
+            (
+                "Began from",
+                None if base_model is None else f"[{plain(base_model)}](https://huggingface.co/{base_model})",
+            ),
+        ),
+        intended_use=given.intended_use or placeholder("intended_use"),
+        out_of_scope_use=paragraphs(given.out_of_scope_use, bullets(OUT_OF_SCOPE)),
+        how_to_use=how_to_use(known.architecture, repo_id or "FOLDER_OR_REPOSITORY", known.extractor.lead_names),
+        input=input_section(known.extractor),
+        outputs=outputs_section(
+            config,
+            known.architecture,
+            known.extractor.sampling_rate,
+            hidden_labels(known.steps),
+            chosen_on(known.steps),
+        ),
+        training_data=paragraphs(given.training_data or placeholder("training_data"), data_section(known.steps)),
+        training_procedure=procedure_section(known.steps),
+        evaluation=evaluated,
+        limitations=paragraphs(given.limitations or placeholder("limitations"), bullets(limits) if limits else None),
+        licence=licence_section(given),
+        citation=paragraphs(
+            None if given.citation is None else f"```bibtex\n{given.citation}\n```",
+            f"ECG-FM, whose architecture and method this is:\n\n```bibtex\n{ECG_FM_CITATION}\n```",
+        ),
+    ).render()
+
+
+def know(model_dir: str | Path, evaluation: str | Path | None = None) -> ModelKnown:
+    """What is known of a model folder. Errors as of [`build_model_card`]."""
+    from ...feature_extraction_ecgfm import ECGFMFeatureExtractor
+
+    folder = Path(model_dir)
+    if not (folder / "config.json").is_file():
+        raise CardError(f"{folder} is no model folder: it has no config.json")
+    try:
+        config = ECGFMConfig.from_pretrained(folder)
+        extractor = ECGFMFeatureExtractor.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        raise CardError(f"{folder}: {error}") from None
+    if config.model_type != ECGFMConfig.model_type or not config.architectures:
+        raise CardError(f"{folder} holds no ECG-FM model: its config.json names no architecture of one")
+    results, checked = None, False
+    if evaluation is not None:
+        results = _read_results(Path(evaluation))
+        checked = _check_results(results, config, folder, Path(evaluation))
+    return ModelKnown(
+        config, extractor, config.architectures[0], count_weights(folder), read_steps(folder), results, checked
+    )
+
+
+def count_weights(folder: Path) -> int:
+    """Parameters in a folder's safetensors files, read from their headers alone."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CardError(f"{folder} has no weights: no *.safetensors")
+    number = 0
+    for path in files:
+        try:
+            with safe_open(path, framework="np") as weights:
+                for name in weights.keys():  # noqa: SIM118 - no mapping
+                    size = 1
+                    for side in weights.get_slice(name).get_shape():
+                        size *= side
+                    number += size
+        except (OSError, SafetensorError) as error:
+            raise CardError(f"{path} is damaged: {error}") from None
+    return number
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    file = path / METRICS_FILE if path.is_dir() else path
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        if results["format"] != 1:
+            raise CardError(f"{file} has format {results['format']!r}, expected 1")
+        results["macro"], results["per_label"], results["subgroups"], results["labels"], results["problem_type"]
+    except FileNotFoundError:
+        raise CardError(f"there is no {file}: `ecgfm evaluate` writes it") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, CardError):
+            raise
+        raise CardError(f"{file} holds no results of `ecgfm evaluate`: {type(error).__name__}: {error}") from None
+    return results
+
+
+def _check_results(results: Mapping[str, Any], config: ECGFMConfig, folder: Path, evaluation: Path) -> bool:
+    """Whether results are known to be of the weights in a folder; [`CardError`] where they are known not to be."""
+    problem = config.problem_type or "multi_label_classification"
+    unknown = [name for name in results["labels"] if name not in config.label_names]
+    if config.architectures[0] != CLASSIFIER or unknown or results["problem_type"] != problem:
+        what = f"it has labels {', '.join(unknown[:5])}" if unknown else f"it is of a {results['problem_type']}"
+        raise CardError(f"{evaluation} is no evaluation of the model in {folder}: {what}")
+    weights = results.get("weights")
+    if weights is None:
+        return False
+    if weights != weights_digest(folder):
+        raise CardError(
+            f"{evaluation} is an evaluation of other weights than those in {folder} (SHA-256 {weights[:12]}...): "
+            "evaluate this model"
+        )
+    return True
+
+
+def _decided_elsewhere(results: Mapping[str, Any], config: ECGFMConfig) -> bool:
+    thresholds = config.label_thresholds or {}
+    return any(
+        "decisions" in found and found["decisions"]["threshold"] != thresholds.get(label)
+        for label, found in results["per_label"].items()
+    )
+
+
+def _published_base(steps: Sequence[Mapping[str, Any]]) -> str | None:
+    names = [step["published"] for step in steps if step.get("published")]
+    return PUBLISHED.get(names[-1]) if names else None
+
+
+def _synthetic(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    sources = {source for _, _, facts in splits_of(steps) for source in facts.get("sources") or {}}
+    return ["synthetic"] if any("synthetic" in source.lower() for source in sources) else []
+
+
+def licence_section(given: CardDetails) -> str:
+    """Licence, who made the model, whom to ask."""
+    licence = placeholder("license")
+    if given.license is not None:
+        named = given.license if given.license_name is None else f"{given.license} ({given.license_name})"
+        licence = f"Licence of the weights: {code(named)}."
+        if given.license_link is not None:
+            licence = f"{licence[:-1]}, {given.license_link}."
+    return paragraphs(
+        licence,
+        placeholder("developers") if given.developers is None else f"Developed by: {given.developers}",
+        None if given.contact is None else f"Questions: {given.contact}",
+    )
+
+
+__all__ = ["CardError", "ModelKnown", "build_model_card", "count_weights", "know", "licence_section"]

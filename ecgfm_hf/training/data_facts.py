@@ -1,0 +1,106 @@
+"""What may be told of the recordings that a model was trained on: counts, and none of few patients."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .labelled_segments import UNKNOWN_CLASS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Nothing is told of fewer patients.
+SMALLEST_CELL = 10
+
+
+def data_facts(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """For `model_facts.json`: [`split_facts`] of the splits that were used, by what they were used for."""
+    return {"smallest_cell": SMALLEST_CELL, "splits": dict(splits)}
+
+
+def split_facts(
+    dataset: "Dataset",
+    rows: np.ndarray,
+    label_names: Sequence[str] = (),
+    targets: np.ndarray | None = None,
+    problem_type: str = "multi_label_classification",
+) -> dict[str, Any]:
+    """
+    What is told of a split.
+
+    Args:
+        dataset (`Dataset`): Of a store.
+        rows (`np.ndarray` (n,) int): Which of its recordings were used.
+        label_names (sequence of `str`): Learnt labels.
+        targets (`np.ndarray`, *optional*): Of these rows: (n, L) with NaN, or (n,) class numbers, negative if unknown.
+        problem_type (`str`)
+
+    Returns:
+        `dict`: `"recordings"`; `"patients"`, null where no patient is known; and unless there are fewer than ten
+        patients `"sources"`, `"sexes"`, `"age"` (quartiles in years), each only if known, and `"labels"` (by name:
+        counts as of an evaluation).
+    """
+    columns = [name for name in ("patient_id", "source", "sex", "age") if name in dataset.column_names]
+    table = dataset.select_columns(columns).with_format("arrow")[:].take(np.asarray(rows, dtype=np.int64))
+    patients = table["patient_id"].to_pylist()
+    known = set(patients) - {None}
+    return _facts(
+        len(rows),
+        patients,
+        len(known) or None,
+        {name: table[name].to_pylist() for name in columns if name != "patient_id"},
+        label_names,
+        targets,
+        problem_type,
+    )
+
+
+def counted_facts(
+    patients: Sequence[str | None],
+    label_names: Sequence[str],
+    targets: np.ndarray,
+    problem_type: str = "multi_label_classification",
+) -> dict[str, Any]:
+    """[`split_facts`] of recordings of which patients (None where unknown) and targets are at hand, and no more."""
+    known = set(patients) - {None}
+    return _facts(len(patients), patients, len(known) or None, {}, label_names, targets, problem_type)
+
+
+def _facts(
+    recordings: int,
+    patients: Sequence[str | None],
+    known_patients: int | None,
+    columns: Mapping[str, Sequence[Any]],
+    label_names: Sequence[str],
+    targets: np.ndarray | None,
+    problem_type: str,
+) -> dict[str, Any]:
+    from ..evaluation.disclosure import SmallCells, label_counts
+    from ..evaluation.intervals import patient_groups
+
+    cells = SmallCells(patient_groups(patients).numbers, SMALLEST_CELL)
+    if not cells.enough(np.ones(recordings, dtype=bool)):
+        return {"recordings": f"<{SMALLEST_CELL}", "patients": f"<{SMALLEST_CELL}"}
+    found: dict[str, Any] = {
+        "recordings": recordings,
+        "patients": None if known_patients is None else cells.told(known_patients),
+    }
+    for name, called in (("source", "sources"), ("sex", "sexes")):
+        values = np.array([value or "unknown" for value in columns.get(name, ())], dtype=object)
+        groups = sorted(set(values.tolist()))
+        if groups and groups != ["unknown"]:
+            found[called] = dict(zip(groups, cells.counts([values == group for group in groups]), strict=True))
+    ages = np.array([np.nan if age is None else age for age in columns.get("age", ())], dtype=np.float64)
+    # A quartile of few people is the age of one.
+    if len(ages) and cells.enough(~np.isnan(ages)) and cells.patients(~np.isnan(ages)) >= 4 * SMALLEST_CELL:
+        found["age"] = [round(float(value)) for value in np.nanquantile(ages, (0.25, 0.5, 0.75))]
+    if targets is not None:
+        if targets.ndim == 1:
+            classes = np.arange(len(label_names))
+            targets = np.where(targets[:, None] == UNKNOWN_CLASS, np.nan, targets[:, None] == classes)
+        found["labels"] = dict(zip(label_names, label_counts(targets, problem_type, cells), strict=True))
+    return found
+
+
+__all__ = ["SMALLEST_CELL", "counted_facts", "data_facts", "split_facts"]
