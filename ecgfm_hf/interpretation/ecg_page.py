@@ -187,8 +187,11 @@ def _colormap() -> "Colormap":
 
 def _draw_color_bar(axes: "Axes", left: float, right: float, y: float, saliency: "Attribution") -> None:
     low = "against" if saliency.signed else "least"
-    what = f"for {saliency.label}" if saliency.signed else "most attention (of no label)"
-    what = fit_text(what, 6.5, right - left - 72)
+    if saliency.signed:
+        how = f" ({saliency.method.replace('_', ' ')})"
+        what = fit_text(f"for {saliency.label}", 6.5, right - left - 72 - text_width(how, 6.5)) + how
+    else:
+        what = "most attention (of no label)"
     end = right - text_width(what, 6.5) - 1.5
     edges = np.linspace(end - 28, end, 57)
     values = np.linspace(-1 if saliency.signed else 0, 1, 56)
