@@ -4,6 +4,7 @@ import argparse
 import base64
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 from inference_cases import write_model
@@ -45,7 +46,7 @@ def pipeline(tmp_path_factory, tiny_config):
 def asking(pipeline, tmp_path):
     folder = tmp_path / "incoming"
     folder.mkdir()
-    return Asking(pipeline, HereReader(), folder, 10**7)
+    return Asking(pipeline, HereReader(), folder, 10**7, "tiny <b>model</b>")
 
 
 def dropped(asking, tmp_path, seconds=10, **settings):
@@ -70,12 +71,12 @@ def test_the_page_says_what_the_pipeline_says(asking, pipeline, tmp_path):
     paths = dropped(asking, tmp_path, name="Zweistein")
     found = asking.read("s", paths, {}, {})
     expected = pipeline(str(tmp_path / "made" / "Zweistein.hea"))
-    (answer,) = json.loads(inside(found["downloads"], "ecg-scores.json"))
+    (answer,) = json.loads(inside(found["downloads"], "Zweistein-scores.json"))
     assert answer["scores"] == expected["scores"]
     assert answer["positive"] == expected["positive"] == ["A"]
     assert answer["recording"] == "Zweistein"
     assert "not for clinical use" in answer["note"]
-    assert inside(found["downloads"], "ecg-page.pdf").startswith(b"%PDF")
+    assert inside(found["downloads"], "Zweistein-page.pdf").startswith(b"%PDF")
     assert base64.b64decode(re.search(r"image/png;base64,([^\"]+)", found["page"])[1]).startswith(b"\x89PNG")
     assert found["seconds"] == 10
     assert stored_bytes(asking._folder) == 0, "neither the upload nor a drawing may stay"
@@ -134,6 +135,38 @@ def test_another_part_of_a_long_recording(asking, tmp_path):
     assert "start_s" in asking.draw_again("s", "", 25.0)["refused"]
 
 
+def test_tall_complexes_can_be_seen_at_another_gain(asking, tmp_path):
+    first = asking.read("s", dropped(asking, tmp_path), {}, {})
+    assert asking.draw_again("s", "", 0.0, 5.0)["page"] != first["page"]
+    assert "mm_per_mv must be one of 5, 10, 20" in asking.draw_again("s", "", 0.0, 7.0)["refused"]
+
+
+def test_the_page_says_which_model_answered_and_what_it_warns_of(asking, tmp_path, monkeypatch):
+    from ecgfm_hf.app import answering
+
+    shown = {}
+
+    def plot(*given, **settings):
+        shown.update(settings)
+        return plot_prediction(*given, **settings)
+
+    plot_prediction = answering.plot_prediction
+    monkeypatch.setattr(answering, "plot_prediction", plot)
+    paths = dropped(asking, tmp_path, samples=random_samples(leads=2, samples=5000))
+    asking.read("s", paths, {}, {"missing_leads": "zero"})
+    assert shown["facts"] == ["model tiny <b>model</b>"]
+    assert any("set to 0" in warning for warning in shown["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [("Zweistein", "Zweistein"), ('../"><b>x', "b_x"), ("..", "recording"), ("心", "recording"), ("a b", "a_b")],
+)
+def test_downloads_are_called_after_the_recording_and_harmlessly(title, name):
+    links = re.findall(r'download="([^"]*)"', fragments.downloads("{}", b"%PDF", title))
+    assert links == [f"{name}-scores.json", f"{name}-page.pdf"]
+
+
 def test_saliency_of_a_long_mean_is_refused_and_of_a_maximum_is_not(asking, tmp_path):
     asking.read("s", dropped(asking, tmp_path, seconds=65), {}, {})
     assert "up to 60 s, found 65 s" in asking.draw_again("s", "label:A", 0.0)["refused"]
@@ -149,15 +182,20 @@ def test_sessions_do_not_see_one_another(asking, tmp_path):
 
 
 def test_recordings_are_forgotten():
+    a, b, c = (SimpleNamespace(nbytes=400, name=name) for name in "abc")
     held = Held(seconds=0.0, most=2)
-    held.put("a", "A")
+    held.put("a", a)
     assert held.get("a") is None
-    held = Held(most=2)
-    for name in "abc":
-        held.put(name, name)
-    assert [held.get(name) for name in "abc"] == [None, "b", "c"]
-    held.forget("b")
-    assert len(held) == 1
+    for limits in ({"most": 2}, {"most_bytes": 1000}):
+        held = Held(**limits)
+        for one in (a, b, c):
+            held.put(one.name, one)
+        assert [held.get(name) for name in "abc"] == [None, b, c]
+        held.forget("b")
+        assert len(held) == 1
+    held = Held(most_bytes=100)
+    held.put("a", a)
+    assert held.get("a") is a, "the one that is asked about, however large"
 
 
 def test_refusals_name_the_file_and_no_folder(asking, tmp_path):

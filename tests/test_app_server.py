@@ -119,7 +119,7 @@ def as_uploads(*paths):
 def test_a_pair_is_answered_and_gone(page, pair):
     answer = page.answer(*as_uploads(*pair))
     assert "data:image/png;base64," in answer
-    assert "ecg-scores.json" in answer
+    assert f"{NAME}-scores.json" in answer
     assert NAME in answer
 
 
@@ -143,12 +143,13 @@ def test_facts_are_taken_from_the_page(page):
         ([("bomb.dcm", archive("gz"))], "archives"),
         ([("laughs.xml", LAUGHS.encode())], "entities"),
         ([(f"{i}.dat", b"x%d" % i) for i in range(9)], "at most 8"),
-        ([("a.edf", bytes(600_000)), ("b.edf", b"1" * 600_000)], "1.2 MB is too large, expected at most 1 MB"),
+        ([("a.edf", bytes(630_000)), ("b.edf", b"1" * 630_000)], "1.2 MB is too large, expected at most 1 MB"),
         ([("a" * 1000 + ".edf", b"x")], "unknown kind"),
         ([("x\u202egpj.exe", b"x")], "unknown kind"),
         ([("<img src=x onerror=alert(1)>.edf", b"x")], "unknown kind"),
         ([("h.hea", b"h 1 500 100\n../../../../etc/passwd 16 1000/mV 16 0 0 0 0 I\n")], "the header's own folder"),
         ([("h.hea", b"h 1 500 100\n/etc/passwd 16 1000/mV 16 0 0 0 0 I\n")], "the header's own folder"),
+        ([("h.hea", b"h/2 1 500 100\n../../a 50\n../../b 50\n")], "h.hea: multi-segment records are not supported"),
         ([("h.hea", b"h 1 500 999999999999\nh.dat 16 1000/mV 16 0 0 0 0 I\n"), ("h.dat", b"ab")], "truncated"),
     ],
 )
@@ -157,6 +158,7 @@ def test_hostile_uploads_are_refused_in_words(page, files, expected):
     assert "ecg-refused" in answer
     assert expected in answer
     assert str(page.temporary) not in answer
+    assert "reading-" not in answer
 
 
 @pytest.mark.parametrize("name", ["../../outside.hea", "/etc/outside.hea", "..\\..\\outside.hea", "..", "a/../../b"])
@@ -311,7 +313,7 @@ def test_in_a_browser_a_dropped_recording_is_answered_from_this_machine_alone(pa
         "fetch; (async () => { const a = [...document.querySelectorAll('a.ecg-download')];"
         " return a.map(e => [e.download, atob(e.href.split(',')[1]).slice(0, 5)]); })()"
     )
-    assert content == [["ecg-scores.json", "[\n {\n"], ["ecg-page.pdf", "%PDF-"]]
+    assert content == [[f"{NAME}-scores.json", "[\n {\n"], [f"{NAME}-page.pdf", "%PDF-"]]
 
     elsewhere = [one for one in browser.requests if not one.startswith((page.address + "/", "data:", "blob:"))]
     assert elsewhere == []

@@ -18,7 +18,7 @@ from .guard import Guard
 from .page import Asking, build_page, theme
 from .reader import ConfinedReader
 from .style import CSS
-from .uploads import sweep
+from .uploads import MEGABYTE, sweep
 
 LOOPBACK = frozenset(("127.0.0.1", "localhost", "::1"))
 _ABANDONED_SECONDS = 300.0  # an upload that no answer was asked for
@@ -43,7 +43,7 @@ class AppSettings:
     Attributes:
         model_name: For the page's head.
         host: Address that is listened at.
-        max_mb: Of an upload, all files together, in MB (10^6 bytes).
+        max_mb: Of an upload, all files together, in MB (2^20 bytes).
     """
 
     model_name: str
@@ -52,7 +52,7 @@ class AppSettings:
 
     @property
     def max_bytes(self) -> int:
-        return int(self.max_mb * 1e6)
+        return int(self.max_mb * MEGABYTE)
 
 
 @contextlib.contextmanager
@@ -118,7 +118,7 @@ def build_app(pipeline: Any, reader: ConfinedReader, folder: Path, settings: App
         raise ImportError("the page needs gradio: pip install 'ecgfm-hf[app]'") from error
     from fastapi import FastAPI
 
-    asking = Asking(pipeline, reader, folder, settings.max_bytes)
+    asking = Asking(pipeline, reader, folder, settings.max_bytes, settings.model_name)
     blocks = build_page(asking, settings.model_name, list(pipeline.model.config.label_names), settings.max_bytes)
     # Mounted, not launched: launching asks the network for versions, and knows how to share a page with the world.
     app = gr.mount_gradio_app(
@@ -159,19 +159,31 @@ def listening(host: str, port: int) -> socket.socket:
     return found
 
 
-def serve(app: Guard, found: socket.socket, folder: Path) -> None:
-    """Serves `app` until SIGINT, a `KeyboardInterrupt`. Requests, which hold names of files, are not logged."""
+def web_server(app: Any, patience: float = 10.0) -> Any:
+    """
+    A `uvicorn.Server` that does not log requests, which hold names of files, and hangs up on who leaves the head of a
+    request unfinished for about `patience` seconds. (Of its own accord uvicorn waits for ever.)
+    """
     import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    ended = threading.Event()
+    class ImpatientProtocol(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch(None)
 
-    def keep_clean() -> None:
-        while not ended.wait(_SWEEP_SECONDS):
-            sweep(folder, _ABANDONED_SECONDS, time.time())
+        def _watch(self, before: tuple[bool, Any] | None) -> None:
+            if self.transport.is_closing():
+                return
+            now = self.cycle is None or self.cycle.response_complete, self.cycle
+            if now == before and now[0]:  # waits for a request, and for the same one as last time
+                self.transport.abort()
+            else:
+                self.loop.call_later(patience, self._watch, now)
 
-    threading.Thread(target=keep_clean, daemon=True).start()
     config = uvicorn.Config(
         app,
+        http=ImpatientProtocol,
         log_level="critical",
         access_log=False,
         server_header=False,
@@ -180,11 +192,23 @@ def serve(app: Guard, found: socket.socket, folder: Path) -> None:
         limit_concurrency=64,
         timeout_graceful_shutdown=2,
     )
+    return uvicorn.Server(config)
+
+
+def serve(app: Guard, found: socket.socket, folder: Path) -> None:
+    """Serves `app` until SIGINT, a `KeyboardInterrupt`."""
+    ended = threading.Event()
+
+    def keep_clean() -> None:
+        while not ended.wait(_SWEEP_SECONDS):
+            sweep(folder, _ABANDONED_SECONDS, time.time())
+
+    threading.Thread(target=keep_clean, daemon=True).start()
     try:
-        uvicorn.Server(config).run(sockets=[found])
+        web_server(app).run(sockets=[found])
     finally:
         ended.set()
         found.close()
 
 
-__all__ = ["LOOPBACK", "AppSettings", "build_app", "listening", "private_folder", "serve"]
+__all__ = ["LOOPBACK", "AppSettings", "build_app", "listening", "private_folder", "serve", "web_server"]
