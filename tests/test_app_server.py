@@ -72,14 +72,18 @@ class Page:
         paths = self.upload(*files)
         assert paths.status_code == 200, paths.text
         given = [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in paths.json()]
-        joined, session = self.ask([given, *facts, *["as the model says"] * 4])
+        event = self.done(*self.ask([given, *facts, *["as the model says"] * 4]))
+        assert event["success"], event
+        assert self.content() == []
+        return html.unescape(json.dumps(event["output"]["data"], ensure_ascii=False))
+
+    def done(self, joined, session):
+        """The event that ends a question."""
         assert joined.status_code == 200, joined.text
         with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as events:
             for line in events.iter_lines():
                 if line.startswith("data:") and (event := json.loads(line[5:]))["msg"] == "process_completed":
-                    assert event["success"], event
-                    assert self.content() == []
-                    return html.unescape(json.dumps(event["output"]["data"], ensure_ascii=False))
+                    return event
         raise AssertionError("no answer")
 
     def end(self, how=signal.SIGTERM):
@@ -198,6 +202,33 @@ def test_oversize_is_refused_while_it_comes(page):
 def test_a_question_may_name_nothing_but_uploads(page, path):
     answer, _ = page.ask([[{"path": path, "meta": {"_type": "gradio.FileData"}}], None, "", "", None, *["x"] * 4])
     assert answer.status_code == 400
+
+
+def test_what_no_page_would_ask_fails_quietly(page):
+    (path,) = page.upload((f"{NAME}.edf", b"x")).json()
+    file, rest = [{"path": path, "meta": {"_type": "gradio.FileData"}}], ["as the model says"] * 4
+    for given in (
+        [[path], None, "", "", None, *rest],
+        [[{"path": path}], None, "", "", None, *rest],
+        [[{"url": "http://127.0.0.1:1/", "meta": {"_type": "gradio.FileData"}}], None, "", "", None, *rest],
+        [file, NAME, [], {}, NAME, 1, 2, 3, 4],
+        [file, -1, "", "", None, *rest],
+        [file, None, "", "", None, f"\x1b[2J{NAME}", *rest[1:]],
+        [file],
+    ):
+        event = page.done(*page.ask(given))
+        assert not event["success"]
+        assert "data" not in event["output"]
+    assert page.client.post("/gradio_api/queue/join", json={"data": [NAME], "fn_index": 999}).status_code != 200
+    os.unlink(path)
+    assert "no longer there" in json.dumps(page.done(*page.ask([file, None, "", "", None, *rest])))
+
+
+def test_one_session_does_not_see_what_another_has_dropped(page, pair):
+    assert NAME in page.answer(*as_uploads(*pair))
+    event = page.done(*page.ask(["", "10 mm/mV", 0], event="release"))
+    assert "no longer held" in json.dumps(event)
+    assert NAME not in json.dumps(event)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """The page as a web server: on this machine alone unless told otherwise, with nothing left behind."""
 
 import contextlib
+import logging
 import os
 import re
 import shutil
 import socket
 import stat
+import sys
 import tempfile
 import threading
 import time
@@ -19,6 +21,8 @@ from .page import Asking, build_page, theme
 from .reader import ConfinedReader
 from .style import CSS
 from .uploads import MEGABYTE, sweep
+
+logger = logging.getLogger(__name__)
 
 LOOPBACK = frozenset(("127.0.0.1", "localhost", "::1"))
 _ABANDONED_SECONDS = 300.0  # an upload that no answer was asked for
@@ -99,6 +103,17 @@ def _runs(process: int) -> bool:
     return True
 
 
+class _KindsOnly:
+    """
+    In place of `traceback` in Gradio, which would print what was asked where no page of ours would ask it: names of
+    files, or whatever a stranger wants to see on this terminal.
+    """
+
+    @staticmethod
+    def print_exc(*_: Any, **__: Any) -> None:
+        logger.error("a question failed: %s", type(sys.exc_info()[1]).__name__)
+
+
 def build_app(pipeline: Any, reader: ConfinedReader, folder: Path, settings: AppSettings) -> Guard:
     """
     The page as an ASGI application.
@@ -117,6 +132,10 @@ def build_app(pipeline: Any, reader: ConfinedReader, folder: Path, settings: App
     except ImportError as error:
         raise ImportError("the page needs gradio: pip install 'ecgfm-hf[app]'") from error
     from fastapi import FastAPI
+    from gradio import queueing, route_utils, routes
+
+    for module in (queueing, route_utils, routes):
+        module.traceback = _KindsOnly
 
     asking = Asking(pipeline, reader, folder, settings.max_bytes, settings.model_name)
     blocks = build_page(asking, settings.model_name, list(pipeline.model.config.label_names), settings.max_bytes)
