@@ -71,7 +71,8 @@ class Browser:
                 elif message["method"] == "Runtime.exceptionThrown":
                     self.messages.append(json.dumps(message["params"]["exceptionDetails"])[:500])
                 elif message["method"] == "Log.entryAdded" and message["params"]["entry"]["level"] == "error":
-                    self.messages.append(message["params"]["entry"]["text"])
+                    entry = message["params"]["entry"]
+                    self.messages.append(f"{entry['text']} {entry.get('url', '')}")
 
     def call(self, method, **parameters):
         self._number += 1

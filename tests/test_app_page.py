@@ -18,6 +18,7 @@ from ecgfm_hf.app.page import Asking, facts_of
 from ecgfm_hf.app.reader import _read
 from ecgfm_hf.app.uploads import stored_bytes
 
+NOTHING = ("", "", "", "")  # said of a file
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{3}} `4` $$5$$ \u202eback"
 
 
@@ -69,7 +70,7 @@ def inside(piece, name):
 
 def test_the_page_says_what_the_pipeline_says(asking, pipeline, tmp_path):
     paths = dropped(asking, tmp_path, name="Zweistein")
-    found = asking.read("s", paths, {}, {})
+    found = asking.read("s", paths, NOTHING, {})
     expected = pipeline(str(tmp_path / "made" / "Zweistein.hea"))
     (answer,) = json.loads(inside(found["downloads"], "Zweistein-scores.json"))
     assert answer["scores"] == expected["scores"]
@@ -85,7 +86,7 @@ def test_the_page_says_what_the_pipeline_says(asking, pipeline, tmp_path):
 
 
 def test_a_probability_is_only_what_was_calibrated(asking, tmp_path):
-    scores = asking.read("s", dropped(asking, tmp_path), {}, {})["scores"]
+    scores = asking.read("s", dropped(asking, tmp_path), NOTHING, {})["scores"]
     kinds = re.findall(r'<th scope="row">(\w).*?<small>(score|probability)</small>', scores)
     assert kinds == [("A", "score"), ("B", "probability"), ("C", "score")]
     assert "A value is a probability only where it says so." in scores
@@ -113,7 +114,7 @@ def test_values_of_a_regression_are_no_scores(tiny_config):
 
 
 def test_saliency_changes_the_picture_and_nothing_else(asking, tmp_path):
-    first = asking.read("s", dropped(asking, tmp_path), {}, {})
+    first = asking.read("s", dropped(asking, tmp_path), NOTHING, {})
     choices = dict(saliency_choices(["A", "B", "C"]))
     pictures = {first["page"]}
     for asked in (choices["C"], ATTENTION):
@@ -130,13 +131,13 @@ def test_a_label_called_attention_is_a_label():
 
 
 def test_another_part_of_a_long_recording(asking, tmp_path):
-    first = asking.read("s", dropped(asking, tmp_path, seconds=25), {}, {})
+    first = asking.read("s", dropped(asking, tmp_path, seconds=25), NOTHING, {})
     assert asking.draw_again("s", "", 15.0)["page"] != first["page"]
     assert "start_s" in asking.draw_again("s", "", 25.0)["refused"]
 
 
 def test_tall_complexes_can_be_seen_at_another_gain(asking, tmp_path):
-    first = asking.read("s", dropped(asking, tmp_path), {}, {})
+    first = asking.read("s", dropped(asking, tmp_path), NOTHING, {})
     assert asking.draw_again("s", "", 0.0, 5.0)["page"] != first["page"]
     assert "mm_per_mv must be one of 5, 10, 20" in asking.draw_again("s", "", 0.0, 7.0)["refused"]
 
@@ -153,7 +154,7 @@ def test_the_page_says_which_model_answered_and_what_it_warns_of(asking, tmp_pat
     plot_prediction = answering.plot_prediction
     monkeypatch.setattr(answering, "plot_prediction", plot)
     paths = dropped(asking, tmp_path, samples=random_samples(leads=2, samples=5000))
-    asking.read("s", paths, {}, {"missing_leads": "zero"})
+    asking.read("s", paths, NOTHING, {"missing_leads": "zero"})
     assert shown["facts"] == ["model tiny <b>model</b>"]
     assert any("set to 0" in warning for warning in shown["warnings"])
 
@@ -168,16 +169,16 @@ def test_downloads_are_called_after_the_recording_and_harmlessly(title, name):
 
 
 def test_saliency_of_a_long_mean_is_refused_and_of_a_maximum_is_not(asking, tmp_path):
-    asking.read("s", dropped(asking, tmp_path, seconds=65), {}, {})
+    asking.read("s", dropped(asking, tmp_path, seconds=65), NOTHING, {})
     assert "up to 60 s, found 65 s" in asking.draw_again("s", "label:A", 0.0)["refused"]
     assert "page" in asking.draw_again("s", "label:C", 0.0)
     assert "no label 'D'" in asking.draw_again("s", "label:D", 0.0)["refused"]
 
 
 def test_sessions_do_not_see_one_another(asking, tmp_path):
-    asking.read("one", dropped(asking, tmp_path), {}, {})
+    asking.read("one", dropped(asking, tmp_path), NOTHING, {})
     assert "no longer held" in asking.draw_again("two", "", 0.0)["refused"]
-    asking.read("one", [], {}, {})
+    asking.read("one", [], NOTHING, {})
     assert "no longer held" in asking.draw_again("one", "", 0.0)["refused"], "a new upload ends the old one's"
 
 
@@ -200,23 +201,23 @@ def test_recordings_are_forgotten():
 
 def test_refusals_name_the_file_and_no_folder(asking, tmp_path):
     (asking._folder / "my file.csv").write_text("I,II\n1,2\n")
-    reason = asking.read("s", [str(asking._folder / "my file.csv")], {}, {})["refused"]
+    reason = asking.read("s", [str(asking._folder / "my file.csv")], NOTHING, {})["refused"]
     assert reason.startswith("my file: recording.csv: a .csv or .tsv file does not say its sampling rate, units")
     paths = dropped(asking, tmp_path, samples=random_samples(samples=100))
-    reason = asking.read("s", paths, {}, {})["refused"]
+    reason = asking.read("s", paths, NOTHING, {})["refused"]
     assert reason.startswith("rec: ")
     assert str(tmp_path) not in reason
-    assert asking.read("s", paths, {}, {})["refused"] == "the upload is no longer there: drop the file again"
+    assert asking.read("s", paths, NOTHING, {})["refused"] == "the upload is no longer there: drop the file again"
 
 
 def test_policies_and_facts_reach_the_reader_and_the_model(asking, tmp_path):
     paths = dropped(asking, tmp_path, samples=random_samples(leads=2, samples=5000))
-    assert "lead" in asking.read("s", paths, {}, {})["refused"]
+    assert "lead" in asking.read("s", paths, NOTHING, {})["refused"]
     paths = dropped(asking, tmp_path, samples=random_samples(leads=2, samples=5000))
-    found = asking.read("s", paths, facts_of(0, " ", "", None), {"missing_leads": "zero"})
+    found = asking.read("s", paths, ("", " ", "", ""), {"missing_leads": "zero"})
     assert "set to 0" in found["notes"]
     assert "page" in asking.draw_again("s", "label:C", 0.0)
-    assert facts_of(250.0, " uV ", 'I, "a, b"', 7.0) == {
+    assert facts_of(" 250 ", " uV ", 'I, "a, b"', "7") == {
         "sampling_rate": 250.0,
         "units": "uV",
         "lead_names": ["I", "a, b"],
@@ -224,12 +225,27 @@ def test_policies_and_facts_reach_the_reader_and_the_model(asking, tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (("fast", "", "", ""), "the sampling rate must be a number, found: fast"),
+        (("", "", "", "1.5"), "the exam must be a whole number, found: 1.5"),
+        (("", "", '"I', ""), "lead names must look like I,II,III"),
+    ],
+)
+def test_what_is_said_of_a_file_and_makes_no_sense_is_refused(asking, tmp_path, told, expected):
+    assert expected in asking.read("s", dropped(asking, tmp_path), told, {})["refused"]
+    assert stored_bytes(asking._folder) == 0
+    assert facts_of(*NOTHING) == {}
+    assert facts_of("", "", "", "0") == {"exam_id": 0}
+
+
 def test_what_is_not_foreseen_is_answered_and_logged_without_names(asking, tmp_path, monkeypatch, caplog):
     def fail(*_, **__):
         raise RuntimeError("Zweistein")
 
     monkeypatch.setattr("ecgfm_hf.app.answering.plot_prediction", fail)
-    found = asking.read("s", dropped(asking, tmp_path, name="Zweistein"), {}, {})
+    found = asking.read("s", dropped(asking, tmp_path, name="Zweistein"), NOTHING, {})
     assert found == {"refused": "this failed unexpectedly (RuntimeError)"}
     assert "RuntimeError" in caplog.text
     assert "Zweistein" not in caplog.text

@@ -67,7 +67,7 @@ class Page:
         body = {"data": data, "fn_index": number, "session_hash": session, "trigger_id": None, "event_data": None}
         return self.client.post("/gradio_api/queue/join", json=body), session
 
-    def answer(self, *files, facts=(None, "", "", None)):
+    def answer(self, *files, facts=("", "", "", "")):
         """The text of what the page shows for files that are dropped on it."""
         paths = self.upload(*files)
         assert paths.status_code == 200, paths.text
@@ -136,7 +136,7 @@ def test_facts_are_taken_from_the_page(page):
     names = "I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6\n"
     file = ("t.csv", (names + table).encode()[:900_000].rsplit(b"\n", 1)[0])
     assert "does not say its sampling rate" in page.answer(file)
-    assert "ecg-sheet" in page.answer(file, facts=(500, "uV", "", None))
+    assert "ecg-sheet" in page.answer(file, facts=("500", "uV", "", ""))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_oversize_is_refused_while_it_comes(page):
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "http://127.0.0.1:1/x", "https://example.com/x.edf", "x\0", "..", 7])
 def test_a_question_may_name_nothing_but_uploads(page, path):
-    answer, _ = page.ask([[{"path": path, "meta": {"_type": "gradio.FileData"}}], None, "", "", None, *["x"] * 4])
+    answer, _ = page.ask([[{"path": path, "meta": {"_type": "gradio.FileData"}}], "", "", "", "", *["x"] * 4])
     assert answer.status_code == 400
 
 
@@ -208,11 +208,11 @@ def test_what_no_page_would_ask_fails_quietly(page):
     (path,) = page.upload((f"{NAME}.edf", b"x")).json()
     file, rest = [{"path": path, "meta": {"_type": "gradio.FileData"}}], ["as the model says"] * 4
     for given in (
-        [[path], None, "", "", None, *rest],
-        [[{"path": path}], None, "", "", None, *rest],
-        [[{"url": "http://127.0.0.1:1/", "meta": {"_type": "gradio.FileData"}}], None, "", "", None, *rest],
+        [[path], "", "", "", "", *rest],
+        [[{"path": path}], "", "", "", "", *rest],
+        [[{"url": "http://127.0.0.1:1/", "meta": {"_type": "gradio.FileData"}}], "", "", "", "", *rest],
         [file, NAME, [], {}, NAME, 1, 2, 3, 4],
-        [file, -1, "", "", None, *rest],
+        [file, -1, "", "", [], *rest],
         [file, None, "", "", None, f"\x1b[2J{NAME}", *rest[1:]],
         [file],
     ):
@@ -221,7 +221,7 @@ def test_what_no_page_would_ask_fails_quietly(page):
         assert "data" not in event["output"]
     assert page.client.post("/gradio_api/queue/join", json={"data": [NAME], "fn_index": 999}).status_code != 200
     os.unlink(path)
-    assert "no longer there" in json.dumps(page.done(*page.ask([file, None, "", "", None, *rest])))
+    assert "no longer there" in json.dumps(page.done(*page.ask([file, "", "", "", "", *rest])))
 
 
 def test_one_session_does_not_see_what_another_has_dropped(page, pair):

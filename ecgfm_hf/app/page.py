@@ -25,6 +25,7 @@ POLICIES = {
     "constant_leads": ("error", "zero"),
     "short_recordings": ("error", "pad"),
 }
+_POLICY_LABELS = {name: name.replace("_", " ").capitalize().replace("Nan", "NaN") for name in POLICIES}
 _AS_MODEL = "as the model says"
 _GAIN = "10 mm/mV"
 _PAGE_SECONDS = 10.0
@@ -52,9 +53,11 @@ class Asking:
         self._facts = [f"model {model_name}"]
         self.held = answering.Held()
 
-    def read(self, session: str, paths: list[str], facts: dict[str, Any], policies: dict[str, str]) -> dict[str, Any]:
+    def read(
+        self, session: str, paths: list[str], told: tuple[str, str, str, str], policies: dict[str, str]
+    ) -> dict[str, Any]:
         """
-        Reads and scores what was dropped.
+        Reads and scores what was dropped. `told` is what [`facts_of`] takes.
 
         Returns:
             `{"refused": why}`, or pieces of the page: `notes`, `page`, `scores`, `downloads`, and the recording's
@@ -65,7 +68,7 @@ class Asking:
         try:
             with taken_upload(paths, self._folder, self._max_bytes) as upload:
                 title, folder = upload.title, upload.path.parent
-                record = self._reader.read(upload.path, **facts)
+                record = self._reader.read(upload.path, **facts_of(*told))
             # From here on it goes by the name that the sender knows.
             record = dataclasses.replace(record, path=title, recording_id=title)
             found = answering.answered(self._pipeline, record, title, policies)
@@ -121,15 +124,33 @@ def _unexpected(error: Exception) -> str:
     return f"this failed unexpectedly ({type(error).__name__})"
 
 
-def facts_of(rate: float | None, units: str | None, leads: str | None, exam: float | None) -> dict[str, Any]:
-    """What the sender says of a file, as `read_ecg` takes it; nothing for what was left empty."""
+def facts_of(rate: str, units: str, leads: str, exam: str) -> dict[str, Any]:
+    """
+    What the sender says of a file, as `read_ecg` takes it; nothing for what was left empty.
+
+    Raises:
+        UploadError: what was said makes no sense.
+    """
+    try:
+        lead_names = as_names((leads or "")[:1000])
+    except argparse.ArgumentTypeError:
+        raise UploadError('lead names must look like I,II,III or "a, b",c') from None
     said = {
-        "sampling_rate": rate or None,
-        "units": (units or "").strip()[:40] or None,
-        "lead_names": as_names((leads or "")[:1000]) or None,
-        "exam_id": None if exam is None else int(exam),
+        "sampling_rate": _number("sampling rate", rate, float),
+        "units": (units or "").strip()[:40],
+        "lead_names": lead_names,
+        "exam_id": _number("exam", exam, int),
     }
-    return {name: value for name, value in said.items() if value is not None}
+    return {name: value for name, value in said.items() if value not in (None, "", [])}
+
+
+def _number(name: str, said: str, kind: type) -> float | int | None:
+    said = (said or "").strip()[:40]
+    try:
+        return kind(said) if said else None
+    except ValueError:
+        whole = "a whole number" if kind is int else "a number"
+        raise UploadError(f"the {name} must be {whole}, found: {said}") from None
 
 
 def build_page(asking: Asking, model_name: str, label_names: list[str], max_bytes: int) -> Any:
@@ -157,13 +178,14 @@ def build_page(asking: Asking, model_name: str, label_names: list[str], max_byte
         with gr.Accordion("Options for files that do not say everything", open=False):
             piece('<p class="ecg-foot">Set these first, then drop the file.</p>')
             with gr.Row():
-                rate = gr.Number(label="Sampling rate (Hz)", info="of CSV, TSV and .npy", value=None, minimum=0)
+                # Not gradio.Number, which shows 0 where nothing was entered.
+                rate = gr.Textbox(label="Sampling rate (Hz)", info="of CSV, TSV and .npy", max_lines=1)
                 units = gr.Textbox(label="Units", info="of CSV, TSV, .npy, .mat; such as mV", max_lines=1)
-                exam = gr.Number(label="Exam", info="of CODE-15's HDF5", value=None, precision=0)
+                exam = gr.Textbox(label="Exam", info="of CODE-15's HDF5", max_lines=1)
             leads = gr.Textbox(label="Lead names", info="of .npy: one a row; of CSV: which columns. I,II,III,…")
             with gr.Row():
                 policies = [
-                    gr.Dropdown([_AS_MODEL, *choices], value=_AS_MODEL, label=name.replace("_", " ").capitalize())
+                    gr.Dropdown([_AS_MODEL, *choices], value=_AS_MODEL, label=_POLICY_LABELS[name])
                     for name, choices in POLICIES.items()
                 ]
         message = piece(visible=False)
@@ -186,15 +208,8 @@ def build_page(asking: Asking, model_name: str, label_names: list[str], max_byte
         def on_upload(paths, rate, units, leads, exam, missing, nan, constant, short, request: gr.Request):
             said = dict(zip(POLICIES, (missing, nan, constant, short), strict=True))
             wanted = {name: policy for name, policy in said.items() if policy != _AS_MODEL}
-            try:
-                facts = facts_of(rate, units, leads, exam)
-            except argparse.ArgumentTypeError:  # of the list of lead names
-                facts = None
-            found = (
-                {"refused": 'lead names must look like I,II,III or "a, b",c'}
-                if facts is None
-                else asking.read(request.session_hash or "", list(paths or []), facts, wanted)
-            )
+            told = (rate, units, leads, exam)
+            found = asking.read(request.session_hash or "", list(paths or []), told, wanted)
             if "refused" in found:
                 return {
                     file: None,

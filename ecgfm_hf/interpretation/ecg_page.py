@@ -121,12 +121,13 @@ def draw_ecg(
     colormap = None if saliency is None else _colormap()
     draw_grid(axes, box)
     row_height, left = (box.height - 5) / 4, box.left + _PULSE_ROOM
+    lowered = max(0.0, mm_per_mv + 1 - 2.5 - 0.5 * row_height)  # a pulse of 20 mm would leave the grid
     cut: list[str] = []
     for row in range(4):
         baseline = box.top + 2.5 + (row + 0.5) * row_height
         # Tall complexes may reach over their neighbours, as on any printout, but no further than those reach.
         room = Box(left, max(box.top, baseline - 1.5 * row_height), box.right, min(box.bottom, baseline + row_height))
-        draw_calibration_pulse(axes, left, baseline, mm_per_mv)
+        draw_calibration_pulse(axes, left, baseline + lowered, mm_per_mv)
         if row == 3:
             if draw_trace(axes, leads, rhythm_lead, start_s, PAGE_SECONDS, left, baseline, mm_per_mv, room, colormap):
                 cut.append(f"{rhythm_lead} (rhythm strip)")
