@@ -4,6 +4,7 @@ import argparse
 import base64
 import json
 import re
+import socket
 from types import SimpleNamespace
 
 import pytest
@@ -273,6 +274,17 @@ def test_arguments_that_make_no_sense_are_refused(arguments):
     add_app_arguments(parser)
     with pytest.raises(SystemExit):
         parser.parse_args(["--model", "m", *arguments])
+
+
+def test_a_port_that_is_taken_is_said_to_be(capsys):
+    pytest.importorskip("gradio")
+    parser = argparse.ArgumentParser()
+    add_app_arguments(parser)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert run_app(parser.parse_args(["--model", "m", "--port", str(port)])) == 2
+    expected = f"port {port}: Address already in use (--port 0 takes any that is free)"
+    assert expected in capsys.readouterr().err
 
 
 def test_a_missing_library_is_named_with_the_extra_that_has_it(monkeypatch, capsys):
