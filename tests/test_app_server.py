@@ -212,7 +212,6 @@ def test_what_no_page_would_ask_fails_quietly(page):
         [[{"path": path}], "", "", "", "", *rest],
         [[{"url": "http://127.0.0.1:1/", "meta": {"_type": "gradio.FileData"}}], "", "", "", "", *rest],
         [file, NAME, [], {}, NAME, 1, 2, 3, 4],
-        [file, -1, "", "", [], *rest],
         [file, None, "", "", None, f"\x1b[2J{NAME}", *rest[1:]],
         [file],
     ):
