@@ -1,6 +1,7 @@
 """Chromium, driven through its DevTools protocol: enough of it to use a page and to see what it loads."""
 
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -36,7 +37,9 @@ class Browser:
             port = self._port(profile / "DevToolsActivePort")
             pages = httpx.get(f"http://127.0.0.1:{port}/json", timeout=60, trust_env=False).json()
             address = next(page["webSocketDebuggerUrl"] for page in pages if page["type"] == "page")
-            self._socket = connect(address, max_size=1 << 28, open_timeout=60, proxy=None)
+            # Left open until the page is closed.
+            self._open = contextlib.ExitStack()
+            self._socket = self._open.enter_context(connect(address, max_size=1 << 28, open_timeout=60, proxy=None))
         except BaseException:
             self.close()
             raise
@@ -68,7 +71,8 @@ class Browser:
                 elif message["method"] == "Runtime.exceptionThrown":
                     self.messages.append(json.dumps(message["params"]["exceptionDetails"])[:500])
                 elif message["method"] == "Log.entryAdded" and message["params"]["entry"]["level"] == "error":
-                    self.messages.append(message["params"]["entry"]["text"])
+                    entry = message["params"]["entry"]
+                    self.messages.append(f"{entry['text']} {entry.get('url', '')}")
 
     def call(self, method, **parameters):
         self._number += 1
@@ -123,6 +127,6 @@ class Browser:
 
     def close(self):
         if hasattr(self, "_socket"):
-            self._socket.close()
+            self._open.close()
         self._process.terminate()
         self._process.wait(30)

@@ -4,6 +4,8 @@ import argparse
 import base64
 import json
 import re
+import socket
+from types import SimpleNamespace
 
 import pytest
 from inference_cases import write_model
@@ -17,6 +19,7 @@ from ecgfm_hf.app.page import Asking, facts_of
 from ecgfm_hf.app.reader import _read
 from ecgfm_hf.app.uploads import stored_bytes
 
+NOTHING = ("", "", "", "")  # said of a file
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{3}} `4` $$5$$ \u202eback"
 
 
@@ -45,7 +48,7 @@ def pipeline(tmp_path_factory, tiny_config):
 def asking(pipeline, tmp_path):
     folder = tmp_path / "incoming"
     folder.mkdir()
-    return Asking(pipeline, HereReader(), folder, 10**7)
+    return Asking(pipeline, HereReader(), folder, 10**7, "tiny <b>model</b>")
 
 
 def dropped(asking, tmp_path, seconds=10, **settings):
@@ -68,14 +71,14 @@ def inside(piece, name):
 
 def test_the_page_says_what_the_pipeline_says(asking, pipeline, tmp_path):
     paths = dropped(asking, tmp_path, name="Zweistein")
-    found = asking.read("s", paths, {}, {})
+    found = asking.read("s", paths, NOTHING, {})
     expected = pipeline(str(tmp_path / "made" / "Zweistein.hea"))
-    (answer,) = json.loads(inside(found["downloads"], "ecg-scores.json"))
+    (answer,) = json.loads(inside(found["downloads"], "Zweistein-scores.json"))
     assert answer["scores"] == expected["scores"]
     assert answer["positive"] == expected["positive"] == ["A"]
     assert answer["recording"] == "Zweistein"
     assert "not for clinical use" in answer["note"]
-    assert inside(found["downloads"], "ecg-page.pdf").startswith(b"%PDF")
+    assert inside(found["downloads"], "Zweistein-page.pdf").startswith(b"%PDF")
     assert base64.b64decode(re.search(r"image/png;base64,([^\"]+)", found["page"])[1]).startswith(b"\x89PNG")
     assert found["seconds"] == 10
     assert stored_bytes(asking._folder) == 0, "neither the upload nor a drawing may stay"
@@ -84,7 +87,7 @@ def test_the_page_says_what_the_pipeline_says(asking, pipeline, tmp_path):
 
 
 def test_a_probability_is_only_what_was_calibrated(asking, tmp_path):
-    scores = asking.read("s", dropped(asking, tmp_path), {}, {})["scores"]
+    scores = asking.read("s", dropped(asking, tmp_path), NOTHING, {})["scores"]
     kinds = re.findall(r'<th scope="row">(\w).*?<small>(score|probability)</small>', scores)
     assert kinds == [("A", "score"), ("B", "probability"), ("C", "score")]
     assert "A value is a probability only where it says so." in scores
@@ -112,7 +115,7 @@ def test_values_of_a_regression_are_no_scores(tiny_config):
 
 
 def test_saliency_changes_the_picture_and_nothing_else(asking, tmp_path):
-    first = asking.read("s", dropped(asking, tmp_path), {}, {})
+    first = asking.read("s", dropped(asking, tmp_path), NOTHING, {})
     choices = dict(saliency_choices(["A", "B", "C"]))
     pictures = {first["page"]}
     for asked in (choices["C"], ATTENTION):
@@ -129,56 +132,93 @@ def test_a_label_called_attention_is_a_label():
 
 
 def test_another_part_of_a_long_recording(asking, tmp_path):
-    first = asking.read("s", dropped(asking, tmp_path, seconds=25), {}, {})
+    first = asking.read("s", dropped(asking, tmp_path, seconds=25), NOTHING, {})
     assert asking.draw_again("s", "", 15.0)["page"] != first["page"]
     assert "start_s" in asking.draw_again("s", "", 25.0)["refused"]
 
 
+def test_tall_complexes_can_be_seen_at_another_gain(asking, tmp_path):
+    first = asking.read("s", dropped(asking, tmp_path), NOTHING, {})
+    assert asking.draw_again("s", "", 0.0, 5.0)["page"] != first["page"]
+    assert "mm_per_mv must be one of 5, 10, 20" in asking.draw_again("s", "", 0.0, 7.0)["refused"]
+
+
+def test_the_page_says_which_model_answered_and_what_it_warns_of(asking, tmp_path, monkeypatch):
+    from ecgfm_hf.app import answering
+
+    shown = {}
+
+    def plot(*given, **settings):
+        shown.update(settings)
+        return plot_prediction(*given, **settings)
+
+    plot_prediction = answering.plot_prediction
+    monkeypatch.setattr(answering, "plot_prediction", plot)
+    paths = dropped(asking, tmp_path, samples=random_samples(leads=2, samples=5000))
+    asking.read("s", paths, NOTHING, {"missing_leads": "zero"})
+    assert shown["facts"] == ["model tiny <b>model</b>"]
+    assert any("set to 0" in warning for warning in shown["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [("Zweistein", "Zweistein"), ('../"><b>x', "b_x"), ("..", "recording"), ("心", "recording"), ("a b", "a_b")],
+)
+def test_downloads_are_called_after_the_recording_and_harmlessly(title, name):
+    links = re.findall(r'download="([^"]*)"', fragments.downloads("{}", b"%PDF", title))
+    assert links == [f"{name}-scores.json", f"{name}-page.pdf"]
+
+
 def test_saliency_of_a_long_mean_is_refused_and_of_a_maximum_is_not(asking, tmp_path):
-    asking.read("s", dropped(asking, tmp_path, seconds=65), {}, {})
+    asking.read("s", dropped(asking, tmp_path, seconds=65), NOTHING, {})
     assert "up to 60 s, found 65 s" in asking.draw_again("s", "label:A", 0.0)["refused"]
     assert "page" in asking.draw_again("s", "label:C", 0.0)
     assert "no label 'D'" in asking.draw_again("s", "label:D", 0.0)["refused"]
 
 
 def test_sessions_do_not_see_one_another(asking, tmp_path):
-    asking.read("one", dropped(asking, tmp_path), {}, {})
+    asking.read("one", dropped(asking, tmp_path), NOTHING, {})
     assert "no longer held" in asking.draw_again("two", "", 0.0)["refused"]
-    asking.read("one", [], {}, {})
+    asking.read("one", [], NOTHING, {})
     assert "no longer held" in asking.draw_again("one", "", 0.0)["refused"], "a new upload ends the old one's"
 
 
 def test_recordings_are_forgotten():
+    a, b, c = (SimpleNamespace(nbytes=400, name=name) for name in "abc")
     held = Held(seconds=0.0, most=2)
-    held.put("a", "A")
+    held.put("a", a)
     assert held.get("a") is None
-    held = Held(most=2)
-    for name in "abc":
-        held.put(name, name)
-    assert [held.get(name) for name in "abc"] == [None, "b", "c"]
-    held.forget("b")
-    assert len(held) == 1
+    for limits in ({"most": 2}, {"most_bytes": 1000}):
+        held = Held(**limits)
+        for one in (a, b, c):
+            held.put(one.name, one)
+        assert [held.get(name) for name in "abc"] == [None, b, c]
+        held.forget("b")
+        assert len(held) == 1
+    held = Held(most_bytes=100)
+    held.put("a", a)
+    assert held.get("a") is a, "the one that is asked about, however large"
 
 
 def test_refusals_name_the_file_and_no_folder(asking, tmp_path):
     (asking._folder / "my file.csv").write_text("I,II\n1,2\n")
-    reason = asking.read("s", [str(asking._folder / "my file.csv")], {}, {})["refused"]
+    reason = asking.read("s", [str(asking._folder / "my file.csv")], NOTHING, {})["refused"]
     assert reason.startswith("my file: recording.csv: a .csv or .tsv file does not say its sampling rate, units")
     paths = dropped(asking, tmp_path, samples=random_samples(samples=100))
-    reason = asking.read("s", paths, {}, {})["refused"]
+    reason = asking.read("s", paths, NOTHING, {})["refused"]
     assert reason.startswith("rec: ")
     assert str(tmp_path) not in reason
-    assert asking.read("s", paths, {}, {})["refused"] == "the upload is no longer there: drop the file again"
+    assert asking.read("s", paths, NOTHING, {})["refused"] == "the upload is no longer there: drop the file again"
 
 
 def test_policies_and_facts_reach_the_reader_and_the_model(asking, tmp_path):
     paths = dropped(asking, tmp_path, samples=random_samples(leads=2, samples=5000))
-    assert "lead" in asking.read("s", paths, {}, {})["refused"]
+    assert "lead" in asking.read("s", paths, NOTHING, {})["refused"]
     paths = dropped(asking, tmp_path, samples=random_samples(leads=2, samples=5000))
-    found = asking.read("s", paths, facts_of(0, " ", "", None), {"missing_leads": "zero"})
+    found = asking.read("s", paths, ("", " ", "", ""), {"missing_leads": "zero"})
     assert "set to 0" in found["notes"]
     assert "page" in asking.draw_again("s", "label:C", 0.0)
-    assert facts_of(250.0, " uV ", 'I, "a, b"', 7.0) == {
+    assert facts_of(" 250 ", " uV ", 'I, "a, b"', "7") == {
         "sampling_rate": 250.0,
         "units": "uV",
         "lead_names": ["I", "a, b"],
@@ -186,12 +226,27 @@ def test_policies_and_facts_reach_the_reader_and_the_model(asking, tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (("fast", "", "", ""), "the sampling rate must be a number, found: fast"),
+        (("", "", "", "1.5"), "the exam must be a whole number, found: 1.5"),
+        (("", "", '"I', ""), "lead names must look like I,II,III"),
+    ],
+)
+def test_what_is_said_of_a_file_and_makes_no_sense_is_refused(asking, tmp_path, told, expected):
+    assert expected in asking.read("s", dropped(asking, tmp_path), told, {})["refused"]
+    assert stored_bytes(asking._folder) == 0
+    assert facts_of(*NOTHING) == {}
+    assert facts_of("", "", "", "0") == {"exam_id": 0}
+
+
 def test_what_is_not_foreseen_is_answered_and_logged_without_names(asking, tmp_path, monkeypatch, caplog):
     def fail(*_, **__):
         raise RuntimeError("Zweistein")
 
     monkeypatch.setattr("ecgfm_hf.app.answering.plot_prediction", fail)
-    found = asking.read("s", dropped(asking, tmp_path, name="Zweistein"), {}, {})
+    found = asking.read("s", dropped(asking, tmp_path, name="Zweistein"), NOTHING, {})
     assert found == {"refused": "this failed unexpectedly (RuntimeError)"}
     assert "RuntimeError" in caplog.text
     assert "Zweistein" not in caplog.text
@@ -219,6 +274,17 @@ def test_arguments_that_make_no_sense_are_refused(arguments):
     add_app_arguments(parser)
     with pytest.raises(SystemExit):
         parser.parse_args(["--model", "m", *arguments])
+
+
+def test_a_port_that_is_taken_is_said_to_be(capsys):
+    pytest.importorskip("gradio")
+    parser = argparse.ArgumentParser()
+    add_app_arguments(parser)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert run_app(parser.parse_args(["--model", "m", "--port", str(port)])) == 2
+    expected = f"port {port}: Address already in use (--port 0 takes any that is free)"
+    assert expected in capsys.readouterr().err
 
 
 def test_a_missing_library_is_named_with_the_extra_that_has_it(monkeypatch, capsys):

@@ -67,19 +67,23 @@ class Page:
         body = {"data": data, "fn_index": number, "session_hash": session, "trigger_id": None, "event_data": None}
         return self.client.post("/gradio_api/queue/join", json=body), session
 
-    def answer(self, *files, facts=(None, "", "", None)):
+    def answer(self, *files, facts=("", "", "", "")):
         """The text of what the page shows for files that are dropped on it."""
         paths = self.upload(*files)
         assert paths.status_code == 200, paths.text
         given = [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in paths.json()]
-        joined, session = self.ask([given, *facts, *["as the model says"] * 4])
+        event = self.done(*self.ask([given, *facts, *["as the model says"] * 4]))
+        assert event["success"], event
+        assert self.content() == []
+        return html.unescape(json.dumps(event["output"]["data"], ensure_ascii=False))
+
+    def done(self, joined, session):
+        """The event that ends a question."""
         assert joined.status_code == 200, joined.text
         with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as events:
             for line in events.iter_lines():
                 if line.startswith("data:") and (event := json.loads(line[5:]))["msg"] == "process_completed":
-                    assert event["success"], event
-                    assert self.content() == []
-                    return html.unescape(json.dumps(event["output"]["data"], ensure_ascii=False))
+                    return event
         raise AssertionError("no answer")
 
     def end(self, how=signal.SIGTERM):
@@ -119,7 +123,7 @@ def as_uploads(*paths):
 def test_a_pair_is_answered_and_gone(page, pair):
     answer = page.answer(*as_uploads(*pair))
     assert "data:image/png;base64," in answer
-    assert "ecg-scores.json" in answer
+    assert f"{NAME}-scores.json" in answer
     assert NAME in answer
 
 
@@ -132,7 +136,7 @@ def test_facts_are_taken_from_the_page(page):
     names = "I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6\n"
     file = ("t.csv", (names + table).encode()[:900_000].rsplit(b"\n", 1)[0])
     assert "does not say its sampling rate" in page.answer(file)
-    assert "ecg-sheet" in page.answer(file, facts=(500, "uV", "", None))
+    assert "ecg-sheet" in page.answer(file, facts=("500", "uV", "", ""))
 
 
 @pytest.mark.parametrize(
@@ -143,12 +147,13 @@ def test_facts_are_taken_from_the_page(page):
         ([("bomb.dcm", archive("gz"))], "archives"),
         ([("laughs.xml", LAUGHS.encode())], "entities"),
         ([(f"{i}.dat", b"x%d" % i) for i in range(9)], "at most 8"),
-        ([("a.edf", bytes(600_000)), ("b.edf", b"1" * 600_000)], "1.2 MB is too large, expected at most 1 MB"),
+        ([("a.edf", bytes(630_000)), ("b.edf", b"1" * 630_000)], "1.2 MB is too large, expected at most 1 MB"),
         ([("a" * 1000 + ".edf", b"x")], "unknown kind"),
         ([("x\u202egpj.exe", b"x")], "unknown kind"),
         ([("<img src=x onerror=alert(1)>.edf", b"x")], "unknown kind"),
         ([("h.hea", b"h 1 500 100\n../../../../etc/passwd 16 1000/mV 16 0 0 0 0 I\n")], "the header's own folder"),
         ([("h.hea", b"h 1 500 100\n/etc/passwd 16 1000/mV 16 0 0 0 0 I\n")], "the header's own folder"),
+        ([("h.hea", b"h/2 1 500 100\n../../a 50\n../../b 50\n")], "h.hea: multi-segment records are not supported"),
         ([("h.hea", b"h 1 500 999999999999\nh.dat 16 1000/mV 16 0 0 0 0 I\n"), ("h.dat", b"ab")], "truncated"),
     ],
 )
@@ -157,6 +162,7 @@ def test_hostile_uploads_are_refused_in_words(page, files, expected):
     assert "ecg-refused" in answer
     assert expected in answer
     assert str(page.temporary) not in answer
+    assert "reading-" not in answer
 
 
 @pytest.mark.parametrize("name", ["../../outside.hea", "/etc/outside.hea", "..\\..\\outside.hea", "..", "a/../../b"])
@@ -194,8 +200,34 @@ def test_oversize_is_refused_while_it_comes(page):
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "http://127.0.0.1:1/x", "https://example.com/x.edf", "x\0", "..", 7])
 def test_a_question_may_name_nothing_but_uploads(page, path):
-    answer, _ = page.ask([[{"path": path, "meta": {"_type": "gradio.FileData"}}], None, "", "", None, *["x"] * 4])
+    answer, _ = page.ask([[{"path": path, "meta": {"_type": "gradio.FileData"}}], "", "", "", "", *["x"] * 4])
     assert answer.status_code == 400
+
+
+def test_what_no_page_would_ask_fails_quietly(page):
+    (path,) = page.upload((f"{NAME}.edf", b"x")).json()
+    file, rest = [{"path": path, "meta": {"_type": "gradio.FileData"}}], ["as the model says"] * 4
+    for given in (
+        [[path], "", "", "", "", *rest],
+        [[{"path": path}], "", "", "", "", *rest],
+        [[{"url": "http://127.0.0.1:1/", "meta": {"_type": "gradio.FileData"}}], "", "", "", "", *rest],
+        [file, NAME, [], {}, NAME, 1, 2, 3, 4],
+        [file, None, "", "", None, f"\x1b[2J{NAME}", *rest[1:]],
+        [file],
+    ):
+        event = page.done(*page.ask(given))
+        assert not event["success"]
+        assert "data" not in event["output"]
+    assert page.client.post("/gradio_api/queue/join", json={"data": [NAME], "fn_index": 999}).status_code != 200
+    os.unlink(path)
+    assert "no longer there" in json.dumps(page.done(*page.ask([file, "", "", "", "", *rest])))
+
+
+def test_one_session_does_not_see_what_another_has_dropped(page, pair):
+    assert NAME in page.answer(*as_uploads(*pair))
+    event = page.done(*page.ask(["", "10 mm/mV", 0], event="release"))
+    assert "no longer held" in json.dumps(event)
+    assert NAME not in json.dumps(event)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +343,7 @@ def test_in_a_browser_a_dropped_recording_is_answered_from_this_machine_alone(pa
         "fetch; (async () => { const a = [...document.querySelectorAll('a.ecg-download')];"
         " return a.map(e => [e.download, atob(e.href.split(',')[1]).slice(0, 5)]); })()"
     )
-    assert content == [["ecg-scores.json", "[\n {\n"], ["ecg-page.pdf", "%PDF-"]]
+    assert content == [[f"{NAME}-scores.json", "[\n {\n"], [f"{NAME}-page.pdf", "%PDF-"]]
 
     elsewhere = [one for one in browser.requests if not one.startswith((page.address + "/", "data:", "blob:"))]
     assert elsewhere == []

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from wfdb_files import random_samples, write_record
 
 from ecgfm_hf.app.reader import ConfinedReader
-from ecgfm_hf.app.uploads import MOST_FILES, UploadError, stored_bytes, sweep, taken_upload
+from ecgfm_hf.app.uploads import MEGABYTE, MOST_FILES, UploadError, stored_bytes, sweep, taken_upload
 from ecgfm_hf.records import ECGReadError
 
-LIMIT = 10**6
+LIMIT = MEGABYTE
 LAUGHS = (
     '<?xml version="1.0"?><!DOCTYPE lolz [<!ENTITY a "lol">'
     + "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi", strict=True))
@@ -107,7 +107,7 @@ def test_archives_are_refused_by_their_names_too(incoming, name):
 
 
 def test_too_much_is_refused_with_both_sizes(incoming):
-    paths = [put(incoming, f"{i}.dat", bytes(400_000)) for i in range(3)]
+    paths = [put(incoming, f"{i}.dat", bytes(2 * MEGABYTE // 5)) for i in range(3)]
     assert refused(paths, incoming) == "1.2 MB is too large, expected at most 1 MB"
 
 

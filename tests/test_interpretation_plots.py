@@ -304,6 +304,37 @@ def test_without_thresholds_nothing_is_positive_and_that_is_said(config):
     assert any("the model has no thresholds" in text for text in texts(figure))
 
 
+def test_warnings_of_the_recording_are_printed_before_the_notes(config):
+    scores, warnings = {"rhythm": 0.5, "beats": 0.1}, ["lead V2 is constant (dead): set to 0", "seconds\nwere dropped"]
+    shown = texts(plot_prediction(made_up_record(), scores, [], config, warnings=warnings))
+    said = shown.index("2 warnings: lead V2 is constant (dead): set to 0; seconds were dropped")
+    assert shown[said + 1].startswith("* beats: ")
+    shown = texts(plot_prediction(made_up_record(), scores, [], config, warnings=warnings * 50))
+    said = next(number for number, text in enumerate(shown) if text.startswith("100 warnings: "))
+    assert shown[said + 2].endswith(" …")
+    assert shown[said + 3].startswith("* beats: ")
+
+
+def test_labels_that_differ_in_their_beginning_or_end_alone_are_told_apart():
+    from ecgfm_hf.interpretation.paper import fit_label, text_width
+
+    names = [
+        f"{begin}complete block of a bundle branch that is named at great length, number {end}"
+        for begin in ("", "in")
+        for end in (1, 2)
+    ]
+    shown = [fit_label(name, 6.8, 5.4, 40.0) for name in names]
+    assert len(set(shown)) == 4
+    for text, size in shown:
+        assert text_width(text, size) <= 40.0
+        assert size == 5.4
+    assert fit_label("rhythm", 6.8, 5.4, 40.0) == ("rhythm", 6.8)
+    text, size = fit_label("complete right bundle branch block", 6.8, 5.4, 36.0)
+    assert text == "complete right bundle branch block"
+    assert 5.4 < size < 6.8
+    assert text_width(text, size) <= 36.0
+
+
 @pytest.mark.parametrize("paper", ["a4", "letter"])
 @pytest.mark.parametrize("count", [1, 17, 26, 71])
 def test_no_two_texts_of_a_full_page_overlap(paper, count):
@@ -317,8 +348,10 @@ def test_no_two_texts_of_a_full_page_overlap(paper, count):
     record = made_up_record(age=50, sex="M", recording_id="recording_" * 20)
     scores = {name: i / count for i, name in enumerate(names)}
     values = np.full(record.samples.shape, np.nan)
+    saliency = saliency_of(record, values, "L" * 200)
+    warnings = ["lead V2 is constant (dead): set to 0"] * 30
     figure = plot_prediction(
-        record, scores, names[:1], config, saliency=saliency_of(record, values, "L" * 200), paper=paper
+        record, scores, names[:1], config, warnings=warnings, saliency=saliency, facts=["model m" * 50], paper=paper
     )
     renderer, sheet = figure.canvas.get_renderer(), figure.bbox
     boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in figure.axes[0].texts if text.get_text()]
@@ -356,7 +389,7 @@ def test_saliency_colours_the_trace_where_it_is():
     assert (blue - red)[(seconds > 6.05) & (seconds < 6.35)].min() > 0.5
     assert np.abs(red - blue)[(seconds > 3) & (seconds < 5.9)].max() < 0.05
     assert red[seconds > 8.1].min() > red[(seconds > 3) & (seconds < 5.9)].max()  # grey, not ink
-    assert {"for A", "grey: not covered    against"} <= set(texts(figure))
+    assert {"for A (integrated gradients)", "grey: not covered    against"} <= set(texts(figure))
 
 
 def test_saliency_of_another_recording_is_refused():

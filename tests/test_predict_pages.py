@@ -25,6 +25,21 @@ def test_each_answered_recording_gets_a_page(predict, tmp_path, capsys):
     assert "LABEL_0" in capsys.readouterr().out
 
 
+def test_a_page_names_the_model_and_has_the_gain_that_was_asked_for(predict, tmp_path, monkeypatch):
+    from ecgfm_hf.interpretation import prediction_page
+
+    shown, plot = [], prediction_page.plot_prediction
+    monkeypatch.setattr(
+        prediction_page,
+        "plot_prediction",
+        lambda *given, **settings: shown.append(settings) or plot(*given, **settings),
+    )
+    predict("--plot", tmp_path / "pages", "--plot-gain", "5")
+    assert {(one["mm_per_mv"], *one["facts"]) for one in shown} == {(5.0, "model model")}
+    with pytest.raises(SystemExit):
+        predict("--plot", tmp_path / "pages", "--plot-gain", "7")
+
+
 def test_labels_that_the_model_lacks_are_named_before_the_first_recording(predict, tmp_path, capsys):
     assert predict("--plot", tmp_path / "pages", "--plot-saliency", "LABEL_7") == 2
     assert "no label 'LABEL_7'" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import threading
 import time
 import warnings
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ class Answered:
     title: str
     answer: dict[str, Any]
     policies: dict[str, str]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the samples, which is about all that it takes."""
+        return self.record.samples.nbytes
 
 
 def answered(pipeline: Any, record: ECGRecord, title: str, policies: dict[str, str]) -> Answered:
@@ -88,20 +94,38 @@ def saliency(pipeline: Any, found: Answered, asked: str) -> Attribution | None:
     return attribute(pipeline, found.record, label, **found.policies)
 
 
-def drawn(pipeline: Any, found: Answered, shown: Attribution | None, start_s: float, scratch: Path) -> dict[str, bytes]:
+def drawn(
+    pipeline: Any,
+    found: Answered,
+    shown: Attribution | None,
+    scratch: Path,
+    *,
+    start_s: float = 0.0,
+    mm_per_mv: float = 10.0,
+    facts: Sequence[str] = (),
+) -> dict[str, bytes]:
     """
     The clinical page from `start_s` on: `{"png": ..., "pdf": ...}`. Nothing of it stays in the folder `scratch`.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: `start_s` after the recording's end.
+        ValueError: `start_s` after the recording's end, or no gain that a page can have.
     """
     scores, positive = found.answer["scores"], found.answer["positive"]
     # matplotlib warns of characters that its font lacks, and so would put a file's name into the log.
     with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="drawing-", dir=scratch) as folder:
         warnings.simplefilter("ignore", UserWarning)
         figure = plot_prediction(
-            found.record, scores, positive, pipeline.model.config, start_s=start_s, saliency=shown, title=found.title
+            found.record,
+            scores,
+            positive,
+            pipeline.model.config,
+            warnings=found.answer["warnings"],
+            start_s=start_s,
+            saliency=shown,
+            title=found.title,
+            facts=facts,
+            mm_per_mv=mm_per_mv,
         )
         pages = {}
         for suffix in ("png", "pdf"):
@@ -126,10 +150,11 @@ class Held:
     Args:
         seconds: After which one is forgotten.
         most: Of which the oldest is forgotten when another comes.
+        most_bytes: That their samples may take together; likewise.
     """
 
-    def __init__(self, seconds: float = 1800.0, most: int = 16):
-        self._seconds, self._most = seconds, most
+    def __init__(self, seconds: float = 1800.0, most: int = 16, most_bytes: int = 1 << 29):
+        self._seconds, self._most, self._most_bytes = seconds, most, most_bytes
         self._found: OrderedDict[str, tuple[float, Answered]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -137,7 +162,7 @@ class Held:
         with self._lock:
             self._found.pop(session, None)
             self._found[session] = (time.monotonic(), found)
-            while len(self._found) > self._most:
+            while len(self._found) > self._most or (len(self._found) > 1 and self._bytes() > self._most_bytes):
                 self._found.popitem(last=False)
 
     def get(self, session: str) -> Answered | None:
@@ -154,6 +179,9 @@ class Held:
             oldest = time.monotonic() - self._seconds
             for session in [session for session, (put, _) in self._found.items() if put < oldest]:
                 del self._found[session]
+
+    def _bytes(self) -> int:
+        return sum(found.nbytes for _, found in self._found.values())
 
     def __len__(self) -> int:
         return len(self._found)

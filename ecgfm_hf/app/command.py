@@ -1,6 +1,7 @@
 """`ecgfm app`: its arguments, and a page that is served until it is ended."""
 
 import argparse
+import errno
 import importlib.util
 import logging
 import math
@@ -47,7 +48,9 @@ def run_app(args: argparse.Namespace) -> int:
     try:
         found = listening(args.host, args.port)
     except OSError as error:
-        print(f"ecgfm: cannot listen at {args.host}, port {args.port}: {error.strerror or error}", file=sys.stderr)
+        hint = " (--port 0 takes any that is free)" if error.errno == errno.EADDRINUSE else ""
+        why = f"{error.strerror or error}{hint}"
+        print(f"ecgfm: cannot listen at {args.host}, port {args.port}: {why}", file=sys.stderr)
         return 2
     reader = ConfinedReader()
     try:

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,11 +43,12 @@ def picture(png: bytes, title: str) -> str:
     )
 
 
-def downloads(json_text: str, pdf: bytes) -> str:
-    """Links that hold their files themselves, so that none lies on the server."""
+def downloads(json_text: str, pdf: bytes, title: str) -> str:
+    """Links that hold their files themselves, so that none lies on the server. Named after the recording."""
+    name = re.sub(r"[^A-Za-z0-9.+-]+", "_", title).strip("._")[:80] or "recording"
     links = [
-        ("ecg-scores.json", "application/json", json_text.encode(), "Scores (JSON)"),
-        ("ecg-page.pdf", "application/pdf", pdf, "Page (PDF)"),
+        (f"{name}-scores.json", "application/json", json_text.encode(), "Scores (JSON)"),
+        (f"{name}-page.pdf", "application/pdf", pdf, "Page (PDF)"),
     ]
     anchors = (
         f'<a class="ecg-download" download="{name}" href="data:{kind};base64,{base64.b64encode(content).decode()}">'

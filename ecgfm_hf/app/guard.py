@@ -1,5 +1,6 @@
 """What comes between the network and Gradio: the few routes that the page needs, and limits on what they take."""
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -33,7 +34,7 @@ _POST = frozenset((_UPLOAD, _ASK, "/gradio_api/cancel", "/gradio_api/reset"))
 
 _LARGEST_QUESTION = 1 << 18  # bytes of any request but an upload
 _ENVELOPE = 1 << 16  # bytes of an upload that are not the files
-_FULL = 4  # as many largest uploads may lie waiting
+_FULL = 4  # as many largest uploads may lie waiting, and as many come at once
 
 # The browser, too, loads nothing from elsewhere, and runs no script but the server's own.
 _POLICY = (
@@ -51,8 +52,8 @@ _HEADERS = {
 }
 
 
-class _TooLarge(Exception):
-    pass
+class _Refused(Exception):
+    """Of a request that is not read to its end: status and text."""
 
 
 class Guard:
@@ -65,10 +66,21 @@ class Guard:
         max_bytes: Of an upload.
         hosts: Names that the server may be addressed by; `None` for any. Against pages of strangers whose name leads
             to this machine.
+        upload_seconds, question_seconds: That an upload, and any other request, may take to arrive.
     """
 
-    def __init__(self, app: Any, incoming: Path, max_bytes: int, hosts: frozenset[str] | None):
+    def __init__(
+        self,
+        app: Any,
+        incoming: Path,
+        max_bytes: int,
+        hosts: frozenset[str] | None,
+        upload_seconds: float = 300.0,
+        question_seconds: float = 30.0,
+    ):
         self._app, self._incoming, self._max_bytes, self._hosts = app, incoming, max_bytes, hosts
+        self._upload_seconds, self._question_seconds = upload_seconds, question_seconds
+        self._uploading = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -79,51 +91,67 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-        too_large = False
+        is_upload = scope["path"] == _UPLOAD
+        self._uploading += is_upload
+        try:
+            await self._within_limits(scope, receive, _with_policy(send), is_upload)
+        finally:
+            self._uploading -= is_upload
 
-        guarded_send = _with_policy(send)
+    async def _within_limits(self, scope: Scope, receive: Receive, send: Send, is_upload: bool) -> None:
+        started = False
+        refused: tuple[int, str] | None = self._refusal(scope)
+        if refused is not None:
+            return await _answer(send, *refused)
 
         async def answer(message: MutableMapping[str, Any]) -> None:
             nonlocal started
-            if not too_large:  # else it is the application's answer to a request that it never got whole
+            if refused is None:  # else it is the application's answer to a request that it never got whole
                 started = True
-                await guarded_send(message)
+                await send(message)
 
-        refusal = self._refusal(scope)
-        if refusal is not None:
-            return await _answer(answer, *refusal)
-        path = scope["path"]
-        limit = MOST_FILES * self._max_bytes + _ENVELOPE if path == _UPLOAD else _LARGEST_QUESTION
-        received = 0
+        most = self._most_uploaded if is_upload else _LARGEST_QUESTION
+        until = asyncio.get_running_loop().time() + (self._upload_seconds if is_upload else self._question_seconds)
+        received, whole = 0, scope["method"] != "POST"
 
         async def limited() -> MutableMapping[str, Any]:
-            nonlocal received, too_large
-            message = await receive()
+            nonlocal received, refused, whole
+            if whole:  # what comes now is that the client has left
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), until - asyncio.get_running_loop().time())
+            except TimeoutError:
+                refused = 408, "this took too long to arrive"
+                raise _Refused from None
             received += len(message.get("body", b""))
-            if received > limit:
-                too_large = True
-                raise _TooLarge
+            whole = not message.get("more_body", False)
+            if received > most:
+                refused = 413, "this is too large"
+                raise _Refused
             return message
 
         try:
-            if path == _ASK:
+            given: Receive = limited
+            if scope["path"] == _ASK:
                 body = await _whole_body(limited)
                 if body is None:
                     return
                 if not _names_only(self._incoming, body):
                     return await _answer(answer, 400, "only files that were dropped on the page are read")
-                limited = _replayed(body, receive)
-            await self._app(scope, limited, answer)
+                given = _replayed(body, receive)
+            await self._app(scope, given, answer)
         except Exception as error:
-            if not too_large:
+            if refused is None:
                 # The kind alone: messages may quote the names of files.
                 logger.error("a request failed: %s", type(error).__name__)
                 if not started:
                     await _answer(answer, 500, "this failed; the log says what kind of error it was")
-        if too_large and not started:
-            too_large = False
-            await _answer(answer, 413, "this is too large")
+        if refused is not None and not started:
+            await _answer(send, *refused)
+
+    @property
+    def _most_uploaded(self) -> int:
+        return MOST_FILES * self._max_bytes + _ENVELOPE
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Status and text, where a request goes no further."""
@@ -146,9 +174,9 @@ class Guard:
             return 404, "there is nothing here"
         if path == _UPLOAD:
             declared = headers.get("content-length", "")
-            if declared.isdecimal() and int(declared) > MOST_FILES * self._max_bytes + _ENVELOPE:
+            if declared.isdecimal() and int(declared) > self._most_uploaded:
                 return 413, "this is too large"
-            if stored_bytes(self._incoming) > _FULL * MOST_FILES * self._max_bytes:
+            if self._uploading > _FULL or stored_bytes(self._incoming) > _FULL * MOST_FILES * self._max_bytes:
                 return 503, "too many files are waiting: try again in some minutes"
         return None
 

@@ -1,11 +1,13 @@
 """The page as a web server: on this machine alone unless told otherwise, with nothing left behind."""
 
 import contextlib
+import logging
 import os
 import re
 import shutil
 import socket
 import stat
+import sys
 import tempfile
 import threading
 import time
@@ -18,7 +20,9 @@ from .guard import Guard
 from .page import Asking, build_page, theme
 from .reader import ConfinedReader
 from .style import CSS
-from .uploads import sweep
+from .uploads import MEGABYTE, sweep
+
+logger = logging.getLogger(__name__)
 
 LOOPBACK = frozenset(("127.0.0.1", "localhost", "::1"))
 _ABANDONED_SECONDS = 300.0  # an upload that no answer was asked for
@@ -43,7 +47,7 @@ class AppSettings:
     Attributes:
         model_name: For the page's head.
         host: Address that is listened at.
-        max_mb: Of an upload, all files together, in MB (10^6 bytes).
+        max_mb: Of an upload, all files together, in MB (2^20 bytes).
     """
 
     model_name: str
@@ -52,7 +56,7 @@ class AppSettings:
 
     @property
     def max_bytes(self) -> int:
-        return int(self.max_mb * 1e6)
+        return int(self.max_mb * MEGABYTE)
 
 
 @contextlib.contextmanager
@@ -99,6 +103,17 @@ def _runs(process: int) -> bool:
     return True
 
 
+class _KindsOnly:
+    """
+    In place of `traceback` in Gradio, which would print what was asked where no page of ours would ask it: names of
+    files, or whatever a stranger wants to see on this terminal.
+    """
+
+    @staticmethod
+    def print_exc(*_: Any, **__: Any) -> None:
+        logger.error("a question failed: %s", type(sys.exc_info()[1]).__name__)
+
+
 def build_app(pipeline: Any, reader: ConfinedReader, folder: Path, settings: AppSettings) -> Guard:
     """
     The page as an ASGI application.
@@ -117,8 +132,12 @@ def build_app(pipeline: Any, reader: ConfinedReader, folder: Path, settings: App
     except ImportError as error:
         raise ImportError("the page needs gradio: pip install 'ecgfm-hf[app]'") from error
     from fastapi import FastAPI
+    from gradio import queueing, route_utils, routes
 
-    asking = Asking(pipeline, reader, folder, settings.max_bytes)
+    for module in (queueing, route_utils, routes):
+        module.traceback = _KindsOnly
+
+    asking = Asking(pipeline, reader, folder, settings.max_bytes, settings.model_name)
     blocks = build_page(asking, settings.model_name, list(pipeline.model.config.label_names), settings.max_bytes)
     # Mounted, not launched: launching asks the network for versions, and knows how to share a page with the world.
     app = gr.mount_gradio_app(
@@ -159,19 +178,31 @@ def listening(host: str, port: int) -> socket.socket:
     return found
 
 
-def serve(app: Guard, found: socket.socket, folder: Path) -> None:
-    """Serves `app` until SIGINT, a `KeyboardInterrupt`. Requests, which hold names of files, are not logged."""
+def web_server(app: Any, patience: float = 10.0) -> Any:
+    """
+    A `uvicorn.Server` that does not log requests, which hold names of files, and hangs up on who leaves the head of a
+    request unfinished for about `patience` seconds. (Of its own accord uvicorn waits for ever.)
+    """
     import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    ended = threading.Event()
+    class ImpatientProtocol(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch(None)
 
-    def keep_clean() -> None:
-        while not ended.wait(_SWEEP_SECONDS):
-            sweep(folder, _ABANDONED_SECONDS, time.time())
+        def _watch(self, before: tuple[bool, Any] | None) -> None:
+            if self.transport.is_closing():
+                return
+            now = self.cycle is None or self.cycle.response_complete, self.cycle
+            if now == before and now[0]:  # waits for a request, and for the same one as last time
+                self.transport.abort()
+            else:
+                self.loop.call_later(patience, self._watch, now)
 
-    threading.Thread(target=keep_clean, daemon=True).start()
     config = uvicorn.Config(
         app,
+        http=ImpatientProtocol,
         log_level="critical",
         access_log=False,
         server_header=False,
@@ -180,11 +211,23 @@ def serve(app: Guard, found: socket.socket, folder: Path) -> None:
         limit_concurrency=64,
         timeout_graceful_shutdown=2,
     )
+    return uvicorn.Server(config)
+
+
+def serve(app: Guard, found: socket.socket, folder: Path) -> None:
+    """Serves `app` until SIGINT, a `KeyboardInterrupt`."""
+    ended = threading.Event()
+
+    def keep_clean() -> None:
+        while not ended.wait(_SWEEP_SECONDS):
+            sweep(folder, _ABANDONED_SECONDS, time.time())
+
+    threading.Thread(target=keep_clean, daemon=True).start()
     try:
-        uvicorn.Server(config).run(sockets=[found])
+        web_server(app).run(sockets=[found])
     finally:
         ended.set()
         found.close()
 
 
-__all__ = ["LOOPBACK", "AppSettings", "build_app", "listening", "private_folder", "serve"]
+__all__ = ["LOOPBACK", "AppSettings", "build_app", "listening", "private_folder", "serve", "web_server"]

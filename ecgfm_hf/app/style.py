@@ -13,6 +13,7 @@ CSS = """
   font-size: 14px; line-height: 20px; text-align: center; color: #5c2e00 !important; background: #fff1d6;
   border-bottom: 1px solid #eec88c; }
 .ecg-banner strong, .ecg-banner span { color: #5c2e00 !important; }
+.toast-wrap { top: 48px !important; }
 .ecg-faint, .ecg-foot { color: var(--body-text-color-subdued); font-size: 13px; line-height: 1.5; }
 .ecg-foot { margin: 0; }
 .ecg-note { padding: 10px 14px; font-size: 14px; line-height: 1.5; border-radius: 6px; overflow-wrap: anywhere;

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from ..records.wfdb_header import read_header
 
+MEGABYTE = 1 << 20  # bytes, as browsers and Gradio's own messages count
+READING = "reading-"  # how folders begin in which uploads are laid out
 MOST_FILES = 8  # a WFDB header, and signal files as it may name several
 
 # The beginnings of archives and compressed files (at which byte, which bytes). Nothing here ever unpacks one; they are
@@ -66,7 +68,7 @@ def taken_upload(paths: Sequence[str], incoming: Path, max_bytes: int) -> Iterat
     files = [Path(path) for path in dict.fromkeys(paths)]
     if not all(incoming in Path(os.path.realpath(file)).parents for file in files):
         raise UploadError("only files that were dropped on the page are read")
-    with tempfile.TemporaryDirectory(prefix="reading-", dir=incoming) as own:
+    with tempfile.TemporaryDirectory(prefix=READING, dir=incoming) as own:
         try:
             _check(files, max_bytes)
             yield _laid_out(files, Path(own))
@@ -119,7 +121,7 @@ def _check(files: Sequence[Path], max_bytes: int) -> None:
 
 
 def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.3g} MB"
+    return f"{count / MEGABYTE:.3g} MB"
 
 
 def _is_archive(file: Path) -> bool:
@@ -164,4 +166,4 @@ def _remove(file: Path) -> None:
         file.parent.rmdir()
 
 
-__all__ = ["MOST_FILES", "Upload", "UploadError", "stored_bytes", "sweep", "taken_upload"]
+__all__ = ["MEGABYTE", "MOST_FILES", "READING", "Upload", "UploadError", "stored_bytes", "sweep", "taken_upload"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..configuration_ecgfm import ECGFMConfig
 from ..records.record import ECGRecord
+from .ecg_page import GAINS
 
 if TYPE_CHECKING:
     from .attribution import Attribution
@@ -21,6 +22,9 @@ def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--plot-format", choices=("pdf", "png"), default="pdf", help="default: pdf")
     group.add_argument("--plot-paper", choices=("a4", "letter"), default="a4", help="default: a4")
     group.add_argument("--plot-start", metavar="S", type=float, default=0.0, help="second to begin at (default: 0)")
+    group.add_argument(
+        "--plot-gain", type=float, choices=GAINS, default=10.0, metavar="MM", help="mm/mV: 5, 10 or 20 (default: 10)"
+    )
     group.add_argument(
         "--plot-saliency",
         metavar="LABEL",
@@ -64,13 +68,24 @@ def pages(args: argparse.Namespace, pipeline: Any) -> "Callable[[ECGRecord, dict
         captum_attributions()  # is there captum?
     args.plot.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
+    model_name = os.path.basename(os.path.normpath(args.model))
 
     def write(record: ECGRecord, answer: dict[str, Any]) -> None:
         path = plot_path(args.plot, record.recording_id, args.plot_format, taken)
         saliency = saliency_for_plot(pipeline, record, asked)
-        config, paper = pipeline.model.config, args.plot_paper
-        scores, positive = answer["scores"], answer["positive"]
-        plot_recording(record, scores, positive, config, saliency, path, paper=paper, start_s=args.plot_start)
+        plot_recording(
+            record,
+            answer["scores"],
+            answer["positive"],
+            pipeline.model.config,
+            saliency,
+            path,
+            warnings=answer["warnings"],
+            start_s=args.plot_start,
+            facts=[f"model {model_name}"],
+            mm_per_mv=args.plot_gain,
+            paper=args.plot_paper,
+        )
 
     return write
 
@@ -95,12 +110,11 @@ def plot_recording(
     config: ECGFMConfig,
     saliency: "Attribution | None",
     path: str | os.PathLike,
-    *,
-    paper: str = "a4",
-    start_s: float = 0.0,
+    **settings: Any,
 ) -> None:
     """
-    Writes the page of one recording to `path` (.png or .pdf), whose folder is created.
+    Writes the page of one recording to `path` (.png or .pdf), whose folder is created. `settings` are further ones of
+    [`plot_prediction`].
 
     Raises:
         ImportError, ValueError, OSError: as [`plot_prediction`] and [`save_page`].
@@ -108,7 +122,7 @@ def plot_recording(
     from .paper import save_page
     from .prediction_page import plot_prediction
 
-    figure = plot_prediction(record, scores, positive, config, start_s=start_s, saliency=saliency, paper=paper)
+    figure = plot_prediction(record, scores, positive, config, saliency=saliency, **settings)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_page(figure, path)
 

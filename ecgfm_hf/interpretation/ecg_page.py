@@ -121,12 +121,13 @@ def draw_ecg(
     colormap = None if saliency is None else _colormap()
     draw_grid(axes, box)
     row_height, left = (box.height - 5) / 4, box.left + _PULSE_ROOM
+    lowered = max(0.0, mm_per_mv + 1 - 2.5 - 0.5 * row_height)  # a pulse of 20 mm would leave the grid
     cut: list[str] = []
     for row in range(4):
         baseline = box.top + 2.5 + (row + 0.5) * row_height
         # Tall complexes may reach over their neighbours, as on any printout, but no further than those reach.
         room = Box(left, max(box.top, baseline - 1.5 * row_height), box.right, min(box.bottom, baseline + row_height))
-        draw_calibration_pulse(axes, left, baseline, mm_per_mv)
+        draw_calibration_pulse(axes, left, baseline + lowered, mm_per_mv)
         if row == 3:
             if draw_trace(axes, leads, rhythm_lead, start_s, PAGE_SECONDS, left, baseline, mm_per_mv, room, colormap):
                 cut.append(f"{rhythm_lead} (rhythm strip)")
@@ -187,8 +188,11 @@ def _colormap() -> "Colormap":
 
 def _draw_color_bar(axes: "Axes", left: float, right: float, y: float, saliency: "Attribution") -> None:
     low = "against" if saliency.signed else "least"
-    what = f"for {saliency.label}" if saliency.signed else "most attention (of no label)"
-    what = fit_text(what, 6.5, right - left - 72)
+    if saliency.signed:
+        how = f" ({saliency.method.replace('_', ' ')})"
+        what = fit_text(f"for {saliency.label}", 6.5, right - left - 72 - text_width(how, 6.5)) + how
+    else:
+        what = "most attention (of no label)"
     end = right - text_width(what, 6.5) - 1.5
     edges = np.linspace(end - 28, end, 57)
     values = np.linspace(-1 if saliency.signed else 0, 1, 56)

@@ -111,6 +111,21 @@ def fit_text(text: str, size: float, width: float, bold: bool = False) -> str:
     return f"{text[:low].rstrip()}…"
 
 
+def fit_label(text: str, size: float, smallest: float, width: float, bold: bool = False) -> tuple[str, float]:
+    """
+    A label that fits into `width` mm, and its size: smaller if need be, down to `smallest`; then without its middle,
+    since labels may differ in nothing but their beginning ("incomplete ... block") or their end.
+    """
+    text = " ".join(text.split())
+    size = min(size, max(smallest, 0.99 * size * width / max(text_width(text, size, bold), 1e-9)))
+    kept = len(text)
+    shown = text
+    while kept and text_width(shown, size, bold) > width:
+        kept -= 1
+        shown = f"{text[: (kept + 1) // 2].rstrip()}…{text[len(text) - kept // 2 :].lstrip()}"
+    return shown, size
+
+
 def save_page(figure: "Figure", path: str | os.PathLike) -> None:
     """
     Writes a page as PNG (200 dots an inch) or PDF (vectors), whichever `path` ends with, at its true size: print at
@@ -136,4 +151,14 @@ def save_page(figure: "Figure", path: str | os.PathLike) -> None:
         partial.unlink(missing_ok=True)
 
 
-__all__ = ["NOT_FOR_CLINICAL_USE", "SIZES", "Box", "draw_grid", "fit_text", "new_sheet", "save_page", "write"]
+__all__ = [
+    "NOT_FOR_CLINICAL_USE",
+    "SIZES",
+    "Box",
+    "draw_grid",
+    "fit_label",
+    "fit_text",
+    "new_sheet",
+    "save_page",
+    "write",
+]

@@ -21,6 +21,7 @@ def plot_prediction(
     positive: Sequence[str] | None,
     config: ECGFMConfig,
     *,
+    warnings: Sequence[str] = (),
     start_s: float = 0.0,
     saliency: "Attribution | None" = None,
     title: str | None = None,
@@ -36,6 +37,7 @@ def plot_prediction(
         scores: By label name, as the pipeline answers.
         positive: Labels at or above their thresholds; `None` where the model has no thresholds.
         config: The model's, which knows thresholds, calibration and notes.
+        warnings: Of the answer, such as that a lead is dead; printed below the scores.
         record, start_s, saliency, title, facts, mm_per_mv, rhythm_lead, paper: As in [`plot_ecg`].
 
     Returns:
@@ -45,7 +47,8 @@ def plot_prediction(
     box = grid_box(paper, row_height=27.5)
     draw_head(axes, box, record, start_s, title, facts, mm_per_mv, saliency)
     draw_ecg(axes, box, record, start_s, saliency, mm_per_mv, rhythm_lead)
-    draw_scores(axes, Box(box.left, box.bottom + 2, box.right, SIZES[paper][1] - 10), scores, positive, config)
+    panel = Box(box.left, box.bottom + 2, box.right, SIZES[paper][1] - 10)
+    draw_scores(axes, panel, scores, positive, config, warnings)
     draw_foot(axes, paper, box)
     return figure
 

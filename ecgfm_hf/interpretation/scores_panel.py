@@ -5,27 +5,35 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..configuration_ecgfm import ECGFMConfig
-from .paper import FAINT_INK, INK, Box, fit_text, write
+from .paper import FAINT_INK, INK, Box, fit_label, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LINE_HEIGHT, _NOTE_HEIGHT = 3.9, 2.6  # mm
+_WARNING_LINES = 3
 _POSITIVE, _NEGATIVE, _TRACK = "#d55e00", "#7d8a96", "#ececec"
 
 
 def draw_scores(
-    axes: "Axes", box: Box, scores: dict[str, float], positive: Sequence[str] | None, config: ECGFMConfig
+    axes: "Axes",
+    box: Box,
+    scores: dict[str, float],
+    positive: Sequence[str] | None,
+    config: ECGFMConfig,
+    warnings: Sequence[str] = (),
 ) -> None:
     """
     A bar a label in `box`, in the model's order, with a tick where its threshold is; positive labels stand out. A value
-    is called a probability only where the config calibrates it. Below, notes of the labels, positive ones first.
+    is called a probability only where the config calibrates it. Below, warnings of the recording, and notes of the
+    labels, positive ones first.
 
     More labels than fit: the positive ones and the highest scores are shown, and how many there are is said.
     """
     notes = {label: " ".join(text.split()) for label, text in (config.label_notes or {}).items() if label in scores}
+    small_print = [*_warned(warnings, box), *_noted(notes, positive, box)]
     columns = 2 if len(scores) <= 24 else 3
-    notes_height = min(0.35 * box.height, 1.5 + _NOTE_HEIGHT * len(_wrapped(notes, positive, box))) if notes else 0.0
+    notes_height = min(0.35 * box.height, 1.5 + _NOTE_HEIGHT * len(small_print)) if small_print else 0.0
     lines = max(1, int((box.height - 6 - notes_height) / _LINE_HEIGHT))
     labels = _chosen(scores, positive, columns * lines)
     _draw_heading(axes, box, scores, len(labels), positive, config)
@@ -36,7 +44,7 @@ def draw_scores(
         left = box.left + column * (width + 8)
         y = box.top + 9 + line * _LINE_HEIGHT
         _draw_label(axes, left, left + width, y, label, scores[label], positive, config)
-    _draw_notes(axes, box, box.top + 9 + lines * _LINE_HEIGHT, notes, positive)
+    _draw_small_print(axes, box, box.top + 9 + lines * _LINE_HEIGHT, small_print)
 
 
 def _chosen(scores: dict[str, float], positive: Sequence[str] | None, count: int) -> list[str]:
@@ -90,8 +98,8 @@ def _draw_label(
     is_positive = label in (positive or ())
     weight = "bold" if is_positive else "normal"
     bar_left, bar_right = left + 0.56 * (right - left), right - 13
-    name = fit_text(label, 6.8, bar_left - left - 3.5, is_positive) + "*" * (label in (config.label_notes or {}))
-    write(axes, left, y, name, 6.8, weight=weight)
+    name, size = fit_label(label, 6.8, 5.4, bar_left - left - 3.5, is_positive)
+    write(axes, left, y, name + "*" * (label in (config.label_notes or {})), size, weight=weight)
     if config.problem_type == "regression":
         write(axes, right, y, f"{score:.4g}", 6.8, ha="right", weight=weight)
         return
@@ -109,20 +117,36 @@ def _draw_label(
         axes.plot([x, x], [top - 0.5, top + height + 0.5], color=INK, linewidth=1.1, solid_capstyle="butt", zorder=5)
 
 
-def _wrapped(notes: dict[str, str], positive: Sequence[str] | None, box: Box) -> list[str]:
+def _noted(notes: dict[str, str], positive: Sequence[str] | None, box: Box) -> list[tuple[str, bool]]:
+    """Lines, and whether they are warnings."""
     order = sorted(notes, key=lambda label: label not in (positive or ()))
+    return [(line, False) for label in order for line in _lines(f"* {label}: {notes[label]}", box)]
+
+
+def _warned(warnings: Sequence[str], box: Box) -> list[tuple[str, bool]]:
+    """All in one paragraph; of many, as many as there is room for, and how many there are."""
+    if not warnings:
+        return []
+    counted = f"{len(warnings)} warning{'s' * (len(warnings) != 1)}: "
+    lines = _lines(counted + "; ".join(" ".join(one.split()) for one in warnings), box)
+    if len(lines) > _WARNING_LINES:
+        lines = [*lines[: _WARNING_LINES - 1], f"{lines[_WARNING_LINES - 1].rstrip(' ;')} …"]
+    return [(line, True) for line in lines]
+
+
+def _lines(text: str, box: Box) -> list[str]:
     # A character of this size is about a millimetre wide on average.
-    return [line for label in order for line in textwrap.wrap(f"* {label}: {notes[label]}", int(box.width / 1.05))]
+    return textwrap.wrap(text, int(box.width / 1.05))
 
 
-def _draw_notes(axes: "Axes", box: Box, top: float, notes: dict[str, str], positive: Sequence[str] | None) -> None:
-    lines = _wrapped(notes, positive, box)
+def _draw_small_print(axes: "Axes", box: Box, top: float, lines: list[tuple[str, bool]]) -> None:
     fit = max(0, int((box.bottom - top) / _NOTE_HEIGHT))
     if len(lines) > fit:
-        rest = "* more notes than fit here: see the model's configuration (label_notes)"
+        rest = ("* more notes than fit here: see the model's configuration (label_notes)", False)
         lines = [*lines[: max(0, fit - 1)], rest][:fit]
-    for number, line in enumerate(lines):
-        write(axes, box.left, top + number * _NOTE_HEIGHT, line, 5.8, color=FAINT_INK)
+    for number, (line, is_warning) in enumerate(lines):
+        color = INK if is_warning else FAINT_INK
+        write(axes, box.left, top + number * _NOTE_HEIGHT, line, 5.8, color=color)
 
 
 __all__ = ["draw_scores"]
