@@ -26,15 +26,9 @@ def make_folder(folder, config, **kwargs):
 
 
 @contextlib.contextmanager
-def stand_in_cards(only_if_absent=False):
+def stand_in_cards():
     """Cards that say next to nothing in place of the real ones."""
     with pytest.MonkeyPatch.context() as patch:
-        if only_if_absent:
-            with contextlib.suppress(ImportError):
-                import ecgfm_hf.hub.cards
-
-                yield ecgfm_hf.hub.cards
-                return
         patch.setitem(sys.modules, "ecgfm_hf.hub.cards", card_stand_in)
         yield card_stand_in
 

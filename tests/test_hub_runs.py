@@ -6,10 +6,11 @@ import shutil
 
 import pytest
 from finetune_cases import TINY_MODEL, make_store
-from hub_cases import mock_hub, stand_in_cards
+from hub_cases import mock_hub
 from tiny_pretraining import MODEL
 
 from ecgfm_hf.cli import main
+from ecgfm_hf.hub.cards import build_model_card
 
 USER, HOST, FOLDER = "zebulon", "lab-cluster-07", "private study of zebulon"
 
@@ -65,11 +66,10 @@ def pushed(tmp_path_factory, checkpoint_path):
             assert main([str(part) for part in command]) == 0, command
         # The machine as it would be named in a run's files, were one to write it.
         assert str(store) in (place / "finetuned" / "settings.yaml").read_text()
-        with stand_in_cards(only_if_absent=True) as cards:
-            for name in ("converted", "pretrained", "finetuned", "probed"):
-                card = cards.build_model_card(place / name, repo_id=f"lab/{name}", **DETAILS)
-                (place / name / "README.md").write_text(card, encoding="utf-8")
-                assert main(["push", str(place / name), f"lab/{name}"]) == 0, name
+        for name in ("converted", "pretrained", "finetuned", "probed"):
+            card = build_model_card(place / name, repo_id=f"lab/{name}", **DETAILS)
+            (place / name / "README.md").write_text(card, encoding="utf-8")
+            assert main(["push", str(place / name), f"lab/{name}"]) == 0, name
         yield hub, place
 
 
@@ -77,7 +77,8 @@ def pushed(tmp_path_factory, checkpoint_path):
 def test_what_a_run_pushes_has_no_path_and_no_name_of_user_or_host(name, pushed):
     hub, place = pushed
     files = hub.files(f"lab/{name}")
-    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "LICENSE"} <= set(files)
+    whole = {"config.json", "model.safetensors", "preprocessor_config.json", "model_facts.json", "README.md", "LICENSE"}
+    assert whole <= set(files)
     for file, content in files.items():
         for secret in (str(place), str(place.parent), USER, HOST, FOLDER):
             assert secret.encode().lower() not in content.lower(), (file, secret)

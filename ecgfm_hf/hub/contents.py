@@ -19,6 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 from ..configuration_ecgfm import ECGFMConfig
 from ..data.split_guard import GUARD_FILE, seen
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
+from ..model_facts import FACTS_FILE
 from ..modeling_ecgfm import AUTO_MAP, CUSTOM_PIPELINES
 from .traces import Machine, find_traces, this_machine
 from .weights import (
@@ -49,7 +50,6 @@ _REASONS = (
         r"settings\.yaml|metrics\.jsonl|finetuning\.json|trainer_state\.json|nonfinite/",
         "of the training run",
     ),
-    (r"model_facts\.json", "told in the card"),
     (r"adapters/", "merged into the weights"),
     (r"\..*", "hidden"),
 )
@@ -141,6 +141,8 @@ def folder_contents(
     for name in (*_TEXT_FILES[:-2], *weights):
         if not _take(found, name):
             found.problems.append(f"{name}: there is no such file: {_AGAIN}")
+    # What was done to the weights, for the cards of models that begin from it. Looked through all the same.
+    _take(found, FACTS_FILE)
     config = _check_config(found)
     if config is not None and weights:
         whole = [name for name in weights if name in found.files]
