@@ -202,6 +202,12 @@ def test_impossible_runs_are_refused(settings, changes, message):
         Pretrainer(settings(**changes))
 
 
+def test_an_engine_that_accelerate_leaves_out_on_cpus_is_refused(settings, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SettingsError, match="configuration names FSDP, which it does not use here"):
+        Pretrainer(settings())
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Runs
 # ----------------------------------------------------------------------------------------------------------------------
@@ -506,7 +512,7 @@ def test_trackers_get_figures_and_never_paths_or_recordings(settings, tmp_path, 
     trainer = Pretrainer(chosen)
     accelerator = trainer.accelerator
     monkeypatch.setattr(
-        accelerator, "init_trackers", lambda project, config, init_kwargs: seen.append((project, config))
+        accelerator, "init_trackers", lambda project, config, init_kwargs: seen.append((project, config, init_kwargs))
     )
     monkeypatch.setattr(accelerator, "log", lambda values, step: seen.append((step, values)))
     (tmp_path / "out").mkdir()
@@ -515,6 +521,9 @@ def test_trackers_get_figures_and_never_paths_or_recordings(settings, tmp_path, 
     monitor.close()
     assert seen[0][0] == "ecgfm-pretraining"
     assert seen[0][1]["learning_rate"] == 1e-3
+    wandb = seen[0][2].pop("wandb")
+    assert wandb["dir"] == str(tmp_path / "out")  # Where it keeps files; it is not sent.
+    assert wandb["settings"]["host"] == ""  # Else the machine's name is.
     assert seen[1] == (1, {"train/loss": 1.0})
     assert str(tmp_path) not in json.dumps(seen)
     assert "recording" not in json.dumps(seen[1:])

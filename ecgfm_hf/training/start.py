@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from accelerate.utils import GradientAccumulationPlugin
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -19,6 +19,12 @@ from .settings import PretrainSettings, SettingsError
 
 # Errors for impossible values, of transformers and huggingface_hub.
 IMPOSSIBLE = (TypeError, ValueError, StrictDataclassError)
+# How accelerate's launcher tells of the engine that its configuration names.
+_ENGINES = {
+    "ACCELERATE_USE_DEEPSPEED": DistributedType.DEEPSPEED,
+    "ACCELERATE_USE_FSDP": DistributedType.FSDP,
+    "ACCELERATE_USE_MEGATRON_LM": DistributedType.MEGATRON_LM,
+}
 # What weights do not depend on: may differ from the folder that a run begins from.
 _OBJECTIVE = {
     "hidden_dropout",
@@ -48,8 +54,8 @@ def build_accelerator(settings: PretrainSettings) -> Accelerator:
     accelerate's object; whatever engine its configuration names.
 
     Raises:
-        [`SettingsError`]: fewer or more processes than `processes` says or the launcher promised, a precision that the
-            device lacks, an unknown tracker.
+        [`SettingsError`]: fewer or more processes than `processes` says or the launcher promised, an engine that
+            accelerate leaves out, a precision that the device lacks, an unknown tracker.
     """
     check_trackers(settings.trackers)
     # Layers that are skipped at random get no gradient, which DistributedDataParallel must be told to expect.
@@ -71,6 +77,7 @@ def build_accelerator(settings: PretrainSettings) -> Accelerator:
     if settings.precision == "float16" and accelerator.device.type == "cpu":
         raise SettingsError("precision=float16 needs a GPU, found a CPU: use bfloat16 or float32")
     check_processes(accelerator.num_processes, settings.processes, "scripts/pretrain.py")
+    _check_engine(accelerator)
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -86,6 +93,18 @@ def check_processes(found: int, processes: int | None, script: str) -> None:
             f"expected {expected} processes, found {found}. `accelerate launch` runs one process on CPUs; several: "
             f"torchrun --standalone --nproc_per_node N {script} ... device=cpu"
         )
+
+
+def _check_engine(accelerator: Accelerator) -> None:
+    """[`SettingsError`] where accelerate does without the engine that its configuration names: on CPUs, silently."""
+    for variable, engine in _ENGINES.items():
+        named = os.environ.get(variable, "false").lower() in ("true", "1")
+        if named and accelerator.distributed_type != engine:
+            found = f"{accelerator.device.type}, {accelerator.distributed_type.value}"
+            raise SettingsError(
+                f"accelerate's configuration names {engine.value}, which it does not use here ({found}): take "
+                "it out of the configuration, or run on GPUs, without device=cpu"
+            )
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
