@@ -191,7 +191,7 @@ def test_augmentations_depend_on_epoch_and_item_and_not_on_workers(settings):
         ({"trackers": ["tensorbord"]}, "unknown tracker 'tensorbord'"),
         ({"init_from": "nowhere"}, "init_from: nowhere is no model folder"),
         ({"init_from": "some.pt"}, "`ecgfm convert`"),
-        ({"model": {**MODEL, "num_attention_heads": 3}}, "model: .*hidden_size must be a multiple"),
+        ({"model": {**MODEL, "num_attention_heads": 3}}, "model: hidden_size must be a multiple"),
         ({"model": {**MODEL, "mask_time_prob": 0.0}}, "mask_time_prob is 0: pretraining masks"),
         ({"augmentations": {"random_lead_mask": {}}}, "augmentations: unknown augmentation 'random_lead_mask'"),
         ({"feature_extractor": {"nan_sample": "zero"}}, "feature_extractor: .*nan_samples"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from accelerate.utils import GradientAccumulationPlugin
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers.modeling_utils import PreTrainedModel
 
@@ -47,6 +47,11 @@ _OBJECTIVE = {
     "cmsc_loss_weight",
     "cmsc_temperature",
 }
+
+
+def reason_of(error: Exception) -> str:
+    """An error's message, without the name of the function that huggingface_hub puts in front of a config's."""
+    return str(error.__cause__ if isinstance(error, StrictDataclassClassValidationError) else error)
 
 
 def build_accelerator(settings: PretrainSettings) -> Accelerator:
@@ -130,7 +135,7 @@ def build_model(
         try:
             config = getattr(ECGFMConfig, settings.architecture)(**settings.model)
         except IMPOSSIBLE as error:
-            raise SettingsError(f"model: {error}") from None
+            raise SettingsError(f"model: {reason_of(error)}") from None
         model = ECGFMForPreTraining(config)
     else:
         model = _load(Path(source), settings, "init_from: " if checkpoint is None else "")
@@ -140,7 +145,7 @@ def build_model(
         else:
             extractor = ECGFMFeatureExtractor.from_pretrained(source, **settings.feature_extractor)
     except (*IMPOSSIBLE, OSError) as error:
-        raise SettingsError(f"feature_extractor: {error}") from None
+        raise SettingsError(f"feature_extractor: {reason_of(error)}") from None
     if len(extractor.lead_names) != model.config.num_leads:
         raise SettingsError(
             f"model.num_leads is {model.config.num_leads}, the feature extractor gives {len(extractor.lead_names)}: "
@@ -163,7 +168,7 @@ def _load(folder: Path, settings: PretrainSettings, where: str) -> ECGFMForPreTr
     try:
         config = ECGFMConfig.from_pretrained(folder)
     except (*IMPOSSIBLE, OSError) as error:
-        raise SettingsError(f"{where}{folder}: {error}") from None
+        raise SettingsError(f"{where}{folder}: {reason_of(error)}") from None
     for name, value in settings.model.items():
         stored = getattr(config, name)
         stored = list(stored) if isinstance(stored, (list, tuple)) else stored
@@ -177,7 +182,7 @@ def _load(folder: Path, settings: PretrainSettings, where: str) -> ECGFMForPreTr
             folder, config=config, dtype=torch.float32, output_loading_info=True
         )
     except (*IMPOSSIBLE, OSError, RuntimeError, SafetensorError) as error:
-        raise SettingsError(f"{where}{folder}: {error}") from None
+        raise SettingsError(f"{where}{folder}: {reason_of(error)}") from None
     if absent := sorted(loading["missing_keys"]):
         raise SettingsError(
             f"{where}{folder} is no pretraining model (fine-tuned?): its weights lack {', '.join(absent[:4])}"
@@ -185,4 +190,4 @@ def _load(folder: Path, settings: PretrainSettings, where: str) -> ECGFMForPreTr
     return model
 
 
-__all__ = ["build_accelerator", "build_model", "check_processes", "checkpoint_activations"]
+__all__ = ["build_accelerator", "build_model", "check_processes", "checkpoint_activations", "reason_of"]
