@@ -130,6 +130,25 @@ def test_optimizer_state_survives_saving(tmp_path):
     assert torch.equal(one, two)
 
 
+def test_a_state_of_tensors_alone_as_engines_keep_it_continues_the_same():
+    def trained(updates, optimizer, parameter):
+        for number in updates:
+            parameter.grad = 1e-5 * torch.sin(torch.arange(5.0) + number)
+            optimizer.step()
+
+    whole, cut = torch.nn.Parameter(torch.ones(5)), torch.nn.Parameter(torch.ones(5))
+    trained(range(6), FairseqAdam([whole]), whole)
+    first = FairseqAdam([cut])
+    trained(range(3), first, cut)
+    kept = first.state_dict()
+    kept["state"] = {k: {n: t for n, t in v.items() if torch.is_tensor(t)} for k, v in kept["state"].items()}
+    second = FairseqAdam([cut])
+    second.allocate_state()
+    second.load_state_dict(kept)
+    trained(range(3, 6), second, cut)
+    assert torch.equal(whole, cut)
+
+
 def test_schedules():
     def rates(**settings):
         chosen = PretrainSettings(learning_rate=1.0, **settings)

@@ -117,6 +117,46 @@ def main(folder):
         found = first_gradient(PretrainSettings(**changes["settings"]), changes["given"])
         if os.environ["RANK"] == "0":
             torch.save(found, folder / f"{name}.pt")
+    settings = json.loads((folder / "sharded.json").read_text())
+    for name, sharded, updates in (("plain", False, 4), ("sharded", True, 4), ("cut", True, 2), ("cut", True, 4)):
+        changes = {"output_dir": str(folder / name), "max_updates": updates}
+        with sharding() if sharded else contextlib.nullcontext():
+            AcceleratorState._reset_state()
+            Pretrainer(PretrainSettings(**settings | changes)).run()
+
+
+@contextlib.contextmanager
+def sharding():
+    """Has accelerate shard models with FSDP, which by itself it does on GPUs only."""
+    from accelerate import DistributedType
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    import ecgfm_hf.training.pretraining as pretraining
+
+    build = pretraining.build_accelerator
+    before = PartialState._shared_state["distributed_type"]
+
+    def build_sharded(settings):
+        accelerator = build(settings)
+        for state in (PartialState, AcceleratorState):
+            state._shared_state["distributed_type"] = DistributedType.FSDP
+        AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            reshard_after_forward=True,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["ECGFMEncoderLayer"],
+            state_dict_type="SHARDED_STATE_DICT",
+            cpu_ram_efficient_loading=False,
+        )
+        return accelerator
+
+    pretraining.build_accelerator = build_sharded
+    try:
+        yield
+    finally:
+        pretraining.build_accelerator = build
+        PartialState._shared_state["distributed_type"] = before
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -197,8 +237,9 @@ def gradients(workplace):
     (workplace / "whole.json").write_text(
         json.dumps(base_settings(workplace, **LONGER, output_dir=str(workplace / "whole2")))
     )
+    (workplace / "sharded.json").write_text(json.dumps(base_settings(workplace)))
     command = torchrun(2, __file__, str(workplace))
-    done = subprocess.run(command, env=environment(workplace), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment(workplace), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return {name: torch.load(workplace / f"{name}.pt", weights_only=True) for name in cases}
 
@@ -282,6 +323,20 @@ def test_cmsc_across_processes_is_that_of_one_batch_with_its_gradient(workplace,
     assert metrics["cmsc_loss"] == pytest.approx(cmsc.item(), rel=1e-5)
 
 
+def test_sharded_training_is_that_of_whole_models_and_continues_to_bit_equal_weights(workplace, gradients):
+    from safetensors.torch import load_file
+
+    plain, sharded, cut = (load_file(workplace / n / "model.safetensors") for n in ("plain", "sharded", "cut"))
+    for name, weight in plain.items():
+        torch.testing.assert_close(sharded[name], weight, rtol=0, atol=1e-6)
+        assert torch.equal(cut[name], sharded[name]), name
+    checkpoint = workplace / "sharded" / "checkpoints" / "step-00000004"
+    assert (checkpoint / "engine").is_dir()
+    assert not (checkpoint / "optimizer.pt").exists()
+    lines = [json.loads(line) for line in (workplace / "sharded" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["gradient_norm"] > 0 for line in lines)
+
+
 def descendants(pid):
     """A process and all that it started."""
     found = [pid]
@@ -299,7 +354,7 @@ def descendants(pid):
 def signal_at(command, env, metrics, update, number):
     """Runs a command until it has logged an update, then sends it and all that it started a signal: exit status."""
     running = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (metrics.is_file() and f'"update": {update},' in metrics.read_text()):
         assert running.poll() is None, running.stderr.read().decode()
         assert time.monotonic() < deadline
@@ -307,7 +362,7 @@ def signal_at(command, env, metrics, update, number):
     for pid in descendants(running.pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-    running.communicate(timeout=120)
+    running.communicate(timeout=600)
     return running.returncode
 
 
@@ -340,7 +395,7 @@ def test_a_killed_run_continues_to_bit_equal_weights(workplace, gradients, tmp_p
         assert rest.run().finished
     else:
         whole = workplace / "whole2"
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         assert f"continuing at update {int(left[5:])}" in done.stdout
     found, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "killed", whole))

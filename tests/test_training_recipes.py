@@ -82,7 +82,7 @@ def test_changes_are_typed_as_yaml_has_them():
         ("learning_rat=1e-4", "unknown setting learning_rat; did you mean learning_rate?"),
         ("model.hiden_size=8", "unknown setting model.hiden_size; did you mean hidden_size?"),
         ("pairs.x=1", "pairs.x: pairs is no mapping"),
-        ("pairs=4.5", "pairs must be a whole number, found: 4.5"),
+        ("pairs=4.5", "pretrain_tiny.yaml as changed: pairs must be a whole number, found: 4.5"),
         ("pairs=0", "pairs must be at least 1, found: 0"),
         ("pairs=true", "pairs must be a whole number, found: True"),
         ("learning_rate=fast", "learning_rate must be a number, found: 'fast'"),

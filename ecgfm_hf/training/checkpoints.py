@@ -227,9 +227,9 @@ def check_same_settings(state: TrainerState, settings: PretrainSettings) -> None
         [`SettingsError`]: settings that would change the outcome differ.
     """
     now = settings.to_dict()
-    # With a fixed learning rate a run may be made longer; others depend on its length.
-    free = _FREE | ({"epochs", "max_updates"} if settings.schedule == "fixed" and settings.warmup >= 1 else set())
-    free |= {"epochs", "max_updates"} if settings.schedule == "fixed" and settings.warmup == 0 else set()
+    # With a fixed learning rate a run may be made longer; others, and a warm-up in shares, depend on its length.
+    lengthens = settings.schedule == "fixed" and not 0 < settings.warmup < 1
+    free = _FREE | {"epochs", "max_updates"} if lengthens else _FREE
     changed = [text for k in now if k not in free for text in _differences(k, state.settings.get(k), now[k])]
     _refuse(settings.to_dict(), changed)
 

@@ -12,7 +12,7 @@ from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMModel
 from .finetune_settings import FINETUNED_MODEL, FinetuneSettings
 from .masking import derived_seed
 from .settings import SettingsError
-from .start import IMPOSSIBLE
+from .start import IMPOSSIBLE, reason_of
 
 _MASK_EMBEDDING = "masked_spec_embed"
 
@@ -29,7 +29,7 @@ def build_extractor(settings: FinetuneSettings) -> ECGFMFeatureExtractor:
             return ECGFMFeatureExtractor(**settings.feature_extractor)
         return ECGFMFeatureExtractor.from_pretrained(_folder(settings), **settings.feature_extractor)
     except (*IMPOSSIBLE, OSError) as error:
-        raise SettingsError(f"feature_extractor: {error}") from None
+        raise SettingsError(f"feature_extractor: {reason_of(error)}") from None
 
 
 def build_classifier(
@@ -57,7 +57,7 @@ def build_classifier(
         try:
             config = getattr(ECGFMConfig, settings.architecture)(**settings.model, **labels)
         except IMPOSSIBLE as error:
-            raise SettingsError(f"model: {error}") from None
+            raise SettingsError(f"model: {reason_of(error)}") from None
         _aggregate(config, settings)
         return ECGFMForMultiLabelClassification(config).train()
     return _load(_folder(settings), settings, labels).train()
@@ -75,7 +75,7 @@ def _load(folder: Path, settings: FinetuneSettings, labels: dict) -> ECGFMForMul
     try:
         config = ECGFMConfig.from_pretrained(folder)
     except (*IMPOSSIBLE, OSError) as error:
-        raise SettingsError(f"init_from: {folder}: {error}") from None
+        raise SettingsError(f"init_from: {folder}: {reason_of(error)}") from None
     for name, value in settings.model.items():
         stored = getattr(config, name)
         stored = list(stored) if isinstance(stored, (list, tuple)) else stored
@@ -102,7 +102,7 @@ def _load(folder: Path, settings: FinetuneSettings, labels: dict) -> ECGFMForMul
     except SettingsError:
         raise
     except (*IMPOSSIBLE, OSError, RuntimeError) as error:
-        raise SettingsError(f"init_from: {folder}: {error}") from None
+        raise SettingsError(f"init_from: {folder}: {reason_of(error)}") from None
 
 
 def _checked(kind: type[PreTrainedModel], folder: Path, config: ECGFMConfig) -> PreTrainedModel:
@@ -122,7 +122,7 @@ def _aggregate(config: ECGFMConfig, settings: FinetuneSettings) -> None:
         config.label_aggregation = dict(settings.label_aggregation)
         config.validate()
     except IMPOSSIBLE as error:
-        raise SettingsError(f"label_aggregation: {error}") from None
+        raise SettingsError(f"label_aggregation: {reason_of(error)}") from None
 
 
 __all__ = ["build_classifier", "build_extractor"]

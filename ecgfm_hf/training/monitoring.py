@@ -21,17 +21,14 @@ METRICS_FILE = "metrics.jsonl"
 _TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
 # By itself Weights & Biases sends the command line, what is printed, the host's name and the code's repository: paths,
 # all of them.
-_TRACKER_SETTINGS = {
-    "wandb": {
-        "settings": {
-            "console": "off",
-            "disable_code": True,
-            "disable_git": True,
-            "x_disable_machine_info": True,
-            "x_disable_meta": True,
-            "x_save_requirements": False,
-        }
-    }
+_WANDB_SETTINGS = {
+    "host": "",  # The machine's name stands in for None.
+    "console": "off",
+    "disable_code": True,
+    "disable_git": True,
+    "x_disable_machine_info": True,
+    "x_disable_meta": True,
+    "x_save_requirements": False,
 }
 _SHORT = {
     "loss": "loss",
@@ -102,7 +99,9 @@ class Monitor:
         if settings.trackers:
             shown = {k: v for k, v in settings.to_dict().items() if k not in _PRIVATE}
             shown = {k: v if isinstance(v, (int, float, str, bool)) else json.dumps(v) for k, v in shown.items()}
-            accelerator.init_trackers(settings.project, config=shown, init_kwargs=_TRACKER_SETTINGS)
+            # Beside TensorBoard's files, and not in whatever folder the command was given.
+            of_wandb = {"dir": settings.output_dir, "settings": _WANDB_SETTINGS}
+            accelerator.init_trackers(settings.project, config=shown, init_kwargs={"wandb": of_wandb})
 
     def advance(self) -> None:
         """An update is done."""

@@ -74,12 +74,20 @@ class FairseqAdam(torch.optim.AdamW):
                     state["updates"] = state.get("updates", 0) + 1
         return loss
 
+    def _updates(self, parameter: torch.Tensor) -> int:
+        """How often a parameter has been updated: a number, since to read `step` would halt a GPU every time."""
+        state = self.state[parameter]
+        if state and "updates" not in state:
+            # Allocated and not used yet, or from the checkpoint of an engine that keeps tensors alone, as FSDP does.
+            state["updates"] = int(state["step"])
+        return state.get("updates", 0)
+
     def _parts(self, group: dict) -> list[dict]:
         """The group split by how often its parameters have been updated, almost always one part."""
         parts: dict[int, list[torch.Tensor]] = {}
         for parameter in group["params"]:
             if parameter.grad is not None:
-                parts.setdefault(self.state[parameter].get("updates", 0) + 1, []).append(parameter)
+                parts.setdefault(self._updates(parameter) + 1, []).append(parameter)
         beta2 = group["betas"][1]
         return [
             {**group, "params": parameters, "eps": group["eps"] / math.sqrt(1.0 - beta2**updates)}

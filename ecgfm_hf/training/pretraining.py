@@ -227,7 +227,6 @@ class Pretrainer:
             ends_epoch = in_epoch + 1 == self.updates_per_epoch
             state.epoch, state.update_in_epoch = (state.epoch + 1, 0) if ends_epoch else (state.epoch, in_epoch + 1)
             last = state.update >= self.total_updates
-            monitor.advance()
             if state.update % settings.log_every_updates == 0 or last:
                 seconds = time.perf_counter() - began
                 metrics["segments_per_s"] = since * effective_batch(settings, processes) / seconds
@@ -235,6 +234,7 @@ class Pretrainer:
                 monitor.log("train", state.update, metrics)
                 monitor.watch_collapse(state.update, metrics)
                 since = 0
+            monitor.advance()
             self._validate_and_save(monitor, ends_epoch, last)
             if since == 0:
                 began = time.perf_counter()  # What saving and validating took does not count.

@@ -87,7 +87,7 @@ def read_recipe(
     try:
         return settings_class(**values)
     except SettingsError as error:
-        raise SettingsError(f"{path.name}: {error}") from None
+        raise SettingsError(f"{path.name}{' as changed' if overrides else ''}: {error}") from None
 
 
 def write_recipe(settings: Any, path: Path) -> None:

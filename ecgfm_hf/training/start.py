@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from accelerate.utils import GradientAccumulationPlugin
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers.modeling_utils import PreTrainedModel
 
@@ -19,6 +19,12 @@ from .settings import PretrainSettings, SettingsError
 
 # Errors for impossible values, of transformers and huggingface_hub.
 IMPOSSIBLE = (TypeError, ValueError, StrictDataclassError)
+# How accelerate's launcher tells of the engine that its configuration names.
+_ENGINES = {
+    "ACCELERATE_USE_DEEPSPEED": DistributedType.DEEPSPEED,
+    "ACCELERATE_USE_FSDP": DistributedType.FSDP,
+    "ACCELERATE_USE_MEGATRON_LM": DistributedType.MEGATRON_LM,
+}
 # What weights do not depend on: may differ from the folder that a run begins from.
 _OBJECTIVE = {
     "hidden_dropout",
@@ -43,13 +49,18 @@ _OBJECTIVE = {
 }
 
 
+def reason_of(error: Exception) -> str:
+    """An error's message, without the name of the function that huggingface_hub puts in front of a config's."""
+    return str(error.__cause__ if isinstance(error, StrictDataclassClassValidationError) else error)
+
+
 def build_accelerator(settings: PretrainSettings) -> Accelerator:
     """
     accelerate's object; whatever engine its configuration names.
 
     Raises:
-        [`SettingsError`]: fewer or more processes than `processes` says or the launcher promised, a precision that the
-            device lacks, an unknown tracker.
+        [`SettingsError`]: fewer or more processes than `processes` says or the launcher promised, an engine that
+            accelerate leaves out, a precision that the device lacks, an unknown tracker.
     """
     check_trackers(settings.trackers)
     # Layers that are skipped at random get no gradient, which DistributedDataParallel must be told to expect.
@@ -71,6 +82,7 @@ def build_accelerator(settings: PretrainSettings) -> Accelerator:
     if settings.precision == "float16" and accelerator.device.type == "cpu":
         raise SettingsError("precision=float16 needs a GPU, found a CPU: use bfloat16 or float32")
     check_processes(accelerator.num_processes, settings.processes, "scripts/pretrain.py")
+    _check_engine(accelerator)
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -86,6 +98,18 @@ def check_processes(found: int, processes: int | None, script: str) -> None:
             f"expected {expected} processes, found {found}. `accelerate launch` runs one process on CPUs; several: "
             f"torchrun --standalone --nproc_per_node N {script} ... device=cpu"
         )
+
+
+def _check_engine(accelerator: Accelerator) -> None:
+    """[`SettingsError`] where accelerate does without the engine that its configuration names: on CPUs, silently."""
+    for variable, engine in _ENGINES.items():
+        named = os.environ.get(variable, "false").lower() in ("true", "1")
+        if named and accelerator.distributed_type != engine:
+            found = f"{accelerator.device.type}, {accelerator.distributed_type.value}"
+            raise SettingsError(
+                f"accelerate's configuration names {engine.value}, which it does not use here ({found}): take "
+                "it out of the configuration, or run on GPUs, without device=cpu"
+            )
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
@@ -111,7 +135,7 @@ def build_model(
         try:
             config = getattr(ECGFMConfig, settings.architecture)(**settings.model)
         except IMPOSSIBLE as error:
-            raise SettingsError(f"model: {error}") from None
+            raise SettingsError(f"model: {reason_of(error)}") from None
         model = ECGFMForPreTraining(config)
     else:
         model = _load(Path(source), settings, "init_from: " if checkpoint is None else "")
@@ -121,7 +145,7 @@ def build_model(
         else:
             extractor = ECGFMFeatureExtractor.from_pretrained(source, **settings.feature_extractor)
     except (*IMPOSSIBLE, OSError) as error:
-        raise SettingsError(f"feature_extractor: {error}") from None
+        raise SettingsError(f"feature_extractor: {reason_of(error)}") from None
     if len(extractor.lead_names) != model.config.num_leads:
         raise SettingsError(
             f"model.num_leads is {model.config.num_leads}, the feature extractor gives {len(extractor.lead_names)}: "
@@ -144,7 +168,7 @@ def _load(folder: Path, settings: PretrainSettings, where: str) -> ECGFMForPreTr
     try:
         config = ECGFMConfig.from_pretrained(folder)
     except (*IMPOSSIBLE, OSError) as error:
-        raise SettingsError(f"{where}{folder}: {error}") from None
+        raise SettingsError(f"{where}{folder}: {reason_of(error)}") from None
     for name, value in settings.model.items():
         stored = getattr(config, name)
         stored = list(stored) if isinstance(stored, (list, tuple)) else stored
@@ -158,7 +182,7 @@ def _load(folder: Path, settings: PretrainSettings, where: str) -> ECGFMForPreTr
             folder, config=config, dtype=torch.float32, output_loading_info=True
         )
     except (*IMPOSSIBLE, OSError, RuntimeError, SafetensorError) as error:
-        raise SettingsError(f"{where}{folder}: {error}") from None
+        raise SettingsError(f"{where}{folder}: {reason_of(error)}") from None
     if absent := sorted(loading["missing_keys"]):
         raise SettingsError(
             f"{where}{folder} is no pretraining model (fine-tuned?): its weights lack {', '.join(absent[:4])}"
@@ -166,4 +190,4 @@ def _load(folder: Path, settings: PretrainSettings, where: str) -> ECGFMForPreTr
     return model
 
 
-__all__ = ["build_accelerator", "build_model", "check_processes", "checkpoint_activations"]
+__all__ = ["build_accelerator", "build_model", "check_processes", "checkpoint_activations", "reason_of"]

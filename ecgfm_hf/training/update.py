@@ -156,11 +156,15 @@ class Updater:
 
     def _gradient_norm(self, losses: list[float], batches: list[PairBatch]) -> float | None:
         accelerator, clip = self.accelerator, self.settings.clip_norm
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        # All of them: accelerate knows an engine's parameters by the whole list.
+        parameters = list(self.model.parameters())
         if clip > 0:
             norm = accelerator.clip_grad_norm_(parameters, clip)
-        elif accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
-            return None  # Each process holds a part of the gradient.
+        elif accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return None  # It has made its step by now.
+        elif accelerator.distributed_type == DistributedType.FSDP:
+            # Each process holds a part of the gradient: accelerate knows how to add them up, and clips nothing here.
+            norm = accelerator.clip_grad_norm_(parameters, math.inf)
         else:
             accelerator.unscale_gradients()
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
