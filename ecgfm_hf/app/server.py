@@ -52,6 +52,7 @@ class AppSettings:
 
     @property
     def max_bytes(self) -> int:
+        """`max_mb` in bytes."""
         return int(self.max_mb * 1e6)
 
 

@@ -64,12 +64,14 @@ class FileSource:
         return self._table.num_rows
 
     def read_together(self, places: Sequence[int]) -> Iterable[list[int]]:
+        """Places in the groups that are read at one go."""
         return in_chunks(places, 4)
 
     def __getitems__(self, places: Sequence[int]) -> list[ReadRecording]:
         return [self._read(place) for place in places]
 
     def unread(self, place: int, reason: str) -> ReadRecording:
+        """The row of a recording that was not read, and why."""
         (row,) = self._table.slice(place, 1).to_pylist()
         return failed(place, row["recording_id"], row["patient_id"], reason, _as_text(os.fsdecode(row["path"])))
 
@@ -140,6 +142,7 @@ class StoreSource:
         return self.__dict__ | {"_open": None}
 
     def read_together(self, places: Sequence[int]) -> Iterable[list[int]]:
+        """Places in the groups that are read at one go."""
         places = np.asarray(places, dtype=np.int64)
         groups = np.searchsorted(self._first, places, side="right")
         for found in np.split(places, np.flatnonzero(np.diff(groups)) + 1):
@@ -158,6 +161,7 @@ class StoreSource:
         return record_from_row(rows.slice(place - int(self._first[group]), 1).to_pylist()[0])
 
     def unread(self, place: int, reason: str) -> ReadRecording:
+        """The row of a recording that was not read, and why."""
         group, number, within = self._place(place)
         rows = self._file(self.files[number]).read_row_group(within, columns=["recording_id", "patient_id", "path"])
         (row,) = rows.slice(place - int(self._first[group]), 1).to_pylist()
