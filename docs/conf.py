@@ -20,6 +20,7 @@ html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
+html_show_copyright = False
 
 # Links to headings are checked like links to pages.
 myst_heading_anchors = 3
@@ -93,6 +94,16 @@ def _tables(text: str) -> str:
     return re.sub(r"(?m)^([ ]*)\|.*\n[ ]*\|[ |:-]+\|\n(?:[ ]*\|.*(?:\n|$))+", table, text)
 
 
+def without_foreign_arguments(app, what, name, obj, options, signature, return_annotation):
+    """Leaves out the arguments of a constructor that a class of ours has from another library."""
+    if what in ("class", "exception"):
+        owner = next(cls for cls in obj.__mro__ if "__init__" in vars(cls) or "__new__" in vars(cls))
+        if not owner.__module__.startswith("ecgfm_hf"):
+            return "", None
+    return signature, return_annotation
+
+
 def setup(app):
     # Before napoleon, which reads the sections.
     app.connect("autodoc-process-docstring", as_restructured_text, priority=100)
+    app.connect("autodoc-process-signature", without_foreign_arguments)

@@ -86,3 +86,14 @@ def test_extras_that_pages_name_exist():
     for page in PAGES:
         for found in re.findall(r"pip install '[\w.-]*\[([\w,]+)\]'", page.read_text()):
             assert set(found.split(",")) <= extras(), f"{page.name}: [{found}]"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_flags_that_a_page_names_exist(page):
+    from ecgfm_hf.cli import build_parser
+
+    commands = next(action for action in build_parser()._actions if action.dest == "command").choices
+    for command, rest in re.findall(r"`ecgfm ([\w-]+)([^`]*)`", page.read_text()):
+        assert command in commands, f"{page.name}: ecgfm {command}"
+        flags = {flag for action in commands[command]._actions for flag in action.option_strings}
+        assert set(re.findall(r"--[\w-]+", rest)) <= flags, f"{page.name}: ecgfm {command}{rest}"

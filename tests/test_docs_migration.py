@@ -73,14 +73,3 @@ def test_what_a_row_names_exists(section):
 def test_a_row_without_counterpart_says_why(section):
     silent = [f"{section}.{key}" for key, (ours, remarks) in TABLES[section].items() if ours == "none" and not remarks]
     assert not silent
-
-
-def test_commands_and_flags_that_the_page_names_exist():
-    from ecgfm_hf.cli import build_parser
-
-    commands = next(action for action in build_parser()._actions if action.dest == "command").choices
-    text = (ROOT / "docs" / "migration.md").read_text()
-    for command, rest in re.findall(r"`ecgfm ([\w-]+)([^`]*)`", text):
-        assert command in commands, command
-        flags = {flag for action in commands[command]._actions for flag in action.option_strings}
-        assert set(re.findall(r"--[\w-]+", rest)) <= flags, f"ecgfm {command}{rest}"
