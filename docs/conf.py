@@ -96,10 +96,10 @@ def _tables(text: str) -> str:
 
 def without_foreign_arguments(app, what, name, obj, options, signature, return_annotation):
     """Leaves out the arguments of a constructor that a class of ours has from another library."""
-    if what in ("class", "exception"):
+    if what == "class":
         owner = next(cls for cls in obj.__mro__ if "__init__" in vars(cls) or "__new__" in vars(cls))
         if not owner.__module__.startswith("ecgfm_hf"):
-            return "", None
+            return "()", None
     return signature, return_annotation
 
 
