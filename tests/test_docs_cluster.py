@@ -14,7 +14,7 @@ SBATCH = CLUSTER / "pretrain.sbatch"
 
 def _sbatch_launch() -> str:
     """The launcher's line of the Slurm script, as the first of its two nodes would see it."""
-    found = re.search(r"srun bash -c '(.*?)'", SBATCH.read_text(), re.DOTALL)
+    found = re.search(r"srun [^\n]*bash -c '(.*?)'", SBATCH.read_text(), re.DOTALL)
     slurm = {"SLURM_NNODES": "2", "SLURM_NODEID": "0", "GPUS": "8", "HEAD": "node1", "STORE": "store", "OUT": "run"}
     run = subprocess.run(
         ["bash", "-euc", f"accelerate() {{ printf '%s\\0' accelerate \"$@\"; }}; {found[1]}"],
