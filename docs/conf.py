@@ -31,6 +31,7 @@ autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 maximum_signature_line_length = 100
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 napoleon_use_rtype = False
 napoleon_preprocess_types = False
 # Docstrings write names between single backticks, as Markdown does.
