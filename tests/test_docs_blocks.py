@@ -20,7 +20,15 @@ from doc_blocks import (
 from doc_stand_ins import StandIns
 
 # How many blocks of each page are not run. A block more has to be written here, where somebody looks at it.
-NOT_RUN = {"convert.md": 1, "inference.md": 2, "labeler.md": 1, "pretraining.md": 4, "quickstart.md": 1}
+NOT_RUN = {
+    "README.md": 2,
+    "convert.md": 1,
+    "hub.md": 2,
+    "inference.md": 2,
+    "labeler.md": 1,
+    "pretraining.md": 4,
+    "quickstart.md": 1,
+}
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 CODE = [block for block in BLOCKS if block.language in ("bash", "python")]
 
@@ -77,7 +85,7 @@ def test_blocks_that_are_not_run_are_these_and_say_why():
 
 
 def test_every_block_says_its_language():
-    known = {"bash", "python", "yaml", "text", "{eval-rst}", "{toctree}", "{image}"}
+    known = {"bash", "python", "yaml", "text", "{eval-rst}", "{toctree}", "{image}", "{include}"}
     strange = [f"{_name(block)}: {block.language!r}" for block in BLOCKS if block.language not in known]
     assert not strange
 
