@@ -6,7 +6,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format release-check clean
+.PHONY: demo test docs lint format release-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python scripts/demo.py demo_output
@@ -15,6 +15,10 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed lint
 	-$(BIN)/python scripts/fetch_transformers_tests.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+
+# The site in docs/_build; a warning, such as a link that leads nowhere, is an error.
+docs: $(VENV)/.installed
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -34,4 +38,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .cache demo_output dist
+	rm -rf $(VENV) .cache demo_output dist docs/_build

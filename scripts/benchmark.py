@@ -23,6 +23,8 @@ import json
 import sys
 from pathlib import Path
 
+from benchmarks.paths import INFERENCE_PATHS
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(
@@ -48,7 +50,7 @@ def main() -> int:
     of_inference = benchmarks.add_parser("inference", help="the fast paths beside float32: speed, memory, scores")
     of_inference.add_argument("--batch-size", type=int, default=8, help="segments (default: 8)")
     of_inference.add_argument(
-        "--paths", nargs="+", choices=inference.PATHS, default=inference.PATHS, help="beside float32 (default: all)"
+        "--paths", nargs="+", choices=INFERENCE_PATHS, default=INFERENCE_PATHS, help="beside float32 (default: all)"
     )
     of_inference.add_argument("--runs", type=int, default=9, help="counted runs of each (default: 9)")
     of_inference.add_argument("--json", action="store_true", help="an object a line")

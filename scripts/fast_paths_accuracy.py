@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from benchmarks.paths import INFERENCE_PATHS, REFERENCE
 
 from ecgfm_hf import load_pipeline
 from ecgfm_hf.data import as_model_inputs, load_prepared
@@ -29,7 +30,7 @@ from ecgfm_hf.memory import keep_freed_memory
 from ecgfm_hf.onnx_export import MODEL_FILE, export_onnx
 from ecgfm_hf.pipeline_ecgfm import recording_scores
 
-PATHS = ("bfloat16-eager", "bfloat16-compiled", "int8-eager", "int8-compiled", "float32-onnx")
+PATHS = tuple(path for path in INFERENCE_PATHS if path != REFERENCE)
 MOST = 0.002
 
 

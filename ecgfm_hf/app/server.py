@@ -56,6 +56,7 @@ class AppSettings:
 
     @property
     def max_bytes(self) -> int:
+        """`max_mb` in bytes."""
         return int(self.max_mb * MEGABYTE)
 
 

@@ -106,24 +106,24 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
 
 
 class MimicIVECGBuilder(SourceBuilder):
-    """See [`MimicIVECG`]."""
+    """A builder over [`MimicIVECG`]: its arguments, and `cache_dir` of 🤗 datasets."""
 
     source_class = MimicIVECG
 
 
 class PhysioNet2021Builder(SourceBuilder):
-    """See [`PhysioNet2021`]."""
+    """A builder over [`PhysioNet2021`]: its arguments, and `cache_dir` of 🤗 datasets."""
 
     source_class = PhysioNet2021
 
 
 class Code15Builder(SourceBuilder):
-    """See [`Code15`]."""
+    """A builder over [`Code15`]: its arguments, and `cache_dir` of 🤗 datasets."""
 
     source_class = Code15
 
 
 class RecordingTableBuilder(SourceBuilder):
-    """See [`RecordingTable`]."""
+    """A builder over [`RecordingTable`]: its arguments, and `cache_dir` of 🤗 datasets."""
 
     source_class = RecordingTable

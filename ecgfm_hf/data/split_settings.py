@@ -46,6 +46,7 @@ class SplitSettings:
         return {"drop_nan_leads": self.drop_nan_leads, "drop_constant_leads": self.drop_constant_leads}
 
     def to_json(self) -> dict[str, Any]:
+        """Names and values for the report; of a published split only how many recordings it names."""
         content = asdict(self)
         if self.published is not None:
             content["published"] = f"{len(self.published)} recordings"

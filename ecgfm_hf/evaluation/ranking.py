@@ -146,6 +146,10 @@ def roc_points(labels: Sequence[float], scores: Sequence[float]) -> tuple[np.nda
     """
     The receiver operating characteristic of one label.
 
+    Args:
+        labels (sequence of n): 1, 0, or NaN where unknown; unknown recordings are left out.
+        scores (sequence of n)
+
     Returns:
         False positive rates, sensitivities and thresholds, each (points,), from (0, 0) with threshold infinity to
         (1, 1): flagged is what scores at least the threshold. Rates are NaN where a label lacks that class.
@@ -159,6 +163,10 @@ def precision_recall_points(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     Precision against recall of one label.
+
+    Args:
+        labels (sequence of n): 1, 0, or NaN where unknown; unknown recordings are left out.
+        scores (sequence of n)
 
     Returns:
         Recalls, precisions and thresholds, each (points,), from the highest score to the lowest.

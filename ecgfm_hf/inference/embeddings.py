@@ -104,6 +104,12 @@ def load_encoder(
     The encoder of any ECG-FM model's folder or Hub repository, and its feature extractor with these policies. For int8
     it has the weights that [`ModelRunner`] quantises.
 
+    Args:
+        model_dir: Folder or repository, of any kind of model.
+        device: Where the encoder shall be.
+        precision: `"float32"` or `"bfloat16"`, of its weights.
+        policies: The feature extractor's `missing_leads`, `nan_samples`, `constant_leads`, `short_recordings`.
+
     Raises:
         `ValueError`: weights are missing, or the two disagree about the number of leads.
         `OSError`: there is no such folder, or it lacks a file.

@@ -68,12 +68,14 @@ class FileSource:
         return self._table.num_rows
 
     def read_together(self, places: Sequence[int]) -> Iterable[list[int]]:
+        """Places in the groups that are read at one go."""
         return in_chunks(places, 4)
 
     def __getitems__(self, places: Sequence[int]) -> list[ReadRecording]:
         return [self._read(place) for place in places]
 
     def unread(self, place: int, reason: str) -> ReadRecording:
+        """The row of a recording that was not read, and why."""
         (row,) = self._table.slice(place, 1).to_pylist()
         return failed(place, row["recording_id"], row["patient_id"], reason, _shown(row["path"]))
 
@@ -145,6 +147,7 @@ class StoreSource:
         return self.__dict__ | {"_open": None}
 
     def read_together(self, places: Sequence[int]) -> Iterable[list[int]]:
+        """Places in the groups that are read at one go."""
         places = np.asarray(places, dtype=np.int64)
         groups = np.searchsorted(self._first, places, side="right")
         for found in np.split(places, np.flatnonzero(np.diff(groups)) + 1):
@@ -167,6 +170,7 @@ class StoreSource:
         return record_from_row(self._row(self._rows(group, _SIGNAL_COLUMNS), place, group))
 
     def unread(self, place: int, reason: str) -> ReadRecording:
+        """The row of a recording that was not read, and why."""
         group = self._group(place)
         try:
             row = self._row(self._rows(group, ("recording_id", "patient_id", "path")), place, group)

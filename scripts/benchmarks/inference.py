@@ -9,16 +9,15 @@ from pathlib import Path
 
 from .ceiling import timed_shares
 from .model import GFLOP_PER_SEGMENT, run_cases
+from .paths import INFERENCE_PATHS, REFERENCE
 
-REFERENCE = "float32-eager"
-PATHS = (REFERENCE, "bfloat16-eager", "bfloat16-compiled", "int8-eager", "int8-compiled", "float32-onnx")
 GOAL = "the best path at least 3.5 times the ceiling, a change of a score at most 0.01"
 LABELS = 17
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints the figures of every path, after those of float32, which the scores are compared with."""
-    paths = [REFERENCE, *(path for path in PATHS if path in options.paths and path != REFERENCE)]
+    paths = [REFERENCE, *(path for path in INFERENCE_PATHS if path in options.paths and path != REFERENCE)]
     with tempfile.TemporaryDirectory(prefix="ecgfm-benchmark-") as scratch:
         cases = [
             {

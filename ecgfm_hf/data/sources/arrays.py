@@ -74,6 +74,7 @@ class Arrays(Source):
         return stamps
 
     def read_one(self, entry: Mapping[str, Any]) -> ECGRecord:
+        """Reads one row of the index; see [`Source.read_one`]."""
         recording = self._recordings[entry["_row"]]
         samples = np.asarray(recording["signal"])
         where = f"recording {entry['recording_id']}"

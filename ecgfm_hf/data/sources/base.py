@@ -110,6 +110,7 @@ class Source(ABC):
         return [stamp_of[path] for path in paths]
 
     def read_one(self, entry: Mapping[str, Any]) -> ECGRecord:
+        """Reads one row of the index. Raises [`ECGReadError`] or `ValueError` where it cannot be read."""
         return read_ecg(inside(self.root, entry["path"]))
 
 

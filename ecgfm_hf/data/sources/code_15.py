@@ -129,6 +129,7 @@ class Code15(Source):
                     yield entry, record
 
     def read_one(self, entry: Mapping[str, Any]) -> ECGRecord:
+        """Reads one row of the index; see [`Source.read_one`]."""
         _, found = next(self.read([entry]))
         if isinstance(found, Exception):
             raise found

@@ -132,6 +132,7 @@ class RecordingTable(Source):
         return SourceIndex(unique_rows(table, left_out), left_out, notes)
 
     def read_one(self, entry: Mapping[str, Any]) -> ECGRecord:
+        """Reads one row of the index; see [`Source.read_one`]."""
         own = {name: entry[f"_{name}"] for name in _ARGUMENTS if entry.get(f"_{name}") is not None}
         return read_with_defaults(inside(self.root, entry["path"]), **(self._arguments | own))
 
