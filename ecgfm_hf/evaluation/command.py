@@ -145,17 +145,17 @@ def _write(output: Path, predictions: Any, results: Mapping[str, Any]) -> None:
 def summary(results: Mapping[str, Any]) -> str:
     """The results as a short table, and what to know about them."""
     from .html_parts import count, figure_text
-    from .report import METRIC_NAMES
+    from .report import METRIC_NAMES, OF_ALL
 
-    per_label = results["per_label"]
-    metrics = [metric for metric in results["macro"] if metric != "accuracy"]
+    per_label, macro = results["per_label"], results["macro"]
+    metrics = [m for m in macro if any(m in found["metrics"] for found in per_label.values())]
     rows = []
     if len(per_label) <= _MOST_LABELS_PRINTED:
         for label, found in per_label.items():
             positives = found["counts"].get("positive", found["counts"].get("known"))
             rows.append([label, count(positives), *(figure_text(found["metrics"].get(m)) for m in metrics)])
     if len(per_label) > 1 or not rows:
-        rows.append(["macro", "", *(figure_text(results["macro"][m]) for m in metrics)])
+        rows.append(["macro", "", *(figure_text(macro[m]) for m in metrics)])
     second = "known" if results["problem_type"] == "regression" else "positive"
     lines = _aligned([["label", second, *(METRIC_NAMES[m] for m in metrics)], *rows])
     intervals = results["intervals"]
@@ -163,8 +163,11 @@ def summary(results: Mapping[str, Any]) -> str:
     head = f"{results['model']}: {count(results['recordings'])} recordings{people}"
     head += f"; 95% intervals over {intervals['unit']}"
     parts = [head, "", *lines]
-    if "accuracy" in results["macro"]:
-        parts.append(f"accuracy {figure_text(results['macro']['accuracy'])}")
+    others = [(name, figure) for name, figure in macro.items() if name not in metrics]
+    if others:
+        several = "macro " if len(per_label) > 1 else ""
+        shown = [f"{'' if name in OF_ALL else several}{METRIC_NAMES[name]}" for name, _ in others]
+        parts += ["", *_aligned([[name, figure_text(one[1])] for name, one in zip(shown, others, strict=True)])]
     if results["left_out"]:
         reasons = "; ".join(f"{count(number)} {reason}" for reason, number in results["left_out"].items())
         parts += ["", f"left out: {reasons}"]
