@@ -12,7 +12,7 @@ from typing import Any
 from ..arguments import names
 
 PREDICTIONS_FILE, METRICS_FILE, REPORT_FILE = "predictions.parquet", "metrics.json", "report.html"
-_MOST_LABELS_PRINTED = 30
+_MOST_LABELS_PRINTED, _WIDEST_CELL = 30, 60
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -167,7 +167,9 @@ def summary(results: Mapping[str, Any]) -> str:
     if others:
         several = "macro " if len(per_label) > 1 else ""
         shown = [f"{'' if name in OF_ALL else several}{METRIC_NAMES[name]}" for name, _ in others]
-        parts += ["", *_aligned([[name, figure_text(one[1])] for name, one in zip(shown, others, strict=True)])]
+        over = [_over(figure, len(per_label)) for _, figure in others]
+        rows = [[name, figure_text(one[1]), of] for name, one, of in zip(shown, others, over, strict=True)]
+        parts += ["", *_aligned(rows)]
     if results["left_out"]:
         reasons = "; ".join(f"{count(number)} {reason}" for reason, number in results["left_out"].items())
         parts += ["", f"left out: {reasons}"]
@@ -175,6 +177,11 @@ def summary(results: Mapping[str, Any]) -> str:
         parts += ["", *_compared(results["comparison"])]
     notes = [f"WARNING: {line}" for line in results["warnings"]] + list(results["notes"])
     return "\n".join([*parts, "", *notes])
+
+
+def _over(figure: Mapping[str, Any], labels: int) -> str:
+    """Over how many labels a mean is, where that is not over all."""
+    return f"over {figure['labels']} of {labels} labels" if figure.get("labels", labels) < labels else ""
 
 
 def _compared(found: Mapping[str, Any]) -> list[str]:
@@ -191,5 +198,12 @@ def _compared(found: Mapping[str, Any]) -> list[str]:
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
+    from .html_parts import literal
+
+    rows = [[_clipped(literal(cell)) for cell in row] for row in rows]
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _clipped(cell: str) -> str:
+    return cell if len(cell) <= _WIDEST_CELL else f"{cell[: _WIDEST_CELL - 1]}…"

@@ -93,8 +93,9 @@ def _tiles(results: Mapping[str, Any]) -> str:
         value, _, interval = figure_text(figure).partition(" (")
         several = "macro " if len(results["labels"]) > 1 and metric not in OF_ALL else ""
         below = f"95% interval {interval.rstrip(')')}" if interval else ""
-        if figure.get("left_out"):
-            below += f"; {plural(figure['labels'], 'label')}, {figure['left_out']} undefined"
+        if figure.get("left_out") or figure.get("labels", len(results["labels"])) < len(results["labels"]):
+            below += f"; over {plural(figure['labels'], 'label')}"
+            below += f", {figure['left_out']} undefined" if figure.get("left_out") else ""
         tiles.append(tile(value, several + METRIC_NAMES[metric], below.lstrip("; ")))
     return f'<div class="tiles">{"".join(tiles)}</div>\n'
 
