@@ -221,7 +221,9 @@ def test_the_small_study_runs_to_its_end_and_lora_is_judged_beside_it(tmp_path):
     assert done.returncode == 0, done.stderr
     lora = json.loads((work / "lora.json").read_text())
     assert 0 < lora["trained_share"] < 0.02
-    assert lora["macro_auroc_of_all_weights"] == found["sizes"]["40"]["macro_auroc_of_draws"]["pretrained"][0]
+    assert lora["macro_auroc_of_all_weights"] == pytest.approx(
+        found["sizes"]["40"]["macro_auroc_of_draws"]["pretrained"][0]
+    )
     assert lora["reached"] == lora["macro_auroc"] / lora["macro_auroc_of_all_weights"]
     assert max(lora["logits_differ_by"]) < 1e-4
     assert {(cell["split"], cell["judge"]) for cell in lora["tried"]} == {("tune", "valid")}
