@@ -17,7 +17,8 @@ another draw of other patients (`tune`, judged by `valid`). `studies/paired.py` 
 
 Everything that was done is kept in WORK_DIR: the same command goes on after an interruption. Figures are in
 WORK_DIR/results.json and WORK_DIR/table.md from the first draw on; `finished` in the former says whether all draws are
-in. `--small` is the same in a minute, to see that it runs: its figures mean nothing.
+in. `--small` is the same in a minute, to see that it runs (the test suite does): its figures mean nothing.
+`scripts/lora_study.py` goes on from a finished WORK_DIR.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,13 +12,14 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ecgfm_hf.data import load_arrays, load_prepared
 from ecgfm_hf.data.split_guard import write_guard
-from ecgfm_hf.evaluation import Predictions
+from ecgfm_hf.evaluation import Predictions, evaluate_predictions
 from ecgfm_hf.evaluation.command import (
     METRICS_FILE,
     PREDICTIONS_FILE,
     REPORT_FILE,
     add_evaluate_arguments,
     run_evaluate,
+    summary,
 )
 from ecgfm_hf.model_facts import weights_digest
 
@@ -128,6 +130,20 @@ def test_what_is_printed_says_what_it_is(store, model_dir, tmp_path, capsys):
     assert "not for clinical use" in said
     assert "a score, not a probability" in said
     assert "ids of recordings and patients" in said
+
+
+def test_names_cannot_reach_the_terminal_and_long_ones_are_cut():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((100, 3)) < 0.5).astype(float)
+    names = ("\x1b[31mred", "x" * 300, "other")
+    ids = [f"r{number}" for number in range(100)]
+    predictions = Predictions(ids, ids, names, rng.random((100, 3)), labels)
+    shown = summary(evaluate_predictions(predictions, thresholds={"other": 0.5}, resamples=100))
+    assert "\x1b" not in shown
+    assert "\ufffd[31mred" in shown
+    assert "x" * 59 + "…" in shown
+    assert "x" * 60 not in shown
+    assert re.search(r"^macro Sensitivity .*over 1 of 3 labels$", shown, re.MULTILINE)
 
 
 def test_results_that_exist_are_replaced_only_when_told(store, model_dir, tmp_path, capsys):

@@ -1,7 +1,6 @@
 """Intervals: over patients, the same by the same seed, honest where there is little to tell from."""
 
 import importlib.util
-import json
 import sys
 from pathlib import Path
 
@@ -251,65 +250,3 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     held = {how: np.mean([run[how][0] <= truth <= run[how][1] for run in runs]) for how in runs[0]}
     assert held["interval"] >= 0.89
     assert held["over_recordings"] < held["interval"] - 0.03
-
-
-@pytest.mark.parametrize("kind", ["multi", "single", "regression"])
-def test_all_metrics_are_plain_values_with_intervals(kind):
-    labels, scores, patients = _recordings()
-    ids = [f"r{number}" for number in range(len(labels))]
-    if kind == "multi":
-        labels[:30, 0], labels[:, 2] = np.nan, 0
-        predictions = ev.Predictions(ids, patients, ("A", "B", "C"), scores, labels)
-        found = ev.all_metrics(predictions, {"A": 0.6}, resamples=100, seed=2)
-        assert found["per_label"]["A"]["unknown"] == 30
-        assert found["per_label"]["A"]["counts"]["true_positive"] > 0
-        assert found["per_label"]["B"]["threshold"] is None
-        assert found["per_label"]["B"]["metrics"]["f1"]["value"] is None
-        assert found["per_label"]["C"]["metrics"]["auroc"]["value"] is None
-        assert (found["macro"]["auroc"]["labels"], found["macro"]["auroc"]["labels_left_out"]) == (2, 1)
-        assert any("without negatives" in note and "C" in note for note in found["notes"])
-        assert found["macro"]["f1"]["labels"] == 1
-        assert found["overall"] == {}
-    elif kind == "single":
-        classes = np.eye(3)[np.arange(300) % 3]
-        classes[:6] = np.nan
-        shares = scores / scores.sum(axis=1, keepdims=True)
-        predictions = ev.Predictions(ids, patients, ("A", "B", "C"), shares, classes, {}, "single_label_classification")
-        found = ev.all_metrics(predictions, resamples=100)
-        known = classes[6:].argmax(axis=1)
-        assert found["overall"]["accuracy"]["value"] == pytest.approx(np.mean(known == shares[6:].argmax(axis=1)))
-        assert np.sum(found["overall"]["confusion"]) == 294
-        assert np.trace(found["overall"]["confusion"]) == np.sum(known == shares[6:].argmax(axis=1))
-        assert found["macro"]["auroc"]["labels"] == 3
-    else:
-        predictions = ev.Predictions(ids, patients, ("age", "rate"), labels[:, :2], scores[:, :2], {}, "regression")
-        found = ev.all_metrics(predictions, resamples=100)
-        assert found["macro"].keys() == {"mean_absolute_error", "r_squared", "bias"}
-    assert found["intervals"] == {
-        "level": 0.95,
-        "unit": "patient",
-        "resamples": 100,
-        "seed": 2 if kind == "multi" else 0,
-    }
-    assert found["patients"] == 150
-    for figure in found["macro"].values():
-        assert figure["low"] < figure["value"] < figure["high"]
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-
-
-def test_the_challenge_score_is_among_all_metrics_where_its_classes_and_thresholds_are():
-    generator = np.random.default_rng(4)
-    labels = (generator.random((200, 26)) < 0.15).astype(float)
-    scores = np.clip(0.6 * labels + 0.5 * generator.random((200, 26)), 0, 1)
-    names = ev.challenge_classes()
-    labels[:3, 5] = np.nan
-    predictions = ev.Predictions([str(n) for n in range(200)], [None] * 200, names, scores, labels)
-    assert "challenge_score" not in ev.all_metrics(predictions, resamples=100)["overall"]
-    thresholds = dict.fromkeys(names, 0.55)
-    found = ev.all_metrics(predictions, thresholds, resamples=100)
-    expected = ev.challenge_score(labels[3:] == 1, scores[3:] >= 0.55)
-    assert found["overall"]["challenge_score"]["value"] == pytest.approx(expected)
-    assert any(note.startswith("3 recordings are not in the challenge score") for note in found["notes"])
-    assert found["patients"] is None
-    with pytest.raises(ev.MetricInputError, match="unknown labels: AF"):
-        ev.all_metrics(predictions, {"AF": 0.5})

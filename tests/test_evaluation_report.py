@@ -10,9 +10,17 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import confusion_matrix, f1_score, precision_score, recall_score, roc_auc_score
 
-from ecgfm_hf.evaluation import Predictions, compare_predictions, evaluate_predictions, write_html_report
+from ecgfm_hf.evaluation import (
+    Predictions,
+    challenge_classes,
+    challenge_score,
+    compare_predictions,
+    evaluate_predictions,
+    sensitivity_at_specificity,
+    write_html_report,
+)
 from ecgfm_hf.evaluation.curves import precision_recall_curve, reliability_bins, roc_curve, score_histogram
 from ecgfm_hf.evaluation.disclosure import SmallCells
 from ecgfm_hf.evaluation.figures import nice_scale
@@ -343,6 +351,101 @@ def test_the_accuracy_of_few_errors_is_bounded():
     assert evaluate_predictions(predictions, smallest_cell=1, **QUICK)["macro"]["accuracy"]["value"] == 1 - 3 / n
 
 
+def single_label(n=600, classes=3, errors=0.3, seed=0):
+    """Predictions of a class each, of which a share is wrong."""
+    rng = np.random.default_rng(seed)
+    true = rng.integers(0, classes, n)
+    given = np.where(rng.random(n) < errors, rng.integers(0, classes, n), true)
+    scores = 0.1 + 0.5 * (given[:, None] == np.arange(classes)) + 0.1 * rng.random((n, classes))
+    labels = (true[:, None] == np.arange(classes)).astype(float)
+    labels[:12] = np.nan
+    kind = "single_label_classification"
+    people = [f"p{number}" for number in range(n)]
+    return made(n, (0.3,) * classes, labels=labels, scores=scores, problem_type=kind, patient_ids=people)
+
+
+def test_classes_have_a_confusion_and_the_rates_that_follow_from_it():
+    predictions = single_label()
+    found = evaluate_predictions(predictions, **QUICK)
+    true, given = predictions.labels[12:].argmax(axis=1), predictions.scores[12:].argmax(axis=1)
+    counts = np.array(found["classes"]["counts"])
+    assert (counts == confusion_matrix(true, given)).all()
+    assert found["macro"]["accuracy"]["value"] == pytest.approx(np.mean(true == given))
+    for rate, theirs in (("ppv", precision_score), ("sensitivity", recall_score), ("f1", f1_score)):
+        values = [figure["value"] for figure in found["classes"]["metrics"][rate]]
+        assert values == pytest.approx(theirs(true, given, average=None))
+        assert found["classes"]["macro"][rate]["value"] == pytest.approx(theirs(true, given, average="macro"))
+    shown = Elements(html_report(found)).text
+    assert "Given and true classes" in shown
+    assert "given label 2" in shown
+
+
+def test_a_confusion_of_classes_with_a_small_cell_is_withheld_as_a_whole():
+    predictions = single_label(errors=0.03)
+    found = evaluate_predictions(predictions, **QUICK)
+    assert found["classes"] is None
+    assert "Withheld: some class" in Elements(html_report(found)).text
+    assert np.sum(evaluate_predictions(predictions, smallest_cell=1, **QUICK)["classes"]["counts"]) == 588
+
+
+def test_rates_have_a_mean_over_the_labels_that_are_decided():
+    predictions = made(n=600, prevalence=(0.3, 0.4, 0.5))
+    limits = {"label 0": 0.5, "label 1": 0.4}
+    found = evaluate_predictions(predictions, thresholds=limits, **QUICK)
+    for rate in ("sensitivity", "specificity", "ppv", "f1"):
+        own = [found["per_label"][name]["decisions"]["metrics"][rate] for name in limits]
+        mean = found["macro"][rate]
+        assert mean["value"] == pytest.approx(np.mean([figure["value"] for figure in own]))
+        assert (mean["labels"], mean["left_out"]) == (2, 0)
+        assert mean["low"] < mean["value"] < mean["high"]
+    assert "sensitivity" not in evaluate_predictions(predictions, **QUICK)["macro"]
+
+
+def test_a_mean_of_rates_of_which_one_is_bounded_is_bounded_too():
+    predictions = made(n=500, prevalence=(0.3, 0.4))
+    truth, scores = predictions.labels[:, 0], predictions.scores[:, 0]
+    limits = {"label 0": float(np.sort(scores[truth == 1])[4]), "label 1": 0.5}  # four positives are missed
+    hidden = evaluate_predictions(predictions, thresholds=limits, **QUICK)["macro"]["sensitivity"]
+    told = evaluate_predictions(predictions, thresholds=limits, smallest_cell=1, **QUICK)["macro"]["sensitivity"]
+    assert "value" not in hidden
+    low, high = hidden["bounds"]
+    assert low < told["value"] < high
+
+
+def test_the_sensitivity_at_a_fixed_specificity_is_told_and_said_to_be_chosen_here():
+    predictions = made()
+    found = evaluate_predictions(predictions, **QUICK)
+    values = sensitivity_at_specificity(predictions.labels, predictions.scores, 0.95)
+    per_label = found["per_label"].values()
+    told = [label["metrics"]["sensitivity_at_specificity"]["value"] for label in per_label]
+    assert told == pytest.approx(values.tolist())
+    assert found["macro"]["sensitivity_at_specificity"]["value"] == pytest.approx(values.mean())
+    assert any("chosen on these very recordings" in note for note in found["notes"])
+
+
+def test_the_challenge_score_is_told_where_its_classes_have_thresholds():
+    rng = np.random.default_rng(4)
+    labels = (rng.random((300, 26)) < 0.15).astype(float)
+    scores = np.clip(0.4 * labels + 0.6 * rng.random((300, 26)), 0, 1)
+    labels[:13, 5] = np.nan
+    names = challenge_classes()
+    predictions = made(300, (0.15,) * 26, label_names=names, labels=labels, scores=scores)
+    limits = dict.fromkeys(names, 0.55)
+    expected = challenge_score(labels[13:] == 1, scores[13:] >= 0.55)
+    found = evaluate_predictions(predictions, thresholds=limits, smallest_cell=1, **QUICK)
+    figure = found["macro"]["challenge_score"]
+    assert figure["value"] == pytest.approx(expected)
+    assert figure["low"] < figure["value"] < figure["high"]
+    assert any(note.startswith("13 recordings are not in the challenge score") for note in found["notes"])
+    assert "Challenge score" in Elements(html_report(found)).text
+    rounded = evaluate_predictions(predictions, thresholds=limits, **QUICK)["macro"]["challenge_score"]["value"]
+    assert rounded == round(expected, 3)
+    del limits[names[3]]
+    found = evaluate_predictions(predictions, thresholds=limits, **QUICK)
+    assert "challenge_score" not in found["macro"]
+    assert any("its 26 classes, and 1 have no threshold" in note for note in found["notes"])
+
+
 def test_of_few_patients_nothing_is_told():
     found = evaluate_predictions(made(n=40, patients=6), left_out={"too short": 3}, **QUICK)
     assert (found["recordings"], found["patients"]) == ("<10", "<10")
@@ -503,6 +606,17 @@ def test_what_cannot_be_compared_is_refused():
         compare_predictions(first, replace(first, label_names=("label 0", "other")), **QUICK)
     with pytest.raises(PredictionsError, match="different problems"):
         compare_predictions(first, replace(first, problem_type="regression"), **QUICK)
+
+
+def test_a_comparison_tells_no_more_digits_than_the_figures_themselves():
+    n = 300
+    classes = np.array([0] * 200 + [1] * 95 + [2] * 5)
+    labels = (classes[:, None] == np.arange(3)).astype(float)
+    scores = np.full((n, 3), 0.2) + 0.4 * labels[np.random.default_rng(0).permutation(n)]
+    predictions = made(n, (0.3,) * 3, labels=labels, scores=scores, problem_type="single_label_classification")
+    hidden = compare_predictions(predictions, predictions, **QUICK)["per_label"]["label 1"]["auroc"]["first"]
+    alone = evaluate_predictions(predictions, **QUICK)["per_label"]["label 1"]["metrics"]["auroc"]["value"]
+    assert hidden == alone == round(hidden, 3)
 
 
 def test_a_comparison_keeps_small_counts_too():

@@ -1,6 +1,8 @@
 """The study of label efficiency: fair draws, tuning that never sees the test set, intervals that mean what they say."""
 
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -191,3 +193,42 @@ def test_handmade_features_are_finite_whatever_the_recording(kind):
 def test_handmade_features_refuse_another_shape():
     with pytest.raises(ValueError, match="12, 2500 or more"):
         handmade_features(np.zeros((8, 5000)))
+
+
+def test_the_small_study_runs_to_its_end_and_lora_is_judged_beside_it(tmp_path):
+    scripts, work = Path(__file__).parent.parent / "scripts", tmp_path / "work"
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(scripts.parent)}
+
+    def run(script, *arguments):
+        command = [sys.executable, str(scripts / script), str(work), "--processes", "1", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+
+    assert run("lora_study.py").returncode == 2, "there is no study yet"
+    done = run("label_efficiency.py", "--small")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((work / "results.json").read_text())
+    assert found["finished"]
+    for of in found["sizes"].values():
+        assert set(of["macro_auroc"]) == set(ARMS)
+        assert all(0 < one["mean"] < 1 for one in of["macro_auroc"].values())
+    assert {cell["split"] for cell in found["tried"]} == {"tune"}
+    assert {cell["judge"] for cell in found["tried"]} == {"valid"}
+    other = run("label_efficiency.py")
+    assert other.returncode == 2
+    assert "other settings" in other.stdout
+
+    done = run("lora_study.py", "--labels", "40")
+    assert done.returncode == 0, done.stderr
+    lora = json.loads((work / "lora.json").read_text())
+    assert 0 < lora["trained_share"] < 0.02
+    assert lora["macro_auroc_of_all_weights"] == pytest.approx(
+        found["sizes"]["40"]["macro_auroc_of_draws"]["pretrained"][0]
+    )
+    assert lora["reached"] == lora["macro_auroc"] / lora["macro_auroc_of_all_weights"]
+    assert max(lora["logits_differ_by"]) < 1e-4
+    assert {(cell["split"], cell["judge"]) for cell in lora["tried"]} == {("tune", "valid")}
+
+
+def test_a_study_is_read_back_from_its_json():
+    for study in (Study(), small_study()):
+        assert Study.from_dict(json.loads(json.dumps(study.to_dict()))) == study

@@ -351,6 +351,28 @@ def test_a_loss_that_is_not_finite_stops_the_run(store, tmp_path):
         run_training(model, data, settings, tmp_path)
 
 
+def test_a_gradient_that_is_not_finite_changes_no_weight(store, tmp_path):
+    from ecgfm_hf.training import NonFiniteTrainingError
+
+    settings = settings_for()
+    model, data = prepared(store, settings, valid=False)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    # The loss is finite; its gradient is not.
+    model.classifier.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NonFiniteTrainingError, match="the gradient of update 1 is not finite"):
+        run_training(model, data, settings, tmp_path)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+def test_weights_that_ran_away_are_told_when_they_are_judged(store, tmp_path):
+    from ecgfm_hf.training import NonFiniteTrainingError
+
+    settings = settings_for(optimizer="adamw", learning_rate=1e30, max_updates=1, epochs=None)
+    model, data = prepared(store, settings)
+    with pytest.raises(NonFiniteTrainingError, match="after update 1 the model's outputs are not finite"):
+        run_training(model, data, settings, tmp_path)
+
+
 def test_other_labels_than_the_models_are_refused(store, tmp_path):
     settings = settings_for(labels=["fast", "slow"])
     model = build_classifier(settings, ["slow", "fast"])

@@ -108,6 +108,19 @@ def test_impossible_adapters_are_refused(tiny_config, lora, message):
         add_lora(ECGFMForMultiLabelClassification(tiny_config()), lora)
 
 
+def test_convolutions_are_adapted_only_where_a_gradient_reaches_them(store, tmp_path):
+    lora = {"r": 1, "target_modules": r".*(conv_layers\.\d+\.conv|q_proj)"}
+    settings, data, model = prepared(store, lora=lora)
+    with pytest.raises(SettingsError, match="no gradient reaches them"):
+        run_training(model, data, settings, tmp_path / "frozen")
+    settings, data, model = prepared(store, lora=lora, model={**TINY_MODEL, "feature_grad_multiplier": 1.0})
+    before = {name: value.clone() for name, value in model.ecgfm.feature_extractor.state_dict().items()}
+    after = run_training(model, data, settings, tmp_path / "run").model.ecgfm.feature_extractor.state_dict()
+    assert after.keys() == before.keys()
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert moved == {name for name in after if name.endswith("conv.weight")}
+
+
 def StopAfter(updates):
     from transformers import TrainerCallback
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -280,7 +281,8 @@ def test_the_command_trains_and_says_what_the_figures_are(workplace, tmp_path, c
     shown = capsys.readouterr().out
     assert "task             multi label classification, 2 outputs: slow, fast" in shown
     assert "it chose the update, so the figure flatters" in shown
-    assert f"ecgfm evaluate {tmp_path / 'out'} STORE --split test" in shown
+    # A command that can be pasted.
+    assert shlex.join(["ecgfm", "evaluate", str(tmp_path / "out"), settings["data"], "--split", "test"]) in shown
     assert run(str(recipe), "epochs=1", "trackers=[tensorboard]" if _has_tensorboard() else "trackers=[]") == 0
     assert "holds this run, finished" in capsys.readouterr().out
 

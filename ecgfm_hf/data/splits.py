@@ -269,7 +269,10 @@ def _groups(ids: Sequence[str], people: list[str | None] | None, independent: bo
     if unknown := people.count(None):
         what = f"{unknown} of {len(ids)} recordings have no patient id"
         if not independent:
-            raise SplitError(f"{what}: grouping by patient needs them, or assume_independent=True")
+            raise SplitError(
+                f"{what}: grouping by patient needs them. Taking each for another patient's is --assume-independent "
+                "(assume_independent: true in recipes and Python)"
+            )
         assumptions.append(f"{what} and were taken to be of different patients: the same patient may be in two splits.")
     return [(person is None, id_ if person is None else person) for id_, person in zip(ids, people, strict=True)]
 

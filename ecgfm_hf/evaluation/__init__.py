@@ -8,7 +8,6 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    ".summary": ("all_metrics", "plain_json", "statistics_of"),
     ".calibration": ("apply_calibration", "fit_calibration"),
     ".probabilities": ("brier", "calibration_error", "reliability"),
     ".challenge": ("challenge_classes", "challenge_columns", "challenge_score", "challenge_weights"),

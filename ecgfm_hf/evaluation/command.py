@@ -12,7 +12,7 @@ from typing import Any
 from ..arguments import names
 
 PREDICTIONS_FILE, METRICS_FILE, REPORT_FILE = "predictions.parquet", "metrics.json", "report.html"
-_MOST_LABELS_PRINTED = 30
+_MOST_LABELS_PRINTED, _WIDEST_CELL = 30, 60
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,17 +145,17 @@ def _write(output: Path, predictions: Any, results: Mapping[str, Any]) -> None:
 def summary(results: Mapping[str, Any]) -> str:
     """The results as a short table, and what to know about them."""
     from .html_parts import count, figure_text
-    from .report import METRIC_NAMES
+    from .report import METRIC_NAMES, OF_ALL
 
-    per_label = results["per_label"]
-    metrics = [metric for metric in results["macro"] if metric != "accuracy"]
+    per_label, macro = results["per_label"], results["macro"]
+    metrics = [m for m in macro if any(m in found["metrics"] for found in per_label.values())]
     rows = []
     if len(per_label) <= _MOST_LABELS_PRINTED:
         for label, found in per_label.items():
             positives = found["counts"].get("positive", found["counts"].get("known"))
             rows.append([label, count(positives), *(figure_text(found["metrics"].get(m)) for m in metrics)])
     if len(per_label) > 1 or not rows:
-        rows.append(["macro", "", *(figure_text(results["macro"][m]) for m in metrics)])
+        rows.append(["macro", "", *(figure_text(macro[m]) for m in metrics)])
     second = "known" if results["problem_type"] == "regression" else "positive"
     lines = _aligned([["label", second, *(METRIC_NAMES[m] for m in metrics)], *rows])
     intervals = results["intervals"]
@@ -163,8 +163,13 @@ def summary(results: Mapping[str, Any]) -> str:
     head = f"{results['model']}: {count(results['recordings'])} recordings{people}"
     head += f"; 95% intervals over {intervals['unit']}"
     parts = [head, "", *lines]
-    if "accuracy" in results["macro"]:
-        parts.append(f"accuracy {figure_text(results['macro']['accuracy'])}")
+    others = [(name, figure) for name, figure in macro.items() if name not in metrics]
+    if others:
+        several = "macro " if len(per_label) > 1 else ""
+        shown = [f"{'' if name in OF_ALL else several}{METRIC_NAMES[name]}" for name, _ in others]
+        over = [_over(figure, len(per_label)) for _, figure in others]
+        rows = [[name, figure_text(one[1]), of] for name, one, of in zip(shown, others, over, strict=True)]
+        parts += ["", *_aligned(rows)]
     if results["left_out"]:
         reasons = "; ".join(f"{count(number)} {reason}" for reason, number in results["left_out"].items())
         parts += ["", f"left out: {reasons}"]
@@ -172,6 +177,11 @@ def summary(results: Mapping[str, Any]) -> str:
         parts += ["", *_compared(results["comparison"])]
     notes = [f"WARNING: {line}" for line in results["warnings"]] + list(results["notes"])
     return "\n".join([*parts, "", *notes])
+
+
+def _over(figure: Mapping[str, Any], labels: int) -> str:
+    """Over how many labels a mean is, where that is not over all."""
+    return f"over {figure['labels']} of {labels} labels" if figure.get("labels", labels) < labels else ""
 
 
 def _compared(found: Mapping[str, Any]) -> list[str]:
@@ -188,5 +198,12 @@ def _compared(found: Mapping[str, Any]) -> list[str]:
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
+    from .html_parts import literal
+
+    rows = [[_clipped(literal(cell)) for cell in row] for row in rows]
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _clipped(cell: str) -> str:
+    return cell if len(cell) <= _WIDEST_CELL else f"{cell[: _WIDEST_CELL - 1]}…"

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from .evaluating import Evaluation, select_labels
-from .predictions import Predictions, PredictionsError
+from .evaluating import Evaluation
+from .predictions import Predictions, PredictionsError, select_labels
 
 
 def compare_predictions(
@@ -37,22 +37,14 @@ def compare_predictions(
     """
     second = _paired(first, second)
     evaluation = Evaluation(first, {}, resamples, seed, smallest_cell)
-    shown = evaluation.shown(evaluation.all)
-    macro, per_label = {}, {}
-    if shown:
-        measured = evaluation.measurer.compare(second)
-        macro = evaluation.macro(measured, shown)
-        per_label = {
-            first.label_names[place]: {metric: figures[place] for metric, figures in measured.per_label.items()}
-            for place in shown
-        }
+    measured = evaluation.compare(second)
     return {
         "model": names[0],
         "other": names[1],
         "recordings": evaluation.recordings,
         "intervals": evaluation.intervals,
-        "macro": macro,
-        "per_label": per_label,
+        "macro": measured.macro,
+        "per_label": measured.per_label,
     }
 
 

@@ -3,16 +3,16 @@
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
 from . import curves
-from .decisions import confusion
+from .challenge import challenge_columns
+from .deciding import accuracy, class_confusion, label_decisions, macro_rates
 from .disclosure import SmallCells, label_counts
-from .measuring import PROBABILITY, RANKING, RATES, REGRESSION, Figure, Measured, Measurer
+from .measuring import OF_GROUPS, PROBABILITY, RATES, REGRESSION, SPECIFICITY, Figure, Measured, Measurer
 from .predictions import Predictions, PredictionsError
 from .subgroups import subgroup_figures
 from .thresholds import at_thresholds
@@ -56,9 +56,11 @@ def evaluate_predictions(
 
     Returns:
         `dict` with `"macro"` (metric: figure), `"per_label"` (label: counts, metrics, decisions at its threshold,
-        curves), `"subgroups"`, `"notes"`, `"warnings"` and what was evaluated. A figure is `{"value", "low", "high"}`,
-        None where undefined or withheld; of a macro figure also `"labels"` and `"left_out"`, how many the mean is over
-        and how many have no value. In place of a value that would give a small count away stand `"bounds"`.
+        curves), `"subgroups"`, `"classes"` of a single label (see [`class_confusion`]), `"notes"`, `"warnings"` and
+        what was evaluated. A figure is `{"value", "low", "high"}`, None where undefined or withheld; of a macro figure
+        also `"labels"` and `"left_out"`, how many the mean is over and how many have no value. In place of a value that
+        would give a small count away stand `"bounds"`. Sensitivity, specificity, PPV and F1 are at the thresholds;
+        `"challenge_score"` is there with the thresholds of its 26 classes.
 
     Raises:
         `PredictionsError`: no recordings.
@@ -94,26 +96,8 @@ def evaluate_predictions(
     }
     if split == "train":
         results["warnings"].append("These are recordings of a training split: the figures are not of new patients.")
-    results["notes"] = [*_notes(results, predictions), *notes]
+    results["notes"] = [*_notes(results, predictions), *evaluation.notes, *notes]
     return results
-
-
-def select_labels(predictions: Predictions, labels: Sequence[str]) -> Predictions:
-    """The predictions of these labels only, in this order. `PredictionsError` for labels that there are not."""
-    if missing := [name for name in labels if name not in predictions.label_names]:
-        raise PredictionsError(
-            f"the predictions have no label {', '.join(missing)} (found: {', '.join(predictions.label_names)})"
-        )
-    if predictions.problem_type == "single_label_classification" and set(labels) != set(predictions.label_names):
-        raise PredictionsError("the classes of a single label exclude one another, and are evaluated all together")
-    places = [predictions.label_names.index(name) for name in labels]
-    return replace(
-        predictions,
-        label_names=tuple(labels),
-        scores=predictions.scores[:, places],
-        labels=predictions.labels[:, places],
-        calibrated=tuple(predictions.calibrated[place] for place in places),
-    )
 
 
 class Evaluation:
@@ -128,23 +112,23 @@ class Evaluation:
         self.cells = SmallCells(self.measurer.groups, smallest_cell)
         self.all = np.ones(len(predictions), dtype=bool)
         self.enough = self.cells.enough(self.all)
-        self.by_group = REGRESSION if self.regression else RANKING
+        self.by_group = REGRESSION if self.regression else OF_GROUPS
         limits = np.array([thresholds.get(name, np.nan) for name in predictions.label_names], dtype=np.float64)
         self.decided = at_thresholds(predictions.scores, limits)
         self.recordings = len(predictions) if self.enough else f"<{smallest_cell}"
         unit = "patients" if set(predictions.patient_ids) - {None} else "recordings"
+        self.notes: list[str] = []
         self.intervals = {"level": 0.95, "unit": unit, "resamples": resamples, "seed": seed}
 
     def figures(self) -> dict[str, Any]:
         names, shown = self.predictions.label_names, self.shown(self.all)
         counted = self._counts()
-        # Of the others, a rate or a curve would give the counts away that are withheld.
-        open_ = [place for place in shown if not any(isinstance(count, str) for count in counted[place].values())]
+        open_ = self.open(shown, counted)
         measured = self.measurer.measure() if shown else Measured({}, {})
         for place in set(shown) - set(open_):
             self._coarsen(measured, place, self.all, place)
         decided = [place for place in open_ if names[place] in self.thresholds]
-        rates = self.measurer.rates(self.decided) if decided else {}
+        rates = self.measurer.rates(self.decided, decided) if decided else Measured({}, {})
         per_label = {}
         for place, (name, counts) in enumerate(zip(names, counted, strict=True)):
             found: dict[str, Any] = {"counts": counts, "metrics": {}}
@@ -153,13 +137,47 @@ class Evaluation:
             if place in open_:
                 found["curves"] = self._curves(place)
             if place in decided:
-                found["decisions"] = self._decisions(place, {rate: rates[rate][place] for rate in RATES})
+                exact = {rate: rates.per_label[rate][decided.index(place)] for rate in RATES}
+                columns = self.predictions.labels[:, place], self.decided[:, place]
+                found["decisions"] = label_decisions(*columns, self.thresholds[name], exact, self.cells)
             per_label[name] = found
         macro = self.macro(measured, shown)
-        if macro and self.predictions.problem_type == "single_label_classification":
-            macro["accuracy"] = self._accuracy()
+        if decided:
+            told = [per_label[names[place]]["decisions"]["metrics"] for place in decided]
+            macro |= macro_rates(rates.per_label, told, rates.macro)
         groups = subgroup_figures(self.predictions.facts, len(self.all), self.cells, self._measure_group)
-        return {"macro": macro, "per_label": per_label, "subgroups": groups if self.enough else {}}
+        found = {"macro": macro, "per_label": per_label, "subgroups": groups if self.enough else {}}
+        if self.predictions.problem_type == "single_label_classification":
+            if shown:
+                macro["accuracy"] = accuracy(self.predictions, self.measurer, self.cells)
+            found["classes"] = class_confusion(self.predictions, self.measurer, self.cells) if self.enough else None
+        elif self.enough and not self.regression:
+            macro |= self._challenge()
+        return found
+
+    def open(self, shown: Sequence[int], counted: Sequence[Mapping[str, int | str]]) -> list[int]:
+        """Of the labels shown those whose counts are told: of others a rate, a curve or all digits would tell them."""
+        return [place for place in shown if not any(isinstance(count, str) for count in counted[place].values())]
+
+    def _challenge(self) -> dict[str, Figure]:
+        """The challenge's score, where its 26 classes are there; without all of their thresholds a note says so."""
+        columns = challenge_columns(self.predictions.label_names)
+        if columns is None:
+            return {}
+        undecided = sum(self.predictions.label_names[place] not in self.thresholds for place in columns)
+        if undecided:
+            self.notes.append(
+                "No PhysioNet/CinC 2021 challenge score: it needs a decision on each of its 26 classes, and "
+                f"{undecided} have no threshold."
+            )
+            return {}
+        figure, unknown = self.measurer.challenge(self.decided, columns)
+        if unknown:
+            left = self.cells.told(unknown)
+            self.notes.append(
+                f"{left} recordings are not in the challenge score, as a scored class of theirs is unknown."
+            )
+        return {"challenge_score": _rounded(figure) if self.cells.smallest > 1 else figure}
 
     def macro(self, measured: Measured, shown: Sequence[int]) -> dict[str, Any]:
         """Of what was measured on all recordings, the figures of all labels together."""
@@ -179,6 +197,18 @@ class Evaluation:
                 shown.append(place)
         return shown
 
+    def compare(self, other: Predictions) -> Measured:
+        """The differences to another model, coarsened as the figures themselves are; only of labels [`shown`]."""
+        shown = self.shown(self.all)
+        if not shown:
+            return Measured({}, {})
+        measured = self.measurer.compare(other)
+        for place in set(shown) - set(self.open(shown, self._counts())):
+            self._coarsen(measured, place, self.all, place)
+        names = self.predictions.label_names
+        per_label = {names[place]: {m: figures[place] for m, figures in measured.per_label.items()} for place in shown}
+        return Measured(per_label, self.macro(measured, shown))
+
     def _counts(self) -> list[dict[str, int | str]]:
         return label_counts(self.predictions.labels, self.predictions.problem_type, self.cells)
 
@@ -192,25 +222,14 @@ class Evaluation:
         """
         column = self.predictions.labels[rows, label]
         if self.regression:
-            error = measured.per_label["mean_absolute_error"][place]["value"] or 1.0
+            figure = measured.per_label["mean_absolute_error"][place]
+            error = figure.get("value", figure.get("first")) or 1.0
             decimals = 2 - math.floor(math.log10(error))
         else:
             decimals = min(3, math.floor(math.log10((column == 1).sum() * (column == 0).sum())))
         for figures in measured.per_label.values():
             figures[place] = _rounded(figures[place], decimals)
         return decimals
-
-    def _accuracy(self) -> Figure:
-        """The share of recordings whose class has the highest score; bounds where it would give small counts away."""
-        labels, scores = self.predictions.labels, self.predictions.scores
-        known = ~np.isnan(labels).any(axis=1)
-        right = known & (np.nan_to_num(labels).argmax(axis=1) == scores.argmax(axis=1))
-        cells = [right, known & ~right]
-        parts, sizes = self.cells.counts(cells), [int(rows.sum()) for rows in cells]
-        possible = self.cells.bounds(parts, sizes)
-        if possible is not None and len(possible) == 1:
-            return self.measurer.accuracy()
-        return _bounded(None if possible is None else np.array(possible) / sum(sizes))
 
     def _measure_group(self, rows: np.ndarray) -> tuple[dict[str, dict[str, Figure]], dict[str, Figure], int]:
         shown = self.shown(rows)
@@ -243,41 +262,6 @@ class Evaluation:
             "reliability": curves.reliability_bins(labels, scores, cells),
             "histogram": curves.score_histogram(scores, cells),
         }
-
-    def _decisions(self, place: int, exact: Mapping[str, Figure]) -> dict[str, Any]:
-        """Counts at the label's threshold, and rates; bounds for a rate that would give a small count away."""
-        kinds = confusion(self.predictions.labels[:, place], self.decided[:, place])
-        told, ranges, sizes = {}, {}, {kind: int(rows.sum()) for kind, rows in kinds.items()}
-        for pair in (("true_positive", "false_negative"), ("false_positive", "true_negative")):
-            parts = self.cells.counts([kinds[kind][:, 0] for kind in pair])
-            told |= dict(zip(pair, parts, strict=True))
-            ranges[pair[0]] = self.cells.bounds(parts, [sizes[kind] for kind in pair])
-        positives = sizes["true_positive"] + sizes["false_negative"]
-        negatives = sizes["false_positive"] + sizes["true_negative"]
-        true, false = ranges["true_positive"], ranges["false_positive"]
-        ways = {
-            "sensitivity": ([true], lambda t: t / positives),
-            "specificity": ([false], lambda f: 1 - f / negatives),
-            "ppv": ([true, false], lambda t, f: t / np.maximum(t + f, 1)),
-            "f1": ([true, false], lambda t, f: 2 * t / (t + positives + f)),
-        }
-        figures = {}
-        for rate, (needed, formula) in ways.items():
-            if any(one is None for one in needed):
-                figures[rate] = _bounded(None)
-            elif all(len(one) == 1 for one in needed):
-                figures[rate] = exact[rate]
-            else:
-                figures[rate] = _bounded(formula(*np.meshgrid(*(np.array(one, dtype=float) for one in needed))))
-        threshold = float(self.thresholds[self.predictions.label_names[place]])
-        return {"threshold": threshold, "counts": told, "metrics": figures}
-
-
-def _bounded(values: np.ndarray | None) -> Figure:
-    """What a figure can be, of what its counts can be."""
-    if values is None:
-        return {"value": None, "low": None, "high": None}
-    return {"bounds": [round(float(values.min()), 4), round(float(values.max()), 4)]}
 
 
 def _rounded(found: Any, decimals: int = 3) -> Any:
@@ -322,6 +306,10 @@ def _notes(results: Mapping[str, Any], predictions: Predictions) -> list[str]:
         notes.append(
             f"Nothing is told of fewer than {smallest} patients, nor what would give such a count away, but how many "
             "recordings lack a label; macro figures are over all labels where they are defined."
+        )
+    if any("sensitivity_at_specificity" in found["metrics"] for found in results["per_label"].values()):
+        notes.append(
+            f"The sensitivity at a specificity of {SPECIFICITY:g} is of a threshold chosen on these very recordings."
         )
     if results["thresholds_from"]:
         notes.append(

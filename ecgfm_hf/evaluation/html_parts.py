@@ -65,11 +65,13 @@ svg .withheld { fill: none; stroke: var(--muted); stroke-dasharray: 2 2; }
 
 
 def text(value: Any) -> str:
-    """
-    Any value as text that HTML takes literally. Controls, lone surrogates, and marks that turn the direction of what
-    follows become `�`.
-    """
-    return html.escape("".join("\ufffd" if _unshowable(c) else c for c in str(value)), quote=True)
+    """Any value as text that HTML takes literally; see [`literal`]."""
+    return html.escape(literal(value), quote=True)
+
+
+def literal(value: Any) -> str:
+    """Any value as text. Controls, lone surrogates, and marks that turn the direction of what follows become `�`."""
+    return "".join("\ufffd" if _unshowable(c) else c for c in str(value))
 
 
 def _unshowable(character: str) -> bool:

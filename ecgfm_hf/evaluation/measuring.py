@@ -10,18 +10,22 @@ from .intervals import Intervals, bootstrap_difference, bootstrap_intervals, pat
 from .predictions import Predictions
 from .probabilities import calibration_error
 from .weighted import (
+    RANKING,
     Statistics,
     accuracy_statistics,
+    challenge_statistics,
     decision_statistics,
     probability_statistics,
     ranking_statistics,
     regression_statistics,
 )
 
-RANKING, REGRESSION = ("auroc", "average_precision"), ("mean_absolute_error", "r_squared", "bias")
+OF_GROUPS, REGRESSION = ("auroc", "average_precision"), ("mean_absolute_error", "r_squared", "bias")
 # Of scores as probabilities. The calibration error has no interval: resampling inflates it.
 PROBABILITY = ("brier", "calibration_error")
 RATES = ("sensitivity", "specificity", "ppv", "f1")
+# At which `sensitivity_at_specificity` is.
+SPECIFICITY = 0.95
 
 Figure = dict[str, Any]
 
@@ -65,10 +69,20 @@ class Measurer:
             measured.per_label["calibration_error"] = [_figure(value, np.nan, np.nan) for value in values]
         return measured
 
-    def rates(self, decided: np.ndarray) -> dict[str, list[Figure]]:
-        """By rate a figure a label; `decided` (n, L) is 1, 0, or NaN where there is no threshold."""
-        statistics = decision_statistics(self.predictions.labels, decided)
-        return _plain(bootstrap_intervals(statistics, self.predictions.patient_ids, **self._drawing)).per_label
+    def rates(self, decided: np.ndarray, labels: Sequence[int] | None = None) -> Measured:
+        """Rates of all labels, or of those in these places; `decided` (n, L) is 1, 0, or NaN without a threshold."""
+        places = slice(None) if labels is None else list(labels)
+        statistics = decision_statistics(self.predictions.labels[:, places], decided[:, places])
+        return _plain(bootstrap_intervals(statistics, self.predictions.patient_ids, **self._drawing))
+
+    def challenge(self, decided: np.ndarray, columns: np.ndarray) -> tuple[Figure, int]:
+        """The challenge's score, and of how many recordings a scored class is unknown: these are left out."""
+        true, given = self.predictions.labels[:, columns], decided[:, columns] == 1
+        known = ~np.isnan(true).any(axis=1)
+        # A recording without a class and without a decision adds nothing: that leaves it out.
+        statistics = challenge_statistics((true == 1) & known[:, None], given & known[:, None])
+        found = _plain(bootstrap_intervals(statistics, self.predictions.patient_ids, **self._drawing))
+        return found.per_label["challenge_score"][0], int((~known).sum())
 
     def accuracy(self) -> Figure:
         """Of a single label."""
@@ -112,7 +126,7 @@ class _Subset:
         if self._regression:
             return [regression_statistics(self.labels, self.scores)]
         return [
-            ranking_statistics(self.labels, self.scores, RANKING),
+            ranking_statistics(self.labels, self.scores, RANKING, SPECIFICITY),
             probability_statistics(self.labels, self.scores),
         ]
 

@@ -4,7 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +220,24 @@ class Predictions:
             raise PredictionsError(
                 f"{os.fspath(path)}: not predictions as Predictions.to_parquet writes them: {error.args[0]} is missing"
             ) from error
+
+
+def select_labels(predictions: Predictions, labels: Sequence[str]) -> Predictions:
+    """The predictions of these labels only, in this order. `PredictionsError` for labels that there are not."""
+    if missing := [name for name in labels if name not in predictions.label_names]:
+        raise PredictionsError(
+            f"the predictions have no label {', '.join(missing)} (found: {', '.join(predictions.label_names)})"
+        )
+    if predictions.problem_type == "single_label_classification" and set(labels) != set(predictions.label_names):
+        raise PredictionsError("the classes of a single label exclude one another, and are evaluated all together")
+    places = [predictions.label_names.index(name) for name in labels]
+    return replace(
+        predictions,
+        label_names=tuple(labels),
+        scores=predictions.scores[:, places],
+        labels=predictions.labels[:, places],
+        calibrated=tuple(predictions.calibrated[place] for place in places),
+    )
 
 
 def _with_nan(column) -> np.ndarray:

@@ -23,6 +23,7 @@ from .html_parts import (
 METRIC_NAMES = {
     "auroc": "AUROC",
     "average_precision": "AUPRC",
+    "sensitivity_at_specificity": "Sensitivity at 95% specificity",
     "brier": "Brier score",
     "calibration_error": "Calibration error",
     "sensitivity": "Sensitivity",
@@ -30,10 +31,14 @@ METRIC_NAMES = {
     "ppv": "PPV",
     "f1": "F1",
     "accuracy": "Accuracy",
+    "challenge_score": "Challenge score",
     "mean_absolute_error": "Mean absolute error",
     "r_squared": "R²",
     "bias": "Mean residual",
 }
+_RATES = ("sensitivity", "specificity", "ppv", "f1")
+# Of all labels together, and no mean over them.
+OF_ALL = ("accuracy", "challenge_score")
 _ATTRIBUTES = {"age": "Age", "sex": "Sex", "source": "Source"}
 
 
@@ -63,6 +68,7 @@ def html_report(results: Mapping[str, Any]) -> str:
     sections = {
         "evaluated": ("What was evaluated", _evaluated(results)),
         "labels": ("By label", _labels(results)),
+        "classes": ("Given and true classes", _classes(results)),
         "thresholds": ("Decisions at thresholds", _decisions(results) if classes else ""),
         "comparison": ("Comparison of two models", _comparison(results.get("comparison"))),
         "subgroups": ("Subgroups", _subgroups(results)),
@@ -85,10 +91,11 @@ def _tiles(results: Mapping[str, Any]) -> str:
         tiles.append(tile(count(results["patients"]), "patients"))
     for metric, figure in results["macro"].items():
         value, _, interval = figure_text(figure).partition(" (")
-        several = "macro " if len(results["labels"]) > 1 and metric != "accuracy" else ""
+        several = "macro " if len(results["labels"]) > 1 and metric not in OF_ALL else ""
         below = f"95% interval {interval.rstrip(')')}" if interval else ""
-        if figure.get("left_out"):
-            below += f"; {plural(figure['labels'], 'label')}, {figure['left_out']} undefined"
+        if figure.get("left_out") or figure.get("labels", len(results["labels"])) < len(results["labels"]):
+            below += f"; over {plural(figure['labels'], 'label')}"
+            below += f", {figure['left_out']} undefined" if figure.get("left_out") else ""
         tiles.append(tile(value, several + METRIC_NAMES[metric], below.lstrip("; ")))
     return f'<div class="tiles">{"".join(tiles)}</div>\n'
 
@@ -145,27 +152,52 @@ def _withheld_note(smallest: int) -> str:
     )
 
 
+def _classes(results: Mapping[str, Any]) -> str:
+    """The confusion of the classes of a single label."""
+    if "classes" not in results:
+        return ""
+    found = results["classes"]
+    if found is None:
+        return (
+            f"<p>Withheld: some class was given to fewer than {results['smallest_cell']} patients of another one, or "
+            "of its own.</p>"
+        )
+    names = results["labels"]
+    counted = [[name, *(text(count(n)) for n in row)] for name, row in zip(names, found["counts"], strict=True)]
+    note = "A row a true class, a column the class of the highest score; counts are of recordings."
+    rates = [
+        [name, *(figure_cell(found["metrics"][rate][place]) for rate in _RATES)] for place, name in enumerate(names)
+    ]
+    rates.append(["Macro", *(figure_cell(found["macro"][rate]) for rate in _RATES)])
+    return table(["True class", *(f"given {name}" for name in names)], counted, note) + table(
+        ["Class", *(METRIC_NAMES[rate] for rate in _RATES)], rates
+    )
+
+
 def _decisions(results: Mapping[str, Any]) -> str:
     decided = {label: found["decisions"] for label, found in results["per_label"].items() if found.get("decisions")}
+    if not decided and "classes" in results:
+        return ""
     if not decided:
         return (
             "<p>The model has no thresholds, and none is assumed: there are no decisions to count. "
             "Thresholds are fitted on a validation split and stored with the model.</p>"
         )
-    rates = ("sensitivity", "specificity", "ppv", "f1")
     cells = ("true_positive", "false_negative", "false_positive", "true_negative")
     rows = []
     for label, found in decided.items():
         counts = [text(count(found["counts"][cell])) for cell in cells]
-        figures = [figure_cell(found["metrics"].get(rate)) for rate in rates]
+        figures = [figure_cell(found["metrics"].get(rate)) for rate in _RATES]
         rows.append([label, number(found["threshold"]), *counts, *figures])
+    if len(decided) > 1:
+        rows.append(["Macro", *[""] * 5, *(figure_cell(results["macro"].get(rate)) for rate in _RATES)])
     headings = ["Label", "Threshold", *(cell.replace("_", " ").capitalize() for cell in cells)]
     note = f"Thresholds: {results['thresholds_from']}. A recording is positive whose score reaches the threshold."
     if results["smallest_cell"] > 1:
         note += " a … b: between which the figure lies, where its exact value would give a small count away."
     missing = len(results["labels"]) - len(decided)
     note += f" Not shown: {plural(missing, 'label')} without a threshold or with too few patients." if missing else ""
-    return table([*headings, *(METRIC_NAMES[rate] for rate in rates)], rows, note)
+    return table([*headings, *(METRIC_NAMES[rate] for rate in _RATES)], rows, note)
 
 
 def _comparison(found: Mapping[str, Any] | None) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_utils import EvalPrediction
 
@@ -21,7 +21,28 @@ from .recording_metrics import SELECTION, recording_metrics, recording_table
 
 
 class NonFiniteTrainingError(RuntimeError):
-    """The loss became NaN or infinite. The message names the update."""
+    """The loss, a gradient or the outputs became NaN or infinite. The message names the update."""
+
+
+class RefuseNonFiniteGradients(TrainerCallback):
+    """
+    [`NonFiniteTrainingError`] before a gradient that is not finite reaches the weights. With several processes that is
+    all of them, also where the loss of one alone was not finite. (float16 has its scaler, which leaves such out.)
+    """
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: torch.nn.Module, **_: Any) -> None:
+        """Called between gradient and update."""
+        if not args.fp16:
+            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+                raise NonFiniteTrainingError(_not_finite("the gradient", state.global_step + 1))
+
+
+def _not_finite(what: str, update: int) -> str:
+    return (
+        f"{what} of update {update} is not finite; no weight was changed by it. Lower learning_rate, or look for "
+        "recordings or targets of impossible values"
+    )
 
 
 class ECGTrainer(Trainer):
@@ -33,6 +54,7 @@ class ECGTrainer(Trainer):
     - Every random draw (order, dropout) is seeded by the run's seed and its place in the run: a continued run needs no
       random state.
     - Optimiser, learning rates and schedule are this package's, the original's among them.
+    - Losses, gradients and outputs that are not finite are errors, before a weight changes.
     - Metrics are of recordings, their segments aggregated as the pipeline does.
 
     Args:
@@ -70,6 +92,7 @@ class ECGTrainer(Trainer):
             compute_metrics=self._metrics,
             **kwargs,
         )
+        self.add_callback(RefuseNonFiniteGradients())
         batches = -(-len(train_dataset) // (settings.batch_size * self.accelerator.num_processes))
         self.updates_per_epoch = max(1, -(-batches // settings.accumulation))
         by_epochs = None if settings.epochs is None else settings.epochs * self.updates_per_epoch
@@ -109,10 +132,7 @@ class ECGTrainer(Trainer):
         self._micro_batch += 1
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(loss.item()):
-            raise NonFiniteTrainingError(
-                f"the loss of update {self.state.global_step + 1} is not finite; no weight was changed by it. Lower "
-                "learning_rate, or look for recordings or targets of impossible values"
-            )
+            raise NonFiniteTrainingError(_not_finite("the loss", self.state.global_step + 1))
         return loss
 
     def compute_loss(
@@ -171,13 +191,21 @@ class ECGTrainer(Trainer):
             The dataset's rows (recordings,), uncalibrated scores and targets (recordings, L) float64.
         """
         found = self.predict(dataset)
-        return recording_table(dataset.rows, found.predictions, found.label_ids, self.classifier.config, self._scale)
+        return self._table(dataset, found.predictions, found.label_ids)
+
+    def _table(
+        self, dataset: LabelledSegments, logits: np.ndarray, labels: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if not np.isfinite(logits).all():
+            raise NonFiniteTrainingError(
+                f"after update {self.state.global_step} the model's outputs are not finite: the weights have run away. "
+                "Lower learning_rate"
+            )
+        return recording_table(dataset.rows, logits, labels, self.classifier.config, self._scale)
 
     def _metrics(self, found: EvalPrediction) -> dict[str, float]:
         dataset, classifier = self.callback_handler.eval_dataloader.dataset, self.classifier
-        _, scores, targets = recording_table(
-            dataset.rows, found.predictions, found.label_ids, classifier.config, self._scale
-        )
+        _, scores, targets = self._table(dataset, found.predictions, found.label_ids)
         # Over all known targets; the Trainer's own figure is a mean of batches' means.
         loss = classifier._loss(torch.from_numpy(found.predictions), torch.from_numpy(found.label_ids))
         return {"loss": loss.item(), **recording_metrics(scores, targets, classifier.config.problem_type)}

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import os
+import shlex
 import sys
 
 
@@ -84,10 +85,9 @@ def _summary(result: "FinetuneResult", settings: "FinetuneSettings") -> str:  # 
     lines = [f"model            {settings.output_dir} (after update {result.best_update:,} of {result.update:,})"]
     if result.metrics:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
-        test = settings.test_split or "SPLIT"
         lines.append(
             f"validation       {figures}: it chose the update, so the figure flatters; for an honest one "
-            f"`ecgfm evaluate {settings.output_dir} STORE --split {test}`"
+            f"`{_evaluation(settings)}`"
         )
     points = result.operating_points
     for name, (positive, negative) in points.cases.items():
@@ -99,6 +99,19 @@ def _summary(result: "FinetuneResult", settings: "FinetuneSettings") -> str:  # 
         lines.append(f"{name}: {told} ({positive:,} positive and {negative:,} negative validation recordings)")
     lines += [f"note             {note}" for note in points.notes]
     return "\n".join(lines)
+
+
+def _evaluation(settings: "FinetuneSettings") -> str:  # noqa: F821 - imported late, as torch is
+    """The command that judges the model by the split that it has not seen."""
+    from .finetune_run import store_folder
+
+    command = ["ecgfm", "evaluate", settings.output_dir, str(store_folder(settings))]
+    command += ["--split", settings.test_split or "SPLIT"]
+    if settings.targets is not None:
+        command += ["--targets", settings.targets]
+    if settings.problem_type == "single_label_classification" and len(settings.labels or ()) == 1:
+        command += ["--class-column", settings.labels[0]]
+    return shlex.join(command)
 
 
 __all__ = ["add_finetune_arguments", "run_finetune"]

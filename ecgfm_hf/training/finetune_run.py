@@ -133,7 +133,7 @@ class Finetuner:
 
         Raises:
             [`SettingsError`]: another process is at work in `output_dir`.
-            [`NonFiniteTrainingError`]: the loss is NaN or infinite.
+            [`NonFiniteTrainingError`]: a loss, a gradient or the outputs are NaN or infinite.
             `OSError`: a checkpoint or the model cannot be written.
         """
         if self.is_finished:
@@ -246,14 +246,19 @@ def open_splits(settings: FinetuneSettings) -> dict[str, "Dataset"]:
     return found
 
 
+def store_folder(settings: FinetuneSettings) -> Path:
+    """The store of a run: what `data` names, or what is made of a source."""
+    return Path(settings.data) if settings.source is None else Path(settings.output_dir) / STORE_FOLDER
+
+
 def _store(settings: FinetuneSettings) -> Path:
     if settings.data is None:
         raise SettingsError(
             "data is required: a store (`ecgfm prepare`), or with source=physionet2021 (for example) a dataset's folder"
         )
+    store = store_folder(settings)
     if settings.source is None:
-        return Path(settings.data)
-    store = Path(settings.output_dir) / STORE_FOLDER
+        return store
     how = dict(settings.prepare)
     if "split_csv" not in how:
         how.setdefault("split", "grouped")

@@ -89,7 +89,7 @@ def train_classifier(
     Raises:
         [`SettingsError`]: labels that cannot be learnt, or are not the model's.
         [`LeakError`]: a patient or recording in both datasets.
-        [`NonFiniteTrainingError`]: the loss became NaN or infinite.
+        [`NonFiniteTrainingError`]: a loss, a gradient or the outputs became NaN or infinite.
     """
     check_splits({"train": train} | ({} if valid is None else {"valid": valid}))
     labels = settings.labels

@@ -10,6 +10,7 @@ from .settings import SettingsError
 
 ADAPTERS_FOLDER = "adapters"
 HEAD = "classifier"
+CONVOLUTIONS = "feature_extractor.conv_layers."
 
 
 def add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> Any:
@@ -22,7 +23,8 @@ def add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> Any:
             "v_proj"]}`.
 
     Raises:
-        [`SettingsError`]: peft is not installed, a setting that it does not have, no such module.
+        [`SettingsError`]: peft is not installed, a setting that it does not have, no such module, adapters where no
+            gradient comes.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -31,9 +33,16 @@ def add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> Any:
     if "modules_to_save" in lora:
         raise SettingsError("lora.modules_to_save: the head is always trained, and nothing else besides the adapters")
     try:
-        return get_peft_model(model, LoraConfig(modules_to_save=[HEAD], **lora))
+        adapted = get_peft_model(model, LoraConfig(modules_to_save=[HEAD], **lora))
     except (TypeError, ValueError) as error:
         raise SettingsError(f"lora: {error}") from None
+    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    if model.config.feature_grad_multiplier == 0 and any(CONVOLUTIONS in name for name in trained):
+        raise SettingsError(
+            "lora.target_modules adapts the convolutions, but no gradient reaches them: set "
+            "model.feature_grad_multiplier=1.0, or leave them out"
+        )
+    return adapted
 
 
 def merge_lora(model: Any, adapters: str | Path | None = None) -> PreTrainedModel:

@@ -97,7 +97,9 @@ def training_data(
         digest=digest.hexdigest(),
         rows=rows,
     )
-    if data.valid is not None and len(data.valid.recording_targets()) < _FEW_RECORDINGS:
+    if data.valid is None:
+        notes.append("without a validation split the last update is kept, and there are no calibration and thresholds")
+    elif len(data.valid.recording_targets()) < _FEW_RECORDINGS:
         notes.append(
             f"validation has {len(data.valid.recording_targets())} recordings: figures, and the update that they "
             "choose, prove nothing"

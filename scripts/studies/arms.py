@@ -17,10 +17,11 @@ from ecgfm_hf.training import FinetuneSettings, build_classifier
 from ecgfm_hf.training.finetuning import run_training
 from ecgfm_hf.training.labelled_segments import LabelledSegments
 from ecgfm_hf.training.linear_probe import Embeddings, embed_split, fit_heads, fit_linear_probe
+from ecgfm_hf.training.lora import ADAPTERS_FOLDER
 from ecgfm_hf.training.training_data import TrainingData
 
 from .cohort import SegmentsOfRows, Split, StudyFolder, draw_rows
-from .settings import FEATURES, PRETRAINED, PROBE, Cell, Study
+from .settings import FEATURES, LORA, PROBE, SCRATCH, Cell, Study
 
 
 @cache
@@ -70,8 +71,12 @@ def run_cell(study: Study, folder: StudyFolder, cell: Cell) -> dict:
         "cell": asdict(cell),
         "macro_auroc": macro(values)[0],
         "auroc": dict(zip(train.label_names, values.tolist(), strict=True)),
+        "trained_weights": result.trainable_parameters,
         "seconds": round(time.perf_counter() - started, 1),
     }
+    if cell.arm == LORA:
+        found["weights"] = result.parameters
+        found["logits_differ_by"] = adapters_differ_by(settings, train, run_dir, result.model)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = folder.cells / f"{cell.name}.{os.getpid()}.partial"
     np.save(scratch.with_suffix(".partial.npy"), scores)
@@ -80,6 +85,24 @@ def run_cell(study: Study, folder: StudyFolder, cell: Cell) -> dict:
     os.replace(scratch, path)  # last: it says that the scores are there
     shutil.rmtree(run_dir, ignore_errors=True)
     return found
+
+
+def adapters_differ_by(settings: FinetuneSettings, split: Split, run_dir: Path, merged: torch.nn.Module) -> list[float]:
+    """
+    How far the logits of the merged model, and of the same saved and loaded again, are at most from those of the
+    adapters that were saved, on the model that training began from (float32, 32 segments).
+    """
+    from peft import PeftModel
+
+    from ecgfm_hf import ECGFMForMultiLabelClassification
+
+    segments = torch.from_numpy(np.array(split.segments[:32]))
+    base = build_classifier(settings, split.label_names)
+    merged.save_pretrained(run_dir / "merged")
+    loaded = ECGFMForMultiLabelClassification.from_pretrained(run_dir / "merged")
+    with torch.no_grad():
+        adapted = PeftModel.from_pretrained(base, str(run_dir / ADAPTERS_FOLDER)).eval()(segments).logits
+        return [float((model.eval()(segments).logits - adapted).abs().max()) for model in (merged, loaded)]
 
 
 def read_result(folder: StudyFolder, cell: Cell) -> dict | None:
@@ -94,12 +117,16 @@ def read_scores(folder: StudyFolder, cell: Cell) -> np.ndarray:
 
 
 def cell_settings(study: Study, folder: StudyFolder, cell: Cell) -> FinetuneSettings:
-    """Fine-tuning of all weights; scratch is the same from the weights that pretraining began with, drawn anew."""
-    base = folder.pretrained if cell.arm == PRETRAINED else folder.random
+    """
+    Fine-tuning of all weights, or of adapters; scratch is the same from the weights that pretraining began with, drawn
+    anew.
+    """
+    base = folder.random if cell.arm == SCRATCH else folder.pretrained
     architecture = json.loads((base / "config.json").read_text(encoding="utf-8"))
     shape = {name: architecture[name] for name in _ARCHITECTURE}
     return FinetuneSettings(
-        init_from=str(base) if cell.arm == PRETRAINED else None,
+        init_from=None if cell.arm == SCRATCH else str(base),
+        lora=dict(ADAPTERS) if cell.arm == LORA else {},
         pos_weight=None,
         model={**shape, **study.model},
         batch_size=study.batch_size,
@@ -123,6 +150,8 @@ def cell_settings(study: Study, folder: StudyFolder, cell: Cell) -> FinetuneSett
     )
 
 
+# As the README has it.
+ADAPTERS = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
 _ARCHITECTURE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "conv_dim")
 _ARCHITECTURE += ("conv_kernel", "conv_stride", "num_conv_pos_embeddings", "num_conv_pos_embedding_groups")
 

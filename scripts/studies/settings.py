@@ -7,6 +7,8 @@ PRETRAINED, SCRATCH = "pretrained", "scratch"
 PROBE, RANDOM_PROBE, FEATURES = "probe of pretrained", "probe of random", "hand-made features"
 FINETUNED_ARMS, FITTED_ARMS = (PRETRAINED, SCRATCH), (PROBE, RANDOM_PROBE, FEATURES)
 ARMS = (*FINETUNED_ARMS, *FITTED_ARMS)
+# Judged by `lora_study.py` alone, beside `PRETRAINED`.
+LORA = "LoRA"
 # What the table shows the difference of, first minus second.
 COMPARISONS = ((PRETRAINED, SCRATCH), (PROBE, RANDOM_PROBE), (PRETRAINED, PROBE), (PRETRAINED, FEATURES))
 
@@ -64,6 +66,14 @@ class Study:
         """Names and values, as JSON keeps them."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Study":
+        """Of what [`to_dict`] gave, also after JSON, which knows no numbers as keys and no tuples."""
+        keyed = {name: {int(key): values[name][key] for key in values[name]} for name in ("draws", "steps", "tuned_as")}
+        listed = {name: tuple(values[name]) for name in ("pretrain", "learning_rates")}
+        keyed["steps"] = {labels: tuple(steps) for labels, steps in keyed["steps"].items()}
+        return cls(**{**values, **keyed, **listed})
+
 
 def small_study() -> Study:
     """The same in a minute, to see that it runs: its figures mean nothing."""
@@ -87,7 +97,7 @@ class Cell:
     One training run and its judgement.
 
     Args:
-        arm (`str`): Of `FINETUNED_ARMS`.
+        arm (`str`): Of `FINETUNED_ARMS`, or `LORA`.
         labels (`int`): Recordings to train on.
         split (`str`): Where these are from, `tune` or `labelled`.
         draw (`int`): Which of that split's draws.
@@ -109,4 +119,4 @@ class Cell:
         return f"{self.judge}-{self.arm}-{self.labels}-{self.draw}-{self.learning_rate:g}-{self.steps}"
 
 
-__all__ = ["ARMS", "COMPARISONS", "FINETUNED_ARMS", "FITTED_ARMS", "Cell", "Study", "small_study"]
+__all__ = ["ARMS", "COMPARISONS", "FINETUNED_ARMS", "FITTED_ARMS", "LORA", "Cell", "Study", "small_study"]
