@@ -1,10 +1,21 @@
-"""Arguments that several commands take: one definition of each."""
+"""Arguments and settings that several commands take: one definition of each."""
 
 import argparse
 import csv
+import difflib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+
+class SettingsError(ValueError):
+    """A setting that is unknown or impossible. The message names the key, and what was found and expected."""
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`; did you mean NAME?` where a known name is close, else nothing."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def names(text: str) -> list[str]:
@@ -44,4 +55,4 @@ def add_precision_argument(parser: Any, default: str, gradients: bool = False) -
     )
 
 
-__all__ = ["add_precision_argument", "as_names", "names"]
+__all__ = ["SettingsError", "add_precision_argument", "as_names", "names", "suggestion"]

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from datasets import Dataset
 
+from ecgfm_hf.data.targets import TargetColumns, balanced_weights, read_targets, untrainable
 from ecgfm_hf.training import FinetuneSettings, SettingsError, find_recipe, read_recipe, recipe_names
 from ecgfm_hf.training.finetune_settings import FINETUNED_MODEL, threshold_rule
-from ecgfm_hf.training.targets import balanced_weights, read_targets, untrainable
 
 RECIPES = ("finetune_mimic_iv_ecg", "finetune_physionet2021", "finetune_small")
 ROWS = {
@@ -27,7 +27,8 @@ def targets(tmp_path=None, table=None, rows=ROWS, **changes):
     if table is not None:
         (tmp_path / "t.csv").write_text(table)
         changes["targets"] = str(tmp_path / "t.csv")
-    return read_targets({"train": Dataset.from_dict(rows)}, FinetuneSettings(**changes))
+    columns = TargetColumns(**{"problem_type": "multi_label_classification", **changes})
+    return read_targets({"train": Dataset.from_dict(rows)}, columns)
 
 
 def test_multi_label_columns_keep_what_is_unknown():

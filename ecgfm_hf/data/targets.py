@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.store import COLUMNS, label_columns
-from .finetune_settings import FinetuneSettings
-from .labelled_segments import UNKNOWN_CLASS
-from .settings import SettingsError, suggestion
+from ..arguments import SettingsError, suggestion
+from .store import COLUMNS, label_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,6 +18,26 @@ if TYPE_CHECKING:
 # Of a store's columns that are no labels, those that can be learnt.
 LEARNABLE = ("age", "sex")
 ID_COLUMN = "recording_id"
+# Of a single label; torch's cross entropy passes over it.
+UNKNOWN_CLASS = -100
+
+
+@dataclass(frozen=True)
+class TargetColumns:
+    """
+    Where targets are.
+
+    Args:
+        problem_type (`str`): As of transformers' configurations.
+        labels (list of `str`, *optional*): Columns. None takes all that are labels.
+        classes (list of `str`, *optional*): Of a single label whose classes are in one column.
+        targets (`str`, *optional*): CSV with a column `recording_id`, in place of the store's columns.
+    """
+
+    problem_type: str
+    labels: list[str] | None = None
+    classes: list[str] | None = None
+    targets: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,32 +62,32 @@ class Targets:
         return values != UNKNOWN_CLASS if values.ndim == 1 else ~np.isnan(values).all(axis=1)
 
 
-def read_targets(datasets: Mapping[str, "Dataset"], settings: FinetuneSettings) -> Targets:
+def read_targets(datasets: Mapping[str, "Dataset"], wanted: TargetColumns) -> Targets:
     """
-    The targets that `labels`, `classes` and `targets` ask for.
+    The targets of recordings.
 
     Args:
         datasets (mapping of `str` to `Dataset`): By split, `train` first: classes that nobody named are its.
-        settings ([`FinetuneSettings`])
+        wanted ([`TargetColumns`])
 
     Raises:
         [`SettingsError`]: columns that are missing or of another kind, values that are none.
     """
     first = next(iter(datasets.values()))
-    if settings.targets is None:
+    if wanted.targets is None:
         available, offered = [*first.column_names], [*label_columns(first.column_names, first.features), *LEARNABLE]
         offered += [name for name in available if name not in COLUMNS and name not in offered]
         where = "the data"
     else:
-        table = _read_table(Path(settings.targets))
-        offered, where = [name for name in table if name != ID_COLUMN], settings.targets
+        table = _read_table(Path(wanted.targets))
+        offered, where = [name for name in table if name != ID_COLUMN], wanted.targets
         ids = table[ID_COLUMN]
-    if settings.labels is None:
-        labels = offered if settings.targets is not None else list(label_columns(first.column_names, first.features))
+    if wanted.labels is None:
+        labels = offered if wanted.targets is not None else list(label_columns(first.column_names, first.features))
         if not labels:
             raise SettingsError(f"{where} has no labels: name what to learn with labels=[...], or give targets=CSV")
     else:
-        labels = settings.labels
+        labels = wanted.labels
     for name in labels:
         if name not in offered:
             raise SettingsError(
@@ -77,20 +95,20 @@ def read_targets(datasets: Mapping[str, "Dataset"], settings: FinetuneSettings) 
             )
     columns: dict[str, dict[str, list]] = {}
     for split, dataset in datasets.items():
-        if settings.targets is None:
+        if wanted.targets is None:
             columns[split] = {name: dataset[name][:] for name in labels}
         else:
             columns[split] = _joined(table, ids, dataset[ID_COLUMN][:], labels, where, split)
-    if settings.problem_type == "single_label_classification":
-        return _classes(columns, labels, settings, where)
+    if wanted.problem_type == "single_label_classification":
+        return _classes(columns, labels, wanted, where)
     values = {
         split: np.stack([_numbers(found[name], name, where) for name in labels], axis=1)
         for split, found in columns.items()
     }
-    if settings.problem_type == "multi_label_classification":
+    if wanted.problem_type == "multi_label_classification":
         for found in values.values():
             _check_binary(found, labels, where)
-    return Targets(tuple(labels), values, settings.problem_type)
+    return Targets(tuple(labels), values, wanted.problem_type)
 
 
 def untrainable(names: Sequence[str], values: np.ndarray) -> dict[str, str]:
@@ -118,9 +136,9 @@ def balanced_weights(values: np.ndarray) -> list[float]:
     return ((1.0 - share) / share).tolist()
 
 
-def _classes(columns: dict, labels: list[str], settings: FinetuneSettings, where: str) -> Targets:
+def _classes(columns: dict, labels: list[str], wanted: TargetColumns, where: str) -> Targets:
     if len(labels) == 1:
-        return _class_column(columns, labels[0], settings.classes, where)
+        return _class_column(columns, labels[0], wanted.classes, where)
     values = {}
     for split, found in columns.items():
         matrix = np.stack([_numbers(found[name], name, where) for name in labels], axis=1)
@@ -128,7 +146,7 @@ def _classes(columns: dict, labels: list[str], settings: FinetuneSettings, where
         # A recording that is of two classes, or of none, has no single label.
         single = np.nansum(matrix, axis=1) == 1
         values[split] = np.where(single, np.nan_to_num(matrix).argmax(axis=1), UNKNOWN_CLASS).astype(np.int64)
-    return Targets(tuple(labels), values, settings.problem_type)
+    return Targets(tuple(labels), values, wanted.problem_type)
 
 
 def _class_column(columns: dict, label: str, classes: list[str] | None, where: str) -> Targets:
@@ -221,4 +239,4 @@ def _joined(
     return {name: ["" if row is None else table[name][row] for row in rows] for name in labels}
 
 
-__all__ = ["Targets", "balanced_weights", "read_targets", "untrainable"]
+__all__ = ["UNKNOWN_CLASS", "TargetColumns", "Targets", "balanced_weights", "read_targets", "untrainable"]

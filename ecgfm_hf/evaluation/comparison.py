@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from ..inference.prediction_table import Predictions, PredictionsError, select_labels
 from .evaluating import Evaluation
-from .predictions import Predictions, PredictionsError, select_labels
 
 
 def compare_predictions(

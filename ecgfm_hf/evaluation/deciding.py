@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from ..inference.prediction_table import Predictions
 from .decisions import confusion
 from .disclosure import SmallCells
 from .measuring import RATES, Figure, Measurer
-from .predictions import Predictions
 
 
 def bounded(values: np.ndarray | None) -> Figure:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ..inference.prediction_table import Predictions
 from .intervals import Intervals, bootstrap_difference, bootstrap_intervals, patient_groups
-from .predictions import Predictions
 from .probabilities import calibration_error
 from .weighted import (
     RANKING,

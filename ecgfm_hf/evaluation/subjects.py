@@ -51,7 +51,7 @@ def read_subject(path: str, args: argparse.Namespace) -> Subject:
 
 
 def _stored(path: str, args: argparse.Namespace) -> Subject:
-    from .predictions import Predictions, select_labels
+    from ..inference.prediction_table import Predictions, select_labels
 
     if args.dataset is not None and path == args.model:
         raise EvaluateError(f"{path} is a file of predictions, which hold their labels: give no DATASET with it")
@@ -131,8 +131,7 @@ def _chosen(config: Any, labels: list[str] | None) -> list[str]:
 def _truth(config: Any, names: list[str], dataset: Any, args: argparse.Namespace) -> np.ndarray:
     """What the model should have said of each row of the dataset, (rows, L), NaN where nobody knows."""
     from ..data import label_columns
-    from ..training.finetune_settings import FinetuneSettings
-    from ..training.targets import read_targets
+    from ..data.targets import TargetColumns, read_targets
 
     problem_type = config.problem_type or "multi_label_classification"
     columns = names if args.class_column is None else [args.class_column]
@@ -148,14 +147,8 @@ def _truth(config: Any, names: list[str], dataset: Any, args: argparse.Namespace
             f"{args.dataset} has no label {', '.join(missing)} (found: {found}); labels of model and data are matched "
             f"by name{hint}"
         )
-    settings = FinetuneSettings(
-        problem_type=problem_type,
-        labels=columns,
-        classes=None if args.class_column is None else names,
-        targets=args.targets,
-        pos_weight=None,
-    )
-    values = read_targets({args.split: dataset}, settings).values[args.split]
+    wanted = TargetColumns(problem_type, columns, None if args.class_column is None else names, args.targets)
+    values = read_targets({args.split: dataset}, wanted).values[args.split]
     if values.ndim == 1:  # class numbers, negative where unknown
         return np.where(values[:, None] < 0, np.nan, values[:, None] == np.arange(len(names)))
     return values

@@ -8,10 +8,10 @@ import numpy as np
 
 from ..data.model_inputs import as_model_inputs
 from ..data.store import COLUMNS
-from ..evaluation.predictions import Predictions
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification
 from ..pipeline_ecgfm import recording_scores
+from .prediction_table import Predictions
 from .recordings import run_recordings
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .labelled_segments import UNKNOWN_CLASS
+from ..data.targets import UNKNOWN_CLASS
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,6 +10,7 @@ from accelerate.tracking import filter_trackers
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from ..data.split_guard import check_splits
+from ..data.targets import balanced_weights
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification
 from .ecg_trainer import ECGTrainer
@@ -24,7 +25,6 @@ from .recording_metrics import recording_metrics
 from .run_folder import CHECKPOINTS, last_checkpoint, update_of
 from .settings import SettingsError
 from .start import checkpoint_activations
-from .targets import balanced_weights
 from .training_data import TrainingData, training_data
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from ..data.model_inputs import ModelInputs
+from ..data.targets import UNKNOWN_CLASS
 from .masking import derived_seed
 
-UNKNOWN_CLASS = -100
 # Stands for no segment: see `EpochOrder`.
 _FILLER = -1
 
@@ -104,4 +104,4 @@ def count_known(labels: torch.Tensor) -> torch.Tensor:
     return known.sum()
 
 
-__all__ = ["UNKNOWN_CLASS", "EpochOrder", "LabelledSegments", "collate_segments", "count_known"]
+__all__ = ["EpochOrder", "LabelledSegments", "collate_segments", "count_known"]

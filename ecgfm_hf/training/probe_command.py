@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..arguments import add_precision_argument, names
 
 if TYPE_CHECKING:
-    from ..evaluation.predictions import Predictions
+    from ..inference.prediction_table import Predictions
     from .embeddings import Embeddings
     from .linear_probe import LinearProbe
 

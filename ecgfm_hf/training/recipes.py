@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from .settings import PretrainSettings, SettingsError, suggestion
+from ..arguments import suggestion
+from .settings import PretrainSettings, SettingsError
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 Settings = TypeVar("Settings")

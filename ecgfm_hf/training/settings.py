@@ -1,7 +1,6 @@
 """The settings of a pretraining run, and how settings are checked. Recipes are files of them."""
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -9,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..arguments import SettingsError, suggestion
 from ..configuration_ecgfm import ECGFMConfig
 
 CHOICES = {
@@ -21,10 +21,6 @@ CHOICES = {
 }
 # Sizes of the published pretraining: 64 pairs x 2 segments x 4 GPUs x 2 accumulation steps.
 PUBLISHED_EFFECTIVE_BATCH = 1024
-
-
-class SettingsError(ValueError):
-    """A setting that is unknown or impossible. The message names the key, and what was found and expected."""
 
 
 @dataclass
@@ -107,12 +103,6 @@ class PretrainSettings:
 def effective_batch(settings: PretrainSettings, processes: int) -> int:
     """Segments an update, as the original counts them: pairs x 2 x processes x accumulation."""
     return settings.pairs * 2 * processes * settings.accumulation
-
-
-def suggestion(name: str, known: typing.Iterable[str]) -> str:
-    """`; did you mean NAME?` where a known name is close, else nothing."""
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def check_types(settings: Any) -> None:

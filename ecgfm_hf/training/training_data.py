@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.model_inputs import as_model_inputs
+from ..data.targets import TargetColumns, read_targets, untrainable
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from .augmentations import build_augmentations
 from .finetune_settings import FinetuneSettings
 from .labelled_segments import LabelledSegments
 from .masking import derived_seed
 from .settings import SettingsError
-from .targets import read_targets, untrainable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,7 +62,8 @@ def training_data(
         [`SettingsError`]: targets that are missing or cannot be learnt, no segment to use.
     """
     datasets: Mapping[str, Dataset] = {"train": train} | ({} if valid is None else {"valid": valid})
-    targets = read_targets(datasets, settings)
+    columns = TargetColumns(settings.problem_type, settings.labels, settings.classes, settings.targets)
+    targets = read_targets(datasets, columns)
     try:
         transforms = build_augmentations(settings.augmentations, derived_seed(settings.seed, "augment"))
     except (TypeError, ValueError) as error:
