@@ -4,13 +4,11 @@ import argparse
 import contextlib
 import importlib.util
 import io
-import logging
 import os
 import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import torch
 from transformers.modeling_utils import PreTrainedModel
 
 from .feature_extraction_ecgfm import ECGFMFeatureExtractor
+from .logs import only_errors
 
 MODEL_FILE = "model.onnx"
 OUTPUTS = ("logits", "pooler_output")
@@ -138,24 +137,13 @@ def _export(model: PreTrainedModel, segments: np.ndarray, folder: Path) -> None:
     given = {"input_values": torch.from_numpy(segments), "output_pooler_output": True}
     try:
         # torch tells on standard output how far it is.
-        with contextlib.redirect_stdout(io.StringIO()), _only_errors("torch.onnx"), warnings.catch_warnings():
+        with contextlib.redirect_stdout(io.StringIO()), only_errors("torch.onnx"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exported = OnnxExporter().export(model, given, OnnxConfig(dynamic_shapes=shapes))
         exported.save_pretrained(folder)
     # Whatever torch.export, onnxscript and the exporter's patches of them raise.
     except Exception as error:
         raise OnnxExportError(f"the model cannot be exported: {type(error).__name__}: {error}") from error
-
-
-@contextlib.contextmanager
-def _only_errors(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _compare(model: PreTrainedModel, file: Path, inputs: list[np.ndarray]) -> tuple[dict[str, float], float]:

@@ -3,7 +3,6 @@
 import argparse
 import errno
 import importlib.util
-import logging
 import math
 import os
 import sys
@@ -38,13 +37,13 @@ def run_app(args: argparse.Namespace) -> int:
         print(f"ecgfm: the page needs {', '.join(lacking)}: pip install 'ecgfm-hf[app]'", file=sys.stderr)
         return 2
     from ..inference.command import _loading, _terminated_as_interrupted, _UsageError
+    from ..logs import only_errors
     from ..memory import keep_freed_memory
     from ..saving import load_pipeline
     from .reader import ConfinedReader
     from .server import LOOPBACK, AppSettings, build_app, listening, private_folder, serve
 
     keep_freed_memory()
-    logging.getLogger("ecgfm_hf").setLevel(logging.ERROR)
     try:
         found = listening(args.host, args.port)
     except OSError as error:
@@ -54,7 +53,7 @@ def run_app(args: argparse.Namespace) -> int:
         return 2
     reader = ConfinedReader()
     try:
-        with found, _terminated_as_interrupted(), private_folder() as folder:
+        with found, only_errors("ecgfm_hf"), _terminated_as_interrupted(), private_folder() as folder:
             reader.start()
             with _loading(args.model):
                 pipeline = load_pipeline(args.model, device=args.device, precision=args.precision)

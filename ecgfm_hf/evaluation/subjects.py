@@ -1,12 +1,10 @@
 """What `ecgfm evaluate` is given: a model's folder with a store to run it on, or stored predictions."""
 
 import argparse
-import contextlib
 import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..arguments import as_names
+from ..logs import only_errors
 
 _FACTS = ("age", "sex", "source")
 
@@ -88,7 +87,8 @@ def _predicted(path: str, args: argparse.Namespace) -> Subject:
     names = _chosen(config, args.labels)
     truth = _truth(config, names, dataset, args)
     warnings, notes = _seen(path, dataset, args)
-    with _told_later():
+    # The results count recordings that are left out.
+    with only_errors("ecgfm_hf.data.model_inputs"):
         left_out = as_model_inputs(dataset, extractor, labels=()).left_out
         predictions = predict_recordings(
             model,
@@ -216,15 +216,3 @@ def _quiet() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-
-
-@contextlib.contextmanager
-def _told_later() -> Iterator[None]:
-    """Keeps back warnings of recordings that are left out, which the results count."""
-    logger = logging.getLogger("ecgfm_hf.data.model_inputs")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
