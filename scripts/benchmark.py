@@ -10,7 +10,8 @@ Speed, memory and disk, as shares of what this machine can do.
 
 States every figure beside the ceiling: float32 matrix products (1248 x 768 x 3072, `torch.mm(out=...)`, precision
 'highest') measured in the same process, before and after every counted run, so that a machine that slows down slows
-both. A share above 1 is possible: the ceiling is torch's float32 product, not the chip.
+both. A share above 1 is possible: the ceiling is torch's float32 product, not the chip. How far above depends on the
+processor, and on who else uses it: `bfloat16_gflops` is the same product in bfloat16, which no bfloat16 model can pass.
 
 `--json` prints an object a line: `name` such as `model/float32/batch8`, `segments_per_s`, `ceiling_share`,
 `peak_memory_gb` (of the process, weights and libraries included), and how it was measured. `data` compares with the

@@ -47,7 +47,8 @@ def run_cases(
     without `show` nothing is printed.
     """
     if show and not as_json:
-        print(f"{'':32}{'segments/s':>12}{'share':>8}{'range':>14}{'ceiling':>16}{'peak memory':>14}")
+        ceilings = "ceiling (bfloat16)"
+        print(f"{'':32}{'segments/s':>12}{'share':>8}{'range':>14}{ceilings:>26}{'peak memory':>14}")
     for case in cases:
         # The child prints one object.
         command = [sys.executable, sys.argv[0], subject, "--case", json.dumps(case)]
@@ -65,10 +66,11 @@ def run_cases(
             continue
         between = "{:.2f} - {:.2f}".format(*result["ceiling_share_range"])
         change = f"   scores change by {result['largest_score_change']:.1e}" if "largest_score_change" in result else ""
-        ceiling, memory = f"{result['ceiling_gflops']:.0f} GFLOP/s", f"{result['peak_memory_gb']:.2f} GB"
+        ceiling = f"{result['ceiling_gflops']:.0f} ({result['bfloat16_gflops']:.0f}) GFLOP/s"
+        memory = f"{result['peak_memory_gb']:.2f} GB"
         print(
             f"{result['name']:32}{result['segments_per_s']:12.2f}{result['ceiling_share']:8.2f}{between:>14}"
-            f"{ceiling:>16}{memory:>14}{change}",
+            f"{ceiling:>26}{memory:>14}{change}",
             flush=True,
         )
     return 0
