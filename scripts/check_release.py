@@ -10,7 +10,6 @@ imported from this checkout. The checkpoint is a tiny one of the tests' fixtures
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,16 +35,22 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=REPOSITORY / "dist", help="folder of the two (default: dist)")
     parser.add_argument("--constraint", type=Path, help="versions to install, as for pip")
     options = parser.parse_args()
-    shutil.rmtree(options.output, ignore_errors=True)
+    for file in distributions(options.output):
+        file.unlink()
     try:
         _run(sys.executable, "-m", "build", "--outdir", options.output, REPOSITORY)
-        for file in sorted(options.output.iterdir()):
+        for file in distributions(options.output):
             try_installed(file, options.constraint)
     except subprocess.CalledProcessError as error:
         print(f"check_release: failed: {' '.join(map(str, error.cmd))}", file=sys.stderr)
         return 1
     print("\nboth install and work")
     return 0
+
+
+def distributions(folder: Path) -> list[Path]:
+    """Those of this package in a folder."""
+    return sorted(folder.glob("ecgfm_hf-*.whl")) + sorted(folder.glob("ecgfm_hf-*.tar.gz"))
 
 
 def try_installed(file: Path, constraint: Path | None) -> None:
