@@ -11,11 +11,12 @@ import hashlib
 import json
 import os
 import platform
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .places import find_places
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +25,6 @@ FACTS_FILE = "model_facts.json"
 # Of weights that nothing is known of.
 UNKNOWN = "unknown"
 _FORMAT = 1
-# An absolute path, on any system, or one of a user's home. The slashes of a URL follow a colon.
-_PLACE = re.compile(r"(?:^|[\s\"'`(\[=,;])(?:/[^\s/]+/[^\s/]|~[\\/]|[A-Za-z]:[\\/]\w|\\\\\w)|file://")
 
 
 class ModelFactsError(ValueError):
@@ -89,12 +88,6 @@ def read_steps(model_dir: str | Path) -> list[dict[str, Any]]:
     return steps
 
 
-def tells_a_place(text: str) -> str | None:
-    """The first absolute path in a text, or as much of it as shows that it is one; None without."""
-    found = _PLACE.search(text)
-    return None if found is None else found[0].strip(" \"'`([=,;\n\t")
-
-
 def _without_places(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_places(one) for key, one in value.items() if not _is_place(one)}
@@ -104,7 +97,32 @@ def _without_places(value: Any) -> Any:
 
 
 def _is_place(value: Any) -> bool:
-    return isinstance(value, os.PathLike) or (isinstance(value, str) and tells_a_place(value) is not None)
+    return isinstance(value, os.PathLike) or (isinstance(value, str) and any(find_places(value)))
+
+
+def splits_of(steps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], str, Mapping[str, Any]]]:
+    """Each step, use (`"train"`, `"valid"`) and facts of the recordings that were used."""
+    for step in steps:
+        for use, facts in ((step.get("data") or {}).get("splits") or {}).items():
+            yield step, use, facts
+
+
+def labels_of_few(steps: Sequence[Mapping[str, Any]], label_names: Sequence[str]) -> list[str]:
+    """
+    Labels of whose training recordings, in the last step, some count is withheld. Nor may their `pos_weight` be told: a
+    quotient of counts, with all its digits, gives them away.
+    """
+    few = set()
+    for _, use, facts in splits_of(steps[-1:]):
+        counts = facts.get("labels")
+        if use != "train":
+            continue
+        if counts is None:
+            # Of so few patients nothing is told by label.
+            few |= set(label_names) if isinstance(facts.get("recordings"), str) else set()
+        else:
+            few |= {name for name, of in counts.items() if any(isinstance(number, str) for number in of.values())}
+    return [name for name in label_names if name in few]
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -159,8 +177,9 @@ __all__ = [
     "add_step",
     "file_digest",
     "hardware",
+    "labels_of_few",
     "read_steps",
-    "tells_a_place",
+    "splits_of",
     "told_settings",
     "versions",
     "weights_digest",

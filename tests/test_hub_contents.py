@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForPreTraining, ECGFMModel, save_model_folder
 from ecgfm_hf.data.split_guard import GUARD_FILE, write_guard
 from ecgfm_hf.hub import Machine, folder_contents
+from ecgfm_hf.model_facts import add_step
 
 GOING = {
     "LICENSE",
@@ -188,6 +189,13 @@ def test_links_out_of_the_folder_are_refused_and_links_within_are_not(folder, tm
         assert any(problem.startswith(f"{name}: is a link out of the folder") for problem in problems(folder))
 
 
+def test_a_link_that_leads_nowhere_is_refused(folder):
+    for target in ("README.md", "none"):
+        (folder / "README.md").unlink(missing_ok=True)
+        (folder / "README.md").symlink_to(target)
+        assert any(problem.startswith("README.md: is no file") for problem in problems(folder)), target
+
+
 def test_weights_must_be_the_models(folder):
     whole = load_file(folder / "model.safetensors")
     file = folder / "model.safetensors"
@@ -234,7 +242,23 @@ def test_an_index_names_only_shards_of_the_folder(target, folder):
         ("config.json", {"custom_pipelines": None}, "custom_pipelines does not name all"),
         ("config.json", {"label_thresholds": {"D": 0.5}}, "labels that id2label does not have"),
         ("config.json", {"num_leads": 8}, "gives 12 leads, the model takes 8"),
+        ("config.json", {"architectures": [{}]}, "architectures must be one of"),
+        ("config.json", {"architectures": "ECGFMModel"}, "architectures must be one of"),
+        ("config.json", {"hidden_act": "none such"}, "config.json: no ECGFMForMultiLabelClassification can be built"),
+        ("config.json", {"id2label": 3}, "config.json: "),
+        ("config.json", {"id2label": [1]}, "config.json: "),
+        ("config.json", {"hidden_size": "768"}, "config.json: "),
+        ("config.json", {"label_calibration": {"A": 3}}, "config.json: "),
+        ("config.json", {"conv_dim": None}, "config.json: "),
         ("preprocessor_config.json", {"auto_map": None}, "auto_map does not name the code"),
+        ("preprocessor_config.json", {"auto_map": 3}, "auto_map does not name the code"),
+        (
+            "preprocessor_config.json",
+            {"auto_map": {"AutoFeatureExtractor": "me/other--feature_extraction_ecgfm.ECGFMFeatureExtractor"}},
+            "auto_map does not name the code",
+        ),
+        ("preprocessor_config.json", {"lead_names": 3}, "preprocessor_config.json: "),
+        ("preprocessor_config.json", {"sampling_rate": "500"}, "preprocessor_config.json: "),
         ("preprocessor_config.json", {"lead_names": ["I", "I"]}, "preprocessor_config.json: "),
     ],
 )
@@ -249,10 +273,36 @@ def test_a_missing_part_is_named(name, folder):
     assert any(problem.startswith(f"{name}: there is no such file") for problem in problems(folder))
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b"\xef\xbb\xbf{}", b""])
 def test_damaged_settings_are_refused(content, folder):
     (folder / "preprocessor_config.json").write_bytes(content)
     assert any(problem.startswith("preprocessor_config.json: ") for problem in problems(folder))
+
+
+def test_weights_of_positives_that_tell_withheld_counts_are_refused(folder):
+    edit_json(folder / "config.json", pos_weight=[4.0, 9.0, 600.0])
+    assert problems(folder) == ()
+    told, few = {"positive": 20, "negative": 80}, {"positive": "<10", "negative": "withheld"}
+    train = {"recordings": 100, "patients": 100, "labels": {"A": told, "B": told, "C": few}}
+    add_step(folder, "fine-tuning", {"data": {"splits": {"train": train}}})
+    (problem,) = [problem for problem in problems(folder) if "pos_weight" in problem]
+    assert "pos_weight tells how few training recordings have, or lack, C, which model_facts.json withholds" in problem
+    edit_json(folder / "config.json", pos_weight=None)
+    assert problems(folder) == ()
+    edit_json(folder / "config.json", pos_weight=[4.0, 9.0, 600.0])
+    (folder / "model_facts.json").write_text("{")
+    assert any(problem.startswith("model_facts.json: ") for problem in problems(folder))
+
+
+def test_a_text_too_large_to_look_through_is_refused(folder):
+    with (folder / "README.md").open("w") as file:
+        file.truncate(10_000_001)
+    assert any("README.md: has 10,000,001 bytes, more than 10,000,000" in problem for problem in problems(folder))
+
+
+def test_a_licence_behind_a_byte_order_mark_is_read(folder):
+    (folder / "README.md").write_text("\ufeff" + build_model_card(folder).replace("mit", "cc-by-4.0"), encoding="utf-8")
+    assert any("the card says license: cc-by-4.0" in problem for problem in problems(folder))
 
 
 def test_a_card_with_empty_sections_is_refused(folder):
@@ -278,6 +328,9 @@ def test_a_card_that_is_there_is_taken_and_an_evaluation_beside_it_is_an_error(f
     (card,) = (file for file in folder_contents(folder, "me/x").going if file.name == "README.md")
     assert card.content.endswith(b"By hand.\n")
     assert any("would not be told" in problem for problem in problems(folder, evaluation=tmp_path))
+    assert any(
+        "so that details would not be told" in problem for problem in problems(folder, details={"license": "mit"})
+    )
     (folder / "README.md").unlink()
     (card,) = (f for f in folder_contents(folder, "me/x", evaluation=tmp_path).going if f.name == "README.md")
     assert b"It was evaluated." in card.content

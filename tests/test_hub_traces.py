@@ -76,13 +76,27 @@ def test_names_are_found_as_words_and_ordinary_words_only_where_they_name_somebo
     assert kinds("node-178") == set()
     assert "the user's name" in kinds("max@lab")
     assert "a path of a machine" in kinds("/home/max/x")
-    assert kinds("in /home/jdoe") >= {"the user's folder"}
+
+
+def test_the_users_folder_is_found_where_it_does_not_look_like_a_path():
+    (trace,) = find_traces("in /jdoehome, by rsync", Machine(home="/jdoehome"))
+    assert str(trace) == "line 1: the user's folder, '/jdoehome'"
+
+
+def test_a_path_is_told_once_with_all_names_in_it():
+    (trace,) = find_traces("see /home/jdoe/node-17/run.", MACHINE)
+    assert (trace.kind, trace.text) == ("a path of a machine", "/home/jdoe/node-17/run")
+    # Where the path is harmless, its names need not be.
+    assert kinds("see /home/jdoe/run", allow=["/home/jdoe/run"]) == {"the user's folder", "the user's name"}
 
 
 def test_a_secret_is_found_and_not_repeated():
     (trace,) = find_traces("token hf_" + "abcDEF123" * 4, MACHINE)
     assert (trace.kind, trace.text) == ("a secret", "hf_ab...")
     assert kinds("-----BEGIN RSA PRIVATE KEY-----") == {"a secret"}
+    found = find_traces("/data/hf_" + "abcDEF123" * 4 + "/model", MACHINE)
+    assert [trace.kind for trace in found] == ["a path of a machine", "a secret"]
+    assert not any("abcDEF" in str(trace) for trace in found)
 
 
 def test_what_is_allowed_is_left_out_and_nothing_else():

@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import shutil
 import socket
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecgfm_hf.cli import main
+from ecgfm_hf.hub import Machine
 from ecgfm_hf.hub.cards import CardDetailsError, CardError, build_model_card, card_problems
 from ecgfm_hf.hub.cards.card import section_titles
 from ecgfm_hf.hub.cards.details import MANDATORY
@@ -83,8 +85,19 @@ def test_no_place_person_or_machine_is_in_a_card(card, model, evaluation):
 def test_counts_that_the_evaluation_withholds_stay_withheld(card):
     rows = [line for line in card.splitlines() if line.startswith("| pacing rhythm")]
     assert "| pacing rhythm | <10 | withheld | – | – | – | – |" in rows
+
+
+def test_weights_that_would_tell_withheld_counts_are_not_told(card, tmp_path):
     # pos_weight times positives are the negatives.
-    assert "| pacing rhythm | max | – | no | – |" in rows
+    assert "ln(pos_weight)" not in card
+    assert "Training weighted positives, which shifts the logits" in card
+    folder = write_model(tmp_path / "m", tiny_config(pos_weight=[4.07, 9.03, 600.0]))
+    assert "| pacing rhythm | mean | – | no | 6.397 |" in build_model_card(folder)
+    shutil.copy(FIXTURES / FACTS_FILE, folder)
+    text = build_model_card(folder)
+    assert "| pacing rhythm | mean | – | no | – |" in text
+    assert "| atrial fibrillation | mean | – | no | 1.404 |" in text
+    assert "600" not in text
 
 
 @pytest.mark.parametrize("title", section_titles())
@@ -144,10 +157,14 @@ def test_a_card_without_a_readable_front_matter_is_told(front, card):
     assert any(problem.startswith("front matter") for problem in card_problems(front + body))
 
 
-def test_a_path_and_a_lost_disclaimer_are_problems(card):
-    assert card_problems(card.replace("Adults only.", "See /home/somebody/notes.txt.")) == [
-        "the card tells a path of a computer: /home/s"
+def test_a_card_is_read_whatever_ends_its_lines_and_not_behind_a_byte_order_mark(card):
+    assert card_problems(card.replace("\n", "\r\n")) == []
+    assert card_problems("\ufeff" + card) == [
+        "front matter: a byte order mark before it hides it: save the file as UTF-8 without one"
     ]
+
+
+def test_a_lost_disclaimer_is_a_problem(card):
     assert card_problems(card.replace("**Not a medical device.**", "")) == [
         "the card does not say: Not a medical device."
     ]
@@ -212,10 +229,7 @@ def test_where_thresholds_come_from_is_told_only_if_it_was_noted(card, tmp_path)
     assert "chosen on the validation recordings below. Labels without one are not decided: pacing rhythm." in card
     folder = fine_tuned(tmp_path / "m")
     (folder / FACTS_FILE).unlink()
-    text = build_model_card(folder)
-    assert "where they come from is not noted" in text
-    # Without facts no count is withheld, and pos_weight is in the config anyway.
-    assert "| pacing rhythm | max | – | no | 6.397 |" in text
+    assert "where they come from is not noted" in build_model_card(folder)
 
 
 def test_an_interrupted_run_has_no_duration(tmp_path):
@@ -307,8 +321,57 @@ def test_what_is_no_model_or_evaluation_is_refused(model, tmp_path):
     (tmp_path / "metrics.json").write_text("[]")
     with pytest.raises(CardError, match="holds no results of"):
         build_model_card(model, evaluation=tmp_path)
+    evaluation_of(model, tmp_path, intervals=None)
+    with pytest.raises(CardError, match=r"model_facts\.json, or .* lacks or holds what is not of its form: TypeError"):
+        build_model_card(model, evaluation=tmp_path)
     with pytest.raises(CardError, match="repo_id"):
         build_model_card(model, repo_id='a"b')
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"step": ["fine-tuning"]},
+        {"step": "fine-tuning", "data": [1]},
+        {"step": "fine-tuning", "data": {"splits": {"train": {}}}},
+        {"step": "fine-tuning", "seconds": "long", "hardware": {"device": "CPU"}},
+        {"step": "conversion", "warnings": 3},
+    ],
+)
+def test_facts_that_are_not_of_their_form_are_told(step, tmp_path):
+    folder = write_model(tmp_path / "m", tiny_config())
+    (folder / FACTS_FILE).write_text(json.dumps({"format": 1, "steps": [step]}))
+    with pytest.raises(CardError, match=r"model_facts\.json lacks or holds what is not of its form"):
+        build_model_card(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"hidden_size": "768"}, {"id2label": 3}, {"id2label": {"x": "A"}}, {"conv_dim": None}, {"pos_weight": [1]}],
+)
+def test_a_config_that_cannot_be_is_told(change, tmp_path):
+    folder = write_model(tmp_path / "m", tiny_config())
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, **change}))
+    with pytest.raises(CardError):
+        build_model_card(folder)
+
+
+def test_a_model_of_other_tasks_has_no_weights_of_positives_and_no_thresholds_chosen(tmp_path):
+    folder = write_model(tmp_path / "m", tiny_config(("age",), problem_type="regression"))
+    train = {"recordings": 100, "patients": 100, "labels": {"age": {"known": 100, "unknown": 0}}}
+    step = {
+        "step": "fine-tuning",
+        "data": {"smallest_cell": 10, "splits": {"train": train, "valid": train}},
+        "pos_weight": None,
+        "settings": {"problem_type": "regression"},
+    }
+    for name, used in (("fine-tuning", "validation (chose the update)"), ("linear probe", "validation")):
+        content = {"format": 1, "steps": [{**step, "step": name}]}
+        (folder / FACTS_FILE).write_text(json.dumps(content))
+        text = build_model_card(folder)
+        assert f"| {used} | 100 | 100 |" in text
+        assert "| Weight of positives | none |" in text
 
 
 def test_unknown_and_impossible_details_are_refused(model):
@@ -341,12 +404,32 @@ def test_the_command_writes_a_card_and_names_what_it_lacks(model, evaluation, tm
     assert [path.name for path in tmp_path.iterdir()] in (["details.yaml", "card.md"], ["card.md", "details.yaml"])
 
 
+def test_the_command_names_paths_and_people_in_what_it_wrote(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "ecgfm_hf.hub.traces.this_machine", lambda: Machine(users=("jdoe",), hosts=("node-17",), home="/home/jdoe")
+    )
+    details = tmp_path / "details.yaml"
+    given = {name: text for name, text in DETAILS.items() if "data" not in name or name == "training_data"}
+    details.write_text(yaml.safe_dump({**given, "training_data": "From /data/clinic/2020.", "contact": "jdoe"}))
+    command = ["card", str(model), "--details", str(details), "--output", "-", "--repo"]
+    assert main([*command, "lab/x"]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("a path of a machine, '/data/clinic/2020'")
+    assert second.endswith("the user's name, 'jdoe'")
+    # In a repository of jdoe's own the name is no secret.
+    assert main([*command, "jdoe/x"]) == 1
+    (only,) = capsys.readouterr().err.splitlines()
+    assert only.endswith("'/data/clinic/2020'")
+
+
 def test_the_command_refuses_what_it_cannot_use(model, tmp_path, capsys):
     (tmp_path / "bad.yaml").write_text("licence: mit\n")
+    (tmp_path / "worse.yaml").write_text("evaluation: mine\n")
     for arguments, message in (
         ([], "give MODEL_DIR, or --published"),
         ([str(tmp_path)], "no model folder"),
         ([str(model), "--output", "-", "--details", str(tmp_path / "bad.yaml")], "did you mean license"),
+        ([str(model), "--output", "-", "--details", str(tmp_path / "worse.yaml")], "no detail 'evaluation'"),
         ([str(model), "--output", "-", "--published", "physionet_finetuned"], "is a card by itself"),
         (["--published", "nothing"], "no published checkpoint 'nothing'"),
     ):

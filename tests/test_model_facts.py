@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecgfm_hf.model_facts import FACTS_FILE, ModelFactsError, add_step, read_steps, tells_a_place, weights_digest
+from ecgfm_hf.model_facts import FACTS_FILE, ModelFactsError, add_step, labels_of_few, read_steps, weights_digest
+from ecgfm_hf.places import find_places
 
 
 def test_steps_of_the_weights_that_training_began_from_come_first(tmp_path):
@@ -62,7 +63,7 @@ def test_a_damaged_note_is_named(content, tmp_path):
     ],
 )
 def test_absolute_paths_are_left_out_of_a_note(text, tmp_path):
-    assert tells_a_place(text)
+    assert list(find_places(text))
     add_step(
         tmp_path, "conversion", {"a": text, "b": ["kept", text], "c": {"d": text, "e": 1}, "f": PurePosixPath("/x")}
     )
@@ -75,7 +76,7 @@ def test_absolute_paths_are_left_out_of_a_note(text, tmp_path):
     ["https://physionet.org/content/x/1.0/", "2nd/3rd degree", "and / or", "W2V + CMSC", "1/2", "a b/c d", "</p>"],
 )
 def test_what_only_looks_like_a_path_is_none(text):
-    assert tells_a_place(text) is None
+    assert not list(find_places(text))
 
 
 def test_digest_tells_weights_from_others(tmp_path):
@@ -145,6 +146,23 @@ def test_classes_are_counted_each():
     targets = np.array([0] * 30 + [1] * 20 + [-100] * 10)
     found = split_facts(dataset, np.arange(60), ["x", "y"], targets, "single_label_classification")
     assert found["labels"]["x"] == {"positive": 30, "negative": 20, "unknown": 10}
+
+
+def test_labels_of_few_patients_are_named_whatever_else_is_known():
+    def step(**facts):
+        return {"step": "fine-tuning", "data": {"splits": facts}}
+
+    told = {"positive": 20, "negative": 80, "unknown": 3}
+    few = {"positive": "<10", "negative": "withheld", "unknown": 3}
+    names = ["a", "b"]
+    assert labels_of_few([step(train={"recordings": 100, "labels": {"a": told, "b": few}})], names) == ["b"]
+    # Of validation recordings nothing is weighted; of fewer than ten patients nothing is told by label.
+    assert labels_of_few([step(train={"labels": {"a": told, "b": told}}, valid={"labels": {"a": few}})], names) == []
+    assert labels_of_few([step(train={"recordings": "<10", "patients": "<10"})], names) == names
+    # Weights are those of the last step; pretraining has none.
+    assert labels_of_few([step(train={"labels": {"a": few}}), step(train={"labels": {"a": told}})], names) == []
+    assert labels_of_few([{"step": "pretraining", "data": {"splits": {"train": {"recordings": 50}}}}], names) == []
+    assert labels_of_few([{"step": "conversion"}], names) == labels_of_few([], names) == []
 
 
 @settings(deadline=None)

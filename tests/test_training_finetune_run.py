@@ -62,7 +62,6 @@ def test_the_folder_is_a_model_that_the_pipeline_uses_with_its_operating_points(
     config = pipeline.model.config
     assert config.label_thresholds == points.thresholds
     assert config.label_calibration == points.calibration
-    assert len(config.pos_weight) == 2
     found, labels = recordings(3, seed=5)
     right = 0
     for number, recording in enumerate(found):
@@ -73,6 +72,21 @@ def test_the_folder_is_a_model_that_the_pipeline_uses_with_its_operating_points(
     assert right >= 4
     state = result.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in pipeline.model.state_dict().items())
+
+
+def test_weights_of_positives_are_in_the_config_unless_they_would_tell_counts_of_few(finished, workplace):
+    out, result = finished
+    # Trained with weights, on twelve patients.
+    assert read_steps(out)[0]["pos_weight"] == "balanced"
+    assert ECGFMConfig.from_pretrained(out).pos_weight is None
+    assert result.model.config.pos_weight is None
+    assert "pos_weight is left out of config.json" in result.notes[-1]
+    store = make_store(workplace / "many", patients=60)
+    more = finetune(settings_for(workplace, workplace / "of_many", data=str(store), max_updates=1, epochs=1))
+    config = ECGFMConfig.from_pretrained(workplace / "of_many")
+    counts = read_steps(workplace / "of_many")[0]["data"]["splits"]["train"]["labels"]
+    assert config.pos_weight == pytest.approx([counts[n]["negative"] / counts[n]["positive"] for n in ("slow", "fast")])
+    assert not any("pos_weight" in note for note in more.notes)
 
 
 def test_the_folder_says_what_it_is_and_holds_no_ids(finished, workplace):

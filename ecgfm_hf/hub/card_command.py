@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 EXIT_STATUS = (
-    "Exit status: 0 written and complete, 1 written, but something is to be filled in (named on standard error), "
-    "2 usage."
+    "Exit status: 0 written and complete, 1 written, but something is to be filled in or taken out (named on standard "
+    "error), 2 usage."
 )
 # Details with an option of their own; a file of --details may hold these and the others.
 _OPTIONS = {
@@ -64,9 +64,10 @@ def run_card(args: argparse.Namespace) -> int:
     Runs `ecgfm card`.
 
     Returns:
-        `int`: 0 written and complete, 1 something is to be filled in, 2 usage.
+        `int`: 0 written and complete, 1 something is to be filled in or taken out, 2 usage.
     """
     from .cards import card_problems, published_names
+    from .traces import find_traces, this_machine
 
     if args.list:
         print("\n".join(published_names()))
@@ -83,10 +84,12 @@ def run_card(args: argparse.Namespace) -> int:
         return 2
     if output is not None:
         print(f"card  {output}")
-    problems = card_problems(text)
+    problems, traces = card_problems(text), find_traces(text, this_machine().pushing_to(args.repo))
     for problem in problems:
         print(f"incomplete: {problem}", file=sys.stderr)
-    return 1 if problems else 0
+    for trace in traces:
+        print(f"not to be published: {trace}", file=sys.stderr)
+    return 1 if problems or traces else 0
 
 
 def card_of_converted(name: str, facts: Mapping[str, Any], model: Any) -> str:

@@ -6,25 +6,22 @@ whom the model has seen) stays because it is not on the list. What goes is then 
 """
 
 import importlib.metadata
-import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_ecgfm import ECGFMConfig
 from ..data.split_guard import GUARD_FILE, seen
-from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..model_facts import FACTS_FILE
-from ..modeling_ecgfm import AUTO_MAP, CUSTOM_PIPELINES
+from .front_matter import split_front_matter
+from .settings import AGAIN, CONFIG_FILE, EXTRACTOR_FILE, pos_weight_problems, settings_problems
 from .traces import Machine, find_traces, this_machine
 from .weights import (
     INDEX_FILE,
-    MODEL_CLASSES,
     SINGLE_FILE,
     WeightsError,
     header_texts,
@@ -33,11 +30,12 @@ from .weights import (
     weight_problems,
 )
 
-CARD_FILE, LICENSE_FILE, CONFIG_FILE, EXTRACTOR_FILE = "README.md", "LICENSE", "config.json", "preprocessor_config.json"
+CARD_FILE, LICENSE_FILE = "README.md", "LICENSE"
 CODE_FILES = ("configuration_ecgfm.py", "feature_extraction_ecgfm.py", "modeling_ecgfm.py", "pipeline_ecgfm.py")
 _TEXT_FILES = (CONFIG_FILE, EXTRACTOR_FILE, *CODE_FILES, LICENSE_FILE, CARD_FILE)
 _OUR_LICENCE = "mit"
-_AGAIN = "save the model again, with ecgfm_hf.save_model_folder"
+# Bytes of a text, which is read and looked through whole.
+_LARGEST_TEXT = 10_000_000
 
 # Why what stays does, by what its name looks like.
 _REASONS = (
@@ -116,6 +114,7 @@ def folder_contents(
     repo_id: str | None = None,
     *,
     evaluation: str | Path | None = None,
+    details: Mapping[str, Any] | str | Path | None = None,
     allow: Iterable[str] = (),
     guards: Sequence[str | Path] = (),
 ) -> PushContents:
@@ -126,13 +125,15 @@ def folder_contents(
         model_dir (`str` or `Path`): Folder that was converted, fine-tuned, probed, pretrained or saved.
         repo_id (`str`, *optional*): Where to, for the card. A user who has the same name there is no secret.
         evaluation (`str` or `Path`, *optional*): Folder that `ecgfm evaluate` wrote, for the card.
+        details (mapping, `str` or `Path`, *optional*): What only a person knows, for the card: by name, or a YAML file;
+            see [`~ecgfm_hf.hub.cards.CardDetails`].
         allow (iterable of `str`): Findings of exactly this text are harmless.
         guards (sequence of `str` or `Path`): Other folders whose notes of what a model has seen are heeded.
 
     Raises:
         `FileNotFoundError`: there is no such folder, or it is no model folder; the message says what it is.
     """
-    found, machine = _open(model_dir, repo_id), _machine(repo_id)
+    found, machine = _open(model_dir), this_machine().pushing_to(repo_id)
     try:
         weights = weight_files(found.folder)
     except WeightsError as error:
@@ -140,14 +141,14 @@ def folder_contents(
         found.problems.append(str(error))
     for name in (*_TEXT_FILES[:-2], *weights):
         if not _take(found, name):
-            found.problems.append(f"{name}: there is no such file: {_AGAIN}")
+            found.problems.append(f"{name}: there is no such file: {AGAIN}")
     # What was done to the weights, for the cards of models that begin from it. Looked through all the same.
     _take(found, FACTS_FILE)
-    config = _check_config(found)
+    config = _check_settings(found)
     if config is not None and weights:
         whole = [name for name in weights if name in found.files]
         found.problems += weight_problems(found.folder, whole, *config) if whole == weights else []
-    _add_card(found, repo_id, evaluation)
+    _add_card(found, repo_id, evaluation, details)
     _add_licence(found)
     _check_texts(found, machine, allow, [found.folder, *guards])
     _compare_code(found)
@@ -158,14 +159,14 @@ def folder_contents(
 
 def part_contents(folder: str | Path, repo_id: str | None = None, allow: Iterable[str] = ()) -> PushContents:
     """What a config or a feature extractor has saved, to be added to a model's repository: looked through alike."""
-    found = _open(folder, repo_id, whole=False)
+    found = _open(folder, whole=False)
     for name in (CONFIG_FILE, EXTRACTOR_FILE, *CODE_FILES):
         _take(found, name)
-    _check_texts(found, _machine(repo_id), allow, [found.folder])
+    _check_texts(found, this_machine().pushing_to(repo_id), allow, [found.folder])
     return PushContents(found.folder, tuple(found.files.values()), _left(found), (), tuple(found.problems))
 
 
-def _open(model_dir: str | Path, repo_id: str | None, whole: bool = True) -> _Collected:
+def _open(model_dir: str | Path, whole: bool = True) -> _Collected:
     folder = Path(model_dir)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
@@ -180,24 +181,22 @@ def _open(model_dir: str | Path, repo_id: str | None, whole: bool = True) -> _Co
     return _Collected(folder)
 
 
-def _machine(repo_id: str | None) -> Machine:
-    machine = this_machine()
-    namespace = repo_id.partition("/")[0].lower() if repo_id and "/" in repo_id else None
-    return replace(machine, users=tuple(name for name in machine.users if name.lower() != namespace))
-
-
 def _take(found: _Collected, name: str) -> bool:
     """Takes a file of the folder, if it is there."""
     path, inside = found.folder / name, found.folder.resolve()
     if not path.exists() and not path.is_symlink():
         return False
-    if not path.resolve().is_relative_to(inside):
+    if path.exists() and not path.resolve().is_relative_to(inside):
         found.problems.append(f"{name}: is a link out of the folder, to {path.resolve()}: put the file itself there")
     elif not path.is_file():
         found.problems.append(f"{name}: is no file")
     elif is_weights_file(name) and name != INDEX_FILE:
         status = path.stat()
         found.files[name] = GoingFile(name, status.st_size, path=path.resolve(), stamp=stamp(path))
+    elif path.stat().st_size > _LARGEST_TEXT:
+        found.problems.append(
+            f"{name}: has {path.stat().st_size:,} bytes, more than {_LARGEST_TEXT:,} that are looked through"
+        )
     else:
         _add(found, name, path.read_bytes())
     return True
@@ -218,89 +217,50 @@ def stamp(path: Path) -> tuple[int, ...]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _check_config(found: _Collected) -> tuple[ECGFMConfig, str] | None:
-    """Config and architecture, if both files of settings are in order."""
-    settings = {}
-    for name in (CONFIG_FILE, EXTRACTOR_FILE):
-        if name not in found.files:
-            return None
-        try:
-            settings[name] = _json_object(found.text(name))
-        except ValueError as error:
-            found.problems.append(f"{name}: damaged: {error}")
-            return None
-    content, before = settings[CONFIG_FILE], len(found.problems)
-    if content.get("model_type") != ECGFMConfig.model_type:
-        found.problems.append(f"{CONFIG_FILE}: model_type must be 'ecgfm', found: {content.get('model_type')!r}")
+def _check_settings(found: _Collected) -> tuple[ECGFMConfig, str] | None:
+    """Config and architecture, if both files of settings are there and in order."""
+    if not {CONFIG_FILE, EXTRACTOR_FILE} <= found.files.keys():
         return None
-    architectures = content.get("architectures")
-    if not isinstance(architectures, list) or len(architectures) != 1 or architectures[0] not in MODEL_CLASSES:
-        found.problems.append(
-            f"{CONFIG_FILE}: architectures must be one of {list(MODEL_CLASSES)}, found: {architectures!r}"
-        )
-    for key, wanted in (("auto_map", AUTO_MAP), ("custom_pipelines", CUSTOM_PIPELINES)):
-        if content.get(key) != wanted:
-            found.problems.append(f"{CONFIG_FILE}: {key} does not name all of the code beside it: {_AGAIN}")
-    if "AutoFeatureExtractor" not in (settings[EXTRACTOR_FILE].get("auto_map") or {}):
-        found.problems.append(f"{EXTRACTOR_FILE}: auto_map does not name the code beside it: {_AGAIN}")
-    try:
-        config = ECGFMConfig.from_dict(content)
-    except (StrictDataclassError, ValueError, TypeError, AttributeError) as error:
-        found.problems.append(f"{CONFIG_FILE}: {error}")
-        return None
-    try:
-        leads = len(ECGFMFeatureExtractor.from_dict(settings[EXTRACTOR_FILE]).lead_names)
-    except (ValueError, TypeError) as error:
-        found.problems.append(f"{EXTRACTOR_FILE}: {error}")
-    else:
-        if leads != config.num_leads:
-            found.problems.append(f"{EXTRACTOR_FILE}: gives {leads} leads, the model takes {config.num_leads}")
-    if len(found.problems) > before:
-        return None
-    if architectures[0] == "ECGFMForMultiLabelClassification":
-        found.notes += _label_notes(config)
-    return config, architectures[0]
+    problems, notes, config = settings_problems(found.text(CONFIG_FILE), found.text(EXTRACTOR_FILE))
+    found.problems += problems
+    found.notes += notes
+    if config is not None:
+        found.problems += pos_weight_problems(found.folder, config[0])
+    return config
 
 
-def _json_object(text: str) -> dict[str, Any]:
-    content = json.loads(text)
-    if not isinstance(content, dict):
-        raise ValueError("no JSON object")
-    return content
-
-
-def _label_notes(config: ECGFMConfig) -> list[str]:
-    unnamed = [name for name in config.label_names if re.fullmatch(r"LABEL_\d+", name)]
-    notes = [f"{CONFIG_FILE}: {len(unnamed)} labels have no name ({unnamed[0]}, ...)"] if unnamed else []
-    if config.problem_type in (None, "multi_label_classification"):
-        for key in ("label_thresholds", "label_calibration"):
-            if missing := [name for name in config.label_names if name not in (getattr(config, key) or {})]:
-                notes.append(f"{CONFIG_FILE}: {key} has nothing for {len(missing)} of {config.num_labels} labels")
-    return notes
-
-
-def _add_card(found: _Collected, repo_id: str | None, evaluation: str | Path | None) -> None:
+def _add_card(
+    found: _Collected,
+    repo_id: str | None,
+    evaluation: str | Path | None,
+    details: Mapping[str, Any] | str | Path | None,
+) -> None:
     from .cards import build_model_card, card_problems
 
     if _take(found, CARD_FILE):
-        if evaluation is not None:
+        if unused := [what for what, given in (("evaluation", evaluation), ("details", details)) if given is not None]:
             found.problems.append(
-                f"{CARD_FILE}: is there already, so that the evaluation {evaluation} would not be told: give either"
+                f"{CARD_FILE}: is there already, so that {' and '.join(unused)} would not be told: give either, or "
+                "have `ecgfm card --overwrite` write it anew"
             )
     elif not found.problems:
         try:
-            card = build_model_card(found.folder, evaluation=evaluation, repo_id=repo_id)
+            known = _read_details(details)
+            card = build_model_card(found.folder, evaluation=evaluation, repo_id=repo_id, **known).encode("utf-8")
         except (ValueError, OSError) as error:
             found.problems.append(f"{CARD_FILE}: there is none, and none can be built: {error}")
         else:
-            _add(found, CARD_FILE, card.encode("utf-8"), source="built from what is known of the model")
+            _add(found, CARD_FILE, card, source="built from what is known of the model")
     else:
         found.problems.append(f"{CARD_FILE}: there is none, and none can be built before the rest is mended")
     if CARD_FILE not in found.files:
         return
     incomplete = [f"{CARD_FILE}: {problem}" for problem in card_problems(found.text(CARD_FILE))]
     if incomplete and found.files[CARD_FILE].source:
-        incomplete.append(f"{CARD_FILE}: there is none, and what could be built is not whole: `ecgfm card` writes one")
+        incomplete.append(
+            f"{CARD_FILE}: there is none, and what could be built is not whole: give details, or have `ecgfm card` "
+            "write one, to be completed by hand"
+        )
     found.problems += incomplete
     targets = dict.fromkeys(re.findall(r"\]\(([\w./-]+)\)", found.text(CARD_FILE)))
     known = {*found.files, LICENSE_FILE}
@@ -310,7 +270,8 @@ def _add_card(found: _Collected, repo_id: str | None, evaluation: str | Path | N
 def _add_licence(found: _Collected) -> None:
     if _take(found, LICENSE_FILE) or CARD_FILE not in found.files:
         return
-    licence = _card_metadata(found.text(CARD_FILE)).get("license")
+    metadata = _card_metadata(found.text(CARD_FILE))
+    licence = metadata.get("license")
     if licence != _OUR_LICENCE:
         found.problems.append(
             f"{LICENSE_FILE}: there is no such file, and the card says license: {licence}, not {_OUR_LICENCE}: put the "
@@ -327,12 +288,24 @@ def _add_licence(found: _Collected) -> None:
         found.problems.append(f"{LICENSE_FILE}: there is no such file, and the package has come without its own")
     else:
         _add(found, LICENSE_FILE, path.read_bytes(), source="of the code")
+        if metadata.get("base_model"):
+            found.notes.append(
+                f"{LICENSE_FILE}: is that of the code; if the weights that these began from are under a licence with "
+                "another copyright holder, put its text into the folder"
+            )
+
+
+def _read_details(details: Mapping[str, Any] | str | Path | None) -> Mapping[str, Any]:
+    if details is None or isinstance(details, Mapping):
+        return details or {}
+    from .cards import read_details
+
+    return read_details(details)
 
 
 def _card_metadata(text: str) -> dict[str, Any]:
-    match = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
     try:
-        content = yaml.safe_load(match[1]) if match else None
+        content = yaml.safe_load(split_front_matter(text)[0] or "")
     except yaml.YAMLError:
         content = None
     return content if isinstance(content, dict) else {}

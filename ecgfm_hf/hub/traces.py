@@ -15,36 +15,25 @@ import platform
 import re
 import socket
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
+
+from ..places import find_places
 
 # Accounts and hosts of this name say nothing about anybody.
 _EVERYBODY = {"root", "user", "admin", "administrator", "ubuntu", "debian", "jovyan", "runner", "nobody", "guest"}
 _EVERYBODY |= {"localhost", "localdomain", "ec2-user", "vscode", "docker", "container", "test", "local"}
 _EVERYBODY |= {"home", "work", "workspace"}
 _SHORTEST_NAME = 3
+_PATH, _SECRET = "a path of a machine", "a secret"
 
-_PART = r"[^\s/\"'`<>|()\[\]{},;:*?\\]+"
-# A path begins a line or word; `and/or`, `mm/mV`, `</td>` and what follows `https:` do not.
-_POSIX_PATH = re.compile(rf"(?:^|(?<=[\s\"'`=(\[{{,;:|>!]))/(?=[^/\s]*[A-Za-z]){_PART}/(?:{_PART}/?)*", re.MULTILINE)
-# Wherever it begins: an escaped line feed before it, for example, is a letter. Not in the address of a web page.
-_HOME_PATH = re.compile(r"/(?:home|Users)/[\w.-]+(?:/[^\s\"'`<>|]*)?")
-_LONGEST_ADDRESS = 300
-_FILE_URL = re.compile(r"\bfile:/+[^\s\"'`<>]+", re.IGNORECASE)
-_WINDOWS_PATH = re.compile(
-    r"(?<![A-Za-z0-9])(?:[A-Za-z]:(?:\\{1,2}[\w .$-]+\\|/[\w.$-])|[A-Z]:\\{1,2}\w{2})[^\s\"'`<>|*?]*"
-)
-_UNC_PATH = re.compile(r"(?<!\\)\\\\[A-Za-z0-9][\w.$-]+\\[\w$][^\s\"'`<>|*?]*")
-# Out of the folder that is pushed, or into the user's own.
-_RELATIVE_PATH = re.compile(r"(?<![\w/.~])(?:\.\./|~/)(?=[A-Za-z0-9.]*[A-Za-z0-9])(?!\.cache\b)[^\s\"'`<>|]+")
 _PRIVATE_ADDRESS = re.compile(
     r"(?<![\w.])(?:10\.\d{1,3}\.\d{1,3}\.\d{1,3}|192\.168\.\d{1,3}\.\d{1,3}|172\.(?:1[6-9]|2\d|3[01])\.\d{1,3}\.\d{1,3})"
     r"(?![\w.]*\w)"
 )
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}|-----BEGIN [A-Z ]*PRIVATE KEY-----")
-_PATHS = (_POSIX_PATH, _FILE_URL, _WINDOWS_PATH, _UNC_PATH, _RELATIVE_PATH)
 
 
 @dataclass(frozen=True)
@@ -79,6 +68,11 @@ class Machine:
     hosts: tuple[str, ...] = ()
     home: str = ""
 
+    def pushing_to(self, repo_id: str | None) -> "Machine":
+        """The same, but for a user who has the same name on the Hub, where it is in the repository's name anyway."""
+        namespace = repo_id.partition("/")[0].lower() if repo_id and "/" in repo_id else None
+        return replace(self, users=tuple(name for name in self.users if name.lower() != namespace))
+
 
 def this_machine() -> Machine:
     """This one, as the system and the environment name it. Asks no network."""
@@ -109,14 +103,20 @@ def find_traces(text: str, machine: Machine, allow: Iterable[str] = ()) -> list[
         allow (iterable of `str`): Findings of exactly this text are left out.
 
     Returns:
-        list of [`Trace`]: each text and kind once.
+        list of [`Trace`]: each text and kind once, and of a path no names that stand in it.
     """
     allow, found = set(allow), {}
     for where, reading in _readings(text):
-        for trace in _look(reading, machine):
-            if trace.text not in allow:
-                key = (trace.kind, trace.text)
-                found.setdefault(key, Trace(where or trace.where, trace.kind, trace.text))
+        paths: list[tuple[int, int]] = []
+        for (start, end), trace in _look(reading, machine):
+            if trace.text in allow:
+                continue
+            if trace.kind == _PATH:
+                paths.append((start, end))
+            elif trace.kind != _SECRET and any(first <= start and end <= last for first, last in paths):
+                continue
+            key = (trace.kind, trace.text)
+            found.setdefault(key, Trace(where or trace.where, trace.kind, trace.text))
     return list(found.values())
 
 
@@ -125,11 +125,8 @@ def _readings(text: str) -> Iterator[tuple[str, str]]:
     for read in (unquote, html.unescape):
         if (other := read(text)) != text:
             yield "", other
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return
-    yield from _strings(content, "")
+    with contextlib.suppress(ValueError, RecursionError):  # no JSON, or nested without end
+        yield from list(_strings(json.loads(text), ""))
 
 
 def _strings(content: Any, key: str) -> Iterator[tuple[str, str]]:
@@ -144,20 +141,18 @@ def _strings(content: Any, key: str) -> Iterator[tuple[str, str]]:
             yield from _strings(value, f"{key}[{number}]")
 
 
-def _look(text: str, machine: Machine) -> Iterator[Trace]:
-    def trace(match: re.Match, kind: str, shown: str | None = None) -> Trace:
-        line = text.count("\n", 0, match.start()) + 1
-        return Trace(f"line {line}", kind, (match.group().rstrip(".,;:)") if shown is None else shown))
+def _look(text: str, machine: Machine) -> Iterator[tuple[tuple[int, int], Trace]]:
+    """Findings and where they stand; paths before the names that may be in them."""
 
+    def trace(match: re.Match, kind: str) -> tuple[tuple[int, int], Trace]:
+        line = text.count("\n", 0, match.start()) + 1
+        shown = _TOKEN.sub(_beginning, match.group().rstrip(".,;:)"))
+        return match.span(), Trace(f"line {line}", kind, shown)
+
+    for match in find_places(text):
+        yield trace(match, _PATH)
     for match in _TOKEN.finditer(text):
-        yield trace(match, "a secret", f"{match.group()[:5]}...")
-    for pattern in _PATHS:
-        for match in pattern.finditer(text):
-            yield trace(match, "a path of a machine")
-    for match in _HOME_PATH.finditer(text):
-        before = text[max(0, match.start() - _LONGEST_ADDRESS) : match.start()]
-        if "://" not in re.split(r"\s", before)[-1]:
-            yield trace(match, "a path of a machine")
+        yield trace(match, _SECRET)
     if machine.home:
         for match in re.finditer(rf"(?<![\w/.]){re.escape(machine.home)}(?![\w-])", text):
             yield trace(match, "the user's folder")
@@ -172,6 +167,11 @@ def _look(text: str, machine: Machine) -> Iterator[Trace]:
             after = r"(?=@[\w-])" if _is_ordinary(name) else r"(?![A-Za-z0-9])"
             for match in re.finditer(rf"(?<![A-Za-z0-9]){re.escape(name)}{after}", text, flags):
                 yield trace(match, kind)
+
+
+def _beginning(secret: re.Match) -> str:
+    """As much of a secret as may be printed."""
+    return f"{secret.group()[:5]}..."
 
 
 def _is_ordinary(name: str) -> bool:

@@ -97,7 +97,7 @@ def _summary(result: "FinetuneResult", settings: "FinetuneSettings") -> str:  # 
         told = "score, not calibrated" if fit is None else "calibrated"
         told += ", no threshold" if threshold is None else f", threshold {threshold:.3g}"
         lines.append(f"{name}: {told} ({positive:,} positive and {negative:,} negative validation recordings)")
-    lines += [f"note             {note}" for note in points.notes]
+    lines += [f"note             {note}" for note in result.notes]
     return "\n".join(lines)
 
 

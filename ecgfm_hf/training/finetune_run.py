@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from ..data import loading
 from ..data.split_guard import LeakError, check_guard, check_splits, write_guard
 from ..data.store import StoreError, load_prepared, read_report
-from ..model_facts import add_step, hardware, told_settings, versions
+from ..model_facts import add_step, hardware, labels_of_few, told_settings, versions
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification
 from ..saving import save_model_folder
 from .checkpoints import Checkpoints
@@ -168,8 +168,16 @@ class Finetuner:
             ((), ()) if valid is None else _ids(valid),
             began_from=self.settings.init_from,
         )
-        save_model_folder(result.model, self.feature_extractor, self.output_dir)
         facts = self._facts(result, seconds)
+        config = result.model.config
+        if config.pos_weight is not None and (few := labels_of_few([facts], config.label_names)):
+            # The folder is made to be shared, and nothing but this training reads them.
+            config.pos_weight = None
+            result.notes.append(
+                f"pos_weight is left out of config.json: it would tell how few training recordings have, or lack, "
+                f"{', '.join(few)}"
+            )
+        save_model_folder(result.model, self.feature_extractor, self.output_dir)
         add_step(self.output_dir, "fine-tuning", facts, began_from=self.settings.init_from)
         content = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name != "model"}
         content["operating_points"] = dataclasses.asdict(result.operating_points)
@@ -187,7 +195,7 @@ class Finetuner:
             )
             for split, segments in used.items()
         }
-        weights = settings.pos_weight
+        weights = settings.pos_weight if data.problem_type == "multi_label_classification" else None
         return {
             "data": data_facts(splits),
             "updates": result.update,

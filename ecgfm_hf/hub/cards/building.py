@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 
 from ...configuration_ecgfm import ECGFMConfig
 from ...evaluation.command import METRICS_FILE
-from ...model_facts import read_steps, weights_digest
+from ...model_facts import FACTS_FILE, labels_of_few, read_steps, splits_of, weights_digest
 from .card import Card, card_metadata, pipeline_tag
 from .details import CardDetails, placeholder
 from .evaluation_sections import (
@@ -21,7 +21,7 @@ from .evaluation_sections import (
     evaluation_results,
     evaluation_section,
 )
-from .history_sections import chosen_on, data_section, hidden_labels, history_limits, procedure_section, splits_of
+from .history_sections import chosen_on, data_section, history_limits, is_weighted, procedure_section
 from .markdown import bullets, code, paragraphs, plain
 from .model_sections import CLASSIFIER, OUT_OF_SCOPE, description, how_to_use, input_section, outputs_section
 from .repositories import ECG_FM_CITATION, PUBLISHED
@@ -82,7 +82,7 @@ def build_model_card(
 
     Raises:
         [`CardDetailsError`]: an unknown detail, or of another kind.
-        [`CardError`]: no model folder; an evaluation of other weights or labels.
+        [`CardError`]: no model folder; an evaluation of other weights or labels; a file that is not of its form.
         [`ModelFactsError`]: a damaged `model_facts.json`.
     """
     given = CardDetails.of(details)
@@ -93,9 +93,17 @@ def build_model_card(
             except HFValidationError as error:
                 raise CardError(f"{what}: {error}") from None
     known = know(model_dir, evaluation)
+    name = given.name or (repo_id or Path(model_dir).resolve().name).rpartition("/")[2]
+    try:
+        return _card(known, given, name, repo_id).render()
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        files = FACTS_FILE if evaluation is None else f"{FACTS_FILE}, or {evaluation},"
+        raise CardError(f"{model_dir}: {files} lacks or holds what is not of its form: {error!r}") from error
+
+
+def _card(known: ModelKnown, given: CardDetails, name: str, repo_id: str | None) -> Card:
     config, results = known.config, known.results
     is_classifier = known.architecture == CLASSIFIER
-    name = given.name or (repo_id or Path(model_dir).resolve().name).rpartition("/")[2]
     tag = pipeline_tag(is_classifier)
     base_model = given.base_model or _published_base(known.steps)
     scored = [] if results is None else evaluation_results(results, given, tag)
@@ -135,8 +143,9 @@ def build_model_card(
             config,
             known.architecture,
             known.extractor.sampling_rate,
-            hidden_labels(known.steps),
+            labels_of_few(known.steps, config.label_names),
             chosen_on(known.steps),
+            is_weighted(known.steps),
         ),
         training_data=paragraphs(given.training_data or placeholder("training_data"), data_section(known.steps)),
         training_procedure=procedure_section(known.steps),
@@ -147,7 +156,7 @@ def build_model_card(
             None if given.citation is None else f"```bibtex\n{given.citation}\n```",
             f"ECG-FM, whose architecture and method this is:\n\n```bibtex\n{ECG_FM_CITATION}\n```",
         ),
-    ).render()
+    )
 
 
 def know(model_dir: str | Path, evaluation: str | Path | None = None) -> ModelKnown:
@@ -160,7 +169,7 @@ def know(model_dir: str | Path, evaluation: str | Path | None = None) -> ModelKn
     try:
         config = ECGFMConfig.from_pretrained(folder)
         extractor = ECGFMFeatureExtractor.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, StrictDataclassError) as error:
         raise CardError(f"{folder}: {error}") from None
     if config.model_type != ECGFMConfig.model_type or not config.architectures:
         raise CardError(f"{folder} holds no ECG-FM model: its config.json names no architecture of one")

@@ -108,7 +108,7 @@ def read_details(path: str | Path) -> dict[str, Any]:
     The details in a YAML file.
 
     Raises:
-        [`CardDetailsError`]: no YAML, or no mapping.
+        [`CardDetailsError`]: no YAML, no mapping, an unknown detail, or one of another kind.
         `OSError`: the file cannot be read.
     """
     try:
@@ -119,6 +119,10 @@ def read_details(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise CardDetailsError(f"{path} must hold key: value lines, found {type(content).__name__}")
+    try:
+        CardDetails.of(content)
+    except CardDetailsError as error:
+        raise CardDetailsError(f"{path}: {error}") from None
     return content
 
 

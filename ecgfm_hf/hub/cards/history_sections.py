@@ -1,10 +1,10 @@
 """The sections of a card that follow from `model_facts.json`: what was done to the weights, on which recordings."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...evaluation.html_parts import count
-from ...model_facts import UNKNOWN
+from ...model_facts import UNKNOWN, splits_of
 from .markdown import bullets, code, duration, facts_table, paragraphs, plain, settings_text, table
 from .repositories import published_link
 
@@ -17,10 +17,10 @@ _HEADINGS = {
     UNKNOWN: "Before that",
 }
 _USES = {"train": "training", "valid": "validation"}
-# What validation recordings decided, so that figures of them would flatter.
+# What validation recordings decided, so that figures of them would flatter: of labels that do not exclude one another.
 _DECIDED = {
-    "fine-tuning": "validation (chose the update, calibration and thresholds)",
-    "linear probe": "validation (chose calibration and thresholds)",
+    "fine-tuning": ("the update, calibration and thresholds", "the update"),
+    "linear probe": ("calibration and thresholds", ""),
 }
 _NOT_NOTED = "Not noted."
 
@@ -107,28 +107,16 @@ def _versions(step: Step) -> str:
     )
 
 
-def splits_of(steps: Sequence[Step]) -> Iterator[tuple[Step, str, Mapping[str, Any]]]:
-    """Each step, use and facts of the recordings that were used."""
-    for step in steps:
-        for use, facts in ((step.get("data") or {}).get("splits") or {}).items():
-            yield step, use, facts
-
-
-def hidden_labels(steps: Sequence[Step]) -> set[str]:
-    """Labels of whose counts some are not told."""
-    return {
-        label
-        for _, _, facts in splits_of(steps)
-        for label, counts in (facts.get("labels") or {}).items()
-        if any(isinstance(value, str) for value in counts.values())
-    }
-
-
 def chosen_on(steps: Sequence[Step]) -> str | None:
     """Which recordings the thresholds in the config were chosen on; None where that is not noted."""
     last = steps[-1] if steps else {}
     fitted = last.get("step") in _DECIDED and (last.get("settings") or {}).get("thresholds") not in (None, "none")
     return "the validation recordings below" if fitted else None
+
+
+def is_weighted(steps: Sequence[Step]) -> bool:
+    """Whether the last step is known to have weighted positives."""
+    return bool(steps) and steps[-1].get("pos_weight") is not None
 
 
 def data_section(steps: Sequence[Step]) -> str:
@@ -139,7 +127,7 @@ def data_section(steps: Sequence[Step]) -> str:
         data = step.get("data") or {}
         if splits := data.get("splits"):
             few = data.get("smallest_cell", few)
-            uses = {**_USES, "valid": _DECIDED.get(step["step"], _USES["valid"])}
+            uses = {**_USES, "valid": _validation(step, splits)}
             heading = f"### Recordings used in {_HEADINGS.get(step['step'], plain(step['step'])).lower()}"
             parts += [heading, _split_table(splits, uses), _label_counts(splits)]
     if not parts:
@@ -150,6 +138,15 @@ def data_section(steps: Sequence[Step]) -> str:
             "few, nor what would give such a count away."
         )
     return paragraphs(*parts)
+
+
+def _validation(step: Step, splits: Mapping[str, Mapping[str, Any]]) -> str:
+    """What validation recordings were used for in a step."""
+    kinds = {kind for facts in splits.values() for counts in (facts.get("labels") or {}).values() for kind in counts}
+    kind = (step.get("settings") or {}).get("problem_type", "multi_label_classification")
+    with_thresholds, without = _DECIDED.get(step["step"], ("", ""))
+    chose = with_thresholds if kind == "multi_label_classification" and "known" not in kinds else without
+    return f"{_USES['valid']} (chose {chose})" if chose else _USES["valid"]
 
 
 def _split_table(splits: Mapping[str, Mapping[str, Any]], uses: Mapping[str, str]) -> str:

@@ -79,10 +79,12 @@ def outputs_section(
     sampling_rate: float = 500,
     hidden: Collection[str] = (),
     chosen_on: str | None = None,
+    is_weighted: bool = False,
 ) -> str:
     """
     What comes out, and how to read it: of classifiers by label, of encoders the embedding. Of `hidden` labels nothing
-    is told that follows from how many recordings have them; `chosen_on` says where thresholds come from, if known.
+    is told that follows from how many recordings have them; `chosen_on` says where thresholds come from, if known, and
+    `is_weighted` that training weighted positives, where the config does not tell by how much.
     """
     if architecture != CLASSIFIER:
         frame = 1000 * math.prod(config.conv_stride) / sampling_rate
@@ -104,7 +106,11 @@ def outputs_section(
         "segments, as the table says."
     )
     return paragraphs(
-        first, _label_table(config, hidden), _meaning(config), _thresholds(config, chosen_on), _notes(config)
+        first,
+        _label_table(config, hidden),
+        _meaning(config, is_weighted),
+        _thresholds(config, chosen_on),
+        _notes(config),
     )
 
 
@@ -128,7 +134,7 @@ def _label_table(config: ECGFMConfig, hidden: Collection[str]) -> str:
     return table(columns, rows)
 
 
-def _meaning(config: ECGFMConfig) -> str:
+def _meaning(config: ECGFMConfig, is_weighted: bool) -> str:
     calibration = config.label_calibration or {}
     calibrated = (
         "**Calibrated numbers estimate probabilities** where labels are as common as in the recordings that they were "
@@ -143,6 +149,8 @@ def _meaning(config: ECGFMConfig) -> str:
             "the logits by about ln(pos_weight): **0.5 is no sensible threshold.** `sigmoid(logit - ln(pos_weight))` "
             "undoes the shift; whether what comes out is a probability has to be measured on recordings of your own."
         )
+    elif is_weighted:
+        scores += " Training weighted positives, which shifts the logits: **0.5 is no sensible threshold.**"
     else:
         scores += " 0.5 is no threshold by itself."
     return paragraphs(calibrated if calibration else None, scores if len(calibration) < config.num_labels else None)

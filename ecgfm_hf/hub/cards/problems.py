@@ -10,11 +10,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from huggingface_hub.utils import validate_repo_id
 
-from ...model_facts import tells_a_place
+from ..front_matter import BYTE_ORDER_MARK, split_front_matter
 from .card import DISCLAIMER, section_titles
 from .details import ALL_MANDATORY, placeholders
 
-_FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
 _LISTS = ("tags", "datasets", "metrics")
 
@@ -28,13 +27,16 @@ def card_problems(text: str) -> list[str]:
 
     Returns:
         `list[str]`: a sentence each: mandatory sections that are missing, empty, or have a placeholder; the disclaimer
-        that is missing; an absolute path; a front matter that cannot be read, lacks licence, library or tags, or holds
-        results that the Hub would not show.
+        that is missing; a front matter that cannot be read, lacks licence, library or tags, or holds results that the
+        Hub would not show. Paths and names are [`find_traces`]'s, in cards as in all that is pushed.
     """
-    found = _FRONT_MATTER.match(text)
-    body = text if found is None else text[found.end() :]
-    metadata = _metadata_problems(None if found is None else found[1])
-    return [*metadata, *_section_problems(body), *_other_problems(text, body)]
+    front_matter, body = split_front_matter(text)
+    problems = [*_metadata_problems(front_matter), *_section_problems(body)]
+    if text.startswith(BYTE_ORDER_MARK):
+        problems.append("front matter: a byte order mark before it hides it: save the file as UTF-8 without one")
+    if DISCLAIMER.lower() not in body.lower():
+        problems.append(f"the card does not say: {DISCLAIMER}")
+    return problems
 
 
 def _section_problems(body: str) -> Iterator[str]:
@@ -66,14 +68,6 @@ def _sections(body: str) -> dict[str, str]:
         if current is not None:
             sections[current].append(line)
     return {title: "\n".join(lines) for title, lines in sections.items()}
-
-
-def _other_problems(text: str, body: str) -> Iterator[str]:
-    if DISCLAIMER.lower() not in body.lower():
-        yield f"the card does not say: {DISCLAIMER}"
-    place = tells_a_place(text)
-    if place is not None:
-        yield f"the card tells a path of a computer: {place}"
 
 
 def _metadata_problems(front_matter: str | None) -> Iterator[str]:
