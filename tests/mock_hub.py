@@ -196,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
     def validate_yaml(self, body):
         text = json.loads(body)["content"]
         try:
-            front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+            front = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
             assert isinstance(yaml.safe_load(front[1]), dict)
         except (yaml.YAMLError, AssertionError, TypeError):
             return 400, {"errors": [{"message": "no metadata"}], "warnings": []}

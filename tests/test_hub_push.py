@@ -345,6 +345,8 @@ def test_what_is_refused_sends_nothing(hub, folder):
         push_folder(folder, "me/model", commit_message="From /data/mimic/x")
     with pytest.raises(PushRefusedError, match="repository: "):
         push_folder(folder, "a/b/c")
+    with pytest.raises(PushRefusedError, match=r"repository: must be NAMESPACE/NAME, .* found: model"):
+        push_folder(folder, "model")
     assert hub.requests == []
 
 

@@ -23,6 +23,12 @@ def add_push_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of `ecgfm evaluate`, for the card that is built where DIR has no README.md",
     )
     parser.add_argument(
+        "--details",
+        metavar="FILE.yaml",
+        type=Path,
+        help="what only a person knows, as for `ecgfm card`, for the card that is built where DIR has no README.md",
+    )
+    parser.add_argument(
         "--allow",
         metavar="A,B",
         type=names,
@@ -45,7 +51,9 @@ def run_push(args: argparse.Namespace) -> int:
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        contents = folder_contents(args.model_dir, args.repo_id, evaluation=args.evaluation, allow=args.allow)
+        contents = folder_contents(
+            args.model_dir, args.repo_id, evaluation=args.evaluation, details=args.details, allow=args.allow
+        )
         _print(contents)
         problems = check_push(contents, args.repo_id, args.message, args.allow)
         if args.dry_run and not problems:

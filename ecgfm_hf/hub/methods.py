@@ -6,8 +6,9 @@ the package is not installed, and transformers' own `push_to_hub` serves there.
 """
 
 import functools
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ def push_model(
     feature_extractor: "ECGFMFeatureExtractor | None" = None,
     card: str | Path | None = None,
     evaluation: str | Path | None = None,
+    details: Mapping[str, Any] | str | Path | None = None,
     private: bool | None = None,
     revision: str | None = None,
     commit_message: str | None = None,
@@ -47,10 +49,11 @@ def push_model(
     Args:
         repo_id (`str`): `"NAMESPACE/NAME"`.
         feature_extractor ([`ECGFMFeatureExtractor`], *optional*): What the model's inputs are made with. By default
-            that of the folder or repository that the model was loaded from; an error where it was not loaded.
-        card (`str` or `Path`, *optional*): The card: its text, or a `Path` to read. By default one is built. Facts of a
-            training run are in its folder and not in a model: pushing the folder gives a fuller card.
-        evaluation, private, revision, commit_message, token, allow: As in [`~ecgfm_hf.hub.push_folder`].
+            that of the folder or repository that the model was loaded from (of a repository its main branch); an error
+            where it was not loaded.
+        card (`str` or `Path`, *optional*): The card: its text, or a `Path` to read. By default that of the folder that
+            the model was loaded from, if config and weights are still those of the folder; else one is built.
+        evaluation, details, private, revision, commit_message, token, allow: As in [`~ecgfm_hf.hub.push_folder`].
         max_shard_size (`int` or `str`, defaults to `"5GB"`): Larger weights are sharded.
 
     Raises:
@@ -72,11 +75,20 @@ def push_model(
     allow = tuple(allow)
     with tempfile.TemporaryDirectory(prefix="ecgfm-push-") as folder:
         save_model_folder(self, feature_extractor, folder, max_shard_size=max_shard_size)
+        home = Path(origin) if origin and Path(origin).is_dir() else None
+        if home is not None:
+            _take_along(home, Path(folder), with_card=card is None and evaluation is None and details is None)
         if card is not None:
             text = card.read_text(encoding="utf-8") if isinstance(card, Path) else card
             (Path(folder) / CARD_FILE).write_text(text, encoding="utf-8")
-        guards = [origin] if origin and Path(origin).is_dir() else []
-        contents = folder_contents(folder, repo_id, evaluation=evaluation, allow=allow, guards=guards)
+        contents = folder_contents(
+            folder,
+            repo_id,
+            evaluation=evaluation,
+            details=details,
+            allow=allow,
+            guards=[] if home is None else [home],
+        )
         return push_contents(
             contents,
             repo_id,
@@ -86,6 +98,27 @@ def push_model(
             token=token,
             allow=allow,
         )
+
+
+def _take_along(home: Path, folder: Path, with_card: bool) -> None:
+    """What lies beside the model in its folder: the licence, and what is said of the model if it is still that one."""
+    from ..model_facts import FACTS_FILE, weights_digest
+    from .contents import CARD_FILE, LICENSE_FILE
+    from .settings import CONFIG_FILE, EXTRACTOR_FILE
+
+    def is_there(name: str) -> bool:
+        # A link out of the folder is refused where the folder is pushed.
+        return (home / name).is_file() and (home / name).resolve().is_relative_to(home.resolve())
+
+    def is_same(name: str) -> bool:
+        return is_there(name) and (home / name).read_bytes() == (folder / name).read_bytes()
+
+    along = [LICENSE_FILE]
+    if is_same(CONFIG_FILE) and is_same(EXTRACTOR_FILE) and weights_digest(home) == weights_digest(folder):
+        along += [FACTS_FILE, CARD_FILE] if with_card else [FACTS_FILE]
+    for name in along:
+        if is_there(name):
+            shutil.copyfile(home / name, folder / name)
 
 
 def push_pipeline(self: Any, repo_id: str, **settings: Any) -> "CommitInfo":

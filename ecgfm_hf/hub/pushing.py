@@ -8,9 +8,9 @@ is repeated: it names the commit that it builds on, so the Hub takes it once, an
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -38,6 +38,7 @@ def push_folder(
     private: bool | None = None,
     revision: str | None = None,
     evaluation: str | Path | None = None,
+    details: Mapping[str, Any] | str | Path | None = None,
     commit_message: str | None = None,
     token: str | None = None,
     allow: Iterable[str] = (),
@@ -54,6 +55,8 @@ def push_folder(
             (or as the organisation says).
         revision (`str`, *optional*): Branch, made from `main` if there is none. `main` by default.
         evaluation (`str` or `Path`, *optional*): Folder that `ecgfm evaluate` wrote, for the card that is built.
+        details (mapping, `str` or `Path`, *optional*): What only a person knows, for the card that is built: by name,
+            or a YAML file; see [`~ecgfm_hf.hub.cards.CardDetails`].
         commit_message (`str`, *optional*)
         token (`str`, *optional*): By default `HF_TOKEN`, or that of `hf auth login`.
         allow (iterable of `str`): What the search for paths and names finds, and you know to be harmless.
@@ -67,7 +70,7 @@ def push_folder(
         `FileNotFoundError`: there is no such folder, or it is no model folder.
     """
     allow = tuple(allow)
-    contents = folder_contents(model_dir, repo_id, evaluation=evaluation, allow=allow)
+    contents = folder_contents(model_dir, repo_id, evaluation=evaluation, details=details, allow=allow)
     return push_contents(
         contents,
         repo_id,
@@ -105,12 +108,15 @@ def check_push(
     contents: PushContents, repo_id: str, commit_message: str | None = None, allow: Iterable[str] = ()
 ) -> list[str]:
     """What forbids a push, without network: problems of the contents, of the message and of the repository's name."""
-    problems = list(contents.problems)
-    problems += [f"commit message: {trace}" for trace in find_traces(commit_message or "", this_machine(), allow)]
+    problems, machine = list(contents.problems), this_machine().pushing_to(repo_id)
+    problems += [f"commit message: {trace}" for trace in find_traces(commit_message or "", machine, allow)]
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         problems.append(f"repository: {error}")
+    else:
+        if "/" not in repo_id:
+            problems.append(f"repository: must be NAMESPACE/NAME, as the card names it, found: {repo_id}")
     return problems
 
 

@@ -77,8 +77,11 @@ def weight_problems(folder: Path, files: list[str], config: ECGFMConfig, class_n
     Returns:
         list of `str`: each names its file.
     """
-    with torch.device("meta"):
-        model = MODEL_CLASSES[class_name](config)
+    try:
+        with torch.device("meta"):
+            model = MODEL_CLASSES[class_name](config)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:  # such as an activation that there is not
+        return [f"config.json: no {class_name} can be built of it: {type(error).__name__}: {error}"]
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     problems, found, not_finite = [], {}, []
     for name in files:
