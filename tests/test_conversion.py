@@ -650,11 +650,16 @@ def test_labels_come_from_a_list():
     assert resolve_labels("one", 1).names == ("one",)
 
 
+def test_labels_of_another_number_are_told_the_known_set_that_has_it():
+    with pytest.raises(LabelError, match="26 outputs, but mimic17 has 17 labels; physionet26 has as many"):
+        resolve_labels("mimic17", 26)
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
         ("mimic17", "has 8 outputs, but mimic17 has 17 labels"),
-        ("physionet26", "has 8 outputs, but physionet26 has 26 labels"),
+        ("physionet26", "has 8 outputs, but physionet26 has 26 labels$"),
         ("a,b,c", "has 8 outputs, but the list given has 3 labels"),
         ("mimic18", "known label sets: mimic17, physionet26"),
         ("a,b,c,d,e,f,g,a", "more than once: a"),

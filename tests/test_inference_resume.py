@@ -97,7 +97,9 @@ def test_finished_parts_are_not_run_again(embed, tmp_path, read, capsys):
     read.clear()
     assert embed(output) == 1, "the failures count although nothing was run"
     assert read == []
-    assert "complete already" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "complete already" in told
+    assert f" written to {output}" not in told[told.index("complete already") :]
     assert embed(output, "--overwrite") == 1
     assert read == list(range(10))
 

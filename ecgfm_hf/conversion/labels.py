@@ -149,7 +149,10 @@ def resolve_labels(labels: str | Path | Sequence[str] | LabelSet, num_labels: in
     names = label_set.names
     if len(names) != num_labels:
         known = f" (known label sets: {', '.join(LABEL_SETS)})" if len(names) == 1 else ""
-        raise LabelError(f"the classifier has {num_labels} outputs, but {origin} has {len(names)} labels{known}")
+        fitting = "".join(f"; {name} has as many" for name, one in LABEL_SETS.items() if len(one.names) == num_labels)
+        raise LabelError(
+            f"the classifier has {num_labels} outputs, but {origin} has {len(names)} labels{known}{fitting}"
+        )
     if "" in names:
         raise LabelError(f"label {names.index('')} of {origin} is empty")
     repeated = sorted({name for name in names if names.count(name) > 1})

@@ -316,7 +316,7 @@ def _kind_of(message: str) -> str:
 def reason_of(message: str, entry: Mapping[str, Any]) -> str:
     """
     A message without what differs from recording to recording, so that a thousand of a kind become one line: names,
-    quotations and what is in brackets go, numbers become N.
+    quotations and what is in brackets go, numbers become N. What to pass stays.
     """
     # Readers' messages begin with the file, whose name may hold anything.
     first, colon, rest = message.partition(": ")
@@ -331,7 +331,7 @@ def reason_of(message: str, entry: Mapping[str, Any]) -> str:
     message = re.sub(r"\[Errno \d+\] ([^:()]*)(?:: \.\.\.)?", r"\1", message)
     message = re.sub(r"\bsignal \d+(?: \([^)]*\))?:", "a signal:", message)
     message = re.sub(r"\blead [^\s:,;]+(?=:| is | has | begins )", "a lead", message)
-    message = re.sub(r", (?:in|found) the (?:record )?line .*|; .*|\[[^]]*\]", "", message, flags=re.DOTALL)
+    message = re.sub(r", (?:in|found) the (?:record )?line .*|; (?!pass ).*|\[[^]]*\]", "", message, flags=re.DOTALL)
     message = re.sub(r"\b(found|expected) \([^()]*\)", r"\1 ...", message)
     message = re.sub(r" \((?=[^)]*\d)[^()]*\)", "", message)
     message = re.sub(r"(?<![\w.])(?!0 samples)-?\d[\d.]*(?:[eE][+-]?\d+)?(?<!\.)", "N", message)

@@ -342,6 +342,7 @@ def _write_parquet(
     **settings: Any,
 ) -> int:
     from .parquet_run import ParquetRun, ResumeError, plan_of
+    from .printing import say_written
     from .processes import Processes
 
     settings = {"command": args.command, "precision": precision, "compile": args.compile, "layer": layer, **settings}
@@ -375,6 +376,8 @@ def _write_parquet(
         return 0
     if result.was_complete:
         print(f"ecgfm: {result.output} is complete already", file=sys.stderr)
+    else:
+        say_written(result.recordings - result.failed, args.output)
     if result.failed:
         where = f"{result.failed} of {result.recordings} recordings failed: see {result.failures_file}"
         print(f"ecgfm: {where}", file=sys.stderr)

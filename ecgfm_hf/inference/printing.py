@@ -70,6 +70,8 @@ def print_answers(
     if stream is not sys.stdout and os.path.isfile(stream.name):
         stream.truncate(0)
     write_answers(answers, config, args.format or "table", stream, runner.precision)
+    if stream is not sys.stdout:
+        say_written(len(answers), stream.name)
     if args.failures is not None:
         write_failures(Path(args.failures), iter(failures))
     if failures:
@@ -79,6 +81,11 @@ def print_answers(
         print(f"ecgfm: interrupted after {done} of {len(source)} recordings", file=sys.stderr)
         return 130
     return 1 if failures else 0
+
+
+def say_written(recordings: int, path: str) -> None:
+    """What a run that prints nothing else has come to, on standard error."""
+    print(f"ecgfm: {recordings} recording{'s' * (recordings != 1)} written to {path}", file=sys.stderr)
 
 
 def write_answers(answers: list[dict], config: Any, format: str, stream: TextIO, precision: str = "float32") -> None:
@@ -159,4 +166,4 @@ def _headings(answers: list[dict]) -> list[str]:
     return names if len(set(names)) == len(names) else [answer["recording"] for answer in answers]
 
 
-__all__ = ["CALIBRATED", "UNCALIBRATED", "fully_calibrated", "print_answers", "write_answers"]
+__all__ = ["CALIBRATED", "UNCALIBRATED", "fully_calibrated", "print_answers", "say_written", "write_answers"]

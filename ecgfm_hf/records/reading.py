@@ -123,7 +123,8 @@ def _check_arguments(path: str, kind: str, said: dict, surplus_is_dropped: bool)
     missing = [name for name in needed if name not in said]
     if missing:
         raise ECGReadError(
-            f"{path}: a {kind} file does not say its {_as_arguments(missing)}; pass {_as_calls(missing)}"
+            f"{path}: a {kind} file does not say its {_as_arguments(missing)}; pass {_as_calls(missing)} "
+            f"({_as_options(missing)})"
         )
     surplus = [name for name in said if name not in needed + allowed]
     if surplus:
@@ -144,6 +145,11 @@ def _as_arguments(names: list[str]) -> str:
 
 def _as_calls(names: list[str]) -> str:
     return ", ".join(f"{name}=" for name in names)
+
+
+def _as_options(names: list[str]) -> str:
+    """As the commands take them."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def _unknown(path: str, start: bytes) -> ECGReadError:
