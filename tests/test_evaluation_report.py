@@ -463,6 +463,14 @@ def test_few_patients_are_said_to_prove_nothing():
     assert not any("not how good" in note for note in evaluate_predictions(made(n=400), **QUICK)["notes"])
 
 
+def test_figures_on_synthetic_recordings_say_so_at_the_top_of_the_page():
+    predictions = made()
+    assert "SYNTHETIC" not in html_report(evaluate_predictions(predictions, **QUICK))
+    predictions.facts["source"][:] = "synthetic"
+    page = html_report(evaluate_predictions(predictions, **QUICK))
+    assert "SYNTHETIC recordings" in page[: page.index("<nav>")]
+
+
 def test_a_mean_over_labels_does_not_give_the_withheld_one_in_all_digits():
     predictions = made(n=500, prevalence=(0.3, 0.01))
     found = evaluate_predictions(predictions, **QUICK)["macro"]["auroc"]

@@ -166,6 +166,19 @@ def test_map_shows_each_recording_in_its_labels_colour(embeddings, scatters, tmp
     assert "--label says which of the columns" in capsys.readouterr().err
 
 
+def test_map_takes_the_table_that_the_embeddings_were_made_by(tmp_path, scatters):
+    """Own names of columns, and recordings that are known by their files alone: ids are as `ecgfm embed` gave them."""
+    ids = [f"ward/{number:03d}" for number in range(12)]
+    vectors = np.random.default_rng(0).standard_normal((12, 4)).tolist()
+    table = {"recording_id": ids, "embedding": pa.array(vectors, pa.list_(pa.float32(), 4))}
+    pq.write_table(pa.table(table), tmp_path / "made.parquet")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("MRN,file,AF\n" + "".join(f"1,{name}.hea,{number % 2}\n" for number, name in enumerate(ids)))
+    given = ["embed-map", str(tmp_path / "made.parquet"), "--labels", str(labels), "--label", "AF"]
+    assert ecgfm([*given, "--columns", "patient_id=MRN,path=file", "--output", str(tmp_path / "map.png")]) == 0
+    assert sorted(len(x) for x, _, _ in scatters) == [6, 6]
+
+
 def test_map_takes_labels_of_a_store_and_draws_without_labels(embeddings, scatters, tmp_path):
     store = write_store(tmp_path / "store", recordings(), LABELS)
     given = ["embed-map", str(embeddings), "--output", str(tmp_path / "map.svg")]
@@ -201,7 +214,7 @@ def test_labels_that_cannot_be_told_apart_or_do_not_match_are_an_error(embedding
     [
         ({"--output": "map"}, "must end in .png, .pdf, .svg"),
         ({"--labels": "nothing.csv"}, "nothing.csv"),
-        ({"--labels": "other.csv"}, "no column recording_id"),
+        ({"--labels": "other.csv"}, "no column recording_id or path (found: name, AF); --columns says"),
         ({"--output": "map.docx"}, "map.docx"),
         ({"embeddings": "other.csv"}, "no Parquet file"),
     ],

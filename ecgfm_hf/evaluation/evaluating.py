@@ -96,6 +96,9 @@ def evaluate_predictions(
     }
     if split == "train":
         results["warnings"].append("These are recordings of a training split: the figures are not of new patients.")
+    # Sources are named by whoever made them; `ecgfm synthesize` names its own so.
+    if any("synthetic" in str(source).lower() for source in predictions.facts.get("source", ())):
+        results["warnings"].append("There are SYNTHETIC recordings among these: figures say nothing about real ones.")
     results["notes"] = [*_notes(results, predictions), *evaluation.notes, *notes]
     return results
 

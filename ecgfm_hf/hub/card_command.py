@@ -89,6 +89,8 @@ def run_card(args: argparse.Namespace) -> int:
         print(f"incomplete: {problem}", file=sys.stderr)
     for trace in traces:
         print(f"not to be published: {trace}", file=sys.stderr)
+    if problems and output is not None:
+        print("ecgfm card: say it with --details FILE.yaml, and --overwrite to replace this card", file=sys.stderr)
     return 1 if problems or traces else 0
 
 

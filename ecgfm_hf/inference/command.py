@@ -62,8 +62,9 @@ def add_embed_map_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `ecgfm embed-map`."""
     parser.add_argument("embeddings", metavar="EMBEDDINGS", type=Path, help="Parquet file that `ecgfm embed` wrote")
     parser.add_argument(
-        "--labels", metavar="TABLE", type=Path, help="CSV or Parquet with a column recording_id, or the store"
+        "--labels", metavar="TABLE", type=Path, help="CSV or Parquet with a column recording_id or path, or the store"
     )
+    parser.add_argument("--columns", metavar="OURS=THEIRS,...", type=_mapping, help="the table's names for our columns")
     parser.add_argument("--label", metavar="NAME", help="which column of it (default: the only one)")
     parser.add_argument("--output", required=True, metavar="PATH", type=Path, help="picture: .png, .pdf or .svg")
 
@@ -166,7 +167,9 @@ def run_embed_map(args: argparse.Namespace) -> int:
     from .embedding_map import draw_embedding_map
 
     try:
-        print(draw_embedding_map(args.embeddings, args.output, labels=args.labels, label=args.label))
+        print(
+            draw_embedding_map(args.embeddings, args.output, labels=args.labels, label=args.label, columns=args.columns)
+        )
     except (ValueError, ImportError) as error:
         print(f"ecgfm: {error}", file=sys.stderr)
         return 2

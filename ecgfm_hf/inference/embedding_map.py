@@ -1,6 +1,7 @@
 """Embeddings in a plane, coloured by a label: a first look at what a model has learnt."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,6 @@ from .sources import is_store
 _PICTURES = (".png", ".pdf", ".svg")
 _MOST_CATEGORIES = 10
 _UNKNOWN, _OTHER = "unknown", "other"
-# An id such as 007 is no number.
-_IDS = pyarrow.csv.ConvertOptions(column_types={"recording_id": pa.string()})
 # Of Okabe and Ito's palette, which colour-blind readers tell apart; a label's 1 is the warm one.
 _NEGATIVE, _POSITIVE, _GREY = "#0072B2", "#D55E00", "#BBBBBB"
 
@@ -55,6 +54,7 @@ def draw_embedding_map(
     *,
     labels: str | os.PathLike | None = None,
     label: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> str:
     """
     Draws the first two principal components of embeddings.
@@ -62,9 +62,11 @@ def draw_embedding_map(
     Args:
         embeddings: A Parquet file that `ecgfm embed` wrote, of recordings or segments.
         output: A picture: `.png`, `.pdf` or `.svg`.
-        labels: CSV or Parquet with a column `recording_id`, or a store: what to colour by. One colour without.
+        labels: CSV or Parquet with a column `recording_id` or `path`, or a store: what to colour by. One
+            colour without.
         label: Which column of it; needed where there are several. A column of numbers that takes more than 10 values
             is shown as a colour bar; 0 and 1 and names as colours of their own; recordings without a value in grey.
+        columns (mapping, *optional*): What the table calls its `recording_id` or `path`, such as `{"path": "file"}`.
 
     Returns:
         `str`: a sentence about what was drawn.
@@ -82,7 +84,7 @@ def draw_embedding_map(
     if Path(output).suffix.lower() not in _PICTURES:
         raise ValueError(f"a picture must end in {', '.join(_PICTURES)}, found: {os.fspath(output)}")
     ids, vectors = _read_embeddings(embeddings)
-    name, values = (None, None) if labels is None else _read_label(labels, label)
+    name, values = (None, None) if labels is None else _read_label(labels, label, columns or {})
     if values is not None and not values.keys() & set(ids):
         raise ValueError(
             f"{os.fspath(labels)} has none of the recordings of {os.fspath(embeddings)}: its ids are such as "
@@ -179,7 +181,7 @@ def _read_embeddings(path: str | os.PathLike) -> tuple[list[str], np.ndarray]:
     return table["recording_id"].to_pylist(), vectors.astype(np.float32, copy=False)
 
 
-def _read_label(path: str | os.PathLike, label: str | None) -> tuple[str, dict[str, Any]]:
+def _read_label(path: str | os.PathLike, label: str | None, renamed: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
     """The label's name, and its values by recording; None where unknown."""
     path = Path(path)
     if is_store(str(path)):
@@ -190,16 +192,32 @@ def _read_label(path: str | os.PathLike, label: str | None) -> tuple[str, dict[s
         label = _chosen(path, [name for name in columns if name not in COLUMNS], columns, label)
         table = pa.concat_tables([pq.read_table(file, columns=["recording_id", label]) for file in files])
     else:
+        from ..data.sources.table import recording_id_of
+
+        id_column, path_column = (renamed.get(name, name) for name in ("recording_id", "path"))
+        # An id such as 007 is no number.
+        as_text = pyarrow.csv.ConvertOptions(column_types={id_column: pa.string(), path_column: pa.string()})
         try:
             table = (
-                _read_parquet(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path, convert_options=_IDS)
+                _read_parquet(path)
+                if path.suffix == ".parquet"
+                else pyarrow.csv.read_csv(path, convert_options=as_text)
             )
         except pa.ArrowException as error:
             raise ValueError(f"{path} is no table: {error}") from None
         columns = table.column_names
-        if "recording_id" not in columns:
-            raise ValueError(f"{path} has no column recording_id (found: {', '.join(columns)})")
-        label = _chosen(path, [name for name in columns if name != "recording_id"], columns, label)
+        if not {id_column, path_column} & set(columns):
+            raise ValueError(
+                f"{path} has no column {id_column} or {path_column} (found: {', '.join(columns)}); --columns says "
+                "which of its columns they are"
+            )
+        label = _chosen(path, [name for name in columns if name not in (id_column, path_column)], columns, label)
+        if id_column not in columns:
+            # The id of a recording that a table names by its path alone.
+            table = table.append_column(
+                id_column, pa.array([recording_id_of(str(value)) for value in table[path_column].to_pylist()])
+            )
+        table = table.select([id_column, label]).rename_columns(["recording_id", label])
     ids = table["recording_id"].cast(pa.string()).to_pylist()
     values: dict[str, Any] = {}
     for recording, value in zip(ids, table[label].to_pylist(), strict=True):

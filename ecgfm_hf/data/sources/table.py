@@ -107,7 +107,7 @@ class RecordingTable(Source):
             if not files:
                 others = f"; {len(left_out)} others cannot be used" if left_out else ""
                 raise SourceError(f"{self.root}: found no recording (files ending in {', '.join(_COMPLETE)}{others})")
-            table = pa.table({"recording_id": pa.array([_stem(path) for path in files]), "path": files})
+            table = pa.table({"recording_id": pa.array([recording_id_of(path) for path in files]), "path": files})
             notes.append("No table was given: patients and labels are unknown.")
             return SourceIndex(unique_rows(table, left_out), left_out, notes)
 
@@ -124,8 +124,8 @@ class RecordingTable(Source):
         if not len(next(iter(columns.values()))):
             raise SourceError(f"{self.table_path} has no rows")
         ids, paths = self._locate(columns, files, left_out)
-        used = {_stem(path) for path in paths if path is not None}
-        if idle := sum(_stem(path) not in used for path in files):
+        used = {recording_id_of(path) for path in paths if path is not None}
+        if idle := sum(recording_id_of(path) not in used for path in files):
             notes.append(f"{idle} files that look like recordings lie in the folder, but the table does not name them.")
         located = {"recording_id": pa.array(ids, pa.string()), "path": pa.array(paths, pa.string())}
         table = self._once_each(pa.table(located | self._typed(columns, notes)), left_out)
@@ -163,7 +163,7 @@ class RecordingTable(Source):
                 for row, (path, recording) in enumerate(zip(columns["path"], known, strict=True), start=1)
             ]
             if given is None:  # names of files are ids as they are
-                ids = [None if path is None else _stem(path) for path in paths]
+                ids = [None if path is None else recording_id_of(path) for path in paths]
         else:
             paths = self._found_by_name(ids, given, files, left_out)
         for row, recording in enumerate(ids):
@@ -178,9 +178,9 @@ class RecordingTable(Source):
     ) -> list[str | None]:
         by_name: dict[str, list[str]] = {}
         for path in files:
-            by_name.setdefault(_stem(path.rpartition("/")[2]), []).append(path)
+            by_name.setdefault(recording_id_of(path.rpartition("/")[2]), []).append(path)
             if "/" in path:
-                by_name.setdefault(_stem(path), []).append(path)
+                by_name.setdefault(recording_id_of(path), []).append(path)
         paths: list[str | None] = []
         for recording, cell in zip(ids, given, strict=True):
             found = [] if recording is None else by_name.get(recording) or by_name.get(str(cell).strip(), [])
@@ -254,5 +254,6 @@ class RecordingTable(Source):
         return cells.converted(self.table_path, name, values, meaning, cells.EXPECTED.get(name, "text"), hint)
 
 
-def _stem(path: str) -> str:
+def recording_id_of(path: str) -> str:
+    """The id of a recording that is known by its path alone: the path without the suffix of a recording."""
     return os.path.splitext(path)[0] if path.lower().endswith((*_COMPLETE, *_WITH_ARGUMENTS, ".dat")) else path
