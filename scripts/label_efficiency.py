@@ -110,7 +110,7 @@ def run(study: Study, work_dir: Path, pool: ProcessPoolExecutor, processes: int)
 
 
 def tune(
-    study: Study, arm: str, run_all: Callable[[list[Cell]], list[dict]]
+    study: Study, arm: str, run_all: Callable[[list[Cell]], list[dict]], adapters: str = ""
 ) -> tuple[dict[tuple[str, int], Cell], list[dict]]:
     """
     Chooses learning rate and then the number of steps of an arm, by the macro AUROC on `valid` of one draw from `tune`.
@@ -120,7 +120,7 @@ def tune(
     """
     sizes = [labels for labels in study.draws if labels not in study.tuned_as]
     first = [
-        Cell(arm, labels, "tune", 0, "valid", rate, study.first_steps)
+        Cell(arm, labels, "tune", 0, "valid", rate, study.first_steps, adapters)
         for labels in sizes
         for rate in study.learning_rates
     ]
@@ -129,7 +129,7 @@ def tune(
     rates |= {labels: rates[other] for labels, other in study.tuned_as.items()}
     tried += run_all(
         [
-            Cell(arm, labels, "tune", 0, "valid", rates[labels], steps)
+            Cell(arm, labels, "tune", 0, "valid", rates[labels], steps, adapters)
             for labels in study.draws
             for steps in study.steps[labels]
         ]
@@ -137,7 +137,7 @@ def tune(
     chosen = {}
     for labels in study.draws:
         best = _best(tried, labels)
-        chosen[arm, labels] = Cell(arm, labels, "labelled", 0, "test", best["learning_rate"], best["steps"])
+        chosen[arm, labels] = Cell(arm, labels, "labelled", 0, "test", best["learning_rate"], best["steps"], adapters)
     return chosen, tried
 
 

@@ -21,10 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from label_efficiency import SETTINGS, _begin_process, _cells, _tell, tune
-from studies.settings import LORA, PRETRAINED, Cell, Study
+from studies.settings import ADAPTERS, LORA, PRETRAINED, Cell, Study, adapters_text
 
 # Adapters are few, begin at nothing and take a higher rate than all weights do.
-LEARNING_RATES = (2e-3, 6e-3, 2e-2)
+LEARNING_RATES = (3e-3, 1e-2, 3e-2)
 
 
 def main() -> int:
@@ -73,7 +73,7 @@ def run(study: Study, work_dir: Path, whole: Cell, pool: ProcessPoolExecutor) ->
 
     folder, labels = cohort.StudyFolder(work_dir.resolve()), whole.labels
     own = replace(study, learning_rates=LEARNING_RATES, draws={labels: 1}, tuned_as={})
-    chosen, tried = tune(own, LORA, lambda cells: _cells(study, folder, pool, cells))
+    chosen, tried = tune(own, LORA, lambda cells: _cells(study, folder, pool, cells), adapters_text(ADAPTERS))
     _tell(f"chosen: learning rate {chosen[LORA, labels].learning_rate:g}, {chosen[LORA, labels].steps} steps")
     of_all, of_lora = _cells(study, folder, pool, [whole, chosen[LORA, labels]])
     test = arms.load_split(folder, "test")
@@ -83,7 +83,7 @@ def run(study: Study, work_dir: Path, whole: Cell, pool: ProcessPoolExecutor) ->
     resampled = (one - other).resampled[0]
     return {
         "labels": labels,
-        "adapters": arms.ADAPTERS,
+        "adapters": ADAPTERS,
         "chosen": of_lora["cell"],
         "tried": [{**found["cell"], "macro_auroc": found["macro_auroc"]} for found in tried],
         "trained_weights": of_lora["trained_weights"],

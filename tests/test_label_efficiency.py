@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 
 from ecgfm_hf.data.synthetic import SyntheticCohort
+from ecgfm_hf.training import FinetuneSettings
+from ecgfm_hf.training.recipes import read_recipe
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
@@ -18,7 +21,17 @@ from studies.cohort import SegmentsOfRows, draw_rows
 from studies.handmade_features import feature_table, handmade_features
 from studies.paired import Judged, estimate, judge, patient_weights
 from studies.results import markdown
-from studies.settings import ARMS, COMPARISONS, SCRATCH, Cell, Study, small_study
+from studies.settings import (
+    ADAPTERS,
+    ARMS,
+    COMPARISONS,
+    LORA,
+    SCRATCH,
+    Cell,
+    Study,
+    adapters_text,
+    small_study,
+)
 
 
 class MadeSplit:
@@ -227,6 +240,22 @@ def test_the_small_study_runs_to_its_end_and_lora_is_judged_beside_it(tmp_path):
     assert lora["reached"] == lora["macro_auroc"] / lora["macro_auroc_of_all_weights"]
     assert max(lora["logits_differ_by"]) < 1e-4
     assert {(cell["split"], cell["judge"]) for cell in lora["tried"]} == {("tune", "valid")}
+
+
+def test_results_of_other_adapters_are_never_read_as_ones_own():
+    cells = [
+        Cell(LORA, 1000, "tune", 0, "valid", 1e-2, 600, adapters_text(adapters))
+        for adapters in (ADAPTERS, {**ADAPTERS, "r": 2}, dict(reversed(ADAPTERS.items())))
+    ]
+    assert cells[0].name != cells[1].name
+    assert cells[0] == cells[2]
+    assert cells[0].name == cells[2].name
+
+
+def test_the_adapters_judged_are_those_of_the_docs():
+    page = (Path(__file__).parent.parent / "docs" / "own-data.md").read_text(encoding="utf-8")
+    (said,) = re.findall(r"'(lora=\{.*?\})'\n", page, re.DOTALL)
+    assert read_recipe("finetune_small", [said], FinetuneSettings).lora == ADAPTERS
 
 
 def test_a_study_is_read_back_from_its_json():

@@ -85,12 +85,19 @@ def test_a_run_continues_from_its_adapters(store, tmp_path):
     assert all(torch.equal(value, whole.model.state_dict()[name]) for name, value in rest.model.state_dict().items())
 
 
-def test_the_published_base_model_has_under_2_percent_to_train():
-    settings = read_recipe(
-        "finetune_small", ["lora={r: 8, lora_alpha: 16, target_modules: [q_proj, v_proj]}"], FinetuneSettings
-    )
+@pytest.mark.parametrize(
+    "lora",
+    [
+        "{r: 8, lora_alpha: 16, target_modules: [q_proj, v_proj]}",
+        "{r: 8, lora_alpha: 16, target_modules: [conv, projection, q_proj, v_proj], "
+        "exclude_modules: [pos_conv_embed.conv], rank_pattern: {conv: 16}}",
+    ],
+)
+def test_the_published_base_model_has_under_2_percent_to_train(lora):
+    settings = read_recipe("finetune_small", [f"lora={lora}"], FinetuneSettings)
+    config = ECGFMConfig.base(mask_time_prob=0.0, num_labels=26, feature_grad_multiplier=1.0)
     with torch.device("meta"):
-        model = ECGFMForMultiLabelClassification(ECGFMConfig.base(mask_time_prob=0.0, num_labels=26))
+        model = ECGFMForMultiLabelClassification(config)
     trainable, parameters = count_parameters(add_lora(model, settings.lora))
     assert 0 < trainable / parameters < 0.02
 
@@ -101,6 +108,10 @@ def test_the_published_base_model_has_under_2_percent_to_train():
         ({"r": 2, "target_modules": ["nothing"]}, "lora: "),
         ({"rank": 2, "target_modules": ["q_proj"]}, "lora: .*rank"),
         ({"modules_to_save": ["x"]}, "lora.modules_to_save: the head is always trained"),
+        (
+            {"r": 16, "target_modules": ["pos_conv_embed.conv"]},
+            r"adapts ecgfm\.encoder\.pos_conv_embed\.conv.*merged",
+        ),
     ],
 )
 def test_impossible_adapters_are_refused(tiny_config, lora, message):

@@ -11,6 +11,7 @@ from .settings import SettingsError
 ADAPTERS_FOLDER = "adapters"
 HEAD = "classifier"
 CONVOLUTIONS = "feature_extractor.conv_layers."
+PEFT_PREFIX = "base_model.model."
 
 
 def add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> Any:
@@ -24,7 +25,7 @@ def add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> Any:
 
     Raises:
         [`SettingsError`]: peft is not installed, a setting that it does not have, no such module, adapters where no
-            gradient comes.
+            gradient comes, or that could not be merged.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -42,6 +43,13 @@ def add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> Any:
             "lora.target_modules adapts the convolutions, but no gradient reaches them: set "
             "model.feature_grad_multiplier=1.0, or leave them out"
         )
+    for name, module in adapted.named_modules():
+        # peft would say so after the training.
+        if hasattr(module, "lora_A") and getattr(module.get_base_layer(), "groups", 1) > 1:
+            raise SettingsError(
+                f"lora.target_modules adapts {name.removeprefix(PEFT_PREFIX)}, a convolution in groups, which cannot "
+                "be merged: leave it out, such as by lora.exclude_modules=[pos_conv_embed.conv]"
+            )
     return adapted
 
 

@@ -126,7 +126,7 @@ def cell_settings(study: Study, folder: StudyFolder, cell: Cell) -> FinetuneSett
     shape = {name: architecture[name] for name in _ARCHITECTURE}
     return FinetuneSettings(
         init_from=None if cell.arm == SCRATCH else str(base),
-        lora=dict(ADAPTERS) if cell.arm == LORA else {},
+        lora=json.loads(cell.adapters) if cell.arm == LORA else {},
         pos_weight=None,
         model={**shape, **study.model},
         batch_size=study.batch_size,
@@ -150,8 +150,6 @@ def cell_settings(study: Study, folder: StudyFolder, cell: Cell) -> FinetuneSett
     )
 
 
-# As the README has it.
-ADAPTERS = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
 _ARCHITECTURE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "conv_dim")
 _ARCHITECTURE += ("conv_kernel", "conv_stride", "num_conv_pos_embeddings", "num_conv_pos_embedding_groups")
 

@@ -1,5 +1,8 @@
 """What the study of label efficiency does: every number of it, in two sizes."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -9,6 +12,17 @@ FINETUNED_ARMS, FITTED_ARMS = (PRETRAINED, SCRATCH), (PROBE, RANDOM_PROBE, FEATU
 ARMS = (*FINETUNED_ARMS, *FITTED_ARMS)
 # Judged by `lora_study.py` alone, beside `PRETRAINED`.
 LORA = "LoRA"
+# As docs/own-data.md has them. Most of the 2% is for the convolutions, which have the most to learn from labels. Scales
+# are `lora_alpha` / sqrt(rank): 1, 2 and 4, so that few ranks learn as fast as many.
+ADAPTERS = {
+    "r": 1,
+    "lora_alpha": 4,
+    "use_rslora": True,
+    "target_modules": ["conv", "projection", "q_proj", "v_proj"],
+    # In groups, which cannot be merged.
+    "exclude_modules": ["pos_conv_embed.conv"],
+    "rank_pattern": {"conv": 16, "projection": 4},
+}
 # What the table shows the difference of, first minus second.
 COMPARISONS = ((PRETRAINED, SCRATCH), (PROBE, RANDOM_PROBE), (PRETRAINED, PROBE), (PRETRAINED, FEATURES))
 
@@ -103,6 +117,7 @@ class Cell:
         draw (`int`): Which of that split's draws.
         judge (`str`): `valid` or `test`.
         learning_rate (`float`), steps (`int`)
+        adapters (`str`): Of `LORA`: what [`adapters_text`] makes of peft's settings.
     """
 
     arm: str
@@ -112,11 +127,29 @@ class Cell:
     judge: str
     learning_rate: float
     steps: int
+    adapters: str = ""
 
     @property
     def name(self) -> str:
         """A file's name, different for each cell."""
-        return f"{self.judge}-{self.arm}-{self.labels}-{self.draw}-{self.learning_rate:g}-{self.steps}"
+        name = f"{self.judge}-{self.arm}-{self.labels}-{self.draw}-{self.learning_rate:g}-{self.steps}"
+        return f"{name}-{hashlib.sha256(self.adapters.encode()).hexdigest()[:8]}" if self.adapters else name
 
 
-__all__ = ["ARMS", "COMPARISONS", "FINETUNED_ARMS", "FITTED_ARMS", "LORA", "Cell", "Study", "small_study"]
+def adapters_text(lora: Mapping[str, Any]) -> str:
+    """The settings of adapters as a cell holds them: one text, however they are ordered."""
+    return json.dumps(lora, sort_keys=True)
+
+
+__all__ = [
+    "ADAPTERS",
+    "ARMS",
+    "COMPARISONS",
+    "FINETUNED_ARMS",
+    "FITTED_ARMS",
+    "LORA",
+    "Cell",
+    "Study",
+    "adapters_text",
+    "small_study",
+]
