@@ -254,8 +254,7 @@ def test_results_of_other_adapters_are_never_read_as_ones_own():
 
 def test_the_adapters_judged_are_those_of_the_docs():
     page = (Path(__file__).parent.parent / "docs" / "own-data.md").read_text(encoding="utf-8")
-    (said,) = re.findall(r"'(lora=\{.*?\})'\n", page, re.DOTALL)
-    assert read_recipe("finetune_small", [said], FinetuneSettings).lora == ADAPTERS
+    assert read_recipe("finetune_small", re.findall(r"\blora\.\S+", page), FinetuneSettings).lora == ADAPTERS
 
 
 def test_a_study_is_read_back_from_its_json():
