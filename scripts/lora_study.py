@@ -24,7 +24,7 @@ from label_efficiency import SETTINGS, _begin_process, _cells, _tell, tune
 from studies.settings import ADAPTERS, LORA, PRETRAINED, Cell, Study, adapters_text
 
 # Adapters are few, begin at nothing and take a higher rate than all weights do.
-LEARNING_RATES = (3e-3, 1e-2, 3e-2)
+LEARNING_RATES = (5e-3, 1e-2, 2e-2)
 
 
 def main() -> int:

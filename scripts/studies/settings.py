@@ -12,7 +12,7 @@ FINETUNED_ARMS, FITTED_ARMS = (PRETRAINED, SCRATCH), (PROBE, RANDOM_PROBE, FEATU
 ARMS = (*FINETUNED_ARMS, *FITTED_ARMS)
 # Judged by `lora_study.py` alone, beside `PRETRAINED`.
 LORA = "LoRA"
-# As docs/own-data.md has them. Most of the 2% is for the convolutions, which have the most to learn from labels. Scales
+# As docs/own-data.md has them, within 2% of the tiny model: most of that is for the convolutions. Scales
 # are `lora_alpha` / sqrt(rank): 1, 2 and 4, so that few ranks learn as fast as many.
 ADAPTERS = {
     "r": 1,
