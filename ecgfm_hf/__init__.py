@@ -8,7 +8,7 @@ Importing this package registers its classes with the Auto classes and the `ecg-
     >>> model = AutoModel.from_pretrained("path/to/folder")
 """
 
-from . import _notices  # noqa: F401  # isort: skip  # before transformers is imported
+from .utils import notices as _notices  # noqa: F401  # isort: skip  # before transformers is imported
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -22,6 +22,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .configuration_ecgfm import ECGFMConfig
 from .feature_extraction_ecgfm import ECGFMFeatureExtractor
 from .hub.methods import give_push_to_hub
+from .model_folder import load_pipeline, save_model_folder
 from .modeling_ecgfm import (
     ECGFMForMultiLabelClassification,
     ECGFMForPreTraining,
@@ -30,7 +31,6 @@ from .modeling_ecgfm import (
 )
 from .pipeline_ecgfm import ECGClassificationPipeline
 from .records import ECGRecord, read_ecg
-from .saving import load_pipeline, save_model_folder
 
 __version__ = "0.1.0"
 

@@ -23,7 +23,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.utils.logging import disable_progress_bar
 
 from ecgfm_hf import ECGFMFeatureExtractor, read_ecg
-from ecgfm_hf.cli import main as ecgfm
+from ecgfm_hf.cli.main import main as ecgfm
 
 # Of 1.9 recordings on average.
 PATIENTS = 420

@@ -26,9 +26,9 @@ from ecgfm_hf import load_pipeline
 from ecgfm_hf.data import as_model_inputs, load_prepared
 from ecgfm_hf.evaluation import auroc
 from ecgfm_hf.inference import predict_recordings
-from ecgfm_hf.memory import keep_freed_memory
-from ecgfm_hf.onnx_export import MODEL_FILE, export_onnx
+from ecgfm_hf.inference.onnx_export import MODEL_FILE, export_onnx
 from ecgfm_hf.pipeline_ecgfm import recording_scores
+from ecgfm_hf.utils.memory import keep_freed_memory
 
 PATHS = tuple(path for path in INFERENCE_PATHS if path != REFERENCE)
 MOST = 0.002

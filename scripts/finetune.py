@@ -8,7 +8,7 @@ Fine-tuning, for launchers: `ecgfm finetune` is the same.
 import argparse
 import sys
 
-from ecgfm_hf.training.finetune_command import add_finetune_arguments, run_finetune
+from ecgfm_hf.cli.finetune import add_finetune_arguments, run_finetune
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Fine-tunes an ECG-FM classifier.")

@@ -8,7 +8,7 @@ Pretraining, for launchers: `ecgfm pretrain` is the same.
 import argparse
 import sys
 
-from ecgfm_hf.training.command import add_pretrain_arguments, run_pretrain
+from ecgfm_hf.cli.pretrain import add_pretrain_arguments, run_pretrain
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Pretrains ECG-FM with W2V + CMSC + RLM.")

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 
 from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, ECGFMForMultiLabelClassification
-from ecgfm_hf.data.synthetic import LABEL_NAMES, CohortSettings, SyntheticCohort, SyntheticRecording
 from ecgfm_hf.interpretation import Attribution, attribute, delete_times, most_salient_times, shifted_times
 from ecgfm_hf.pipeline_ecgfm import recording_scores
 from ecgfm_hf.records import ECGRecord
+from ecgfm_hf.synthetic import LABEL_NAMES, CohortSettings, SyntheticCohort, SyntheticRecording
 
 LABEL = "premature ventricular contractions"
 SHIFTS = 20  # random controls a recording

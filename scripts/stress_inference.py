@@ -34,10 +34,10 @@ from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, ECGFMForMultiLabelClass
 from ecgfm_hf.data import record_from_row
 from ecgfm_hf.data.parts import write_json
 from ecgfm_hf.data.store import StoreWriter, row_from_record, store_schema
-from ecgfm_hf.data.synthetic import SyntheticCohort
-from ecgfm_hf.data.synthetic.recording import GAIN
 from ecgfm_hf.inference import embed
 from ecgfm_hf.records import ECGRecord
+from ecgfm_hf.synthetic import SyntheticCohort
+from ecgfm_hf.synthetic.recording import GAIN
 
 TINY = {
     "hidden_size": 32,

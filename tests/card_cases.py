@@ -8,7 +8,7 @@ import torch
 from tiny_pretraining import MODEL
 
 from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, ECGFMForMultiLabelClassification, save_model_folder
-from ecgfm_hf.model_facts import weights_digest
+from ecgfm_hf.provenance import weights_digest
 
 FIXTURES = Path(__file__).parent / "fixtures" / "cards"
 LABELS = ("atrial fibrillation", "1st degree av block", "pacing rhythm")

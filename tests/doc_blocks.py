@@ -84,7 +84,7 @@ def our_arguments(line: str) -> list[str] | None:
 
 def run_bash(block: Block, folder: Path) -> None:
     """Runs a block's lines in `folder`, `ecgfm` in this process: starting Python for each would take minutes."""
-    from ecgfm_hf.cli import main
+    from ecgfm_hf.cli.main import main
 
     for line in command_lines(block):
         if not re.match(r"ecgfm\s", line):
@@ -115,7 +115,7 @@ def run_python(block: Block, names: dict) -> None:
 
 def check_arguments(arguments: list[str]) -> None:
     """Parses a command line that cannot be run here; settings of training are read as well."""
-    from ecgfm_hf.cli import build_parser
+    from ecgfm_hf.cli.main import build_parser
     from ecgfm_hf.training import FinetuneSettings, read_recipe
 
     options = build_parser().parse_args(arguments)

@@ -59,7 +59,7 @@ def _finetuned(labels: int):
 
 def _converted(checkpoint: str, labels: str | None):
     def make(path: Path, stand_ins: StandIns) -> None:
-        from ecgfm_hf.conversion import convert_checkpoint
+        from ecgfm_hf.fairseq import convert_checkpoint
 
         convert_checkpoint(stand_ins.path(checkpoint), path, labels=labels)
 
@@ -68,7 +68,7 @@ def _converted(checkpoint: str, labels: str | None):
 
 def _cohort(patients: int, seed: int):
     def make(path: Path, _) -> None:
-        from ecgfm_hf.cli import main
+        from ecgfm_hf.cli.main import main
 
         assert main(["synthesize", str(path), "--patients", str(patients), "--seed", str(seed)]) == 0
 

@@ -14,10 +14,10 @@ from wfdb_files import random_samples, write_record
 from ecgfm_hf import load_pipeline
 from ecgfm_hf.app import fragments
 from ecgfm_hf.app.answering import ATTENTION, Held, saliency_choices
-from ecgfm_hf.app.command import add_app_arguments, run_app
 from ecgfm_hf.app.page import Asking, facts_of
 from ecgfm_hf.app.reader import _read
 from ecgfm_hf.app.uploads import stored_bytes
+from ecgfm_hf.cli.app import add_app_arguments, run_app
 
 NOTHING = ("", "", "", "")  # said of a file
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{3}} `4` $$5$$ \u202eback"

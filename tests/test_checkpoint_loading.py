@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ecgfm_hf.conversion import CheckpointError, load_fairseq_checkpoint
+from ecgfm_hf.fairseq import CheckpointError, load_fairseq_checkpoint
 
 FIXTURES = Path(__file__).parent / "fixtures" / "checkpoints"
 MODEL_CFG = {"_name": "wav2vec2_cmsc", "encoder_layers": 2}

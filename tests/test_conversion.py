@@ -17,7 +17,8 @@ import torch
 from transformers import AutoFeatureExtractor, AutoModelForPreTraining, AutoModelForSequenceClassification
 
 from ecgfm_hf import ECGFMConfig, ECGFMForMultiLabelClassification, ECGFMForPreTraining
-from ecgfm_hf.conversion import (
+from ecgfm_hf.cli.convert import add_convert_arguments, run_convert
+from ecgfm_hf.fairseq import (
     MIMIC17,
     PHYSIONET26,
     PHYSIONET_CLASSES,
@@ -37,7 +38,6 @@ from ecgfm_hf.conversion import (
     revert_state_dict,
     verify_conversion,
 )
-from ecgfm_hf.conversion.command import add_convert_arguments, run_convert
 
 FIXTURES = Path(__file__).parent / "fixtures" / "checkpoints"
 SHARED = Path(os.environ.get("ECGFM_SHARED", Path(__file__).parents[2] / "shared"))
@@ -838,7 +838,7 @@ def test_overwriting_does_not_remove_other_peoples_files(tmp_path):
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_what_appears_in_the_folder_meanwhile_is_not_removed(tmp_path, monkeypatch, overwrite):
-    from ecgfm_hf.conversion import convert
+    from ecgfm_hf.fairseq import convert
 
     out, save = tmp_path / "out", convert._save
 

@@ -9,18 +9,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForMultiLabelClassification, ECGFMForPreTraining, ECGFMModel
-from ecgfm_hf.conversion import (
+from ecgfm_hf.cli.convert import add_convert_arguments, run_convert
+from ecgfm_hf.fairseq import (
     CheckpointError,
     VerificationError,
     config_from_checkpoint,
     convert_checkpoint,
-    export,
+    export_checkpoint,
     export_fairseq_checkpoint,
     load_fairseq_checkpoint,
     parse_conv_feature_layers,
 )
-from ecgfm_hf.conversion.command import add_convert_arguments, run_convert
-from ecgfm_hf.saving import save_model_folder
+from ecgfm_hf.model_folder import save_model_folder
 
 VARIANTS = [f"{name}_{kind}" for name in ("conv_bias", "latent_dim", "ln_first") for kind in ("pretrain", "classifier")]
 SECTIONS = (
@@ -292,7 +292,7 @@ def test_an_export_that_fails_leaves_nothing_and_what_was_there(tmp_path, classi
         save(content | {"model": wrong}, path)
 
     save = torch.save
-    monkeypatch.setattr(export.torch, "save", save_wrongly)
+    monkeypatch.setattr(export_checkpoint.torch, "save", save_wrongly)
     with pytest.raises(VerificationError, match=r"proj\.bias"):
         export_fairseq_checkpoint(classifier, out, overwrite=True)
     assert out.read_bytes() == before

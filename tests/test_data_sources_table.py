@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from wfdb_files import random_samples, write_record
 
-from ecgfm_hf.cli import main
+from ecgfm_hf.cli.main import main
+from ecgfm_hf.cli.prepare import _fractions, _list, _mapping
 from ecgfm_hf.data import Arrays, PhysioNet2021, RecordingTable, SourceError, prepare, record_from_row
-from ecgfm_hf.data.command import _fractions, _list, _mapping
 
 SAMPLES = random_samples(samples=50)
 SAME_FILE = "another row has the same file"

@@ -98,7 +98,7 @@ def test_extras_that_pages_name_exist():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_flags_that_a_page_names_exist(page):
-    from ecgfm_hf.cli import build_parser
+    from ecgfm_hf.cli.main import build_parser
 
     commands = next(action for action in build_parser()._actions if action.dest == "command").choices
     for command, rest in re.findall(r"`ecgfm ([\w-]+)([^`]*)`", page.read_text()):

@@ -10,10 +10,7 @@ import pytest
 from inference_cases import recordings, write_model
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ecgfm_hf.data import load_arrays, load_prepared
-from ecgfm_hf.data.split_guard import write_guard
-from ecgfm_hf.evaluation import Predictions, evaluate_predictions
-from ecgfm_hf.evaluation.command import (
+from ecgfm_hf.cli.evaluate import (
     METRICS_FILE,
     PREDICTIONS_FILE,
     REPORT_FILE,
@@ -21,7 +18,10 @@ from ecgfm_hf.evaluation.command import (
     run_evaluate,
     summary,
 )
-from ecgfm_hf.model_facts import weights_digest
+from ecgfm_hf.data import load_arrays, load_prepared
+from ecgfm_hf.data.split_guard import write_guard
+from ecgfm_hf.evaluation import Predictions, evaluate_predictions
+from ecgfm_hf.provenance import weights_digest
 
 FILES = {METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE}
 COUNT = 60

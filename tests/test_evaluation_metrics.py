@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from ecgfm_hf import evaluation as ev
-from ecgfm_hf.conversion import PHYSIONET26, PHYSIONET_CLASSES
+from ecgfm_hf.fairseq import PHYSIONET26, PHYSIONET_CLASSES
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -22,11 +22,11 @@ from ecgfm_hf.evaluation import (
     write_html_report,
 )
 from ecgfm_hf.evaluation.curves import precision_recall_curve, reliability_bins, roc_curve, score_histogram
-from ecgfm_hf.evaluation.disclosure import SmallCells
 from ecgfm_hf.evaluation.figures import nice_scale
 from ecgfm_hf.evaluation.html_parts import number, text
 from ecgfm_hf.evaluation.report import html_report
 from ecgfm_hf.inference.prediction_table import PredictionsError
+from ecgfm_hf.utils.redaction import SmallCells
 
 QUICK = {"resamples": 100}
 HOSTILE = ("</title><script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a & b\u202e<svg/onload=x>")

@@ -11,22 +11,22 @@ import pytest
 import scipy.io
 
 from ecgfm_hf import ECGFMFeatureExtractor
-from ecgfm_hf.data.fairseq_folder import (
+from ecgfm_hf.cli import export_fairseq as command
+from ecgfm_hf.data.labels import read_label_csv
+from ecgfm_hf.data.store import row_from_record
+from ecgfm_hf.fairseq.folder import (
     FairseqFolder,
     FairseqFolderError,
-    command,
     export_fairseq_folder,
     load_fairseq_folder,
 )
-from ecgfm_hf.data.fairseq_folder.manifests import (
+from ecgfm_hf.fairseq.manifests import (
     read_cmsc_manifest,
     read_manifest,
     write_cmsc_manifest,
     write_manifest,
 )
-from ecgfm_hf.data.fairseq_folder.mat_file import read_segment, write_mat
-from ecgfm_hf.data.labels import read_label_csv
-from ecgfm_hf.data.store import row_from_record
+from ecgfm_hf.fairseq.mat_file import read_segment, write_mat
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 from ecgfm_hf.records import ECGReadError, ECGRecord, read_ecg
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from inference_cases import as_pipeline_input, open_store, recordings, write_model, write_store
 
-from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, fast_paths, load_pipeline, onnx_export
-from ecgfm_hf.cli import main as ecgfm
+from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, load_pipeline
+from ecgfm_hf.cli.main import main as ecgfm
 from ecgfm_hf.data import as_model_inputs
-from ecgfm_hf.inference import embed, run_recordings
+from ecgfm_hf.inference import embed, onnx_export, run_recordings
 from ecgfm_hf.inference.reading import ReadRecording
 from ecgfm_hf.inference.recordings import ModelRunner
 from ecgfm_hf.pipeline_ecgfm import recording_scores
+from ecgfm_hf.utils import precision as fast_paths
 
 NEAR = 0.02  # of a sigmoid: what 8 bits of a mantissa leave of a small model
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from goldens import golden, scaled_difference
 
-from ecgfm_hf.conversion import (
+from ecgfm_hf.fairseq import (
     build_model,
     config_from_checkpoint,
     convert_state_dict,

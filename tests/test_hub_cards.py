@@ -15,10 +15,10 @@ from huggingface_hub import ModelCard
 from mock_hub import TOKEN
 
 from ecgfm_hf import ECGFMForMultiLabelClassification, load_pipeline
-from ecgfm_hf.cli import main
+from ecgfm_hf.cli.main import main
 from ecgfm_hf.hub import Machine, PushRefusedError, push_folder
 from ecgfm_hf.hub.cards import build_model_card, card_problems
-from ecgfm_hf.model_facts import FACTS_FILE
+from ecgfm_hf.provenance import FACTS_FILE
 
 
 @pytest.fixture(autouse=True)

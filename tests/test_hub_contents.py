@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForPreTraining, ECGFMModel, save_model_folder
 from ecgfm_hf.data.split_guard import GUARD_FILE, write_guard
 from ecgfm_hf.hub import Machine, folder_contents
-from ecgfm_hf.model_facts import add_step
+from ecgfm_hf.provenance import add_step
 
 GOING = {
     "LICENSE",

@@ -15,7 +15,7 @@ from hub_cases import make_classifier, make_folder, mock_hub, stand_in_cards
 from mock_hub import DROP, LOSE, TOKEN
 
 from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, ECGFMForMultiLabelClassification, load_pipeline
-from ecgfm_hf.cli import main
+from ecgfm_hf.cli.main import main
 from ecgfm_hf.data.split_guard import write_guard
 from ecgfm_hf.hub import PushError, PushRefusedError, push_folder
 

@@ -9,7 +9,7 @@ from finetune_cases import TINY_MODEL, make_store
 from hub_cases import mock_hub
 from tiny_pretraining import MODEL
 
-from ecgfm_hf.cli import main
+from ecgfm_hf.cli.main import main
 from ecgfm_hf.hub.cards import build_model_card
 
 USER, HOST, FOLDER = "zebulon", "lab-cluster-07", "private study of zebulon"

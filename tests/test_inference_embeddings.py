@@ -11,7 +11,7 @@ from inference_cases import LABELS, as_pipeline_input, recordings, write_model, 
 from pydicom.data import get_testdata_file
 
 from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForPreTraining, ECGFMModel, read_ecg, save_model_folder
-from ecgfm_hf.cli import main as ecgfm
+from ecgfm_hf.cli.main import main as ecgfm
 from ecgfm_hf.inference import embed, principal_components
 
 DICOM = get_testdata_file("waveform_ecg.dcm", download=False)

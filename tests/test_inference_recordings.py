@@ -91,7 +91,7 @@ def test_a_layers_embedding_is_the_mean_over_frames_of_that_hidden_state(model, 
 
 @pytest.mark.parametrize("case", ["tiny/a_finetune_eval", "tiny/a2_notebook_emb_saliency"])
 def test_embeddings_equal_the_originals(checkpoint_path, case):
-    from ecgfm_hf.conversion import build_model, config_from_checkpoint, load_fairseq_checkpoint
+    from ecgfm_hf.fairseq import build_model, config_from_checkpoint, load_fairseq_checkpoint
 
     source = load_fairseq_checkpoint(checkpoint_path("finetune"))
     model = build_model(source, config_from_checkpoint(source))

@@ -8,7 +8,7 @@ from inference_cases import recordings, write_model, write_store
 from killed_runs import start, wait
 from wfdb_files import write_record
 
-from ecgfm_hf.cli import main as ecgfm
+from ecgfm_hf.cli.main import main as ecgfm
 from ecgfm_hf.inference import ParquetRun
 from ecgfm_hf.inference.sources import StoreSource
 

@@ -12,8 +12,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.image import imread
 
 from ecgfm_hf import ECGFMConfig
-from ecgfm_hf.interpretation import Attribution, add_plot_arguments, plot_ecg, plot_path, plot_prediction, save_page
-from ecgfm_hf.interpretation.command import plot_recording
+from ecgfm_hf.cli.plot_options import add_plot_arguments, plot_path, plot_recording
+from ecgfm_hf.interpretation import Attribution, plot_ecg, plot_prediction, save_page
 from ecgfm_hf.records import ECGRecord
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForMultiLabelClassification
-from ecgfm_hf.conversion import build_model, config_from_checkpoint, load_fairseq_checkpoint
+from ecgfm_hf.fairseq import build_model, config_from_checkpoint, load_fairseq_checkpoint
 from ecgfm_hf.interpretation import (
     Attribution,
     attention_saliency,

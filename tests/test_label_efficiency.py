@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecgfm_hf.data.synthetic import SyntheticCohort
+from ecgfm_hf.synthetic import SyntheticCohort
 from ecgfm_hf.training import FinetuneSettings
 from ecgfm_hf.training.recipes import read_recipe
 

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from ecgfm_hf.conversion.labels import PHYSIONET26, PHYSIONET_CLASSES
 from ecgfm_hf.data.labels import (
     UNSCORED_CODES,
     LabelTable,
@@ -30,6 +29,7 @@ from ecgfm_hf.data.labels import (
     write_pos_weight,
 )
 from ecgfm_hf.data.published_splits import read_split_csv
+from ecgfm_hf.fairseq.label_sets import PHYSIONET26, PHYSIONET_CLASSES
 
 GOLDEN = Path(__file__).parent / "fixtures" / "splits"
 SHARED = Path(os.environ.get("ECGFM_SHARED", Path(__file__).parents[2] / "shared"))

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ecgfm_hf.cli import main
+from ecgfm_hf.cli.main import main
 from ecgfm_hf.labeler import MIMIC17_LABELS, Labeler
 
 REPORTS = [

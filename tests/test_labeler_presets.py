@@ -336,7 +336,7 @@ def test_time_is_linear_in_length(mimic17, unit):
 
 
 def test_the_preset_and_the_converted_classifier_have_the_same_labels_in_one_order():
-    from ecgfm_hf.conversion import MIMIC17
+    from ecgfm_hf.fairseq import MIMIC17
 
     for preset in ("mimic17", "mimic17-clinical"):
         assert tuple(Labeler.from_preset(preset).labels) == tuple(MIMIC17.names)

@@ -10,15 +10,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, ECGFMForPreTraining, ECGFMModel, load_pipeline
+from ecgfm_hf.cli.probe import add_probe_arguments, run_probe
 from ecgfm_hf.data import load_arrays, load_prepared, record_from_row
 from ecgfm_hf.data.split_guard import GUARD_FILE, seen
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 from ecgfm_hf.inference import predict_recordings
-from ecgfm_hf.model_facts import read_steps
-from ecgfm_hf.saving import save_model_folder
+from ecgfm_hf.model_folder import save_model_folder
+from ecgfm_hf.provenance import read_steps
 from ecgfm_hf.training import embeddings as embeddings_module
 from ecgfm_hf.training.linear_probe import Embeddings, LinearProbeError, embed_split, fit_heads, fit_linear_probe
-from ecgfm_hf.training.probe_command import add_probe_arguments, run_probe
 from tests.tiny_pretraining import MODEL
 
 RECORDINGS = 60

@@ -12,13 +12,13 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecgfm_hf.cli import main
+from ecgfm_hf.cli.main import main
 from ecgfm_hf.hub import Machine
 from ecgfm_hf.hub.cards import CardDetailsError, CardError, build_model_card, card_problems
 from ecgfm_hf.hub.cards.card import section_titles
 from ecgfm_hf.hub.cards.details import MANDATORY
 from ecgfm_hf.hub.cards.markdown import plain
-from ecgfm_hf.model_facts import FACTS_FILE, ModelFactsError
+from ecgfm_hf.provenance import FACTS_FILE, ModelFactsError
 
 REPOSITORY = "example/ecg-fm-rhythms"
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecgfm_hf.model_facts import FACTS_FILE, ModelFactsError, add_step, labels_of_few, read_steps, weights_digest
-from ecgfm_hf.places import find_places
+from ecgfm_hf.provenance import FACTS_FILE, ModelFactsError, add_step, labels_of_few, read_steps, weights_digest
+from ecgfm_hf.utils.paths_in_text import find_places
 
 
 def test_steps_of_the_weights_that_training_began_from_come_first(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from goldens import golden, scaled_difference
 
 from ecgfm_hf import ECGFMConfig, ECGFMForMultiLabelClassification, ECGFMForPreTraining, ECGFMModel
-from ecgfm_hf.conversion import build_model, config_from_checkpoint, load_fairseq_checkpoint
+from ecgfm_hf.fairseq import build_model, config_from_checkpoint, load_fairseq_checkpoint
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 from goldens import golden, recipe_weight, scaled_difference
 
 from ecgfm_hf import ECGFMConfig, ECGFMForMultiLabelClassification, ECGFMForPreTraining
-from ecgfm_hf.conversion import (
+from ecgfm_hf.fairseq import (
     build_model,
     config_from_checkpoint,
     convert_state_dict,

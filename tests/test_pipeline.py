@@ -21,7 +21,7 @@ from ecgfm_hf import (
     read_ecg,
     save_model_folder,
 )
-from ecgfm_hf.cli import main as ecgfm
+from ecgfm_hf.cli.main import main as ecgfm
 from ecgfm_hf.pipeline_ecgfm import positive_labels, recording_scores
 
 LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]

@@ -3,7 +3,7 @@
 import pytest
 from inference_cases import recordings, write_model, write_store
 
-from ecgfm_hf.cli import main
+from ecgfm_hf.cli.main import main
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from wfdb_files import write_record
 
 from ecgfm_hf import read_ecg
-from ecgfm_hf.cli import main
+from ecgfm_hf.cli.main import main
 from ecgfm_hf.data import (
     Arrays,
     PhysioNet2021,
@@ -32,8 +32,8 @@ from ecgfm_hf.data import (
     record_from_row,
 )
 from ecgfm_hf.data.preparation import split_store
-from ecgfm_hf.data.synthetic.cohort import SyntheticCohort
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
+from ecgfm_hf.synthetic.cohort import SyntheticCohort
 
 AF, SINUS = "164889003", "426783006"
 

@@ -8,11 +8,11 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from ecgfm_hf.cli import main
-from ecgfm_hf.conversion import LABEL_SETS, MIMIC17, convert_checkpoint
+from ecgfm_hf.cli.main import main
+from ecgfm_hf.fairseq import LABEL_SETS, MIMIC17, convert_checkpoint
 from ecgfm_hf.hub.cards import PublishedCardError, card_problems, converted_card, published, published_card
 from ecgfm_hf.hub.cards.published import published_names, read_published
-from ecgfm_hf.model_facts import read_steps
+from ecgfm_hf.provenance import read_steps
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 CHECKPOINTS = Path(__file__).parent / "fixtures" / "checkpoints"

@@ -60,7 +60,7 @@ def test_an_installed_wheel_runs_outside_of_the_checkout(distributions, tmp_path
     with zipfile.ZipFile(distributions[0]) as wheel:
         wheel.extractall(place)
     program = (
-        "import sys, ecgfm_hf, ecgfm_hf.cli as cli\n"
+        "import sys, ecgfm_hf, ecgfm_hf.cli.main as cli\n"
         f"assert ecgfm_hf.__file__.startswith({str(place)!r}), ecgfm_hf.__file__\n"
         "from ecgfm_hf.labeler import Labeler\n"
         "from ecgfm_hf.training import find_recipe\n"

@@ -9,7 +9,8 @@ import pytest
 import wfdb
 
 import ecgfm_hf
-from ecgfm_hf.data.synthetic import (
+from ecgfm_hf.cli.synthesize import add_synthesize_arguments, run_synthesize
+from ecgfm_hf.synthetic import (
     EPISODIC_LABELS,
     LABEL_NAMES,
     LABELS,
@@ -17,8 +18,7 @@ from ecgfm_hf.data.synthetic import (
     SyntheticCohort,
     write_record,
 )
-from ecgfm_hf.data.synthetic.command import add_synthesize_arguments, run_synthesize
-from ecgfm_hf.data.synthetic.dipoles import DOWER, INDEPENDENT_LEADS
+from ecgfm_hf.synthetic.dipoles import DOWER, INDEPENDENT_LEADS
 
 SILENT = CohortSettings(
     white_mv=(0.0, 0.0), muscle_mv=(0.0, 0.0), wander_mv=(0.0, 0.0), mains_mv=(0.0, 0.0), contact_share=0.0

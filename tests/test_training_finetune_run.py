@@ -11,12 +11,12 @@ import torch
 from finetune_cases import TINY_MODEL, make_store, plant_leak, recordings
 
 from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, ECGFMForPreTraining, save_model_folder
+from ecgfm_hf.cli.finetune import add_finetune_arguments, run_finetune
 from ecgfm_hf.data import load_arrays, load_prepared
 from ecgfm_hf.data.split_guard import GUARD_FILE, LeakError, seen
-from ecgfm_hf.model_facts import read_steps
-from ecgfm_hf.saving import load_pipeline
+from ecgfm_hf.model_folder import load_pipeline
+from ecgfm_hf.provenance import read_steps
 from ecgfm_hf.training import Finetuner, FinetuneSettings, SettingsError, finetune
-from ecgfm_hf.training.finetune_command import add_finetune_arguments, run_finetune
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +257,7 @@ def test_labels_that_nothing_can_be_learnt_of_are_named_or_dropped(workplace, tm
 
 
 def test_a_source_is_prepared_first(workplace, tmp_path):
-    from ecgfm_hf.cli import main
+    from ecgfm_hf.cli.main import main
 
     assert main(["synthesize", str(tmp_path / "cohort"), "--patients", "12"]) == 0
     changes = {

@@ -117,7 +117,7 @@ def test_recipes_hold_every_setting_and_explain_it(name):
 
 
 def test_published_recipes_are_the_originals_fine_tuning():
-    from ecgfm_hf.conversion import MIMIC17
+    from ecgfm_hf.fairseq import MIMIC17
 
     mimic = read_recipe("finetune_mimic_iv_ecg", settings_class=FinetuneSettings)
     physionet = read_recipe("finetune_physionet2021", settings_class=FinetuneSettings)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from goldens import FIXTURES, golden
 
-from ecgfm_hf.conversion import build_model, config_from_checkpoint, convert_state_dict, load_fairseq_checkpoint
+from ecgfm_hf.fairseq import build_model, config_from_checkpoint, convert_state_dict, load_fairseq_checkpoint
 from ecgfm_hf.training import FairseqAdam, PretrainSettings, compute_mask_indices
 from ecgfm_hf.training.masking import derived_seed, draw_mask
 from ecgfm_hf.training.optimizers import build_optimizer, learning_rate_at

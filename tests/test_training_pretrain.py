@@ -14,10 +14,10 @@ from tiny_pretraining import MODEL
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 
 from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForMultiLabelClassification, ECGFMForPreTraining, save_model_folder
-from ecgfm_hf.conversion import build_model, config_from_checkpoint, load_fairseq_checkpoint
 from ecgfm_hf.data import load_arrays, load_prepared
+from ecgfm_hf.fairseq import build_model, config_from_checkpoint, load_fairseq_checkpoint
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
-from ecgfm_hf.model_facts import read_steps
+from ecgfm_hf.provenance import read_steps
 from ecgfm_hf.training import NonFiniteLossError, Pretrainer, PretrainSettings, SettingsError, read_recipe
 from ecgfm_hf.training.checkpoints import Checkpoints
 from ecgfm_hf.training.monitoring import Monitor

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from ecgfm_hf import ECGFMConfig
+from ecgfm_hf.cli.pretrain import add_pretrain_arguments, run_pretrain
 from ecgfm_hf.training import PretrainSettings, SettingsError, find_recipe, read_recipe, recipe_names
-from ecgfm_hf.training.command import add_pretrain_arguments, run_pretrain
 from ecgfm_hf.training.settings import effective_batch
 
 RECIPES = ("pretrain_base", "pretrain_large", "pretrain_tiny")

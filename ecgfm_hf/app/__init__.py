@@ -4,12 +4,11 @@ A web page that scores one recording at a time: `ecgfm app`.
 Nothing is imported until it is asked for; the page needs the extra `[app]` (gradio, captum, matplotlib).
 """
 
-from ..lazy import lazy_names
+from ..utils.lazy import lazy_names
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        ".command": ("add_app_arguments", "run_app"),
         ".server": ("AppSettings", "build_app", "private_folder", "serve"),
     },
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..inference.printing import write_answers
+from ..cli.predict_output import write_answers
 from ..interpretation.attribution import Attribution, attribute
 from ..interpretation.paper import save_page
 from ..interpretation.prediction_page import plot_prediction

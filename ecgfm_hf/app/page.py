@@ -9,9 +9,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from ..arguments import names as as_names
 from ..interpretation.ecg_page import GAINS
 from ..records.errors import ECGReadError
+from ..utils.name_lists import names as as_names
 from . import answering, fragments
 from .reader import LONGEST_SECONDS, ConfinedReader
 from .style import MONO, SANS

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..records.wfdb_header import read_header
+from ..utils.errors import ECGFMError
 
 MEGABYTE = 1 << 20  # bytes, as browsers and Gradio's own messages count
 READING = "reading-"  # how folders begin in which uploads are laid out
@@ -32,7 +33,7 @@ _SUFFIXES = (".csv", ".tsv", ".dat", ".mat", ".dcm", ".dicom", ".edf", ".xml", "
 _PLAIN_NAME = re.compile(r"\w[\w.+-]{0,99}")
 
 
-class UploadError(ValueError):
+class UploadError(ECGFMError, ValueError):
     """What was dropped is not taken; says why, in words for the page."""
 
 

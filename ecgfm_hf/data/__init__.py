@@ -4,7 +4,7 @@ Recordings to datasets that training reads: sources, store, splits, labels, and 
 Nothing is imported until it is asked for.
 """
 
-from ..lazy import lazy_names
+from ..utils.lazy import lazy_names
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,

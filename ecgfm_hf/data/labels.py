@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from ..utils.errors import ECGFMError
 from .splits import canonical_id
 
 # The codes that occur in the PhysioNet/CinC Challenge 2021 and that it does not score (its dx_mapping_unscored.csv).
@@ -40,7 +41,7 @@ UNSCORED_CODES = frozenset(
 )
 
 
-class LabelTableError(ValueError):
+class LabelTableError(ECGFMError, ValueError):
     """Labels that contradict themselves or cannot be used. The message names the label and what was found."""
 
 
@@ -392,7 +393,7 @@ def fairseq_label_array(table: LabelTable, num_rows: int | None = None) -> tuple
 def _scored_classes() -> tuple[tuple[str, ...], dict[str, int]]:
     """Names of the scored classes and the column of each code."""
     # Imported late: the conversion room loads torch, and label tables need only numpy.
-    from ..conversion.labels import PHYSIONET_CLASSES
+    from ..fairseq.label_sets import PHYSIONET_CLASSES
 
     names = tuple(name for _, _, name in PHYSIONET_CLASSES)
     return names, {str(code): column for column, (codes, _, _) in enumerate(PHYSIONET_CLASSES) for code in codes}

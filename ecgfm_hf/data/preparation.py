@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..utils.errors import ECGFMError
 from .filters import filter_recordings
 from .finish import alone, finish_store, roll_forward, sweep
 from .parts import PartAccount, part_path, part_ranges, read_account, write_json, write_parts
@@ -49,7 +50,7 @@ _KEPT_FACTS += ("pseudonymised",)
 _FORMAT = 1  # of stores; another number is another layout
 
 
-class PrepareError(ValueError):
+class PrepareError(ECGFMError, ValueError):
     """A preparation that cannot begin or go on. The message names the folder and what to do."""
 
 

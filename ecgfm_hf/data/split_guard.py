@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..utils.errors import ECGFMError
 from .splits import canonical_id
 
 GUARD_FILE = "training_ids.do-not-share.json"
@@ -30,7 +31,7 @@ _FORMAT = 1
 _BYTES = 12  # of a million ids, two share a digest with a chance of 1e-17
 
 
-class LeakError(ValueError):
+class LeakError(ECGFMError, ValueError):
     """Data that judges is data that was trained on, or chose. The message counts recordings and patients."""
 
 

@@ -22,12 +22,14 @@ from typing import Any
 
 import numpy as np
 
+from ..utils.errors import ECGFMError
+
 STRATEGIES = ("random", "grouped", "temporal", "grouped_temporal")
 DEFAULT_FRACTIONS = {"train": 0.8, "valid": 0.1, "test": 0.1}
 _UNKNOWN = {"", "nan", "nat", "none", "null", "<na>", "na", "n/a", "unknown"}  # as text tables write a missing id
 
 
-class SplitError(ValueError):
+class SplitError(ECGFMError, ValueError):
     """A split that cannot be made or trusted. The message says what was found, with a few ids at most."""
 
 

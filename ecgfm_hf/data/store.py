@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from ..feature_extraction_ecgfm import STANDARD_LEADS, clipped_leads, contradicting_leads, standardise
 from ..records.record import ECGRecord
+from ..utils.errors import ECGFMError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -68,7 +69,7 @@ _LARGEST_SIGNAL = 1 << 30
 _GROUP_ROWS, _GROUP_BYTES = 64, 1 << 25
 
 
-class StoreError(ValueError):
+class StoreError(ECGFMError, ValueError):
     """A store that is missing, unfinished or not one. The message names the file."""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..arguments import SettingsError, suggestion
+from ..utils.errors import SettingsError, suggestion
 from .store import COLUMNS, label_columns
 
 if TYPE_CHECKING:

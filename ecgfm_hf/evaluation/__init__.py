@@ -4,7 +4,7 @@ From scores to honest numbers: metrics, intervals over patients, thresholds, cal
 Nothing is imported until it is asked for. The plain functions need numpy alone.
 """
 
-from ..lazy import lazy_names
+from ..utils.lazy import lazy_names
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,

@@ -14,7 +14,7 @@ from importlib import resources
 
 import numpy as np
 
-from ..conversion.labels import PHYSIONET_CLASSES
+from ..fairseq.label_sets import PHYSIONET_CLASSES
 from .metric_input import MetricInputError
 
 SINUS_RHYTHM = "426783006"

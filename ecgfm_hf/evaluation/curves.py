@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .disclosure import SmallCells
+from ..utils.redaction import SmallCells
 from .ranking import precision_recall_points, roc_points
 
 _STEPS = np.linspace(0.0, 1.0, 101)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from ..inference.prediction_table import Predictions
+from ..utils.redaction import SmallCells
 from .decisions import confusion
-from .disclosure import SmallCells
 from .measuring import RATES, Figure, Measurer
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..inference.prediction_table import Predictions, PredictionsError
+from ..utils.redaction import SmallCells, label_counts
 from . import curves
 from .challenge import challenge_columns
 from .deciding import accuracy, class_confusion, label_decisions, macro_rates
-from .disclosure import SmallCells, label_counts
 from .measuring import OF_GROUPS, PROBABILITY, RATES, REGRESSION, SPECIFICITY, Figure, Measured, Measurer
 from .subgroups import subgroup_figures
 from .thresholds import at_thresholds

@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from ..utils.errors import ECGFMError
 
-class MetricInputError(ValueError):
+
+class MetricInputError(ECGFMError, ValueError):
     """Arrays that no metric can be computed of. The message says what was expected and found."""
 
 

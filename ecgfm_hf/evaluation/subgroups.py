@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .disclosure import SmallCells
+from ..utils.redaction import SmallCells
 
 # The first age of each band, in years.
 AGE_BANDS = ((0, "under 18"), (18, "18 to 39"), (40, "40 to 59"), (60, "60 to 79"), (80, "80 and over"))

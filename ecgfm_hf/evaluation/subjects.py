@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from ..arguments import as_names
-from ..logs import only_errors
+from ..utils.errors import ECGFMError
+from ..utils.logs import only_errors
+from ..utils.name_lists import as_names
 
 _FACTS = ("age", "sex", "source")
 
 
-class EvaluateError(ValueError):
+class EvaluateError(ECGFMError, ValueError):
     """What was asked for cannot be evaluated. The message says why."""
 
 
@@ -69,9 +70,9 @@ def _predicted(path: str, args: argparse.Namespace) -> Subject:
 
     from ..data import as_model_inputs, load_prepared
     from ..inference import predict_recordings
-    from ..memory import keep_freed_memory
-    from ..model_facts import weights_digest
-    from ..saving import load_pipeline
+    from ..model_folder import load_pipeline
+    from ..provenance import weights_digest
+    from ..utils.memory import keep_freed_memory
 
     if args.dataset is None:
         raise EvaluateError(f"a DATASET is needed to run the model {path} on: a store that `ecgfm prepare` wrote")

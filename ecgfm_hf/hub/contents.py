@@ -16,7 +16,7 @@ import yaml
 
 from ..configuration_ecgfm import ECGFMConfig
 from ..data.split_guard import GUARD_FILE, seen
-from ..model_facts import FACTS_FILE
+from ..provenance import FACTS_FILE
 from .front_matter import split_front_matter
 from .settings import AGAIN, CONFIG_FILE, EXTRACTOR_FILE, pos_weight_problems, settings_problems
 from .traces import Machine, find_traces, this_machine

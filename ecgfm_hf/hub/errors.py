@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from ..utils.errors import ECGFMError
 
-class PushRefusedError(ValueError):
+
+class PushRefusedError(ECGFMError, ValueError):
     """
     What was to go must not go. Nothing was sent.
 
@@ -16,7 +18,7 @@ class PushRefusedError(ValueError):
         self.problems = list(problems)
 
 
-class PushError(RuntimeError):
+class PushError(ECGFMError, RuntimeError):
     """The Hub did not take it. The message says why, and what to do."""
 
 

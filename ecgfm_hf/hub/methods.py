@@ -60,7 +60,7 @@ def push_model(
         As [`~ecgfm_hf.hub.push_folder`]; `ValueError` where no feature extractor is known.
     """
     from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
-    from ..saving import save_model_folder
+    from ..model_folder import save_model_folder
     from .contents import CARD_FILE, folder_contents
     from .pushing import push_contents
 
@@ -102,7 +102,7 @@ def push_model(
 
 def _take_along(home: Path, folder: Path, with_card: bool) -> None:
     """What lies beside the model in its folder: the licence, and what is said of the model if it is still that one."""
-    from ..model_facts import FACTS_FILE, weights_digest
+    from ..provenance import FACTS_FILE, weights_digest
     from .contents import CARD_FILE, LICENSE_FILE
     from .settings import CONFIG_FILE, EXTRACTOR_FILE
 

@@ -9,8 +9,8 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_ecgfm import ECGFMConfig
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
-from ..model_facts import FACTS_FILE, ModelFactsError, labels_of_few, read_steps
 from ..modeling_ecgfm import AUTO_MAP, CUSTOM_PIPELINES
+from ..provenance import FACTS_FILE, ModelFactsError, labels_of_few, read_steps
 from .weights import MODEL_CLASSES
 
 CONFIG_FILE, EXTRACTOR_FILE = "config.json", "preprocessor_config.json"

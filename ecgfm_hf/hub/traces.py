@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from ..places import find_places
+from ..utils.paths_in_text import find_places
 
 # Accounts and hosts of this name say nothing about anybody.
 _EVERYBODY = {"root", "user", "admin", "administrator", "ubuntu", "debian", "jovyan", "runner", "nobody", "guest"}

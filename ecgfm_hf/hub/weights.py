@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..configuration_ecgfm import ECGFMConfig
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMForPreTraining, ECGFMModel
+from ..utils.errors import ECGFMError
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -17,7 +18,7 @@ MODEL_CLASSES = {c.__name__: c for c in (ECGFMModel, ECGFMForPreTraining, ECGFMF
 _SHOWN = 4
 
 
-class WeightsError(ValueError):
+class WeightsError(ECGFMError, ValueError):
     """There are no weights that can be told apart from others, or an index that does not fit its files."""
 
 

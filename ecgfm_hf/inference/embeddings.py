@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers.modeling_utils import PreTrainedModel
 
-from ..fast_paths import resolve_precision, weights_dtype
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
+from ..model_folder import _check_leads
 from ..modeling_ecgfm import ECGFMModel
 from ..pipeline_ecgfm import RECORDING_KEYS
 from ..records import ECGRecord, read_ecg
-from ..saving import _check_leads
+from ..utils.precision import resolve_precision, weights_dtype
 from .answers import mean_embedding
 from .reading import ReadRecording, failed, in_chunks, read_in_order
 from .recordings import ModelRunner

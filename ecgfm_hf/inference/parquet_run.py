@@ -34,6 +34,7 @@ from transformers.modeling_utils import PreTrainedModel
 from ..data.finish import alone
 from ..data.parts import PARTS_FOLDER, part_path, write_json
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
+from ..utils.errors import ECGFMError
 from .processes import Processes
 from .reading import ReadRecording, read_in_order
 from .recordings import ModelRunner
@@ -48,7 +49,7 @@ _NO_PART_OF_THE_MODEL = ("_name_or_path", "transformers_version")
 ToRows = Callable[[ReadRecording, np.ndarray | None, np.ndarray | None], list[dict[str, Any]]]
 
 
-class ResumeError(ValueError):
+class ResumeError(ECGFMError, ValueError):
     """What is at the output's place was made by another run. The message says what differs."""
 
 

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
+from ..utils.errors import ECGFMError
+
 PROBLEM_TYPES = ("multi_label_classification", "single_label_classification", "regression")
 FACTS = ("age", "sex", "source")
 _SCORE, _LABEL = "score:", "label:"
 _METADATA = b"ecgfm_predictions"
 
 
-class PredictionsError(ValueError):
+class PredictionsError(ECGFMError, ValueError):
     """Predictions that contradict themselves, or a file that holds none. The message names what was found."""
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
-from ..evaluation_mode import evaluation_mode
-from ..fast_paths import resolve_precision, with_compiled_layers, with_precision
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMModel, _mean_over_frames
+from ..utils.evaluation_mode import evaluation_mode
+from ..utils.precision import resolve_precision, with_compiled_layers, with_precision
 from .reading import InputsSource, ReadRecording, read_in_order
 
 if TYPE_CHECKING:

@@ -4,14 +4,13 @@ What a score rests on, and how it looks on paper: saliency and clinical plots.
 Nothing is imported until it is asked for; saliency needs the extra `[saliency]` (captum), plots `[plots]` (matplotlib).
 """
 
-from ..lazy import lazy_names
+from ..utils.lazy import lazy_names
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         ".attention": ("attention_saliency",),
         ".attribution": ("Attribution", "attribute"),
-        ".command": ("add_plot_arguments", "pages", "plot_path", "plot_recording", "saliency_for_plot"),
         ".deletion": ("delete_times", "most_salient_times", "shifted_times"),
         ".ecg_page": ("plot_ecg",),
         ".paper": ("save_page",),

@@ -1,7 +1,9 @@
 """What goes wrong with a labeler's tables."""
 
+from ..utils.errors import ECGFMError
 
-class LabelerError(ValueError):
+
+class LabelerError(ECGFMError, ValueError):
     """
     A labeler's definition is wrong; the message names the file and the entry.
 

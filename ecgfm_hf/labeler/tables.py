@@ -9,10 +9,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..utils.errors import ECGFMError
+
 _BLOCK = 20000  # Rows in memory at a time.
 
 
-class TableError(ValueError):
+class TableError(ECGFMError, ValueError):
     """A table cannot be used; the message names the file."""
 
 

@@ -4,7 +4,7 @@
 format's library (wfdb, pydicom, h5py, ecgdatakit) only when a file needs it.
 """
 
-from ..lazy import lazy_names
+from ..utils.lazy import lazy_names
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,

@@ -3,8 +3,10 @@
 import os
 import stat
 
+from ..utils.errors import ECGFMError
 
-class ECGReadError(ValueError):
+
+class ECGReadError(ECGFMError, ValueError):
     """A recording could not be read, or what was read contradicts itself.
 
     The message begins with the file and says what was found and what was expected. It takes a single argument, so that

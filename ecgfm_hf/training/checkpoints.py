@@ -23,7 +23,7 @@ from accelerate import Accelerator, DistributedType
 from safetensors import SafetensorError
 
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
-from ..saving import save_model_folder
+from ..model_folder import save_model_folder
 from .settings import PretrainSettings, SettingsError
 
 try:

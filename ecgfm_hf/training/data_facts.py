@@ -76,8 +76,8 @@ def _facts(
     targets: np.ndarray | None,
     problem_type: str,
 ) -> dict[str, Any]:
-    from ..evaluation.disclosure import SmallCells, label_counts
     from ..evaluation.intervals import patient_groups
+    from ..utils.redaction import SmallCells, label_counts
 
     cells = SmallCells(patient_groups(patients).numbers, SMALLEST_CELL)
     if not cells.enough(np.ones(recordings, dtype=bool)):

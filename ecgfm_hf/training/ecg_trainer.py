@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_utils import EvalPrediction
 
+from ..utils.errors import ECGFMError
 from .finetune_settings import FinetuneSettings
 from .labelled_segments import EpochOrder, LabelledSegments, collate_segments, count_known
 from .masking import derived_seed
@@ -20,7 +21,7 @@ from .parameter_groups import parameter_groups
 from .recording_metrics import SELECTION, recording_metrics, recording_table
 
 
-class NonFiniteTrainingError(RuntimeError):
+class NonFiniteTrainingError(ECGFMError, RuntimeError):
     """The loss, a gradient or the outputs became NaN or infinite. The message names the update."""
 
 

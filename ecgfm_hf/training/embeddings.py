@@ -17,10 +17,11 @@ import torch
 from ..configuration_ecgfm import LABEL_FIELDS
 from ..data.model_inputs import as_model_inputs
 from ..data.store import label_columns
-from ..fast_paths import resolve_precision
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..inference.recordings import run_recordings
 from ..modeling_ecgfm import ECGFMModel
+from ..utils.errors import ECGFMError
+from ..utils.precision import resolve_precision
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 _CACHE_VERSION = 1
 
 
-class LinearProbeError(ValueError):
+class LinearProbeError(ECGFMError, ValueError):
     """Embeddings or labels that no head can be fitted on. The message names what was found."""
 
 

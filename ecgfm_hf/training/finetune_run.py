@@ -12,9 +12,9 @@ from accelerate.utils import gather_object
 from ..data import loading
 from ..data.split_guard import LeakError, check_guard, check_splits, write_guard
 from ..data.store import StoreError, load_prepared, read_report
-from ..model_facts import add_step, hardware, labels_of_few, told_settings, versions
+from ..model_folder import save_model_folder
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification
-from ..saving import save_model_folder
+from ..provenance import add_step, hardware, labels_of_few, told_settings, versions
 from .checkpoints import Checkpoints
 from .classifier_start import build_classifier, build_extractor
 from .data_facts import data_facts, split_facts

@@ -14,9 +14,9 @@ from datasets import Dataset as HFDataset
 from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.fairseq_folder import FairseqFolderError, load_fairseq_folder
 from ..data.model_inputs import ModelInputs, as_model_inputs
 from ..data.store import REPORT_FILE, StoreError, load_prepared, read_report
+from ..fairseq.folder import FairseqFolderError, load_fairseq_folder
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from .data_facts import split_facts
 from .masking import derived_seed

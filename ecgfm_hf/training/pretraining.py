@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 
-from ..model_facts import FACTS_FILE, add_step, hardware, told_settings, versions
-from ..saving import save_model_folder
+from ..model_folder import save_model_folder
+from ..provenance import FACTS_FILE, add_step, hardware, told_settings, versions
+from ..utils.errors import ECGFMError
 from .checkpoints import (
     Checkpoints,
     TrainerState,
@@ -40,7 +41,7 @@ _TOLD += ("epochs", "max_updates", "optimizer", "learning_rate", "betas", "eps",
 _TOLD += ("schedule", "warmup", "final_learning_rate", "seed", "precision")
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(ECGFMError, RuntimeError):
     """The loss or gradient became NaN or infinite. The message names the update and the last good checkpoint."""
 
 

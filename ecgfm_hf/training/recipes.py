@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from ..arguments import suggestion
+from ..utils.errors import suggestion
 from .settings import PretrainSettings, SettingsError
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"

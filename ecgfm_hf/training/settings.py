@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..arguments import SettingsError, suggestion
 from ..configuration_ecgfm import ECGFMConfig
+from ..utils.errors import SettingsError, suggestion
 
 CHOICES = {
     "architecture": ("base", "large"),

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 
 from ..modeling_ecgfm import ECGFMForPreTrainingOutput
+from ..utils.errors import ECGFMError
 from .masking import derived_seed, draw_mask
 from .objective import METRICS, batch_metrics, forward_loss
 from .optimizers import learning_rate_at
@@ -14,7 +15,7 @@ from .pair_batches import PairBatch
 from .settings import PretrainSettings
 
 
-class NotFiniteError(RuntimeError):
+class NotFiniteError(ECGFMError, RuntimeError):
     """
     A loss or gradient that is NaN or infinite, raised on every process before a weight has changed.
 

@@ -113,7 +113,7 @@ def _write(folder: Path, recordings: int) -> dict:
     """A cohort as WFDB files, its store, and some of its segments as fairseq-signals keeps them."""
     from scipy.io import savemat
 
-    from ecgfm_hf.data.synthetic import SyntheticCohort
+    from ecgfm_hf.synthetic import SyntheticCohort
 
     written = SyntheticCohort(max(20, recordings // 2), seed=1).write_wfdb(folder / "wfdb")
     _prepare(folder, "store", split=False)
@@ -187,7 +187,7 @@ def _measure_reading(folder: Path, how: str, keep: bool, runs: int) -> dict:
     """Our way and the original's in turns, each to batches of float32 tensors of which half of the leads are zero."""
     import numpy as np
 
-    from ecgfm_hf.memory import keep_freed_memory
+    from ecgfm_hf.utils.memory import keep_freed_memory
 
     kept = keep and keep_freed_memory()
     rng = np.random.default_rng(0)

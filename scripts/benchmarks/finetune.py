@@ -27,8 +27,8 @@ def measure(case: dict) -> int:
     import torch
 
     from ecgfm_hf import ECGFMConfig, ECGFMForMultiLabelClassification
-    from ecgfm_hf.memory import keep_freed_memory
     from ecgfm_hf.training import FairseqAdam
+    from ecgfm_hf.utils.memory import keep_freed_memory
 
     kept = keep_freed_memory()
     torch.manual_seed(0)

@@ -53,7 +53,7 @@ def measure(case: dict) -> int:
     """Prints one object: a case's figures."""
     import torch
 
-    from ecgfm_hf.memory import keep_freed_memory
+    from ecgfm_hf.utils.memory import keep_freed_memory
 
     kept = keep_freed_memory()
     if case["path"] == "export":
@@ -65,7 +65,7 @@ def measure(case: dict) -> int:
     if how == "onnx":
         step = _onnx_step(Path(case["folder"]), inputs.numpy())
     else:
-        from ecgfm_hf.fast_paths import weights_dtype, with_compiled_layers, with_precision
+        from ecgfm_hf.utils.precision import weights_dtype, with_compiled_layers, with_precision
 
         model = with_precision(_base_model(weights_dtype(precision)), precision)
         if how == "compiled":
@@ -117,7 +117,7 @@ def _base_model(dtype):
     import torch
 
     from ecgfm_hf import ECGFMConfig, ECGFMForMultiLabelClassification
-    from ecgfm_hf.conversion.mapping import convert_state_dict, revert_state_dict
+    from ecgfm_hf.fairseq.state_dict import convert_state_dict, revert_state_dict
 
     rule = _goldens().recipe_weight
     with torch.device("meta"):
@@ -132,7 +132,7 @@ def _export(folder: Path) -> None:
     import torch
 
     from ecgfm_hf import ECGFMFeatureExtractor, save_model_folder
-    from ecgfm_hf.onnx_export import export_onnx
+    from ecgfm_hf.inference.onnx_export import export_onnx
 
     save_model_folder(_base_model(torch.float32), ECGFMFeatureExtractor(), folder / "model")
     export_onnx(folder / "model", folder / "onnx")

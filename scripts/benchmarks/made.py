@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from ecgfm_hf.data import Source, SourceIndex
 from ecgfm_hf.data.labels import scored_classes
-from ecgfm_hf.data.synthetic import SyntheticCohort
 from ecgfm_hf.records import ECGRecord
+from ecgfm_hf.synthetic import SyntheticCohort
 
 
 class MadeRecordings(Source):

@@ -33,8 +33,8 @@ def measure(case: dict) -> int:
     import torch
 
     from ecgfm_hf import ECGFMConfig, ECGFMForPreTraining
-    from ecgfm_hf.memory import keep_freed_memory
     from ecgfm_hf.training import FairseqAdam, PretrainSettings, compute_mask_indices
+    from ecgfm_hf.utils.memory import keep_freed_memory
 
     kept = keep_freed_memory()
     torch.manual_seed(0)

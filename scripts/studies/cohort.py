@@ -52,7 +52,7 @@ class StudyFolder:
 def make_store(study: Study, folder: StudyFolder, num_proc: int) -> None:
     """Makes the synthetic cohort and prepares it, unless that was done before."""
     from ecgfm_hf.data import PrepareSettings, RecordingTable, SplitSettings, prepare
-    from ecgfm_hf.data.synthetic import SyntheticCohort
+    from ecgfm_hf.synthetic import SyntheticCohort
 
     cohort = folder.path / "cohort"
     if not (cohort / "cohort.json").is_file():  # written last

@@ -10,9 +10,10 @@ from typing import Any
 import pyarrow as pa
 
 from ...records import ECGReadError, ECGRecord, read_ecg
+from ...utils.errors import ECGFMError
 
 
-class SourceError(ValueError):
+class SourceError(ECGFMError, ValueError):
     """A dataset that is not laid out as its source expects. The message names the file or folder."""
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 
+from ...cli.evaluate import METRICS_FILE
 from ...configuration_ecgfm import ECGFMConfig
-from ...evaluation.command import METRICS_FILE
-from ...model_facts import FACTS_FILE, labels_of_few, read_steps, splits_of, weights_digest
+from ...provenance import FACTS_FILE, labels_of_few, read_steps, splits_of, weights_digest
+from ...utils.errors import ECGFMError
 from .card import Card, card_metadata, pipeline_tag
 from .details import CardDetails, placeholder
 from .evaluation_sections import (
@@ -32,7 +33,7 @@ _ENCODER_NOT_EVALUATED = (
 )
 
 
-class CardError(ValueError):
+class CardError(ECGFMError, ValueError):
     """A card that cannot be made. The message names the folder or file, and what is wrong with it."""
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from ...utils.errors import ECGFMError
+
 # What to write where something mandatory is missing. The keys are fields of `CardDetails`.
 MANDATORY = {
     "license": "the licence of the weights, as the Hub abbreviates it (such as mit or cc-by-4.0); it follows from the "
@@ -28,7 +30,7 @@ MANDATORY_EVALUATION = {
 ALL_MANDATORY = MANDATORY | MANDATORY_EVALUATION
 
 
-class CardDetailsError(ValueError):
+class CardDetailsError(ECGFMError, ValueError):
     """Details that cannot be used. The message names the key."""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ...configuration_ecgfm import ECGFMConfig
+from ...utils.errors import ECGFMError
 from .building import licence_section
 from .card import Card, card_metadata, pipeline_tag
 from .details import CardDetails
@@ -22,7 +23,7 @@ from .repositories import ECG_FM_CITATION, PUBLISHED
 _FOLDER = Path(__file__).with_name("published")
 
 
-class PublishedCardError(ValueError):
+class PublishedCardError(ECGFMError, ValueError):
     """A model that is not the published checkpoint whose card was asked for. The message says what differs."""
 
 
@@ -57,7 +58,7 @@ class PublishedCheckpoint:
         """That of the converted model, as far as the card tells it."""
         if self.label_set is None:
             return ECGFMConfig.base()
-        from ...conversion.labels import LABEL_SETS
+        from ...fairseq.label_sets import LABEL_SETS
 
         labels = LABEL_SETS[self.label_set]
         if self.positives.keys() != set(labels.names):

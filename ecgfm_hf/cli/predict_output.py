@@ -1,0 +1,169 @@
+"""What `ecgfm predict` prints: a table for people, CSV and JSON for programs."""
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from ..inference.recordings import ModelRunner
+    from ..inference.sources import FileSource, StoreSource
+
+UNCALIBRATED = "score, uncalibrated; not for clinical use"
+CALIBRATED = "calibrated; not for clinical use"
+
+
+def print_answers(
+    runner: "ModelRunner",
+    source: "FileSource | StoreSource",
+    config: Any,
+    args: argparse.Namespace,
+    stream: TextIO,
+    page: Callable[..., None] | None = None,
+) -> int:
+    """
+    Answers all recordings, and writes the answers once all are there; failures go to standard error as they come.
+
+    Args:
+        runner ([`ModelRunner`]), source, config ([`ECGFMConfig`]): The model, the recordings, the model's config.
+        args: `format`, `failures` and `workers` of `ecgfm predict`.
+        stream: Where to. A file is emptied before.
+        page: `(record, answer)` writes a recording's page.
+
+    Returns:
+        `int`: 0 all answered, 1 some failed, 130 interrupted: what has been answered is written.
+    """
+    from tqdm import tqdm
+
+    from ..inference.answers import answer_of
+    from ..inference.parquet_run import write_failures
+    from ..inference.reading import read_in_order
+
+    answers: list[dict[str, Any]] = []
+    failures: list[tuple[str, str | None, str]] = []
+    interrupted = False
+    show_progress = len(source) > 1 and sys.stderr.isatty()
+    try:
+        found = runner.run(read_in_order(source, num_workers=args.workers))
+        for read, logits, _ in tqdm(found, total=len(source), unit="recording", disable=not show_progress):
+            if read.failure is None:
+                answers.append(answer_of(read, logits, config))
+                if page is not None:
+                    try:
+                        page(source.record(read.row), answers[-1])
+                    except (OSError, ValueError, RuntimeError) as error:
+                        failures.append((read.recording_id, read.path, f"no page: {error}"))
+                        tqdm.write(f"ecgfm: {read.recording_id}: no page: {error}", file=sys.stderr)
+            else:
+                failures.append((read.recording_id, read.path, read.failure))
+                # A message may begin with the file itself: the header of the record that was named.
+                named = read.failure.startswith(read.recording_id)
+                told = read.failure if named else f"{read.recording_id}: {read.failure}"
+                tqdm.write(f"ecgfm: {told}", file=sys.stderr)
+    except KeyboardInterrupt:
+        interrupted = True
+    if stream is not sys.stdout and os.path.isfile(stream.name):
+        stream.truncate(0)
+    write_answers(answers, config, args.format or "table", stream, runner.precision)
+    if stream is not sys.stdout:
+        say_written(len(answers), stream.name)
+    if args.failures is not None:
+        write_failures(Path(args.failures), iter(failures))
+    if failures:
+        print(f"ecgfm: {len(failures)} of {len(source)} recordings failed", file=sys.stderr)
+    if interrupted:
+        done = len(answers) + len(failures)
+        print(f"ecgfm: interrupted after {done} of {len(source)} recordings", file=sys.stderr)
+        return 130
+    return 1 if failures else 0
+
+
+def say_written(recordings: int, path: str) -> None:
+    """What a run that prints nothing else has come to, on standard error."""
+    print(f"ecgfm: {recordings} recording{'s' * (recordings != 1)} written to {path}", file=sys.stderr)
+
+
+def write_answers(answers: list[dict], config: Any, format: str, stream: TextIO, precision: str = "float32") -> None:
+    """
+    Writes answers as the pipeline gives them.
+
+    Args:
+        answers: One a recording.
+        config ([`ECGFMConfig`]): Of the model that they are from.
+        format: `"table"`, `"csv"` or `"json"`.
+        stream: Where to.
+        precision: What they were computed in.
+    """
+    note = CALIBRATED if fully_calibrated(config) else UNCALIBRATED
+    write = {"table": _write_table, "csv": _write_csv, "json": _write_json}[format]
+    write(answers, config, note, precision, stream)
+
+
+def fully_calibrated(config: Any) -> bool:
+    """Whether every label has a calibration and a threshold; one without makes the answer a mixture."""
+    labels = set(config.label_names)
+    return labels <= (config.label_calibration or {}).keys() and labels <= (config.label_thresholds or {}).keys()
+
+
+def _write_json(answers: list[dict], config: Any, note: str, precision: str, stream: TextIO) -> None:
+    about = {"precision": precision, "note": note}
+    json.dump([answer | about for answer in answers], stream, indent=1, ensure_ascii=False)
+    stream.write("\n")
+
+
+def _write_csv(answers: list[dict], config: Any, note: str, precision: str, stream: TextIO) -> None:
+    # The columns are for programs; the note goes where people look.
+    print(f"ecgfm: {_computed(note, precision)}", file=sys.stderr)
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["recording", *config.label_names, "segments", "warnings"])
+    for answer in answers:
+        scores = [f"{answer['scores'][label]:.6g}" for label in config.label_names]
+        writer.writerow([answer["recording"], *scores, answer["segments"], "; ".join(answer["warnings"])])
+
+
+def _write_table(answers: list[dict], config: Any, note: str, precision: str, stream: TextIO) -> None:
+    """Labels down, a column a recording, as many columns as the terminal is wide."""
+    if not answers:
+        return
+    thresholds, labels = config.label_thresholds or {}, config.label_names
+    names = _headings(answers)
+    label_width = max(len("label"), *map(len, labels))
+    width = shutil.get_terminal_size((120, 24)).columns if stream.isatty() else 120
+    cell = max(10, *(min(len(name), 24) for name in names)) + 2
+    per_block = max(1, (width - label_width) // cell)
+    for start in range(0, len(answers), per_block):
+        block = answers[start : start + per_block]
+        headings = (name[-cell + 2 :].rjust(cell) for name in names[start : start + per_block])
+        stream.write("label".ljust(label_width) + "".join(headings) + "\n")
+        for label in labels:
+            marks = ("*" if label in (answer["positive"] or []) else " " for answer in block)
+            cells = (f"{a['scores'][label]:.3f}{mark}".rjust(cell) for a, mark in zip(block, marks, strict=True))
+            stream.write(label.ljust(label_width) + "".join(cells).rstrip() + "\n")
+        stream.write("segments".ljust(label_width) + "".join(f"{a['segments']} ".rjust(cell) for a in block) + "\n\n")
+    for answer in answers:
+        for warning in answer["warnings"]:
+            stream.write(f"{answer['recording']}: {warning}\n")
+    for label, text in (config.label_notes or {}).items():
+        stream.write(f"{label}: {text}\n")
+    if thresholds:
+        stream.write("* at or above the label's threshold\n")
+    stream.write(f"{_computed(note, precision)}\n")
+
+
+def _computed(note: str, precision: str) -> str:
+    # Rounding can change a score's third decimal.
+    return note if precision == "float32" else f"{note}; computed in {precision} (--precision float32 is exact)"
+
+
+def _headings(answers: list[dict]) -> list[str]:
+    """File names; whole paths where two files have the same name."""
+    names = [os.path.basename(answer["recording"]) for answer in answers]
+    return names if len(set(names)) == len(names) else [answer["recording"] for answer in answers]
+
+
+__all__ = ["CALIBRATED", "UNCALIBRATED", "fully_calibrated", "print_answers", "say_written", "write_answers"]

@@ -1,0 +1,191 @@
+"""The label sets of published ECG-FM classifiers, and how a user names others."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..utils.errors import ECGFMError
+
+
+class LabelError(ECGFMError, ValueError):
+    """Label names that cannot belong to the classifier. The message gives what was found and what was expected."""
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """
+    Names of a classifier's outputs in their order, with what is known about them.
+
+    Args:
+        names (`tuple[str, ...]`): One an output.
+        aggregation (`dict[str, str]`): `"mean"` or `"max"` over a recording's segments, by name; mean where absent.
+        notes (`dict[str, str]`): What a user must know about a label, by name.
+    """
+
+    names: tuple[str, ...]
+    aggregation: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+MIMIC17 = LabelSet(
+    names=(
+        "Poor data quality",
+        "Sinus rhythm",
+        "Premature ventricular contraction",
+        "Tachycardia",
+        "Ventricular tachycardia",
+        "Supraventricular tachycardia with aberrancy",
+        "Atrial fibrillation",
+        "Atrial flutter",
+        "Bradycardia",
+        "Accessory pathway conduction",
+        "Atrioventricular block",
+        "1st degree atrioventricular block",
+        "Bifascicular block",
+        "Right bundle branch block",
+        "Left bundle branch block",
+        "Infarction",
+        "Electronic pacemaker",
+    ),
+    aggregation={
+        "Poor data quality": "max",
+        "Premature ventricular contraction": "max",
+        "Ventricular tachycardia": "max",
+        "Supraventricular tachycardia with aberrancy": "max",
+        "Electronic pacemaker": "max",
+    },
+    # Counts: the published label definition of the MIMIC-IV-ECG training split.
+    notes={
+        "Accessory pathway conduction": (
+            "In the training labels this follows from atrial fibrillation and atrial flutter (74,977 positives, where "
+            "those two have 63,672 and 11,258). A high score is no evidence of an accessory pathway."
+        ),
+        "Ventricular tachycardia": (
+            "570 positives in 630,178 training recordings, weighted by 1,105: a score of 0.5 is far from a probability "
+            "of 0.5."
+        ),
+    },
+)
+
+# The 26 classes that the PhysioNet/CinC Challenge 2021 scores, in the order of its weights.csv: SNOMED CT codes (two
+# where its scoring takes them for one), its abbreviations, name.
+PHYSIONET_CLASSES: tuple[tuple[tuple[int, ...], str, str], ...] = (
+    ((164889003,), "AF", "atrial fibrillation"),
+    ((164890007,), "AFL", "atrial flutter"),
+    ((6374002,), "BBB", "bundle branch block"),
+    ((426627000,), "Brady", "bradycardia"),
+    ((733534002, 164909002), "CLBBB|LBBB", "left bundle branch block"),
+    ((713427006, 59118001), "CRBBB|RBBB", "right bundle branch block"),
+    ((270492004,), "IAVB", "1st degree av block"),
+    ((713426002,), "IRBBB", "incomplete right bundle branch block"),
+    ((39732003,), "LAD", "left axis deviation"),
+    ((445118002,), "LAnFB", "left anterior fascicular block"),
+    ((164947007,), "LPR", "prolonged pr interval"),
+    ((251146004,), "LQRSV", "low qrs voltages"),
+    ((111975006,), "LQT", "prolonged qt interval"),
+    ((698252002,), "NSIVCB", "nonspecific intraventricular conduction disorder"),
+    ((426783006,), "NSR", "sinus rhythm"),
+    ((284470004, 63593006), "PAC|SVPB", "premature atrial contraction"),
+    ((10370003,), "PR", "pacing rhythm"),
+    ((365413008,), "PRWP", "poor R wave progression"),
+    ((427172004, 17338001), "PVC|VPB", "premature ventricular contractions"),
+    ((164917005,), "QAb", "qwave abnormal"),
+    ((47665007,), "RAD", "right axis deviation"),
+    ((427393009,), "SA", "sinus arrhythmia"),
+    ((426177001,), "SB", "sinus bradycardia"),
+    ((427084000,), "STach", "sinus tachycardia"),
+    ((164934002,), "TAb", "t wave abnormal"),
+    ((59931005,), "TInv", "t wave inversion"),
+)
+_MERGED_NOTES = {
+    "left bundle branch block": (
+        "complete left bundle branch block (733534002) and left bundle branch block (164909002)"
+    ),
+    "right bundle branch block": (
+        "complete right bundle branch block (713427006) and right bundle branch block (59118001)"
+    ),
+    "premature atrial contraction": (
+        "premature atrial contraction (284470004) and supraventricular premature beats (63593006)"
+    ),
+    "premature ventricular contractions": (
+        "premature ventricular contractions (427172004) and ventricular premature beats (17338001)"
+    ),
+}
+PHYSIONET26 = LabelSet(
+    names=tuple(name for _, _, name in PHYSIONET_CLASSES),
+    notes={name: f"One class in the challenge's scoring: {merged}." for name, merged in _MERGED_NOTES.items()},
+)
+LABEL_SETS = {"mimic17": MIMIC17, "physionet26": PHYSIONET26}
+
+
+def resolve_labels(labels: str | Path | Sequence[str] | LabelSet, num_labels: int) -> LabelSet:
+    """
+    The label set a user means.
+
+    Args:
+        labels (`str`, `Path`, sequence of `str` or [`LabelSet`]):
+            `"mimic17"`, `"physionet26"`, a file (a CSV with a column `name`, such as fairseq-signals' `label_def.csv`,
+            or one name a line), names separated by commas, or the names themselves.
+        num_labels (`int`): Outputs of the classifier.
+
+    Returns:
+        [`LabelSet`] with exactly `num_labels` names.
+
+    Raises:
+        `LabelError`: another number of names, an empty or repeated name, a file without names.
+        `FileNotFoundError`: `labels` looks like a file that does not exist.
+    """
+    if isinstance(labels, LabelSet):
+        label_set, origin = labels, "the label set"
+    elif isinstance(labels, str) and labels in LABEL_SETS:
+        label_set, origin = LABEL_SETS[labels], labels
+    elif isinstance(labels, Path) or (isinstance(labels, str) and _is_file(labels)):
+        label_set, origin = LabelSet(_read_names(Path(labels))), str(labels)
+    elif isinstance(labels, str):
+        label_set, origin = LabelSet(tuple(name.strip() for name in labels.split(","))), "the list given"
+    else:
+        if not all(isinstance(name, str) for name in labels):
+            raise LabelError(f"labels must be names, found: {list(labels)!r}")
+        label_set, origin = LabelSet(tuple(name.strip() for name in labels)), "the list given"
+    names = label_set.names
+    if len(names) != num_labels:
+        known = f" (known label sets: {', '.join(LABEL_SETS)})" if len(names) == 1 else ""
+        fitting = "".join(f"; {name} has as many" for name, one in LABEL_SETS.items() if len(one.names) == num_labels)
+        raise LabelError(
+            f"the classifier has {num_labels} outputs, but {origin} has {len(names)} labels{known}{fitting}"
+        )
+    if "" in names:
+        raise LabelError(f"label {names.index('')} of {origin} is empty")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise LabelError(f"{origin} names labels more than once: {', '.join(repeated)}")
+    return label_set
+
+
+def _is_file(text: str) -> bool:
+    if text.lower().endswith((".csv", ".tsv", ".txt")):
+        return True
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long, or otherwise impossible as a path
+        return False
+
+
+def _read_names(path: Path) -> tuple[str, ...]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of labels")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LabelError(f"{path} is not a text file in UTF-8: {error}") from error
+    rows = [row for row in csv.reader(text.splitlines()) if any(cell.strip() for cell in row)]
+    if not rows:
+        raise LabelError(f"{path} holds no labels")
+    header = [cell.strip() for cell in rows[0]]
+    if "name" in header:
+        column = header.index("name")
+        return tuple(row[column].strip() if column < len(row) else "" for row in rows[1:])
+    if any(len(row) > 1 for row in rows):
+        raise LabelError(f"{path} has several columns, but none is called 'name' (found: {', '.join(header[:8])})")
+    return tuple(row[0].strip() for row in rows)

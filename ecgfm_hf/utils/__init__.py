@@ -1,0 +1,1 @@
+"""What several rooms need and that is not about ECGs: errors, files, lazy imports, precision, redaction."""

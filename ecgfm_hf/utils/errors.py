@@ -1,0 +1,25 @@
+"""The base of every exception that this package raises on purpose."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ECGFMError(Exception):
+    """
+    Base class of this package's exceptions: `except ecgfm_hf.ECGFMError` catches them all.
+
+    The message says what is wrong and where, what was found, what is expected, and what to do.
+    """
+
+
+class SettingsError(ECGFMError, ValueError):
+    """A setting that is unknown or impossible. The message names the key, what was found and what is expected."""
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean NAME?` where a known name is close to `name`, else an empty string."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+__all__ = ["ECGFMError", "SettingsError", "suggestion"]

@@ -1,0 +1,68 @@
+"""The one way to write a file: whole or not at all."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """
+    Yield a path beside `path` to write to; on success sync it and rename it over `path`, on any error remove it.
+
+    A reader sees the old file or the new one, never a part. A full disk or a kill leaves the old file.
+
+    Args:
+        path: The file to write or replace. Its folder must exist. A symbolic link is followed.
+
+    Raises:
+        `OSError`: the file cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
+    os.close(descriptor)
+    scratch = Path(name)
+    try:
+        yield scratch
+        # mkstemp makes files that only the owner can read; a result has the permissions that any new file has.
+        scratch.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())
+        sync(scratch)
+        scratch.replace(target)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+    sync(target.parent)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` to `path` in UTF-8, whole or not at all."""
+    with atomic_path(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 1) -> None:
+    """Write `content` to `path` as JSON, whole or not at all."""
+    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Have the kernel write a file's content, or a folder's entries, to the disk now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    # The only way to read it is to set it.
+    umask = os.umask(0o022)
+    os.umask(umask)
+    return umask
+
+
+__all__ = ["atomic_path", "sync", "write_json", "write_text"]
