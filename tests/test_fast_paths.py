@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from inference_cases import as_pipeline_input, open_store, recordings, write_model, write_store
+from wfdb_files import random_samples, write_record
 
 from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, load_pipeline
 from ecgfm_hf.cli.main import main as ecgfm
@@ -109,38 +110,51 @@ def test_what_there_is_not_is_an_error_that_says_what_there_is(monkeypatch, mode
     assert "ecgfm-hf[onnx]" in capsys.readouterr().err
 
 
-def test_the_command_uses_and_tells_what_auto_came_to(processor, model_dir, store, tmp_path, capsys):
-    command = ["predict", str(store), "--model", str(model_dir)]
-    told = {}
+def test_auto_uses_and_reports_what_it_resolved_to(processor, model_dir, store, tmp_path, capsys):
+    command = ["predict", str(store), "--model", str(model_dir), "--precision", "auto"]
+    found = {}
     for instructions, precision in (("avx2", "float32"), ("avx512_bf16", "bfloat16")):
         processor(instructions)
         assert ecgfm([*command, "--format", "json"]) == 0
         answers = json.loads(capsys.readouterr().out)
         assert {answer["precision"] for answer in answers} == {precision}
-        told[precision] = [list(answer["scores"].values()) for answer in answers]
+        found[precision] = [list(answer["scores"].values()) for answer in answers]
         assert ecgfm([*command, "--output", str(tmp_path / f"{precision}.parquet")]) == 0
         metadata = json.loads(pq.read_schema(tmp_path / f"{precision}.parquet").metadata[b"ecgfm_inference"])
         assert metadata["plan"]["settings"]["precision"] == precision
         assert ecgfm(command) == 0
         assert ("computed in bfloat16" in capsys.readouterr().out) == (precision == "bfloat16")
-    difference = np.abs(np.subtract(told["float32"], told["bfloat16"])).max()
+    difference = np.abs(np.subtract(found["float32"], found["bfloat16"])).max()
     assert 0 < difference < NEAR
     # Rows of another precision do not go into a file.
     assert ecgfm([*command, "--output", str(tmp_path / "float32.parquet")]) == 2
     assert "precision (float32, now bfloat16)" in capsys.readouterr().err
 
 
-def test_the_pipeline_answers_as_the_command_in_the_same_precision(processor, model_dir, store, capsys):
+def test_the_pipeline_gives_the_commands_scores_in_the_same_precision(processor, model_dir, store, capsys):
     processor("bf16")
-    command = ["predict", str(store), "--model", str(model_dir), "--format", "json"]
+    command = ["predict", str(store), "--model", str(model_dir), "--format", "json", "--precision", "auto"]
     assert ecgfm(command) == 0
     answers = json.loads(capsys.readouterr().out)
     pipe = load_pipeline(model_dir, precision="auto")
     assert pipe.model.dtype == torch.bfloat16
-    assert load_pipeline(model_dir).model.dtype == torch.float32, "as transformers' users expect"
     for answer, given in zip(answers, recordings((10, 5, 10)), strict=True):
         # What a segment runs together with may round differently in so small a model.
         assert answer["scores"] == pytest.approx(pipe(as_pipeline_input(given))["scores"], abs=1e-3)
+
+
+def test_command_pipeline_and_embeddings_are_exact_by_default(processor, model_dir, tmp_path, capsys):
+    processor("bf16")  # "auto" would choose bfloat16
+    header, _ = write_record(tmp_path, random_samples(samples=5000))
+    assert ecgfm(["predict", str(header), "--model", str(model_dir), "--format", "json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    pipe = load_pipeline(model_dir)
+    assert answer["precision"] == "float32"
+    assert pipe.model.dtype == torch.float32
+    assert answer["scores"] == pipe(header)["scores"], "one file has the same scores, to the last bit"
+    out = tmp_path / "embeddings.parquet"
+    assert ecgfm(["embed", str(header), "--model", str(model_dir), "--output", str(out)]) == 0
+    np.testing.assert_array_equal(pq.read_table(out)["embedding"][0].as_py(), embed(model_dir, header))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -24,8 +24,6 @@ from ecgfm_hf.inference import embed
 from ecgfm_hf.pipeline_ecgfm import positive_labels
 
 EQUAL = 1e-5
-# By default bfloat16 where the processor does it well.
-EXACT = ("--precision", "float32")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +53,7 @@ def folder(tmp_path_factory):
 
 
 def predict(*arguments):
-    return ecgfm(["predict", *EXACT, *map(str, arguments)])
+    return ecgfm(["predict", *map(str, arguments)])
 
 
 def rows_of(path):
@@ -136,9 +134,9 @@ def test_a_store_is_answered_as_the_pipeline_would_and_its_short_recordings_are_
 def test_embeddings_are_those_of_the_python_call(model_dir, store, tmp_path):
     whole, cut, deep = (tmp_path / f"{name}.parquet" for name in ("whole", "cut", "deep"))
     options = [str(store), "--model", str(model_dir), "--short-recordings", "pad"]
-    assert ecgfm(["embed", *EXACT, *options, "--output", str(whole)]) == 0
-    assert ecgfm(["embed", *EXACT, *options, "--output", str(cut), "--per-segment"]) == 0
-    assert ecgfm(["embed", *EXACT, *options, "--output", str(deep), "--layer", "1"]) == 0
+    assert ecgfm(["embed", *options, "--output", str(whole)]) == 0
+    assert ecgfm(["embed", *options, "--output", str(cut), "--per-segment"]) == 0
+    assert ecgfm(["embed", *options, "--output", str(deep), "--layer", "1"]) == 0
     given = [as_pipeline_input(one) for one in recordings()]
     expected = embed(model_dir, given, per_segment=True, short_recordings="pad")
     rows = rows_of(whole)
@@ -272,7 +270,7 @@ def test_embed_refuses_layers_and_outputs_that_there_are_not(model_dir, store, t
 
 def test_two_processes_write_what_one_writes(model_dir, store, tmp_path):
     alone, shared = tmp_path / "alone.parquet", tmp_path / "shared.parquet"
-    given = ["predict", *EXACT, str(store), "--model", str(model_dir), "--short-recordings", "pad", "--part-size", "3"]
+    given = ["predict", str(store), "--model", str(model_dir), "--short-recordings", "pad", "--part-size", "3"]
     assert ecgfm([*given, "--output", str(alone)]) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = subprocess.run(

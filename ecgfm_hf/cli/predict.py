@@ -90,7 +90,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="segments together (default: 8)")
     run.add_argument("--workers", type=_count, default=0, metavar="N", help="processes that read ahead (default: 0)")
     run.add_argument("--device", default="cpu", help="such as cpu, cuda (a process its own) or cuda:0 (default: cpu)")
-    add_precision_argument(run, default="auto")
+    add_precision_argument(run, default="float32")
     run.add_argument("--compile", action="store_true", help="compile first: a minute or so, worth it for thousands")
     run.add_argument("--failures", metavar="CSV", help="name what failed there (.parquet: default beside the output)")
     run.add_argument(
