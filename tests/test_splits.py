@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from ecgfm_hf.data.filters import filter_recordings
 from ecgfm_hf.data.published_splits import import_split, read_split_csv, write_split_csv
-from ecgfm_hf.data.splits import SplitError, canonical_id, check_patients, split_recordings
+from ecgfm_hf.data.splits import SplitError, check_patients, split_recordings
+from ecgfm_hf.utils.ids import IdError, canonical_id
 
 GOLDEN = Path(__file__).parent / "fixtures" / "splits"
 SHARED = Path(os.environ.get("ECGFM_SHARED", Path(__file__).parents[2] / "shared"))
@@ -187,7 +188,7 @@ def test_ids_are_the_same_however_a_table_library_reads_them():
     for unknown in (None, float("nan"), "", " ", "NaN", "None", "<NA>", np.datetime64("NaT")):
         assert canonical_id(unknown) is None
     for lossy in (0.5, float("inf"), 2.0**60):
-        with pytest.raises(SplitError, match="is no id"):
+        with pytest.raises(IdError, match="cannot be an id"):
             canonical_id(lossy)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..utils.errors import ECGFMError
-from .splits import canonical_id
+from ..utils.ids import canonical_id
 
 # The codes that occur in the PhysioNet/CinC Challenge 2021 and that it does not score (its dx_mapping_unscored.csv).
 UNSCORED_CODES = frozenset(

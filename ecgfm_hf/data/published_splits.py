@@ -5,12 +5,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..utils.ids import canonical_id
 from .splits import (
     DEFAULT_FRACTIONS,
     SplitError,
     SplitResult,
     aligned,
-    canonical_id,
     check_split_names,
     finish_split,
     unique_ids,

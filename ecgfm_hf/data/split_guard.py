@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.errors import ECGFMError
-from .splits import canonical_id
+from ..utils.ids import canonical_id
 
 GUARD_FILE = "training_ids.do-not-share.json"
 # What a model folder may hold and must not leave the house.

@@ -12,7 +12,6 @@ roundings are those of fairseq-signals, so that ids which sort like its rows giv
 - it scales fractions that do not add up to 1, or adds a split; here they must add up, and no split is empty silently.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -23,33 +22,14 @@ from typing import Any
 import numpy as np
 
 from ..utils.errors import ECGFMError
+from ..utils.ids import canonical_id
 
 STRATEGIES = ("random", "grouped", "temporal", "grouped_temporal")
 DEFAULT_FRACTIONS = {"train": 0.8, "valid": 0.1, "test": 0.1}
-_UNKNOWN = {"", "nan", "nat", "none", "null", "<na>", "na", "n/a", "unknown"}  # as text tables write a missing id
 
 
 class SplitError(ECGFMError, ValueError):
     """A split that cannot be made or trusted. The message says what was found, with a few ids at most."""
-
-
-def canonical_id(value: Any) -> str | None:
-    """An id as text, the same however a table library read it (13, "13", 13.0 of a column with gaps); None if unknown.
-
-    Raises `SplitError` for a number that a float can no longer hold exactly or that is not whole.
-    """
-    if value is None:
-        return None
-    if isinstance(value, float | np.floating):
-        if math.isnan(value):
-            return None
-        if not float(value).is_integer() or abs(value) >= 2**53:
-            raise SplitError(f"{value!r} is no id: read ids as integers or text")
-        value = int(value)
-    text = value.decode() if isinstance(value, bytes) else str(value).strip()
-    if text.endswith(".0") and text[:-2].isascii() and text[:-2].isdigit():  # a text column written from floats
-        text = text[:-2]
-    return None if text.lower() in _UNKNOWN else text
 
 
 def check_split_names(names: Iterable[str]) -> None:

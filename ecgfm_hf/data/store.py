@@ -17,12 +17,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..feature_extraction_ecgfm import STANDARD_LEADS, clipped_leads, contradicting_leads, standardise
-from ..records.record import ECGRecord
+from ..records.rows import (
+    COLUMNS,
+    LABEL_TYPE,
+    OPTIONAL_COLUMNS,
+    label_columns,
+    quality_facts,
+    record_from_row,
+    row_from_record,
+)
 from ..utils.errors import ECGFMError
 
 if TYPE_CHECKING:
@@ -33,38 +39,6 @@ UNSPLIT = "all"
 # While a store is being made. Nobody else calls a folder this.
 WORK_FOLDER = ".ecgfm-work"
 
-# Every column but the labels, in order.
-COLUMNS: dict[str, pa.DataType] = {
-    "recording_id": pa.string(),
-    "patient_id": pa.string(),
-    "source": pa.string(),
-    "path": pa.string(),
-    "time": pa.timestamp("us"),
-    "age": pa.float32(),
-    "sex": pa.string(),
-    "report": pa.string(),
-    "diagnoses": pa.list_(pa.string()),
-    "sampling_rate": pa.float64(),
-    "num_samples": pa.int64(),
-    "lead_names": pa.list_(pa.string()),
-    "units": pa.list_(pa.string()),
-    "signal": pa.binary(),
-    "dtype": pa.string(),
-    "gain": pa.list_(pa.float64()),
-    "baseline": pa.list_(pa.float64()),
-    "missing_value": pa.int64(),
-    "nan_samples": pa.list_(pa.int64()),
-    "constant": pa.list_(pa.bool_()),
-    "clipped": pa.list_(pa.bool_()),
-    "contradicting": pa.list_(pa.bool_()),
-    "min_mv": pa.list_(pa.float32()),
-    "max_mv": pa.list_(pa.float32()),
-}
-# What a user may ask to leave empty; the rest is needed to read a signal.
-OPTIONAL_COLUMNS = ("patient_id", "path", "time", "age", "sex", "report", "diagnoses")
-LABEL_TYPE = pa.int8()
-# A binary cell must stay below 2 GB.
-_LARGEST_SIGNAL = 1 << 30
 # Rows are written in groups of about this size, which bounds the memory of writers and readers.
 _GROUP_ROWS, _GROUP_BYTES = 64, 1 << 25
 
@@ -78,133 +52,6 @@ def store_schema(label_names: Sequence[str]) -> pa.Schema:
     if taken := [name for name in label_names if name in COLUMNS]:
         raise StoreError(f"a label cannot be called {', '.join(taken)}: the store has another column of that name")
     return pa.schema([*COLUMNS.items(), *((name, LABEL_TYPE) for name in label_names)])
-
-
-def label_columns(columns: Sequence[str], features: Mapping[str, Any] | None = None) -> tuple[str, ...]:
-    """
-    Of a store's columns, those that are labels, in order. With the dataset's `features`, columns of another type than a
-    store's labels, which somebody added later, are none.
-    """
-    found = [name for name in columns if name not in COLUMNS]
-    if features is not None:
-        found = [name for name in found if getattr(features.get(name), "dtype", None) == str(LABEL_TYPE)]
-    return tuple(found)
-
-
-def quality_facts(record: ECGRecord) -> dict[str, list]:
-    """
-    What is wrong with each lead, in the recording's order of leads.
-
-    Returns:
-        `nan_samples`: how many are missing; `constant`: whether all that are there are equal (or none is there);
-        `clipped`: whether peaks are cut off ([`clipped_leads`]); `contradicting`: whether a limb lead contradicts the
-        others, which betrays wrong gains or a wrong order ([`contradicting_leads`]); `min_mv`, `max_mv`: None where
-        nothing is there.
-    """
-    signal = record.signal
-    missing = np.isnan(signal)
-    counts = missing.sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        low = np.where(missing, np.inf, signal).min(axis=1) if counts.any() else signal.min(axis=1)
-        high = np.where(missing, -np.inf, signal).max(axis=1) if counts.any() else signal.max(axis=1)
-    constant = low >= high
-    clipped, contradicting = np.zeros((2, len(signal)), dtype=bool)
-    whole = np.flatnonzero((counts == 0) & ~constant & np.isfinite(low) & np.isfinite(high))
-    if len(whole):
-        every = len(whole) == len(signal)
-        found = clipped_leads(signal if every else signal[whole], low[whole], high[whole], record.sampling_rate)
-        clipped[[whole[row] for row, _ in found]] = True
-        contradicting[_contradicting_rows(record, signal, whole)] = True
-    return {
-        "nan_samples": counts.tolist(),
-        "constant": constant.tolist(),
-        "clipped": clipped.tolist(),
-        "contradicting": contradicting.tolist(),
-        "min_mv": [value if np.isfinite(value) else None for value in low.tolist()],
-        "max_mv": [value if np.isfinite(value) else None for value in high.tolist()],
-    }
-
-
-def _contradicting_rows(record: ECGRecord, signal: np.ndarray, whole: np.ndarray) -> list[int]:
-    limbs = [row for row in whole.tolist() if record.lead_names[row] in STANDARD_LEADS[:6]]
-    names = tuple(record.lead_names[row] for row in limbs)
-    if not {"I", "II"} < set(names):
-        return []
-    standardised = signal[limbs]
-    _, std = standardise(standardised)
-    found = contradicting_leads(standardised, std, names, names, record.sampling_rate)
-    return [limbs[names.index(lead)] for lead, _ in found]
-
-
-def row_from_record(record: ECGRecord, **facts: Any) -> dict[str, Any]:
-    """
-    A store's row.
-
-    Args:
-        record ([`ECGRecord`])
-        facts: Columns that the dataset's own tables know better, and labels (1, 0 or None). `recording_id`, `source`
-            and `path` (relative to the dataset) should be among them; None leaves what the record says.
-
-    Raises:
-        `StoreError`: more samples than a cell holds.
-    """
-    if record.samples.nbytes > _LARGEST_SIGNAL:
-        raise StoreError(f"{record.path}: {record.samples.nbytes} bytes of samples, expected at most {_LARGEST_SIGNAL}")
-    samples = np.ascontiguousarray(record.samples, dtype=record.samples.dtype.newbyteorder("<"))
-    row = {
-        "recording_id": record.recording_id,
-        "patient_id": record.patient_id,
-        "time": record.time,
-        "age": record.age,
-        "sex": record.sex,
-        "report": record.report,
-        "diagnoses": list(record.diagnoses),
-        "sampling_rate": record.sampling_rate,
-        "num_samples": samples.shape[1],
-        "lead_names": list(record.lead_names),
-        "units": list(record.units),
-        "signal": samples.tobytes(),
-        "dtype": samples.dtype.name,
-        "gain": record.gain.tolist(),
-        "baseline": record.baseline.tolist(),
-        "missing_value": record.missing_value,
-        **quality_facts(record),
-    }
-    return row | {name: value for name, value in facts.items() if value is not None or name not in row}
-
-
-def record_from_row(row: Mapping[str, Any]) -> ECGRecord:
-    """
-    The recording of a store's row, equal to the one that was written, sample for sample.
-
-    Args:
-        row (mapping): As indexing a dataset of [`load_prepared`] gives it.
-
-    Raises:
-        `ECGReadError`: what the row says contradicts itself.
-    """
-    name = row["path"] or row["recording_id"]
-    leads = len(row["lead_names"])
-    samples = np.frombuffer(row["signal"], dtype=np.dtype(row["dtype"]).newbyteorder("<"))
-    if leads == 0 or samples.size % leads or samples.size != leads * row["num_samples"]:
-        raise StoreError(f"{name}: {samples.size} samples for {leads} leads of {row['num_samples']} samples")
-    return ECGRecord(
-        recording_id=row["recording_id"],
-        path=name,
-        samples=samples.reshape(leads, -1).astype(row["dtype"], copy=False),
-        gain=row["gain"],
-        baseline=row["baseline"],
-        units=tuple(row["units"]),
-        sampling_rate=row["sampling_rate"],
-        lead_names=tuple(row["lead_names"]),
-        missing_value=row["missing_value"],
-        age=row.get("age"),
-        sex=row.get("sex"),
-        diagnoses=tuple(row.get("diagnoses") or ()),
-        time=row.get("time"),
-        report=row.get("report"),
-        patient_id=row.get("patient_id"),
-    )
 
 
 class StoreWriter:
@@ -377,3 +224,26 @@ def _with_columns(dataset, features, streaming: bool):
         return dataset  # concatenating fills in nulls
     # A stream does not: it would ask the files for columns that they lack.
     return dataset.map(lambda row: row | dict.fromkeys(missing), features=features) if missing else dataset
+
+
+__all__ = [
+    "CARD_FILE",
+    "COLUMNS",
+    "DATA_FOLDER",
+    "LABEL_DEF_FILE",
+    "LABEL_TYPE",
+    "OPTIONAL_COLUMNS",
+    "REPORT_FILE",
+    "UNSPLIT",
+    "WORK_FOLDER",
+    "StoreError",
+    "StoreWriter",
+    "label_columns",
+    "load_prepared",
+    "quality_facts",
+    "read_report",
+    "record_from_row",
+    "row_from_record",
+    "store_files",
+    "store_schema",
+]

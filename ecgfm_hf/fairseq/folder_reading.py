@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data.labels import LabelTableError, read_label_def, read_pos_weight
-from ..data.splits import canonical_id
 from ..records.errors import ECGReadError
+from ..utils.ids import canonical_id
 from .manifests import (
     FairseqFolderError,
     Manifest,

@@ -26,6 +26,7 @@ from ..data.labels import (
 from ..data.published_splits import write_split_csv
 from ..feature_extraction_ecgfm import STANDARD_LEADS, ECGFMFeatureExtractor, PreparedRecording
 from ..records.record import ECGRecord
+from ..records.rows import label_columns, record_from_row
 from .folder_reading import LABELED_SPLITS_FILE
 from .manifests import FairseqFolderError, write_cmsc_manifest, write_manifest
 from .mat_file import write_mat
@@ -138,8 +139,6 @@ class _FolderWriter:
         (folder / "segmented").mkdir(parents=True)
 
     def add(self, split: str, row: Mapping[str, Any]) -> None:
-        from ..data.store import label_columns, record_from_row
-
         labels = label_columns(list(row))
         if self.label_names not in (None, labels):
             raise FairseqFolderError(f"split {split} has labels {labels}, expected {self.label_names}")

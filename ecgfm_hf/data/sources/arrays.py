@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from ...records import ECGReadError, ECGRecord
+from ...utils.ids import canonical_id
 from ..labels import LabelTable, label_table
-from ..splits import canonical_id
 from ..store import COLUMNS
 from .base import Source, SourceError, SourceIndex
 from .table_cells import check_label_names

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
+from ...utils.ids import canonical_id
 from ..labels import label_table
-from ..splits import canonical_id
 from .base import SourceError
 
 _LONGEST_QUOTE = 40

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ...records import ECGRecord
 from ...records.reading import read_with_defaults
-from ..splits import canonical_id
+from ...utils.ids import canonical_id
 from ..store import COLUMNS
 from . import table_cells as cells
 from .base import LeftOut, Source, SourceError, SourceIndex, inside, unique_rows, walk_files

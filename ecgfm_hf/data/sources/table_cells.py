@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...utils.ids import canonical_id
 from ..labels import LabelTableError
-from ..splits import canonical_id, parse_time
+from ..splits import parse_time
 from ..store import StoreError, store_schema
 from .base import SourceError
 from .csv_columns import label_value
