@@ -1,36 +1,154 @@
-"""Model folders: writing one whole, and loading one as a pipeline."""
+"""Model folders: write one, and load one as a model, a feature extractor or a pipeline."""
 
+import copy
 import os
-from typing import Any
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from transformers.modeling_utils import PreTrainedModel
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from .configuration_ecgfm import ECGFMConfig
 from .feature_extraction_ecgfm import ECGFMFeatureExtractor
-from .modeling_ecgfm import ECGFMForMultiLabelClassification
+from .modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMForPreTraining, ECGFMModel, ECGFMPreTrainedModel
 from .pipeline_ecgfm import ECGClassificationPipeline
+from .utils.errors import ECGFMError
 from .utils.precision import resolve_precision, weights_dtype, with_compiled_layers, with_precision
+
+ModelT = TypeVar("ModelT", bound=ECGFMPreTrainedModel)
+
+_MASK_EMBEDDING = "masked_spec_embed"
+_PRETRAINING_HEADS = ("quantizer.", "project_q.", "project_hid.")
+# Tensors that a folder may hold although the class has no use for them, by the beginning of their names (without the
+# prefix `ecgfm.`). Only pretraining masks: the other two classes do without the mask embedding, and may also miss it.
+_MAY_BE_UNUSED: dict[type[ECGFMPreTrainedModel], tuple[str, ...]] = {
+    ECGFMModel: (_MASK_EMBEDDING, *_PRETRAINING_HEADS, "classifier."),
+    ECGFMForMultiLabelClassification: (_MASK_EMBEDDING, *_PRETRAINING_HEADS),
+    ECGFMForPreTraining: (),
+}
+_FLOATING_POINT = ("F16", "BF16", "F32", "F64")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_NAMED = 4  # tensors in a message
+
+
+class ModelFolderError(ECGFMError, ValueError):
+    """A folder or Hub repository whose files do not make a whole model. The message names the folder and the files."""
+
+
+class ModelNotFoundError(ModelFolderError, FileNotFoundError):
+    """There is no such folder, and no such Hub repository can be reached."""
 
 
 def save_model_folder(
-    model: PreTrainedModel, feature_extractor: ECGFMFeatureExtractor, output_dir: str | os.PathLike, **kwargs: Any
+    model: ECGFMPreTrainedModel, feature_extractor: ECGFMFeatureExtractor, output_dir: str | os.PathLike, **kwargs: Any
 ) -> None:
     """
-    Writes weights (safetensors), config, feature extractor and the code that loads them without this package.
+    Write weights (safetensors), config, feature extractor and the code that loads them without this package.
 
     Args:
         model: Any ECG-FM model.
-        feature_extractor: What its inputs are made with; must give as many leads as the model takes.
+        feature_extractor: What makes its inputs; must give as many leads as the model takes.
         output_dir: Created if absent.
         kwargs: For `PreTrainedModel.save_pretrained`.
 
     Raises:
-        `ValueError`: the two disagree about the number of leads.
+        [`ModelFolderError`]: the model and the feature extractor differ in the number of leads.
     """
     _check_leads(model.config, feature_extractor)
     model.save_pretrained(output_dir, **kwargs)
     feature_extractor.save_pretrained(output_dir)
+
+
+def load_model(
+    model_dir: str | os.PathLike,
+    model_class: type[ModelT] | None = None,
+    *,
+    config: ECGFMConfig | None = None,
+    dtype: str | torch.dtype = "float32",
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    subfolder: str = "",
+    token: str | bool | None = None,
+) -> ModelT:
+    """
+    Load the model of a folder or Hub repository: every weight comes from the files, and every tensor is used.
+
+    `from_pretrained` fills missing weights at random and skips unused tensors with a warning; here both are errors. The
+    tensors are compared with the config before memory is taken for a model. Tensors that a class legitimately does not
+    have are allowed: [`ECGFMModel`] leaves every head, [`ECGFMForMultiLabelClassification`] the pretraining heads, and
+    neither needs the mask embedding.
+
+    Args:
+        model_dir: Folder or repository of any ECG-FM model.
+        model_class: The class to return; the one that the folder was saved from if None.
+        config: In place of the folder's config, such as a changed copy of it.
+        dtype: Number type of the weights, `"auto"` for the one that they were saved in.
+        attn_implementation, revision, subfolder, token: As in `from_pretrained`.
+
+    Returns:
+        The model, in evaluation mode, on the CPU.
+
+    Raises:
+        [`ModelNotFoundError`]: there is no such folder or repository.
+        [`ModelFolderError`]: no or an impossible config, no or damaged weights; missing or unused tensors; tensors of
+            other shapes than the config's, or whose numbers are not floating-point.
+    """
+    name = os.fspath(model_dir)
+    hub = {"revision": revision, "subfolder": subfolder, "token": token}
+    config = _load_config(name, hub) if config is None else copy.deepcopy(config)
+    model_class = _class_of(name, config) if model_class is None else model_class
+    if getattr(config, "quantization_config", None) is None:
+        _check_tensors(name, model_class, config, _weight_files(name, hub))
+    try:
+        model, loading = model_class.from_pretrained(
+            model_dir,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            output_loading_info=True,
+            **hub,
+        )
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ModelFolderError(f"{name} does not load as {model_class.__name__}: {error}") from error
+    if wrong := {problem: found for problem in ("missing_keys", "mismatched_keys") if (found := loading[problem])}:
+        raise ModelFolderError(f"{name} does not load as {model_class.__name__}: {wrong}")
+    return model
+
+
+def load_feature_extractor(
+    model_dir: str | os.PathLike, *, config: ECGFMConfig | None = None, token: str | bool | None = None, **settings: Any
+) -> ECGFMFeatureExtractor:
+    """
+    Load the feature extractor of a model folder or Hub repository.
+
+    Args:
+        model_dir: Folder or repository.
+        config: The model's; if given, the numbers of leads must agree.
+        token: As in `from_pretrained`.
+        settings: In place of the stored ones, such as `missing_leads`, `nan_samples`, `constant_leads` and
+            `short_recordings`.
+
+    Raises:
+        [`ModelNotFoundError`]: there is no such folder or repository.
+        [`ModelFolderError`]: it has no feature extractor, a damaged one, or one for another number of leads.
+        `ValueError`, `TypeError`: impossible `settings`.
+    """
+    name = os.fspath(model_dir)
+    _check_exists(name)
+    try:
+        feature_extractor = ECGFMFeatureExtractor.from_pretrained(model_dir, token=token, **settings)
+    except OSError as error:
+        advice = "save one there with ECGFMFeatureExtractor.save_pretrained (a Trainer does with processing_class=)"
+        raise _read_error(name, f"no usable preprocessor_config.json; {advice}", error) from error
+    if config is not None:
+        _check_leads(config, feature_extractor, name)
+    return feature_extractor
 
 
 def load_pipeline(
@@ -45,48 +163,40 @@ def load_pipeline(
     **policies: str,
 ) -> ECGClassificationPipeline:
     """
-    The `ecg-classification` pipeline of a folder or Hub repository, with this package's classes: no remote code runs.
+    Load the `ecg-classification` pipeline of a folder or Hub repository, with this package's classes.
 
-    `transformers.pipeline("ecg-classification", model=...)` would ask for `trust_remote_code=True` as soon as the
-    folder says that it brings a pipeline of its own, whether or not this package is installed.
+    No remote code runs. `transformers.pipeline("ecg-classification", model=...)` asks for `trust_remote_code=True` if
+    the folder brings a pipeline of its own, whether or not this package is installed.
 
     Args:
         model_dir: Folder or repository with a classifier, its weights and feature extractor.
-        device: Where to run; `"cpu"` unless told.
-        precision: `"float32"`, as transformers would; `"bfloat16"`, `"int8"` (CPU, needs torchao), or `"auto"`:
-            bfloat16 where the device computes it well, else float32, as `ecgfm predict` does.
-        compile: Whether to compile the encoder layers; the first recording then takes a minute or so, and again
-            wherever another number of segments comes.
+        device: Where to run.
+        precision: `"float32"`, `"bfloat16"`, `"int8"` (CPU, needs torchao), or `"auto"`: bfloat16 where the device
+            computes it well, else float32.
+        compile: Whether to compile the encoder layers. The first recording then takes about a minute, and so does the
+            first of each other number of segments.
         dtype: As in `from_pretrained`, in place of `precision`.
-        batch_size: Segments run together.
+        batch_size: Segments that run together.
         attn_implementation: As in `from_pretrained`.
         policies: The feature extractor's `missing_leads`, `nan_samples`, `constant_leads`, `short_recordings`.
 
     Raises:
-        `ValueError`: the folder has no trained classification head, its parts disagree about the number of leads, or
-            there is no such precision.
+        [`ModelFolderError`]: the folder has no whole classifier, no feature extractor, or one for another number of
+            leads.
+        `ValueError`: an unknown precision.
         `ImportError`: int8 without torchao.
-        `OSError`: there is no such folder, or it lacks a file.
     """
-    if os.fspath(model_dir).startswith((".", os.sep)) and not os.path.isdir(model_dir):
-        # transformers would take it for the name of a Hub repository, and complain of its spelling.
-        raise FileNotFoundError(f"there is no folder {os.fspath(model_dir)}")
     if dtype is not None and precision != "float32":
         raise ValueError(f"give precision or dtype, not both; found: {precision} and {dtype}")
-    place = _as_device(device)
-    precision = resolve_precision(precision, place)
-    model, loading = ECGFMForMultiLabelClassification.from_pretrained(
+    torch_device = _as_device(device)
+    precision = resolve_precision(precision, torch_device)
+    model = load_model(
         model_dir,
-        dtype=weights_dtype(precision, place) if dtype is None else dtype,
+        ECGFMForMultiLabelClassification,
+        dtype=weights_dtype(precision, torch_device) if dtype is None else dtype,
         attn_implementation=attn_implementation,
-        output_loading_info=True,
     )
-    absent = sorted(loading["missing_keys"])
-    if absent:
-        # transformers would fill them at random and warn.
-        raise ValueError(f"{os.fspath(model_dir)} is no trained classifier: its weights lack {', '.join(absent)}")
-    feature_extractor = ECGFMFeatureExtractor.from_pretrained(model_dir, **policies)
-    _check_leads(model.config, feature_extractor)
+    feature_extractor = load_feature_extractor(model_dir, config=model.config, **policies)
     if dtype is None:
         model = with_precision(model, precision)
     if compile:
@@ -107,10 +217,150 @@ def _as_device(device: int | str | torch.device | None) -> torch.device:
     return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
 
 
-def _check_leads(config: ECGFMConfig, feature_extractor: ECGFMFeatureExtractor) -> None:
+def _check_leads(config: ECGFMConfig, feature_extractor: ECGFMFeatureExtractor, name: str | None = None) -> None:
     leads = len(feature_extractor.lead_names)
     if leads != config.num_leads:
-        raise ValueError(f"the model takes {config.num_leads} leads, its feature extractor gives {leads}")
+        where = "" if name is None else f"{name}: "
+        raise ModelFolderError(f"{where}the model takes {config.num_leads} leads, its feature extractor gives {leads}")
 
 
-__all__ = ["load_pipeline", "save_model_folder"]
+def _check_exists(name: str) -> None:
+    """Refuse what is neither a folder nor a name that a Hub repository can have."""
+    if os.path.isdir(name):
+        return
+    if os.path.isfile(name):
+        hint = ": `ecgfm convert` makes one of a fairseq-signals checkpoint" if name.endswith(".pt") else ""
+        raise ModelNotFoundError(f"{name} is a file, not a model folder{hint}")
+    if not _HUB_NAME.fullmatch(name):
+        raise ModelNotFoundError(f"there is no folder {name}")
+
+
+def _read_error(name: str, problem: str, error: Exception) -> ModelFolderError:
+    if os.path.isdir(name):
+        return ModelFolderError(f"{name}: {problem} ({error})")
+    return ModelNotFoundError(f"there is no folder {name}, and the Hub gives no such repository ({error})")
+
+
+def _load_config(name: str, hub: dict[str, Any]) -> ECGFMConfig:
+    _check_exists(name)
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, hub["subfolder"], "config.json")):
+        raise ModelFolderError(f"{name} is no model folder: it has no config.json")
+    try:
+        stored, _ = ECGFMConfig.get_config_dict(name, **hub)
+    except OSError as error:
+        raise _read_error(name, "config.json cannot be read", error) from error
+    if (found := stored.get("model_type")) != ECGFMConfig.model_type:
+        raise ModelFolderError(f"{name}: config.json is of a model of type {found!r}, expected 'ecgfm'")
+    try:
+        return ECGFMConfig.from_dict(stored)
+    except (StrictDataclassError, ValueError, TypeError, AttributeError, LookupError) as error:
+        # huggingface_hub names its own function; the cause has the message.
+        cause = error.__cause__ if isinstance(error, StrictDataclassClassValidationError) else error
+        raise ModelFolderError(f"{name}: config.json: {cause}") from error
+
+
+def _class_of(name: str, config: ECGFMConfig) -> type[Any]:
+    classes = {model_class.__name__: model_class for model_class in _MAY_BE_UNUSED}
+    found = config.architectures or []
+    for architecture in found:
+        if architecture in classes:
+            return classes[architecture]
+    raise ModelFolderError(f"{name}: config.json has architectures {found}, expected one of {', '.join(classes)}")
+
+
+def _weight_files(name: str, hub: dict[str, Any]) -> list[str]:
+    """Paths of the safetensors files, downloaded where `name` is a Hub repository."""
+    try:
+        single = cached_file(name, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **hub)
+        if single is not None:
+            return [single]
+        index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False, **hub)
+        if index is None:
+            raise ModelFolderError(f"{name} has no weights: expected {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}")
+        return list(get_checkpoint_shard_files(name, index, **hub)[0])
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, ModelFolderError):
+            raise
+        raise _read_error(name, "its weights cannot be read", error) from error
+
+
+def _stored_tensors(name: str, files: Iterable[str]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and number type of each tensor in the files' headers, by name without the prefix `ecgfm.`."""
+    stored: dict[str, tuple[tuple[int, ...], str]] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118  # not a dictionary
+                    part, bare = tensors.get_slice(key), key.removeprefix(f"{ECGFMModel.base_model_prefix}.")
+                    if bare in stored:
+                        raise ModelFolderError(f"{name} holds the tensor {bare} twice, with and without a prefix")
+                    stored[bare] = tuple(part.get_shape()), part.get_dtype()
+        except (SafetensorError, OSError) as error:
+            raise ModelFolderError(f"{name}: {Path(path).name} is damaged: {error}") from error
+    return stored
+
+
+def _check_tensors(
+    name: str, model_class: type[ECGFMPreTrainedModel], config: ECGFMConfig, files: Iterable[str]
+) -> None:
+    """
+    Compare the tensors in the files' headers with those of `config`.
+
+    Where the class does not need the mask embedding and the files have none, `config.mask_time_prob` becomes 0, so that
+    the model has none either.
+    """
+    allowed = next((of for known, of in _MAY_BE_UNUSED.items() if issubclass(model_class, known)), ())
+    stored = _stored_tensors(name, files)
+    # Counted before anything is built: a config may name any number of layers.
+    layers = {key.split(".")[2] for key in stored if key.startswith("encoder.layers.")}
+    if len(layers) != config.num_hidden_layers:
+        raise ModelFolderError(
+            f"{name}: the config has num_hidden_layers={config.num_hidden_layers}, the weights have {len(layers)}"
+        )
+    if _MASK_EMBEDDING in allowed and _MASK_EMBEDDING not in stored:
+        config.mask_time_prob = 0.0
+    try:
+        with torch.device("meta"):
+            expected = {
+                key.removeprefix(f"{ECGFMModel.base_model_prefix}."): tuple(tensor.shape)
+                for key, tensor in model_class(copy.deepcopy(config)).state_dict().items()
+            }
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise ModelFolderError(f"{name}: its config describes no model that can be built: {error}") from error
+    missing = [key for key in expected if key not in stored]
+    unused = [key for key in stored if key not in expected and not key.startswith(allowed)]
+    shared = [key for key in expected if key in stored]
+    shapes = [f"{k} is {stored[k][0]}, expected {expected[k]}" for k in shared if stored[k][0] != expected[k]]
+    types = [f"{k} is {stored[k][1]}" for k in shared if stored[k][1] not in _FLOATING_POINT]
+    problems = [
+        f"{what}: {', '.join(found[:_NAMED])}" + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "")
+        for what, found in (
+            ("missing tensors", missing),
+            ("unused tensors", unused),
+            ("wrong shapes", shapes),
+            (f"wrong number types (expected {', '.join(_FLOATING_POINT)})", types),
+        )
+        if found
+    ]
+    if problems:
+        raise ModelFolderError(
+            f"{name} does not load as {model_class.__name__}: {'; '.join(problems)}{_hint(model_class, missing)}"
+        )
+
+
+def _hint(model_class: type[ECGFMPreTrainedModel], missing: list[str]) -> str:
+    if issubclass(model_class, ECGFMForMultiLabelClassification) and any(k.startswith("classifier.") for k in missing):
+        return ". It has no trained classification head: fine-tune it first"
+    if issubclass(model_class, ECGFMForPreTraining) and any(k.startswith(_PRETRAINING_HEADS) for k in missing):
+        return ". It has no pretraining heads, as after fine-tuning: take a pretrained model"
+    return ""
+
+
+__all__ = [
+    "ModelFolderError",
+    "ModelNotFoundError",
+    "load_feature_extractor",
+    "load_model",
+    "load_pipeline",
+    "save_model_folder",
+]

@@ -28,7 +28,7 @@ from ecgfm_hf.evaluation import auroc
 from ecgfm_hf.inference import predict_recordings
 from ecgfm_hf.inference.onnx_export import MODEL_FILE, export_onnx
 from ecgfm_hf.pipeline_ecgfm import recording_scores
-from ecgfm_hf.utils.memory import keep_freed_memory
+from ecgfm_hf.utils.precision import keep_freed_memory
 
 PATHS = tuple(path for path in INFERENCE_PATHS if path != REFERENCE)
 MOST = 0.002

@@ -181,7 +181,7 @@ def _begin_process() -> None:
     import torch
     import transformers
 
-    from ecgfm_hf.utils.memory import keep_freed_memory
+    from ecgfm_hf.utils.precision import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(1)

@@ -195,7 +195,7 @@ def test_int8_quantises_the_layers_linear_maps_and_no_more(model):
     expected = {name for name, _ in model.named_parameters() if name.endswith(tuple(f"{n}.weight" for n in linear))}
     assert changed == expected
     assert fast_paths.with_precision(quantised, "int8") is quantised
-    with pytest.raises(ValueError, match="load it anew"):
+    with pytest.raises(ValueError, match="load it again"):
         fast_paths.with_precision(quantised, "float32")
 
 

@@ -40,7 +40,7 @@ def run_app(args: argparse.Namespace) -> int:
     from ..app.server import LOOPBACK, AppSettings, build_app, listening, private_folder, serve
     from ..model_folder import load_pipeline
     from ..utils.logs import only_errors
-    from ..utils.memory import keep_freed_memory
+    from ..utils.precision import keep_freed_memory
     from .predict import _loading, _terminated_as_interrupted, _UsageError
 
     keep_freed_memory()

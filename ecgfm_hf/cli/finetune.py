@@ -38,7 +38,7 @@ def run_finetune(args: argparse.Namespace) -> int:
     from ..training.finetune_settings import FinetuneSettings
     from ..training.recipes import read_recipe
     from ..training.settings import SettingsError
-    from ..utils.memory import keep_freed_memory
+    from ..utils.precision import keep_freed_memory
     from .pretrain import quiet, show_recipe
 
     process = int(os.environ.get("RANK", "0"))

@@ -178,7 +178,7 @@ def run_embed_map(args: argparse.Namespace) -> int:
 
 
 def _told(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    from ..utils.memory import keep_freed_memory
+    from ..utils.precision import keep_freed_memory
 
     keep_freed_memory()
     try:

@@ -38,7 +38,7 @@ def run_pretrain(args: argparse.Namespace) -> int:
     """
     from ..training.recipes import read_recipe
     from ..training.settings import SettingsError
-    from ..utils.memory import keep_freed_memory
+    from ..utils.precision import keep_freed_memory
 
     process = int(os.environ.get("RANK", "0"))
     try:

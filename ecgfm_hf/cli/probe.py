@@ -99,7 +99,7 @@ def _probe(args: argparse.Namespace) -> "tuple[LinearProbe, Any, Embeddings, Emb
     from ..training.embeddings import LinearProbeError, embed_split
     from ..training.finetune_settings import FinetuneSettings
     from ..training.linear_probe import fit_linear_probe
-    from ..utils.memory import keep_freed_memory
+    from ..utils.precision import keep_freed_memory
 
     # Its rules for thresholds and calibration are those of fine-tuning.
     settings = FinetuneSettings(thresholds=args.thresholds, calibration=args.calibration, min_cases=args.min_cases)

@@ -72,7 +72,7 @@ def _predicted(path: str, args: argparse.Namespace) -> Subject:
     from ..inference import predict_recordings
     from ..model_folder import load_pipeline
     from ..provenance import weights_digest
-    from ..utils.memory import keep_freed_memory
+    from ..utils.precision import keep_freed_memory
 
     if args.dataset is None:
         raise EvaluateError(f"a DATASET is needed to run the model {path} on: a store that `ecgfm prepare` wrote")

@@ -10,8 +10,7 @@ import torch
 from transformers.modeling_utils import PreTrainedModel
 
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMModel, _mean_over_frames
-from ..utils.evaluation_mode import evaluation_mode
-from ..utils.precision import resolve_precision, with_compiled_layers, with_precision
+from ..utils.precision import evaluation_mode, resolve_precision, with_compiled_layers, with_precision
 from .reading import InputsSource, ReadRecording, read_in_order
 
 if TYPE_CHECKING:

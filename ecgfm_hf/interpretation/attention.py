@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
-from ..utils.evaluation_mode import evaluation_mode
+from ..utils.precision import evaluation_mode
 
 
 def attention_saliency(

@@ -12,7 +12,7 @@ import torch
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor, PreparedRecording, canonical_lead_name, resample
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification
 from ..records.record import ECGRecord
-from ..utils.evaluation_mode import evaluation_mode
+from ..utils.precision import evaluation_mode
 from .attention import attention_saliency
 
 logger = logging.getLogger(__name__)

@@ -187,7 +187,7 @@ def _measure_reading(folder: Path, how: str, keep: bool, runs: int) -> dict:
     """Our way and the original's in turns, each to batches of float32 tensors of which half of the leads are zero."""
     import numpy as np
 
-    from ecgfm_hf.utils.memory import keep_freed_memory
+    from ecgfm_hf.utils.precision import keep_freed_memory
 
     kept = keep and keep_freed_memory()
     rng = np.random.default_rng(0)

@@ -28,7 +28,7 @@ def measure(case: dict) -> int:
 
     from ecgfm_hf import ECGFMConfig, ECGFMForMultiLabelClassification
     from ecgfm_hf.training import FairseqAdam
-    from ecgfm_hf.utils.memory import keep_freed_memory
+    from ecgfm_hf.utils.precision import keep_freed_memory
 
     kept = keep_freed_memory()
     torch.manual_seed(0)

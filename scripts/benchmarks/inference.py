@@ -53,7 +53,7 @@ def measure(case: dict) -> int:
     """Prints one object: a case's figures."""
     import torch
 
-    from ecgfm_hf.utils.memory import keep_freed_memory
+    from ecgfm_hf.utils.precision import keep_freed_memory
 
     kept = keep_freed_memory()
     if case["path"] == "export":

@@ -81,7 +81,7 @@ def measure(case: dict) -> int:
     import torch
 
     from ecgfm_hf import ECGFMConfig, ECGFMForMultiLabelClassification
-    from ecgfm_hf.utils.memory import keep_freed_memory
+    from ecgfm_hf.utils.precision import keep_freed_memory
 
     kept = case["keep_freed_memory"] and keep_freed_memory()
     torch.manual_seed(0)

@@ -34,7 +34,7 @@ def measure(case: dict) -> int:
 
     from ecgfm_hf import ECGFMConfig, ECGFMForPreTraining
     from ecgfm_hf.training import FairseqAdam, PretrainSettings, compute_mask_indices
-    from ecgfm_hf.utils.memory import keep_freed_memory
+    from ecgfm_hf.utils.precision import keep_freed_memory
 
     kept = keep_freed_memory()
     torch.manual_seed(0)
