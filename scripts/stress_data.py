@@ -137,12 +137,12 @@ def stress_kills(base: Path, kills: int, seed: int) -> list[str]:
                 process = _command(folder.root, out, "--num-proc", processes, *split)
                 moment = rng.random()
                 if moment > 0.1:
-                    _wait_for(out / ".ecgfm-work" / ("finished" if moment > 0.6 else "parts"), process)
+                    _wait_for(out / ".ecgfm-work" / ("finished" if moment > 0.6 else "plan.json"), process)
                 delay = float(rng.uniform(0, seconds * (0.05 if moment > 0.6 else 0.4)))
                 try:
                     process.wait(delay)
                 except subprocess.TimeoutExpired:
-                    stage = "reading" if (out / ".ecgfm-work" / "parts").exists() else "starting"
+                    stage = "reading" if (out / ".ecgfm-work" / "plan.json").exists() else "starting"
                     stage = "finishing" if (out / ".ecgfm-work" / "finished").exists() else stage
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()

@@ -32,12 +32,12 @@ from damaged_folders import DAMAGE, write_folder
 
 from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, ECGFMForMultiLabelClassification, save_model_folder
 from ecgfm_hf.data import record_from_row
-from ecgfm_hf.data.parts import write_json
 from ecgfm_hf.data.store import StoreWriter, row_from_record, store_schema
 from ecgfm_hf.inference import embed
 from ecgfm_hf.records import ECGRecord
 from ecgfm_hf.synthetic import SyntheticCohort
 from ecgfm_hf.synthetic.recording import GAIN
+from ecgfm_hf.utils.files import write_json
 
 TINY = {
     "hidden_size": 32,
@@ -236,7 +236,7 @@ def is_short(number: int) -> bool:
 
 
 def count_parts(output: Path) -> int:
-    return sum(1 for _ in output.with_name(f"{output.name}.parts").glob("*/parts/part-*.json"))
+    return sum(1 for _ in output.with_name(f"{output.name}.parts").glob("parts-*/part-*.json"))
 
 
 def resident_gb(pid: int) -> float | None:

@@ -30,7 +30,10 @@ def start(function: Callable[[], object], folder: Path, kill_at: int | None = No
         changes = [0]
 
         def count(event: str, arguments: tuple) -> None:
-            writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+            if event == "open":  # by `open`, with a mode, or by `os.open`, with flags
+                writes = set(arguments[1]) & set("wax+") if arguments[1] else arguments[2] & os.O_CREAT
+            else:
+                writes = False
             if not (writes or event in _CHANGES) or not str(arguments[0]).startswith(str(folder)):
                 return
             if changes[0] == kill_at:

@@ -88,7 +88,7 @@ def test_finished_parts_are_not_run_again(embed, tmp_path, read, capsys):
     while True:  # until the second part's account is there
         (tmp_path / f"at-{change}").mkdir()
         assert killed_at(change, embed, tmp_path / f"at-{change}")
-        if list((tmp_path / f"at-{change}" / "out.parquet.parts").glob("*/parts/part-00001.json")):
+        if list((tmp_path / f"at-{change}" / "out.parquet.parts").glob("parts-*/part-00001.json")):
             break
         change += 1
     output = tmp_path / f"at-{change}" / "out.parquet"
@@ -137,8 +137,8 @@ def test_a_run_with_another_model_data_or_setting_is_refused(
     before = output.read_bytes() if finished else None
     assert embed(output, *options, **changed) == 2
     told = {
-        "data": "another recording",
-        "weights": "another model",
+        "data": "recordings",
+        "weights": "differs in: model",
         "policy": "short_recordings (error, now pad)",
         "layer": "layer (None, now 1)",
     }
@@ -148,8 +148,8 @@ def test_a_run_with_another_model_data_or_setting_is_refused(
     assert embed(output, *options, "--overwrite", **changed) == (0 if change == "policy" else 1)
 
 
-def test_runs_that_begin_in_the_same_moment_do_not_mix(embed, tmp_path, monkeypatch):
-    assert embed(tmp_path / "expected.parquet") == 1
+def test_of_runs_that_begin_in_the_same_moment_the_second_is_refused(embed, tmp_path, monkeypatch, capsys):
+    assert embed(tmp_path / "expected.parquet", "--layer", "1") == 1
     output, look = tmp_path / "out.parquet", ParquetRun._earlier
 
     def interrupted(self):
@@ -164,7 +164,29 @@ def test_runs_that_begin_in_the_same_moment_do_not_mix(embed, tmp_path, monkeypa
         return found
 
     monkeypatch.setattr(ParquetRun, "_earlier", look_before_another_begins)
-    assert embed(output) == 1
+    assert embed(output) == 2
+    assert "layer (1, now None)" in capsys.readouterr().err
+    assert embed(output, "--layer", "1") == 1
+    assert pq.read_table(output).equals(pq.read_table(tmp_path / "expected.parquet"))
+
+
+def test_parts_of_a_run_that_another_discarded_do_not_mix_with_its_own(embed, tmp_path, monkeypatch):
+    assert embed(tmp_path / "expected.parquet", "--layer", "1") == 1
+    output, write = tmp_path / "out.parquet", ParquetRun._write_parts
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    def write_after_another_began_anew(self):
+        monkeypatch.setattr(ParquetRun, "_write_parts", write)
+        with monkeypatch.context() as other:
+            other.setattr(ParquetRun, "_join", interrupted)
+            assert embed(output, "--layer", "1", "--overwrite") == 130, "all of its parts are there"
+        write(self)
+
+    monkeypatch.setattr(ParquetRun, "_write_parts", write_after_another_began_anew)
+    assert embed(output) == 2
+    assert embed(output, "--layer", "1") == 1
     assert pq.read_table(output).equals(pq.read_table(tmp_path / "expected.parquet"))
 
 
@@ -196,7 +218,7 @@ def test_a_changed_signal_file_is_another_recording(model_dir, tmp_path, capsys)
     path = tmp_path / "files" / "e1.dat"
     path.write_bytes(path.read_bytes()[::-1])
     assert ecgfm(given) == 2
-    assert "another recording" in capsys.readouterr().err
+    assert "differs in: recordings" in capsys.readouterr().err
 
 
 def test_a_moved_model_is_the_same_model(embed, model_dir, tmp_path):

@@ -34,6 +34,7 @@ from ecgfm_hf.data import (
 from ecgfm_hf.data.preparation import split_store
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 from ecgfm_hf.synthetic.cohort import SyntheticCohort
+from ecgfm_hf.utils.resumable_parts import ResumeError
 
 AF, SINUS = "164889003", "426783006"
 
@@ -546,7 +547,7 @@ def test_changed_files_and_another_folder_are_another_preparation(tmp_path):
         prepare(PhysioNet2021(root), tmp_path / "store")
     prepare(PhysioNet2021(root), tmp_path / "begun", shard=(0, 1))
     header.write_text(header.read_text().replace("500.0(0)/mV", "250.0(0)/mV"))
-    with pytest.raises(PrepareError, match="differs in: the recordings"):
+    with pytest.raises(ResumeError, match="differs in: recordings"):
         prepare(PhysioNet2021(root), tmp_path / "begun")
 
 

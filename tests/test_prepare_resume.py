@@ -15,7 +15,6 @@ from wfdb_files import LEADS
 
 from ecgfm_hf.data import PrepareSettings, Source, SourceIndex, SplitSettings, load_prepared, prepare, read_report
 from ecgfm_hf.data.finish import sweep
-from ecgfm_hf.data.parts import is_finished, part_path
 from ecgfm_hf.data.preparation import split_store
 from ecgfm_hf.data.pseudonyms import pseudonym
 from ecgfm_hf.records import ECGReadError, ECGRecord
@@ -103,6 +102,11 @@ def alive(group):
     return True
 
 
+def finished_parts(out):
+    """The parts that have an account, in order."""
+    return sorted(path.with_suffix(".parquet") for path in out.glob(".ecgfm-work/parts-*/part-*.json"))
+
+
 def run(out, split=None, num_proc=1, **settings):
     return lambda: prepare(
         Made(0.0005), out, PrepareSettings(split=split or SplitSettings()), num_proc=num_proc, **settings
@@ -161,7 +165,7 @@ def test_shares_of_several_machines_and_a_last_run_are_one_store(tmp_path, clean
     out = tmp_path / "store"
     for share in (2, 0, 1):
         assert run(out, RANDOM, shard=(share, 3))() is None
-    assert all(is_finished(out / ".ecgfm-work", number) for number in range(4))
+    assert len(finished_parts(out)) == 4
     with pytest.raises(ValueError, match="unfinished"):
         load_prepared(out)
     prepare(Made(worse=lambda: 1 / 0, at="r0001"), out, PrepareSettings(split=RANDOM))  # reads nothing any more
@@ -172,7 +176,7 @@ def test_pseudonyms_are_the_same_after_a_kill(tmp_path):
     out = tmp_path / "store"
     settings = PrepareSettings(pseudonymise=True)
     pid = start(lambda: prepare(Made(0.002), out, settings), tmp_path)
-    until(lambda: list(out.glob(".ecgfm-work/parts/*.json")))
+    until(lambda: finished_parts(out))
     os.killpg(pid, signal.SIGKILL)
     wait(pid)
     salt = (out / ".ecgfm-work" / "salt").read_bytes().strip()
@@ -185,20 +189,24 @@ def test_pseudonyms_are_the_same_after_a_kill(tmp_path):
 def test_what_a_kill_leaves_beside_a_finished_store_goes_with_the_next_run(tmp_path, clean):
     out = tmp_path / "store"
     run(out)()
-    (out / ".ecgfm-work" / "parts").mkdir(parents=True)
-    (out / ".ecgfm-work" / "parts" / "part-00000.parquet").write_bytes(bytes(1000))
+    (out / ".ecgfm-work" / "parts-0").mkdir(parents=True)
+    (out / ".ecgfm-work" / "parts-0" / "part-00000.parquet").write_bytes(bytes(1000))
     run(out)()
     assert content(out) == clean["none"]
     sweep(out)  # with nothing to do
 
 
-def test_a_part_whose_rows_are_gone_or_cut_short_is_written_again(tmp_path, clean):
+def test_a_part_whose_rows_are_gone_cut_short_or_changed_is_written_again(tmp_path, clean):
     out = tmp_path / "store"
     for share in (0, 1):
         run(out, shard=(share, 2))()
-    part_path(out / ".ecgfm-work", 0).unlink()
-    whole = part_path(out / ".ecgfm-work", 2).read_bytes()
-    part_path(out / ".ecgfm-work", 2).write_bytes(whole[: len(whole) // 2])
+    gone, changed, cut, _ = finished_parts(out)
+    gone.unlink()
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[: len(whole) // 2])
+    content_of_it = bytearray(changed.read_bytes())
+    content_of_it[len(content_of_it) // 2] ^= 1
+    changed.write_bytes(content_of_it)
     run(out)()
     assert content(out) == clean["none"]
 
@@ -225,7 +233,7 @@ def test_an_error_of_the_machine_is_not_blamed_on_a_recording(tmp_path):
 
 def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
     pid = start(lambda: prepare(Made(0.05), tmp_path / "store", num_proc=2), tmp_path)
-    until(lambda: len(list(tmp_path.glob("store/.ecgfm-work/parts/*.partial"))) >= 2)
+    until(lambda: len(list(tmp_path.glob("store/.ecgfm-work/parts-*/.part-*.partial"))) >= 2)
     os.kill(pid, signal.SIGKILL)
     wait(pid)
     until(lambda: not alive(pid))

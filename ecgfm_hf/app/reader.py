@@ -7,10 +7,10 @@ import signal
 import threading
 from typing import Any
 
-from ..data.parts import _end_with
 from ..records.errors import ECGReadError
 from ..records.reading import read_with_defaults
 from ..records.record import ECGRecord
+from ..utils.resumable_parts import exit_with_parent
 
 LONGEST_SECONDS = 600
 _MOST_LEADS, _MOST_VALUES = 64, 1 << 24
@@ -100,7 +100,7 @@ class ConfinedReader:
 
 def _serve(connection: Any, parent: int, memory: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the parent decides
-    _end_with(parent)
+    exit_with_parent(parent)
     _limit_memory(memory)
     connection.send("ready")
     with contextlib.suppress(EOFError):

@@ -345,8 +345,7 @@ def _write_parquet(
     layer: int | None = None,
     **settings: Any,
 ) -> int:
-    from ..inference.parquet_run import ParquetRun, ResumeError, plan_of
-    from ..inference.processes import Processes
+    from ..inference.parquet_run import ParquetRun, Processes, ResumeError, plan_of
     from .predict_output import say_written
 
     settings = {"command": args.command, "precision": precision, "compile": args.compile, "layer": layer, **settings}

@@ -1,13 +1,11 @@
 """The short end of a preparation: filters, split, files by split, label definition, report, card."""
 
+import functools
 import math
-import multiprocessing
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from ..utils.files import write_json, write_text
+from ..utils.resumable_parts import exclusive, map_in_processes, remove_work_folder
 from .card import store_card
 from .filters import filter_recordings
 from .labels import write_label_def
-from .parts import write_json
 from .report import QUALITY, any_of, definition_of, label_table_of, store_report
 from .sources.base import LeftOut
 from .split_settings import SplitSettings
 from .splits import SplitError
 from .store import CARD_FILE, DATA_FOLDER, LABEL_DEF_FILE, REPORT_FILE, UNSPLIT, WORK_FOLDER, StoreWriter, store_schema
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
 
 FINISHED = "finished"
 _ROWS_A_FILE = 4096
@@ -52,7 +46,7 @@ def finish_store(
     progress: bool = False,
 ) -> dict[str, Any]:
     """
-    Write a store from parts. The caller is [`alone`].
+    Write a store from parts. The caller holds the lock of `work` ([`exclusive`]).
 
     Args:
         out (`Path`): The store's folder.
@@ -101,37 +95,11 @@ def finish_store(
     report = store_report(plan, settings.filters, result, kept, labels, left_out)
     if label_names:
         write_label_def(finished / LABEL_DEF_FILE, definition_of(labels, result))
-    (finished / CARD_FILE).write_text(store_card(report), encoding="utf-8")
+    write_text(finished / CARD_FILE, store_card(report))
     # Last: with it the store is complete, and a later run only moves it into place.
     write_json(finished / REPORT_FILE, report)
     _move_into_place(out, work)
     return report
-
-
-@contextmanager
-def alone(work: Path) -> Iterator[None]:
-    """
-    One process at a time: two that finish one store at once would pull each other's files away. Others wait.
-
-    Raises:
-        `FileNotFoundError`: the folder `work` is gone, as when the process that was waited for has finished the store.
-    """
-    while True:
-        with open(work / "lock", "ab") as file:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                except OSError:  # a network file system without locks
-                    yield
-                    return
-                try:
-                    current = os.path.samestat(os.fstat(file.fileno()), os.stat(work / "lock"))
-                except FileNotFoundError:
-                    current = False
-                if not current:  # the folder went while this process waited
-                    continue
-            yield
-            return
 
 
 def roll_forward(out: Path) -> None:
@@ -140,7 +108,7 @@ def roll_forward(out: Path) -> None:
     if not _is_to_be_moved(work):
         return
     try:
-        with alone(work):
+        with exclusive(work):
             if _is_to_be_moved(work):
                 _move_into_place(out, work)
     except FileNotFoundError:
@@ -153,8 +121,8 @@ def sweep(out: Path) -> None:
     work = out / WORK_FOLDER
     if work.is_dir():
         try:
-            with alone(work):
-                _remove(work)
+            with exclusive(work):
+                remove_work_folder(work)
         except FileNotFoundError:
             pass  # another process has done it
 
@@ -174,15 +142,7 @@ def _move_into_place(out: Path, work: Path) -> None:
         if (finished / name).exists():
             os.replace(finished / name, out / name)
     (work / "salt").unlink(missing_ok=True)  # first: whatever a kill leaves behind, it is not what undoes pseudonyms
-    _remove(work)
-
-
-def _remove(work: Path) -> None:
-    # Another process may be writing a part, which nobody needs any more, into a folder that is being emptied.
-    for _ in range(5):
-        shutil.rmtree(work, ignore_errors=True)
-        if not work.exists():
-            return
+    remove_work_folder(work)
 
 
 def _read_facts(parts: Sequence[Path], label_names: Sequence[str]) -> pa.Table:
@@ -235,23 +195,17 @@ def _write_files(
         tasks += [(folder / _file_name(name, k, len(pieces)), piece) for k, piece in enumerate(pieces)]
     with tqdm(total=len(kept_rows), unit="recording", desc="writing splits", disable=not progress) as bar:
         if num_proc == 1 or len(tasks) == 1:
-            for path, rows in tasks:
-                _write_file(path, rows, parts, starts, label_names, drop)
-                bar.update(len(rows))
+            for task in tasks:
+                _write_file(task, parts, starts, label_names, drop)
+                bar.update(len(task[1]))
             return
-        methods = multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("fork" if "fork" in methods else None)
-        with ProcessPoolExecutor(min(num_proc, len(tasks)), mp_context=context) as pool:
-            futures = {
-                pool.submit(_write_file, path, rows, parts, starts, label_names, drop): len(rows)
-                for path, rows in tasks
-            }
-            for future in as_completed(futures):
-                future.result()
-                bar.update(futures[future])
+        write = functools.partial(_write_file, parts=parts, starts=starts, label_names=label_names, drop=drop)
+        for (_, rows), _ in map_in_processes(write, tasks, num_proc):
+            bar.update(len(rows))
 
 
-def _write_file(path: Path, rows: np.ndarray, parts: Sequence[Path], starts, label_names, drop) -> None:
+def _write_file(task: tuple[Path, np.ndarray], parts: Sequence[Path], starts, label_names, drop) -> None:
+    path, rows = task
     with StoreWriter(path, store_schema(label_names)) as writer:
         for number in np.unique(np.searchsorted(starts, rows, side="right") - 1).tolist():
             inside = rows[(rows >= starts[number]) & (rows < starts[number + 1])] - starts[number]

@@ -25,9 +25,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..utils.errors import ECGFMError
+from ..utils.resumable_parts import LocalExecutor, ResumableParts, exclusive
 from .filters import filter_recordings
-from .finish import alone, finish_store, roll_forward, sweep
-from .parts import PartAccount, part_path, part_ranges, read_account, write_json, write_parts
+from .finish import finish_store, roll_forward, sweep
+from .parts import RecordingWriter, part_size
 from .pseudonyms import pseudonym, pseudonymise_index, read_salt
 from .sources.base import LeftOut, Source, SourceIndex
 from .split_settings import SplitSettings
@@ -127,42 +128,45 @@ def prepare(
     index = build_index(source, settings, salt)
     published = published_splits_of(index, settings)
     settings.split.check(index.table, published)
-    plan = _plan(source, settings, index)
+    facts = _plan(source, settings)
+    plan = {**facts, "recordings": index_digest(index.table, hashlib.sha256()).hexdigest()}
+    parts = ResumableParts(work, plan, index.table.num_rows, part_size(index.table.num_rows))
     if overwrite:
         _clear(out)
-    finished = _finished_report(out, plan)
+    finished = _finished_report(out, parts.digest)
     if finished is None:
-        (work / "parts").mkdir(parents=True, exist_ok=True)
+        parts.claim()
         if salt is not None and overwrite and settings.salt_file is None:
             _keep_salt(work / "salt", salt)
         # Again: another process may have finished, and removed its folder, just before this one made it.
-        finished = _finished_report(out, plan)
+        finished = _finished_report(out, parts.digest)
     if finished is not None:
         sweep(out)
         return None if shard else finished
     try:
-        _agree(work / "plan.json", plan, out)
-        write_parts(
-            source,
-            index.table,
-            work,
-            pseudonyms=settings.pseudonymise,
-            num_proc=num_proc,
-            shard=shard,
-            progress=progress,
-        )
+        writer = RecordingWriter(source, index.table, settings.pseudonymise)
+        parts.run(LocalExecutor(writer, num_proc), shard=shard or (0, 1), progress=progress, description=source.name)
         if shard is not None:
             return None
-        with alone(work):
-            numbers = range(len(part_ranges(index.table.num_rows)))
-            account = _gather(work, numbers, index)
+        with exclusive(work):
+            accounts = parts.accounts()
+            left_out = [LeftOut(**failure) for account in accounts for failure in account.failures]  # type: ignore[arg-type]
+            codes = Counter[str]()
+            for account in accounts:
+                codes.update(account.counts)
             return finish_store(
                 out,
                 work,
-                [part_path(work, number) for number in numbers],
+                parts.paths,
                 source.label_names,
                 settings.split,
-                {**plan, "left_out": index.left_out + account.left_out, "notes": index.notes, "codes": account.codes},
+                {
+                    **facts,
+                    "plan": parts.digest,
+                    "left_out": index.left_out + left_out,
+                    "notes": index.notes,
+                    "codes": codes,
+                },
                 published=published,
                 originals=_originals(index) if settings.pseudonymise else None,
                 num_proc=num_proc,
@@ -170,7 +174,7 @@ def prepare(
             )
     except FileNotFoundError:
         # Another process that prepares the same store may have finished it under this one's hands.
-        finished = _finished_report(out, plan)
+        finished = _finished_report(out, parts.digest)
         if finished is None:
             raise
         return None if shard else finished
@@ -267,11 +271,12 @@ def _keep_salt(path: Path, salt: bytes) -> None:
     os.replace(scratch, path)
 
 
-def _plan(source: Source, settings: PrepareSettings, index: SourceIndex) -> dict[str, Any]:
-    what = {
+def _plan(source: Source, settings: PrepareSettings) -> dict[str, Any]:
+    """What decides a store besides the recordings."""
+    return {
         "format": _FORMAT,
         "source": source.name,
-        "source_settings": source.settings,
+        "source_settings": json.loads(json.dumps(source.settings, default=str)),
         "labels": list(source.label_names),
         "keep_sources": None if settings.keep_sources is None else sorted(settings.keep_sources),
         "drop_sources": None if settings.drop_sources is None else sorted(settings.drop_sources),
@@ -279,9 +284,6 @@ def _plan(source: Source, settings: PrepareSettings, index: SourceIndex) -> dict
         "pseudonymised": settings.pseudonymise,
         "split": settings.split.to_json(),
     }
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode())
-    index_digest(index.table, digest)
-    return {**what, "plan": digest.hexdigest()[:32], "indexed": index.table.num_rows}
 
 
 def index_digest(table: pa.Table, digest: Any) -> Any:
@@ -320,46 +322,6 @@ class _Digest:
         return False
 
 
-def _agree(path: Path, plan: Mapping[str, Any], out: Path) -> None:
-    """Writes the plan, or makes sure that the one that is there is the same."""
-    if not path.exists():
-        scratch = path.with_suffix(f".{os.uname().nodename}-{os.getpid()}.json")
-        write_json(scratch, plan)
-        try:
-            os.link(scratch, path)  # of two machines that begin at once, one is first
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without hard links
-            shutil.copyfile(scratch, path)
-        scratch.unlink()
-    there = json.loads(path.read_text(encoding="utf-8"))
-    differing = [key for key in plan if there.get(key) != json.loads(json.dumps(plan[key], default=str))]
-    if differing == ["plan"]:
-        differing = ["the recordings or what is known of them"]
-    if differing:
-        what = ", ".join(key for key in differing if key != "plan")
-        raise PrepareError(
-            f"{out} holds an unfinished preparation that differs in: {what}. Repeat that one, or overwrite it"
-        )
-
-
-def _gather(work: Path, numbers: Sequence[int], index: SourceIndex) -> PartAccount:
-    total = PartAccount()
-    for number in numbers:
-        account = read_account(work, number)
-        if account is None:
-            raise FileNotFoundError(f"{part_path(work, number)} is unfinished or gone")
-        total.kept += account.kept
-        total.left_out += account.left_out
-        total.codes += account.codes
-    if total.kept + len(total.left_out) != index.table.num_rows:
-        raise PrepareError(
-            f"{work}: {total.kept} recordings kept and {len(total.left_out)} left out, expected {index.table.num_rows} "
-            "in all; the folder was changed by something else. Overwrite it"
-        )
-    return total
-
-
 _OURS = {WORK_FOLDER, DATA_FOLDER, REPORT_FILE, LABEL_DEF_FILE, CARD_FILE}
 
 
@@ -391,11 +353,11 @@ def _clear(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _finished_report(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
+def _finished_report(out: Path, plan: str) -> dict[str, Any] | None:
     if not (out / REPORT_FILE).is_file():
         return None
     report = read_report(out)
-    if report["plan"] != plan["plan"]:
+    if report["plan"] != plan:
         raise PrepareError(f"{out} holds a store of another preparation or of other files; overwrite replaces it")
     return report
 
@@ -427,7 +389,7 @@ def split_store(
     read_report(out)  # a store, before anything is made in its folder
     work = out / WORK_FOLDER
     work.mkdir(exist_ok=True)
-    with alone(work):
+    with exclusive(work):
         try:
             return _split_alone(out, work, settings, num_proc, progress)
         except BaseException:

@@ -61,9 +61,7 @@ def store_report(
     patients = rows["patient_id"].to_pylist()
     definition = definition_of(labels, result) if labels.names else None
     seconds = math.fsum(rows["num_samples"].to_numpy() / rows["sampling_rate"].to_numpy())
-    beginning = {
-        key: value for key, value in plan.items() if key not in ("left_out", "notes", "codes", "split", "indexed")
-    }
+    beginning = {key: value for key, value in plan.items() if key not in ("left_out", "notes", "codes", "split")}
     return {
         **beginning,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),

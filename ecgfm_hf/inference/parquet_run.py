@@ -1,27 +1,20 @@
 """
-Answers for any number of recordings in one Parquet file, by a run that may be killed and shared among processes.
+Predictions or embeddings of any number of recordings in one Parquet file, by a run that can be killed and shared.
 
-    OUTPUT.parquet                     all answers, in order, once all are there
-    OUTPUT.failures.csv                what could not be answered, and why, where there is any
-    OUTPUT.parquet.parts/plan.json     while it runs: what is being done, to which recordings, with which model
-    OUTPUT.parquet.parts/DIGEST/parts/ part-00007.parquet, and part-00007.json, its account
-
-A part is a stretch of recordings. It is finished when its account exists, which is written after its rows, each under a
-name of its own first. So a run that died goes on at the first part that is not finished, without a lost or doubled row,
-and in which process a part came about makes no difference.
-
-DIGEST is that of the plan. Two runs with one output do the same work twice, and the first to end decides; but what one
-of another plan writes, begun in the same moment or left over when its output was overwritten, never gets among ours.
+    OUTPUT.parquet            all rows, in the recordings' order, once the run is complete
+    OUTPUT.failures.csv       recordings without rows and the reason, where there are any
+    OUTPUT.parquet.parts/     the unfinished run; see `utils/resumable_parts.py`
 """
 
-import contextlib
 import csv
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,41 +22,73 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import distributed
 from transformers.modeling_utils import PreTrainedModel
 
-from ..data.finish import alone
-from ..data.parts import PARTS_FOLDER, part_path, write_json
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
-from ..utils.errors import ECGFMError
-from .processes import Processes
+from ..utils.resumable_parts import PartAccount, ResumableParts, ResumeError, Task, exclusive, plan_differences
 from .reading import ReadRecording, read_in_order
 from .recordings import ModelRunner
 from .sources import FileSource, StoreSource
 
 _METADATA = b"ecgfm_inference"
-_PLAN_FILE = "plan.json"
 _FORMAT = 1
 _NO_PART_OF_THE_MODEL = ("_name_or_path", "transformers_version")
 
-# From a recording's logits and embeddings to the rows of its answer, none, one or several.
+# From a recording's logits and embeddings to its rows: none, one or several.
 ToRows = Callable[[ReadRecording, np.ndarray | None, np.ndarray | None], list[dict[str, Any]]]
 
 
-class ResumeError(ECGFMError, ValueError):
-    """What is at the output's place was made by another run. The message says what differs."""
+class Processes:
+    """
+    The processes of `torchrun` or `accelerate launch` that share a run; only this one where there are no others.
+
+    They wait for each other on the CPU, so a process that has finished its share may wait for days.
+
+    Attributes:
+        rank, count: This process's index, from 0, and the number of processes.
+
+    Raises:
+        `OSError`: the others cannot be reached.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.is_main = self.rank == 0
+        self._owns_group = self.count > 1 and not distributed.is_initialized()
+        if self._owns_group:
+            try:
+                distributed.init_process_group("gloo", timeout=timedelta(days=30))
+            except (ValueError, RuntimeError) as error:
+                what = f"WORLD_SIZE is {self.count}, but the {self.count} processes of this run cannot connect"
+                raise OSError(f"{what}: {error}") from error
+
+    def wait(self) -> None:
+        """Wait until all processes have called this. `OSError` where one of them has ended."""
+        if self.count > 1:
+            try:
+                distributed.barrier()
+            except RuntimeError as error:
+                raise OSError(f"another process of this run has ended ({error})") from error
+
+    def end(self) -> None:
+        """Leave the group of processes."""
+        if self._owns_group:
+            distributed.destroy_process_group()
+            self._owns_group = False
 
 
 @dataclass(frozen=True)
 class RunResult:
     """
-    What a run has come to.
+    The result of a run.
 
     Args:
         output: The Parquet file.
-        recordings: How many there were.
-        failed: How many of them have no answer.
-        failures_file: Where these are named; None where there are none.
-        was_complete: Whether an earlier run had done it all.
+        recordings: Number of recordings.
+        failed: Number of them without rows.
+        failures_file: The CSV that names these; None where there are none.
+        was_complete: Whether an earlier run had completed it.
     """
 
     output: Path
@@ -73,190 +98,180 @@ class RunResult:
     was_complete: bool = False
 
 
-@dataclass
 class ParquetRun:
     """
-    One run.
+    Runs a model over recordings and writes one Parquet file.
 
     Args:
         output: A path ending in `.parquet`.
         source: The recordings.
         runner: The model.
-        schema: Of the answers.
-        to_rows: Makes them.
-        plan: All that decides the answers, JSON-able; see [`plan_of`]. A run with another does not go on with this one.
-        failures_file: By default the output's name with `.failures.csv`.
-        part_size: Recordings a part. Part of the plan.
+        schema: Of the rows.
+        to_rows: Makes a recording's rows.
+        plan: All that decides the rows, JSON-able; see [`plan_of`]. Only a run with the same plan is resumed.
+        failures_file: Defaults to the output's name with `.failures.csv`.
+        part_size: Recordings a part. Belongs to the plan.
         num_workers: Processes that read, for each process that computes.
         progress: Whether to show a progress bar.
+        processes: Those that share the run.
     """
 
-    output: Path
-    source: FileSource | StoreSource
-    runner: ModelRunner
-    schema: pa.Schema
-    to_rows: ToRows
-    plan: Mapping[str, Any]
-    failures_file: Path | None = None
-    part_size: int = 256
-    num_workers: int = 0
-    progress: bool = False
-    processes: Processes = field(default_factory=Processes)
-
-    def __post_init__(self):
-        self.output = Path(self.output)
-        self._work = self.output.with_name(f"{self.output.name}.parts")
-        if self.failures_file is None:
-            self.failures_file = self.output.with_name(f"{self.output.name.removesuffix('.parquet')}.failures.csv")
-        self.plan = {**self.plan, "format": _FORMAT, "num_recordings": len(self.source), "part_size": self.part_size}
-        digest = hashlib.sha256(json.dumps(self.plan, sort_keys=True).encode()).hexdigest()
-        self._own = self._work / digest[:16]
+    def __init__(
+        self,
+        output: Path,
+        source: FileSource | StoreSource,
+        runner: ModelRunner,
+        schema: pa.Schema,
+        to_rows: ToRows,
+        plan: Mapping[str, Any],
+        *,
+        failures_file: Path | None = None,
+        part_size: int = 256,
+        num_workers: int = 0,
+        progress: bool = False,
+        processes: Processes | None = None,
+    ):
+        self.output, self.source, self.runner, self.schema, self.to_rows = output, source, runner, schema, to_rows
+        self.failures_file = failures_file or output.with_name(f"{output.name.removesuffix('.parquet')}.failures.csv")
+        self.num_workers, self.progress = num_workers, progress
+        self.processes = processes or Processes()
+        work = output.with_name(f"{output.name}.parts")
+        self.parts = ResumableParts(work, {**plan, "format": _FORMAT}, len(source), part_size)
 
     def run(self, overwrite: bool = False) -> RunResult:
         """
-        Runs, or goes on, to the end.
+        Run, or resume, to the end.
 
         Args:
-            overwrite: Begin anew whatever is at the output's place.
+            overwrite: Discard what another run wrote, finished or not.
 
         Raises:
-            `ResumeError`: another run's output, finished or not, is at the output's place.
+            [`ResumeError`]: the output, finished or not, is of another run.
             `OSError`: it cannot be written.
         """
+        processes = self.processes
         if overwrite:
-            self._discard()
+            if processes.is_main:
+                self.parts.remove()
+                self.output.unlink(missing_ok=True)
+                self.failures_file.unlink(missing_ok=True)
+            processes.wait()
         earlier = self._earlier()
-        # Nobody begins before everybody has looked: what a process finds must not depend on how fast others are.
-        self.processes.wait()
+        # All processes look before one begins: what a process finds must not depend on how fast the others are.
+        processes.wait()
         if earlier is not None:
             return earlier
         try:
-            if self.processes.is_main:
-                (self._own / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
-                write_json(self._work / _PLAN_FILE, self.plan)
-            self.processes.wait()
+            self.parts.claim()
             self._write_parts()
-            self.processes.wait()
-            result = self._join() if self.processes.is_main else None
-            self.processes.wait()
+            processes.wait()
+            result = self._join() if processes.is_main else None
+            processes.wait()
         except FileNotFoundError:
-            # Another run with the same output was faster, or began anew.
+            # Another run with the same output was faster, or discarded this one.
             if (earlier := self._earlier()) is None:
                 raise
             return earlier
-        return result or self._earlier()
+        result = result or self._earlier()
+        assert result is not None, "the main process has written the output"
+        return result
 
     def _earlier(self) -> RunResult | None:
-        """The result of an earlier run of this plan that is complete. `ResumeError` where there is one of another."""
-        if self.output.exists():
-            metadata = _metadata(self.output)
-            _compare(self.output, metadata.get("plan"), self.plan)
-            # A kill may have come just before this.
-            if self.processes.is_main:
-                shutil.rmtree(self._work, ignore_errors=True)
-            failures = self.failures_file if metadata["failed"] else None
-            return RunResult(self.output, len(self.source), metadata["failed"], failures, True)
-        with contextlib.suppress(FileNotFoundError):
-            found = json.loads((self._work / _PLAN_FILE).read_text(encoding="utf-8"))
-            _compare(self._work, found, self.plan)
-        return None
-
-    def _discard(self) -> None:
-        if self.processes.is_main:
-            shutil.rmtree(self._work, ignore_errors=True)
-            self.output.unlink(missing_ok=True)
-            self.failures_file.unlink(missing_ok=True)
-        self.processes.wait()
-
-    def _num_parts(self) -> int:
-        return -(-len(self.source) // self.part_size)
+        """Return the result of a complete run of this plan, or None. `ResumeError` where there is one of another."""
+        if not self.output.exists():
+            self.parts.check()
+            return None
+        metadata = _metadata(self.output)
+        if metadata is None:
+            raise ResumeError(
+                f"{self.output} exists and is no output of this command. Give another output, or replace it with "
+                "overwrite=True (--overwrite)"
+            )
+        if differences := plan_differences(metadata["plan"], self.parts.plan):
+            raise ResumeError(
+                f"{self.output} is of a run that differs in: {'; '.join(differences)}. Give another output, or replace "
+                "it with overwrite=True (--overwrite)"
+            )
+        if self.processes.is_main:  # a kill may have come just before this
+            self.parts.remove()
+        failures = self.failures_file if metadata["failed"] else None
+        return RunResult(self.output, len(self.source), metadata["failed"], failures, True)
 
     def _write_parts(self) -> None:
-        from tqdm import tqdm
-
-        mine = range(self.processes.rank, self._num_parts(), self.processes.count)
-        missing = [number for number in mine if not _is_finished(self._own, number)]
-        size, total = self.part_size, len(self.source)
-        places = np.concatenate(
-            [np.arange(n * size, min((n + 1) * size, total)) for n in missing] or [np.zeros(0, dtype=np.int64)]
-        )
-        known = sum(min(size, total - n * size) for n in mine) - len(places)
-        answers = self.runner.run(read_in_order(self.source, places, num_workers=self.num_workers))
-        part = _Part()
         # The main process shows its own share, which stands for the others'.
-        with tqdm(
-            total=known + len(places),
-            initial=known,
-            unit="recording",
-            disable=not (self.progress and self.processes.is_main),
-        ) as bar:
-            for read, logits, embeddings in answers:
-                part.add(read, [] if read.failure is not None else self.to_rows(read, logits, embeddings))
-                if (read.row + 1) % size == 0 or read.row + 1 == total:
-                    part.write(self._own, read.row // size, self.schema)
-                    part = _Part()
-                bar.update()
+        progress = self.progress and self.processes.is_main
+        self.parts.run(
+            _ModelExecutor(self.runner, self.source, self.schema, self.to_rows, self.num_workers),
+            shard=(self.processes.rank, self.processes.count),
+            progress=progress,
+        )
 
     def _join(self) -> RunResult:
-        with alone(self._work):
-            accounts = [_account(self._own, number) for number in range(self._num_parts())]
-            failed = sum(len(account["failures"]) for account in accounts)
-            self._write_failures(accounts, failed)
-            about = json.dumps({"plan": self.plan, "failed": failed})
+        with exclusive(self.parts.work):
+            accounts = self.parts.accounts()
+            failures = [failure for account in accounts for failure in account.failures]
+            if failures:
+                with self.parts.output(self.failures_file) as scratch:
+                    write_failures(scratch, (tuple(failure.values()) for failure in failures))
+            else:
+                self.failures_file.unlink(missing_ok=True)
+            about = json.dumps({"plan": self.parts.plan, "failed": len(failures)})
             schema = self.schema.with_metadata({**(self.schema.metadata or {}), _METADATA: about.encode()})
-            scratch = self._own / "joined.partial"
-            with pq.ParquetWriter(scratch, schema, compression="zstd") as writer:
-                for number in range(self._num_parts()):
-                    writer.write_table(pq.read_table(part_path(self._own, number), schema=self.schema))
-            _sync(scratch)
             # Last: with it the run is complete.
-            os.replace(scratch, self.output)
-            shutil.rmtree(self._work, ignore_errors=True)
-        return RunResult(self.output, len(self.source), failed, self.failures_file if failed else None)
-
-    def _write_failures(self, accounts: Sequence[Mapping[str, Any]], failed: int) -> None:
-        if not failed:
-            self.failures_file.unlink(missing_ok=True)
-            return
-        scratch = self._own / "failures.partial"
-        write_failures(scratch, (failure for account in accounts for failure in account["failures"]))
-        os.replace(scratch, self.failures_file)
+            tables = (pq.read_table(path, schema=self.schema) for path in self.parts.paths)
+            with (
+                self.parts.output(self.output) as scratch,
+                pq.ParquetWriter(scratch, schema, compression="zstd") as out,
+            ):
+                for table in tables:
+                    out.write_table(table)
+            self.parts.remove()
+        return RunResult(self.output, len(self.source), len(failures), self.failures_file if failures else None)
 
 
-class _Part:
-    """Answers that are not on the disk yet."""
+class _ModelExecutor:
+    """Writes parts in this process; batches go across the border of two parts."""
 
-    def __init__(self) -> None:
-        self._rows: list[dict[str, Any]] = []
-        self._failures: list[tuple[str, str | None, str]] = []
-        self._recordings = 0
+    def __init__(
+        self,
+        runner: ModelRunner,
+        source: FileSource | StoreSource,
+        schema: pa.Schema,
+        to_rows: ToRows,
+        num_workers: int,
+    ):
+        self._runner, self._source, self._schema, self._to_rows = runner, source, schema, to_rows
+        self._num_workers = num_workers
 
-    def add(self, read: ReadRecording, rows: list[dict[str, Any]]) -> None:
-        self._recordings += 1
-        self._rows += rows
-        if read.failure is not None:
-            self._failures.append((read.recording_id, read.path, read.failure))
+    def run(self, tasks: Sequence[Task], advance: Callable[[int], object]) -> Iterator[PartAccount]:
+        """Finish all tasks; see `Executor`."""
+        indices = [np.arange(task.start, task.stop) for task in tasks] or [np.zeros(0, dtype=np.int64)]
+        recordings = read_in_order(self._source, np.concatenate(indices), num_workers=self._num_workers)
+        outputs = self._runner.run(recordings)
+        for task in tasks:
+            rows: list[dict[str, Any]] = []
+            failures: list[dict[str, str | None]] = []
+            for read, logits, embeddings in islice(outputs, task.stop - task.start):
+                if read.failure is None:
+                    rows += self._to_rows(read, logits, embeddings)
+                else:
+                    failures.append({"recording_id": read.recording_id, "path": read.path, "reason": read.failure})
+                advance(1)
+            columns = [_column([row[column.name] for row in rows], column.type) for column in self._schema]
+            table = pa.table(columns, schema=self._schema)
+            yield task.finish(partial(_write_table, table, PartAccount(table.num_rows, failures)))
 
-    def write(self, work: Path, number: int, schema: pa.Schema) -> None:
-        target = part_path(work, number)
-        # Two processes may write one part; each has its own file until it is whole.
-        scratch = target.with_suffix(f".{os.uname().nodename}-{os.getpid()}.partial")
-        columns = [_column([row[column.name] for row in self._rows], column.type) for column in schema]
-        try:
-            pq.write_table(pa.table(columns, schema=schema), scratch, compression="zstd")
-            _sync(scratch)
-            os.replace(scratch, target)
-        finally:
-            scratch.unlink(missing_ok=True)
-        account = {"recordings": self._recordings, "rows": len(self._rows), "failures": self._failures}
-        write_json(target.with_suffix(".json"), account)
+
+def _write_table(table: pa.Table, account: PartAccount, path: Path) -> PartAccount:
+    pq.write_table(table, path, compression="zstd")
+    return account
 
 
 def plan_of(
     model: PreTrainedModel, extractor: ECGFMFeatureExtractor, source: FileSource | StoreSource, **settings: Any
 ) -> dict[str, Any]:
-    """What decides the answers: the weights and the config, the preprocessing, the recordings, and settings."""
-    # Where a model lies is no part of it.
+    """Return all that decides the rows: weights and config, preprocessing, recordings, and `settings`."""
+    # The folder of a model does not matter.
     config = {name: value for name, value in model.config.to_dict().items() if name not in _NO_PART_OF_THE_MODEL}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -270,8 +285,8 @@ def plan_of(
     }
 
 
-def write_failures(path: Path, failures: Iterator[tuple[str, str | None, str]]) -> None:
-    """Writes a CSV of recordings, files and reasons."""
+def write_failures(path: Path, failures: Iterable[Sequence[str | None]]) -> None:
+    """Write a CSV of recordings, files and reasons."""
     with open(path, "w", encoding="utf-8", newline="", errors="backslashreplace") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["recording_id", "path", "reason"])
@@ -280,56 +295,18 @@ def write_failures(path: Path, failures: Iterator[tuple[str, str | None, str]]) 
         os.fsync(file.fileno())
 
 
-def _column(values: list, kind: pa.DataType) -> pa.Array:
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
     if pa.types.is_fixed_size_list(kind):
         flat = np.concatenate(values) if values else np.zeros(0, dtype=np.float32)
         return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), kind.list_size)
     return pa.array(values, kind)
 
 
-def _account(work: Path, number: int) -> dict[str, Any]:
-    return json.loads(part_path(work, number).with_suffix(".json").read_text(encoding="utf-8"))
-
-
-def _is_finished(work: Path, number: int) -> bool:
-    """Whether a part has its account, and the rows that the account speaks of."""
-    try:
-        return pq.read_metadata(part_path(work, number)).num_rows == _account(work, number)["rows"]
-    except (OSError, ValueError, pa.ArrowException):  # absent, or cut short when the power went
-        return False
-
-
-def _metadata(output: Path) -> dict[str, Any]:
+def _metadata(output: Path) -> dict[str, Any] | None:
     try:
         return json.loads((pq.read_schema(output).metadata or {})[_METADATA])
     except (OSError, ValueError, KeyError, pa.ArrowException):
-        return {}
+        return None
 
 
-def _compare(place: Path, found: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> None:
-    if found is None:
-        raise ResumeError(f"{place} exists and is no output of this command; --overwrite replaces it")
-    # As JSON gives it back.
-    wanted = json.loads(json.dumps(wanted))
-    differing = []
-    for name in sorted(found.keys() | wanted.keys()):
-        ours, theirs = wanted.get(name), found.get(name)
-        if ours == theirs:
-            continue
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            inner = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
-            differing += [f"{key} ({theirs.get(key)}, now {ours.get(key)})" for key in inner]
-        else:
-            short = isinstance(ours, int)
-            differing.append(f"{name} ({theirs}, now {ours})" if short else f"another {name}".removesuffix("s"))
-    if differing:
-        what = "; ".join(differing)
-        raise ResumeError(f"{place} is of a run that differs: {what}. --overwrite begins anew")
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-__all__ = ["ParquetRun", "ResumeError", "RunResult", "plan_of", "write_failures"]
+__all__ = ["ParquetRun", "Processes", "ResumeError", "RunResult", "plan_of", "write_failures"]

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..data.parts import _end_with
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor, resampled_length
 from ..records.record import ECGRecord
+from ..utils.resumable_parts import exit_with_parent
 
 if TYPE_CHECKING:
     from ..data.model_inputs import ModelInputs
@@ -201,7 +201,7 @@ def _begin(parent: int, source: Source) -> None:
     # Ctrl-C goes to all processes; the parent decides what to do about it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _end_with(parent)
+    exit_with_parent(parent)
 
 
 def _read(chunk: list[int]) -> list[ReadRecording]:

@@ -46,7 +46,10 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 1) -> None:
     """Write `content` to `path` as JSON, whole or not at all."""
-    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
+    with atomic_path(path) as scratch:
+        # File names need not be UTF-8. What is not is written as JSON's own escape, and read back as it was.
+        scratch.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def sync(path: str | os.PathLike[str]) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ class Source(ABC):
         """Labels of a recording, 1, 0 or None; by default those of its row in the index."""
         return {name: entry.get(name) for name in self.label_names}
 
-    def read(self, entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], ECGRecord | Exception]]:
+    def read(self, entries: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], ECGRecord | Exception]]:
         """
         Reads rows of the index, in order: each row comes back with its recording, or with the error in its place.
         Sources that keep many recordings in a file override this to open it once.

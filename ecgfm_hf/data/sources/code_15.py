@@ -1,7 +1,7 @@
 """CODE-15%: a table of exams, and HDF5 files of some 20,000 exams each."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -100,7 +100,7 @@ class Code15(Source):
             notes.append(f"{idle} HDF5 files in the folder are not named by {_EXAMS}.")
         return SourceIndex(table.take(pa.array(np.concatenate(order))), left_out, notes)
 
-    def read(self, entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], ECGRecord | Exception]]:
+    def read(self, entries: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], ECGRecord | Exception]]:
         """
         Reads rows of the index, in the order given. Each file is opened once, wherever its exams stand among the
         entries, and closed at the end; exams of one file in their order are read fastest.
