@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .utils.errors import ECGFMError
-from .utils.paths_in_text import find_places
+from .utils.redaction import find_paths
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +98,7 @@ def _without_places(value: Any) -> Any:
 
 
 def _is_place(value: Any) -> bool:
-    return isinstance(value, os.PathLike) or (isinstance(value, str) and any(find_places(value)))
+    return isinstance(value, os.PathLike) or (isinstance(value, str) and any(find_paths(value)))
 
 
 def splits_of(steps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], str, Mapping[str, Any]]]:

@@ -21,12 +21,12 @@ from ecgfm_hf.evaluation import (
     sensitivity_at_specificity,
     write_html_report,
 )
-from ecgfm_hf.evaluation.curves import precision_recall_curve, reliability_bins, roc_curve, score_histogram
+from ecgfm_hf.evaluation.curves import precision_recall_curve, roc_curve
 from ecgfm_hf.evaluation.figures import nice_scale
 from ecgfm_hf.evaluation.html_parts import number, text
 from ecgfm_hf.evaluation.report import html_report
 from ecgfm_hf.inference.prediction_table import PredictionsError
-from ecgfm_hf.utils.redaction import SmallCells
+from ecgfm_hf.utils.redaction import Cell, redact
 
 QUICK = {"resamples": 100}
 HOSTILE = ("</title><script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a & b\u202e<svg/onload=x>")
@@ -101,7 +101,7 @@ def test_unknown_facts_are_a_group_and_a_single_group_is_none():
     assert "sex" not in found
 
 
-def test_a_label_of_one_class_is_left_out_and_counted_never_set():
+def test_a_label_of_one_class_is_excluded_from_means_and_counted():
     predictions = made(prevalence=(0.3, 0.0, 0.2))
     found = evaluate_predictions(predictions, smallest_cell=1, **QUICK)
     assert found["macro"]["auroc"]["labels"] == 2
@@ -109,7 +109,7 @@ def test_a_label_of_one_class_is_left_out_and_counted_never_set():
     assert found["per_label"]["label 1"]["metrics"] == {}
     both = [found["per_label"][f"label {place}"]["metrics"]["auroc"]["value"] for place in (0, 2)]
     assert found["macro"]["auroc"]["value"] == pytest.approx(np.mean(both), abs=6e-4)
-    assert any("not defined" in note for note in found["notes"])
+    assert any("undefined metric" in note for note in found["notes"])
 
 
 def test_the_same_seed_gives_the_same_results_and_json_can_hold_them():
@@ -201,13 +201,18 @@ def possible_counts(told, total, smallest):
     return [{counts[place] for counts in fits} for place in range(len(told) - 1)] + [{total - sum(c) for c in fits}]
 
 
+def group_counts(patients, masks, smallest):
+    """What is shown of groups that make up all recordings."""
+    groups = {str(place): Cell(patients[rows]) for place, rows in enumerate(masks)}
+    return list(redact({"recordings": Cell(patients), "sources": groups}, smallest)["sources"].values())
+
+
 @given(sizes=st.lists(st.integers(0, 14), min_size=2, max_size=4), smallest=st.integers(2, 6))
 @settings(max_examples=600, deadline=None)
 def test_no_small_count_follows_from_the_total_and_what_is_told(sizes, smallest):
     assume(sum(sizes) >= smallest)  # a total that may be told
     number_of = np.repeat(np.arange(len(sizes)), sizes)
-    cells = SmallCells(np.arange(len(number_of)), smallest)
-    told = cells.counts([number_of == place for place in range(len(sizes))])
+    told = group_counts(np.arange(len(number_of)), [number_of == place for place in range(len(sizes))], smallest)
     for size, one in zip(sizes, told, strict=True):
         assert one in (size, f"<{smallest}", "withheld")
         assert not (isinstance(one, int) and 0 < one < smallest)
@@ -224,8 +229,8 @@ def test_no_small_count_follows_from_the_total_and_what_is_told(sizes, smallest)
 def test_one_patient_of_many_recordings_is_a_small_count():
     patients = np.array([0] * 30 + list(range(1, 31)))
     mine = patients == 0
-    assert SmallCells(patients, 10).counts([mine, ~mine]) == ["<10", "withheld"]
-    assert SmallCells(patients, 1).counts([mine, ~mine]) == [30, 30]
+    assert group_counts(patients, [mine, ~mine], 10) == ["<10", "withheld"]
+    assert group_counts(patients, [mine, ~mine], 1) == [30, 30]
 
 
 def test_labels_with_few_patients_on_a_side_have_no_figures():
@@ -468,7 +473,7 @@ def test_figures_on_synthetic_recordings_say_so_at_the_top_of_the_page():
     assert "SYNTHETIC" not in html_report(evaluate_predictions(predictions, **QUICK))
     predictions.facts["source"][:] = "synthetic"
     page = html_report(evaluate_predictions(predictions, **QUICK))
-    assert "SYNTHETIC recordings" in page[: page.index("<nav>")]
+    assert "recordings are SYNTHETIC" in page[: page.index("<nav>")]
 
 
 def test_a_mean_over_labels_does_not_give_the_withheld_one_in_all_digits():
@@ -483,16 +488,20 @@ def test_bins_of_the_reliability_hold_enough_patients_on_each_side(seed, n, prev
     rng = np.random.default_rng(seed)
     labels = (rng.random(n) < prevalence).astype(float)
     scores = np.round(np.clip(labels * 0.3 + rng.random(n) * 0.7, 0, 1), 2)
-    cells = SmallCells(np.arange(n), 10)
-    bins = reliability_bins(labels, scores, cells)
+    people = [f"p{number}" for number in range(n)]
+    predictions = made(n, (0.5,), labels=labels[:, None], scores=scores[:, None], patient_ids=people, facts={})
+    curves = evaluate_predictions(predictions, **QUICK)["per_label"]["label 0"].get("curves")
+    if curves is None:
+        assert not 10 <= labels.sum() <= n - 10
+        return
+    bins = curves["reliability"]
     for _, positive, share in bins:
         size = share * n
         # Shares are rounded to three decimals.
         assert not 0.5 < positive * size < 9.5
         assert not 0.5 < (1 - positive) * size < 9.5
     assert sum(share for *_, share in bins) == pytest.approx(1 if bins else 0, abs=0.006)
-    shown = score_histogram(scores, cells)
-    assert all(share is None or share == 0 or share * n > 9.9 for share in shown)
+    assert all(share is None or share == 0 or share * n > 9.9 for share in curves["histogram"])
 
 
 # ----------------------------------------------------------------------------------------------------------------------

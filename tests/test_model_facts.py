@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecgfm_hf.provenance import FACTS_FILE, ModelFactsError, add_step, labels_of_few, read_steps, weights_digest
-from ecgfm_hf.utils.paths_in_text import find_places
+from ecgfm_hf.utils.redaction import find_paths
 
 
 def test_steps_of_the_weights_that_training_began_from_come_first(tmp_path):
@@ -63,7 +63,7 @@ def test_a_damaged_note_is_named(content, tmp_path):
     ],
 )
 def test_absolute_paths_are_left_out_of_a_note(text, tmp_path):
-    assert list(find_places(text))
+    assert list(find_paths(text))
     add_step(
         tmp_path, "conversion", {"a": text, "b": ["kept", text], "c": {"d": text, "e": 1}, "f": PurePosixPath("/x")}
     )
@@ -76,7 +76,7 @@ def test_absolute_paths_are_left_out_of_a_note(text, tmp_path):
     ["https://physionet.org/content/x/1.0/", "2nd/3rd degree", "and / or", "W2V + CMSC", "1/2", "a b/c d", "</p>"],
 )
 def test_what_only_looks_like_a_path_is_none(text):
-    assert not list(find_places(text))
+    assert not list(find_paths(text))
 
 
 def test_digest_tells_weights_from_others(tmp_path):

@@ -57,8 +57,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     Returns:
         `int`: 0 evaluated, 1 the results cannot be written, 2 usage.
     """
-    from ..evaluation.comparison import compare_predictions
-    from ..evaluation.evaluating import evaluate_predictions
+    from ..evaluation.results import compare_predictions, evaluate_predictions
     from ..evaluation.subjects import read_subject, told_apart
 
     output = Path(args.output)

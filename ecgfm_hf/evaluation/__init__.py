@@ -12,9 +12,8 @@ __getattr__, __dir__, __all__ = lazy_names(
         ".calibration": ("apply_calibration", "fit_calibration"),
         ".probabilities": ("brier", "calibration_error", "reliability"),
         ".challenge": ("challenge_classes", "challenge_columns", "challenge_score", "challenge_weights"),
-        ".comparison": ("compare_predictions",),
         ".decisions": ("confusion_counts", "f1", "ppv", "sensitivity", "specificity"),
-        ".evaluating": ("evaluate_predictions",),
+        ".results": ("compare_predictions", "evaluate_predictions"),
         ".hf_metrics": (
             "ECGFMAuroc",
             "ECGFMAveragePrecision",

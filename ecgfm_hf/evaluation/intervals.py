@@ -10,6 +10,7 @@ percentiles of the resamples themselves are too narrow there.
 intervals hold the truth, beside percentiles and BCa.
 """
 
+import functools
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,8 @@ class MetricIntervals:
         resamples_left_out (`np.ndarray` (L,) int64): In which the metric is undefined.
         reasons (`tuple[str | None, ...]` (L,)): Why there is no interval.
         resampled (`np.ndarray` (L, resamples)): The metric in each resample, NaN where undefined.
-        macro ([`Interval`]): Of the mean over the labels that have a value.
+        scale (`str`): As of [`Statistics`]; `"plain"` for a difference.
+        unit (`str`), level (`float`): As of [`Intervals`].
     """
 
     values: np.ndarray
@@ -78,7 +80,26 @@ class MetricIntervals:
     resamples_left_out: np.ndarray
     reasons: tuple[str | None, ...]
     resampled: np.ndarray
-    macro: Interval
+    scale: str
+    unit: str
+    level: float
+
+    @functools.cached_property
+    def macro(self) -> Interval:
+        """The mean over all labels that have a value."""
+        return self.mean_over(range(len(self.values)))
+
+    def mean_over(self, labels: Sequence[int]) -> Interval:
+        """Return the mean over those of these labels, by index, that have a value."""
+        chosen = np.array(labels, dtype=np.int64)
+        value, labels_left_out = macro(self.values[chosen])
+        defined = chosen[~np.isnan(self.values[chosen])]
+        rows, counts = self.resampled[defined], np.maximum(self.patients[defined], 2)
+        means = rows.mean(axis=0) if len(rows) else np.full(self.resampled.shape[1], np.nan)
+        freedom = _Freedom.of_mean(rows, counts)
+        low, high, reason = _interval(value, means, self.scale, freedom, self.unit, self.level, of_all=True)
+        undefined = int(np.isnan(rows).any(axis=0).sum())
+        return Interval(value, low, high, len(defined), labels_left_out, undefined, reason)
 
 
 @dataclass(frozen=True)
@@ -246,13 +267,6 @@ def _intervals(values, resampled, scale: str, patients: np.ndarray, unit: str, l
     for value, row, count in zip(values, resampled, patients.tolist(), strict=True):
         ends.append(_interval(value, row, scale, _Freedom.of(count), unit, level))
     low, high, reasons = zip(*ends, strict=True) if ends else ((), (), ())
-    defined = ~np.isnan(values)
-    value, labels_left_out = macro(values)
-    rows, counts = resampled[defined], np.maximum(patients[defined], 2)
-    freedom = _Freedom.of_mean(rows, counts)
-    means = rows.mean(axis=0) if len(rows) else np.full(resampled.shape[1], np.nan)
-    macro_low, macro_high, reason = _interval(value, means, scale, freedom, unit, level, of_all=True)
-    undefined = int(np.isnan(rows).any(axis=0).sum())
     return MetricIntervals(
         values,
         np.array(low, dtype=np.float64),
@@ -261,7 +275,9 @@ def _intervals(values, resampled, scale: str, patients: np.ndarray, unit: str, l
         left_out,
         tuple(reasons),
         resampled,
-        Interval(value, macro_low, macro_high, int(defined.sum()), labels_left_out, undefined, reason),
+        scale,
+        unit,
+        level,
     )
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from ..utils.paths_in_text import find_places
+from ..utils.redaction import find_paths
 
 # Accounts and hosts of this name say nothing about anybody.
 _EVERYBODY = {"root", "user", "admin", "administrator", "ubuntu", "debian", "jovyan", "runner", "nobody", "guest"}
@@ -149,7 +149,7 @@ def _look(text: str, machine: Machine) -> Iterator[tuple[tuple[int, int], Trace]
         shown = _TOKEN.sub(_beginning, match.group().rstrip(".,;:)"))
         return match.span(), Trace(f"line {line}", kind, shown)
 
-    for match in find_places(text):
+    for match in find_paths(text):
         yield trace(match, _PATH)
     for match in _TOKEN.finditer(text):
         yield trace(match, _SECRET)

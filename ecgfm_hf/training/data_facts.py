@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.targets import UNKNOWN_CLASS
+from ..utils.redaction import SMALLEST_CELL, Cell, Quantiles, label_cells, redact
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-# Nothing is told of fewer patients.
-SMALLEST_CELL = 10
 
 
 def data_facts(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -77,30 +75,25 @@ def _facts(
     problem_type: str,
 ) -> dict[str, Any]:
     from ..evaluation.intervals import patient_groups
-    from ..utils.redaction import SmallCells, label_counts
 
-    cells = SmallCells(patient_groups(patients).numbers, SMALLEST_CELL)
-    if not cells.enough(np.ones(recordings, dtype=bool)):
-        return {"recordings": f"<{SMALLEST_CELL}", "patients": f"<{SMALLEST_CELL}"}
-    found: dict[str, Any] = {
-        "recordings": recordings,
-        "patients": None if known_patients is None else cells.told(known_patients),
-    }
+    numbers = patient_groups(patients).numbers
+    exact: dict[str, Any] = {"recordings": Cell(numbers), "patients": known_patients, "problem_type": problem_type}
     for name, called in (("source", "sources"), ("sex", "sexes")):
         values = np.array([value or "unknown" for value in columns.get(name, ())], dtype=object)
         groups = sorted(set(values.tolist()))
         if groups and groups != ["unknown"]:
-            found[called] = dict(zip(groups, cells.counts([values == group for group in groups]), strict=True))
+            exact[called] = {group: Cell(numbers[values == group]) for group in groups}
     ages = np.array([np.nan if age is None else age for age in columns.get("age", ())], dtype=np.float64)
-    # A quartile of few people is the age of one.
-    if len(ages) and cells.enough(~np.isnan(ages)) and cells.patients(~np.isnan(ages)) >= 4 * SMALLEST_CELL:
-        found["age"] = [round(float(value)) for value in np.nanquantile(ages, (0.25, 0.5, 0.75))]
+    known = ~np.isnan(ages)
+    if known.any():
+        quartiles = [round(float(value)) for value in np.quantile(ages[known], (0.25, 0.5, 0.75))]
+        exact["age"] = Quantiles(Cell(numbers[known]), quartiles)
     if targets is not None:
         if targets.ndim == 1:
             classes = np.arange(len(label_names))
             targets = np.where(targets[:, None] == UNKNOWN_CLASS, np.nan, targets[:, None] == classes)
-        found["labels"] = dict(zip(label_names, label_counts(targets, problem_type, cells), strict=True))
-    return found
+        exact["labels"] = dict(zip(label_names, label_cells(targets, numbers, problem_type), strict=True))
+    return redact(exact)
 
 
-__all__ = ["SMALLEST_CELL", "counted_facts", "data_facts", "split_facts"]
+__all__ = ["counted_facts", "data_facts", "split_facts"]

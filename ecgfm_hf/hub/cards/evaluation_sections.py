@@ -6,8 +6,8 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from ...evaluation.html_parts import count, figure_text
-from ...evaluation.measuring import PROBABILITY, RANKING, RATES, REGRESSION
 from ...evaluation.report import METRIC_NAMES
+from ...evaluation.results import PROBABILITY, RANKING, RATES, REGRESSION
 from .details import CardDetails, placeholder
 from .markdown import bullets, paragraphs, plain, table
 
