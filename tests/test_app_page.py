@@ -203,7 +203,7 @@ def test_recordings_are_forgotten():
 def test_refusals_name_the_file_and_no_folder(asking, tmp_path):
     (asking._folder / "my file.csv").write_text("I,II\n1,2\n")
     reason = asking.read("s", [str(asking._folder / "my file.csv")], NOTHING, {})["refused"]
-    assert reason.startswith("my file: recording.csv: a .csv or .tsv file does not say its sampling rate, units")
+    assert reason.startswith("my file: recording.csv: a .csv or .tsv file does not contain its sampling rate, units")
     paths = dropped(asking, tmp_path, samples=random_samples(samples=100))
     reason = asking.read("s", paths, NOTHING, {})["refused"]
     assert reason.startswith("rec: ")

@@ -135,7 +135,7 @@ def test_facts_are_taken_from_the_page(page):
     table = "\n".join([",".join(f"{v}" for v in row) for row in random_samples(samples=5000).T.tolist()])
     names = "I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6\n"
     file = ("t.csv", (names + table).encode()[:900_000].rsplit(b"\n", 1)[0])
-    assert "does not say its sampling rate" in page.answer(file)
+    assert "does not contain its sampling rate" in page.answer(file)
     assert "ecg-sheet" in page.answer(file, facts=("500", "uV", "", ""))
 
 

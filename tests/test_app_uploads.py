@@ -210,7 +210,7 @@ def test_a_recording_comes_back_whole(reader, tmp_path):
 
 def test_facts_that_a_file_lacks_are_asked_for(reader, tmp_path):
     (tmp_path / "r.csv").write_text("I,II\n" + "1,2\n" * 600)
-    with pytest.raises(ECGReadError, match="does not say its sampling rate, units"):
+    with pytest.raises(ECGReadError, match="does not contain its sampling rate, units"):
         reader.read(tmp_path / "r.csv")
     assert reader.read(tmp_path / "r.csv", sampling_rate=100.0, units="uV").units == ("uV", "uV")
 
@@ -227,9 +227,9 @@ def test_facts_that_a_file_lacks_are_asked_for(reader, tmp_path):
         ),
         ("huge.hea", "huge 1 500 999999999999999\nhuge.dat 16 1000/mV 16 0 0 0 0 I\n", "truncated"),
         ("crowd.hea", "crowd 9999 500 1\n", "declares 9999 signals"),
-        ("flac.hea", "flac 1 500 99999999999\nflac.dat 516 1000/mV 16 0 0 0 0 I\n", "more than the"),
+        ("flac.hea", "flac 1 500 99999999999\nflac.dat 516 1000/mV 16 0 0 0 0 I\n", "expected at most"),
         ("empty.edf", "", "is empty"),
-        ("text", "just text", "unknown kind"),
+        ("text", "just text", "unknown format"),
     ],
 )
 def test_hostile_files_are_refused_by_the_readers(reader, tmp_path, name, content, expected):

@@ -310,7 +310,7 @@ def test_predict_takes_what_files_do_not_say_themselves(model_dir, tmp_path, cap
     np.testing.assert_allclose(answers[1], answers[0], atol=1e-5)
     np.testing.assert_allclose(answers[2], answers[0], atol=1e-5)
     assert ecgfm(["predict", files[1], "--model", str(model_dir)]) == 1
-    assert "does not say its" in capsys.readouterr().err
+    assert "does not contain its" in capsys.readouterr().err
 
 
 def test_no_command_and_no_model_are_usage_errors(tmp_path, capsys):

@@ -194,11 +194,11 @@ def test_a_file_name_that_is_not_utf8_leaves_out_that_file_alone(tmp_path, kept)
 def test_a_reason_says_what_is_wrong_without_saying_where():
     entry = {"path": "training/georgia/g1/E00001.hea", "recording_id": "E00001"}
     quoted = repr('E00001 Jane O\'Neill said "no" \x00 12')
-    lacking = "a .csv or .tsv file does not say its units; pass units= (--units)"
+    lacking = "a .csv or .tsv file does not contain its units; pass units= (--units)"
     assert reason_of(f"ward/E00001.csv: {lacking}", entry) == lacking, "what helps is told"
     assert "Jane" not in reason_of(f"training/georgia/g1/E00001.hea: not a WFDB header, found the line {quoted}", entry)
     several = {
-        reason_of(f"training/georgia/g1/{name}.hea: lead {lead} has checksum {n}, the header says {n + 1}: they differ",
+        reason_of(f"training/georgia/g1/{name}.hea: lead {lead} has checksum {n}, expected {n + 1} by the header: bad",
                   {"path": f"training/georgia/g1/{name}.hea", "recording_id": name})
         for name, lead, n in (("E00001", "I", 4), ("E7", "aVR", -31), ("JS1", "V6", 0))
     }  # fmt: skip

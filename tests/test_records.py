@@ -246,13 +246,13 @@ def test_float_samples_are_missing_where_nan():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"samples": np.ones(4, np.int16)}, r"shape \(leads, samples\).*\(4,\)"),
-        ({"samples": np.ones((2, 0), np.int16)}, r"hold at least one, found \(2, 0\)"),
-        ({"samples": np.ones((2, 4), np.int64)}, "found int64"),
+        ({"samples": np.ones(4, np.int16)}, r"shape \(4,\), expected \(leads, samples\)"),
+        ({"samples": np.ones((2, 0), np.int16)}, r"found samples of shape \(2, 0\)"),
+        ({"samples": np.ones((2, 4), np.int64)}, "found samples of type int64"),
         ({"lead_names": ["I"]}, "1 lead names for 2 leads"),
         ({"lead_names": ["I", " "]}, "lead 2 of 2 has no name"),
-        ({"lead_names": ["I", "i"]}, "lead I is there twice"),
-        ({"gain": [1.0]}, r"gain must have shape \(2,\)"),
+        ({"lead_names": ["I", "i"]}, "lead I occurs twice"),
+        ({"gain": [1.0]}, r"found gain of shape \(1,\), expected \(2,\)"),
         ({"gain": [1.0, 0.0]}, "lead II has gain 0"),
         ({"gain": [1.0, np.inf]}, "lead II has gain inf"),
         ({"gain": [1e-200, 1.0]}, "lead I has gain 1e-200"),

@@ -79,18 +79,21 @@ def test_calibrations_and_rates_of_device_files_are_exact(tmp_path):
         (lambda: device_files.edf(X, records=-1), "not closed"),
         (lambda: device_files.edf(X, unit="mmHg"), "lead I: unknown unit 'mmHg'"),
         (lambda: device_files.edf(X, unit="MV"), "lead I: unknown unit 'MV'"),
-        (lambda: device_files.edf(X, unit=""), "lead I: no unit of a voltage"),
+        (lambda: device_files.edf(X, unit=""), "lead I: found the unit '', expected one of a voltage"),
         (lambda: device_files.edf(X, digital=(5, 5)), "invalid range"),
-        (lambda: device_files.edf(X, labels=["I", "II", "II", *LEADS[3:]]), "lead II is there twice"),
+        (lambda: device_files.edf(X, labels=["I", "II", "II", *LEADS[3:]]), "lead II occurs twice"),
         (lambda: device_files.edf(X, labels=["", *LEADS[1:]]), "lead 1 of 12 has no name"),
         (lambda: device_files.edf(X).replace(b"+1\x14\x14", b"+7\x14\x14"), "gaps between data records"),
         (lambda: b"\xffBIOSEMI" + device_files.edf(X)[8:], "BDF"),
-        (lambda: device_files.aecg(X).replace(b'unit="uV"', b""), "lead I: no unit of a voltage"),
+        (
+            lambda: device_files.aecg(X).replace(b'unit="uV"', b""),
+            "lead I: found the unit '', expected one of a voltage",
+        ),
         (lambda: device_files.aecg(X, scale="2.5 MV"), "lead I: unknown unit 'MV'"),
         (lambda: device_files.aecg(X, step="2 fortnights"), "fortnights"),
         (lambda: device_files.aecg(X).replace(b"</digits>", b" 1</digits>", 1), "leads of different lengths (I 501"),
-        (lambda: device_files.aecg(X).replace(b"</digits>", b"NaN</digits>", 1), "cannot read aECG"),
-        (lambda: device_files.aecg(X).replace(b"LEAD_V1", b"LEAD_I"), "lead I is there twice"),
+        (lambda: device_files.aecg(X).replace(b"</digits>", b"NaN</digits>", 1), "found 'N' in a number of digits"),
+        (lambda: device_files.aecg(X).replace(b"LEAD_V1", b"LEAD_I"), "lead I occurs twice"),
         (lambda: device_files.aecg(X)[:-30], "malformed XML"),
         (lambda: device_files.muse(X[:8], unit="QUARKS"), "QUARKS"),
         (lambda: device_files.muse(X[:8], base="499.5"), "sampling rate of 499.5 Hz"),
@@ -144,7 +147,7 @@ def test_xml_that_is_too_much_is_refused(tmp_path):
 def test_compressed_samples_do_not_unpack_without_bounds(tmp_path):
     from ecgdatakit.parsing.codecs import LzwDecoder
 
-    from ecgfm_hf.records.device_guards import _lzw_length
+    from ecgfm_hf.records.devices import _lzw_length
 
     rng = np.random.default_rng(0)
     for _ in range(200):

@@ -173,7 +173,7 @@ def test_names_that_contradict_or_miss_are_refused(small, tmp_path):
     del lead.ChannelSourceSequence
     refused(small, tmp_path, "channel 2 has no lead name")
     lead.ChannelLabel = "I"
-    refused(small, tmp_path, "lead I is there twice")
+    refused(small, tmp_path, "lead I occurs twice")
 
 
 def with_group(dataset, **changes):

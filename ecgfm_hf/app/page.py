@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..interpretation.ecg_page import GAINS
-from ..records.errors import ECGReadError
+from ..records import ECGReadError
 from ..utils.name_lists import names as as_names
 from . import answering, fragments
 from .reader import LONGEST_SECONDS, ConfinedReader

@@ -7,7 +7,7 @@ import signal
 import threading
 from typing import Any
 
-from ..records.errors import ECGReadError
+from ..records import ECGReadError
 from ..records.reading import read_with_defaults
 from ..records.record import ECGRecord
 from ..utils.resumable_parts import exit_with_parent

@@ -95,9 +95,9 @@ def left_out_of(entry: Mapping[str, Any], error: Exception, source: Source, pseu
 # What may be said of a recording whose id is a pseudonym: these words and no others, since any part of a message may
 # quote the name of a file, and a file may bear the name of a patient.
 _KINDS = (
-    *("no such signal file", "no such header", "no such file", "is empty", "truncated", "longer than its header says"),
+    *("no such signal file", "no such header", "no such file", "is empty", "truncated", "longer than its header"),
     *("checksum", "initial value", "unknown unit", "gain", "sampling rate", "number of samples", "lead name"),
-    *("signal format", "cannot be decoded", "damaged", "infinite samples", "all zeros", "unknown kind of file"),
+    *("signal format", "cannot be decoded", "damaged", "infinite samples", "all zeros", "unknown format"),
     *("leads out of", "not supported", "not a WFDB header", "units", "header"),
 )
 
@@ -124,7 +124,7 @@ def reason_of(message: str, entry: Mapping[str, Any]) -> str:
     message = re.sub(r"(?<!\w)'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "...", message)
     message = re.sub(r"\[Errno \d+\] ([^:()]*)(?:: \.\.\.)?", r"\1", message)
     message = re.sub(r"\bsignal \d+(?: \([^)]*\))?:", "a signal:", message)
-    message = re.sub(r"\blead [^\s:,;]+(?=:| is | has | begins )", "a lead", message)
+    message = re.sub(r"\blead [^\s:,;]+(?=:| is | has | begins | occurs )", "a lead", message)
     message = re.sub(r", (?:in|found) the (?:record )?line .*|; (?!pass ).*|\[[^]]*\]", "", message, flags=re.DOTALL)
     message = re.sub(r"\b(found|expected) \([^()]*\)", r"\1 ...", message)
     message = re.sub(r" \((?=[^)]*\d)[^()]*\)", "", message)

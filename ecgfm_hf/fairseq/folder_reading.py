@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data.labels import LabelTableError, read_label_def, read_pos_weight
-from ..records.errors import ECGReadError
+from ..records import ECGReadError
 from ..utils.ids import canonical_id
 from .manifests import (
     FairseqFolderError,

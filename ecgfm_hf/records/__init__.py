@@ -9,9 +9,8 @@ from ..utils.lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        ".errors": ("ECGReadError",),
-        ".hdf5_reader": ("read_code_15",),
+        ".hdf5": ("read_code_15",),
         ".reading": ("read_ecg",),
-        ".record": ("ECGRecord",),
+        ".record": ("ECGReadError", "ECGRecord"),
     },
 )

@@ -1,44 +1,56 @@
-"""One recording, exactly as its file holds it."""
+"""One recording as its file holds it, and what every reader needs: the error, and whole files read within bounds."""
 
 import math
 import os
+import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 import numpy as np
 
 from ..feature_extraction_ecgfm import canonical_lead_name, millivolts_per_unit
-from .errors import ECGReadError
+from ..utils.errors import ECGFMError
 
 _STORED_TYPES = tuple(np.dtype(name) for name in ("int16", "int32", "float32", "float64"))
 
-# Outside of these a sampling rate is a damaged number, not an ECG, and resampling from it could fill the memory.
+# Outside of these a sampling rate is a damaged number, and resampling from it could fill the memory.
 _LOWEST_RATE, _HIGHEST_RATE = 20.0, 100_000.0
+
+
+class ECGReadError(ECGFMError, ValueError):
+    """
+    A recording cannot be read, or its content contradicts itself.
+
+    The message begins with the path and gives what was found and what was expected. The constructor takes one argument,
+    so that the error can be sent back from a worker process.
+    """
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ECGRecord:
-    """A recording without loss: stored samples, and what turns them into millivolts.
+    """
+    A recording without loss: samples as stored, and the numbers that turn them into millivolts.
 
     Attributes:
         recording_id: the file's name without its suffix.
-        path: the file, as the caller named it.
+        path: the file, as the caller gave it.
         samples: (leads, samples), int16, int32, float32 or float64, as stored. Read-only.
         gain: (leads,) float64, stored units per physical unit; never 0. Read-only.
         baseline: (leads,) float64, the stored value of 0 physical units. Read-only.
         units: physical unit of each lead, as the file spells it ("mV", "mv", "uV").
         sampling_rate: Hz.
-        lead_names: one per lead; standard leads in their usual spelling, others as the file has them.
+        lead_names: one per lead; standard leads in their usual spelling, others as in the file.
         missing_value: the stored integer that marks a missing sample, or None. Float samples use NaN.
         age: years, or None.
         sex: "M", "F" or None.
         diagnoses: SNOMED CT codes, as text.
         time: when the recording was made, without a time zone, or None.
-        report: text of the interpretation; no reader fills it from a file, since it may hold names.
-        patient_id: likewise only given by a caller who knows, such as a dataset's own table.
+        report: text of the interpretation. No reader fills it from a file, since it may hold names.
+        patient_id: given by the caller only, for example from a dataset's own table.
 
     Raises:
-        ECGReadError: a field is missing, or two contradict one another; names the file and the lead.
+        ECGReadError: a field is missing, or two contradict each other; names the file and the lead.
     """
 
     recording_id: str
@@ -57,8 +69,8 @@ class ECGRecord:
     report: str | None = None
     patient_id: str | None = None
 
-    def __post_init__(self):
-        # The dataclass is frozen for its users; this is the one moment at which it settles its own values.
+    def __post_init__(self) -> None:
+        # Frozen for its users; only here are the fields brought into their final form.
         settle = object.__setattr__
         settle(self, "path", os.fspath(self.path))
         settle(self, "samples", self._checked_samples())
@@ -76,32 +88,35 @@ class ECGRecord:
     def _checked_samples(self) -> np.ndarray:
         samples = np.asarray(self.samples)
         if samples.ndim != 2 or 0 in samples.shape:
-            raise self._error(f"samples must have shape (leads, samples) and hold at least one, found {samples.shape}")
+            raise self._error(
+                f"found samples of shape {samples.shape}, expected (leads, samples), at least one of each"
+            )
         if samples.dtype not in _STORED_TYPES:
-            raise self._error(f"samples must be int16, int32, float32 or float64, found {samples.dtype}")
+            raise self._error(f"found samples of type {samples.dtype}, expected int16, int32, float32 or float64")
         return _read_only(samples)
 
     def _checked_names(self) -> tuple[str, ...]:
-        names = tuple(_canonical_where_standard(name) for name in self.lead_names)
+        names = tuple(standard_or_own_name(name) for name in self.lead_names)
         if len(names) != len(self.samples):
             raise self._error(f"{len(names)} lead names for {len(self.samples)} leads of samples: {list(names)}")
         for index, name in enumerate(names):
             if not name.strip():
-                raise self._error(f"lead {index + 1} of {len(names)} has no name; leads are never told by position")
+                raise self._error(f"lead {index + 1} of {len(names)} has no name; a position does not identify a lead")
             if name in names[:index]:
-                raise self._error(f"lead {name} is there twice (as number {names.index(name) + 1} and {index + 1})")
+                raise self._error(f"lead {name} occurs twice (as number {names.index(name) + 1} and {index + 1})")
         return names
 
     def _one_per_lead(self, attribute: str) -> np.ndarray:
         values = np.array(getattr(self, attribute), dtype=np.float64)
         if values.shape != (len(self.samples),):
-            raise self._error(f"{attribute} must have shape ({len(self.samples)},), one per lead, found {values.shape}")
+            raise self._error(f"found {attribute} of shape {values.shape}, expected ({len(self.samples)},), one a lead")
         for name, value in zip(self.lead_names, values.tolist(), strict=True):
-            if not math.isfinite(value) or (attribute == "gain" and not _usable_gain(value)):
+            # A gain of 1e-300 is finite and not 0, but dividing by it leaves no numbers.
+            if not math.isfinite(value) or (attribute == "gain" and not 1e-12 < abs(value) < 1e12):
                 raise self._error(f"lead {name} has {attribute} {value:g}, which gives no voltage")
         return _read_only(values)
 
-    def _check_units(self):
+    def _check_units(self) -> None:
         if len(self.units) != len(self.samples):
             raise self._error(f"{len(self.units)} units for {len(self.samples)} leads: {list(self.units)}")
         for name, unit in zip(self.lead_names, self.units, strict=True):
@@ -110,7 +125,7 @@ class ECGRecord:
             except ValueError as error:
                 raise self._error(f"lead {name}: {error}") from error
 
-    def _check_scalars(self):
+    def _check_scalars(self) -> None:
         rate = float(self.sampling_rate)
         if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:  # NaN fails too
             raise self._error(
@@ -126,7 +141,7 @@ class ECGRecord:
 
     @property
     def signal(self) -> np.ndarray:
-        """(leads, samples) float64 in mV, NaN where a sample is missing. Computed anew, so the caller may change it."""
+        """(leads, samples) float64 in mV, NaN where a sample is missing. A new array at every access."""
         millivolts = np.array([millivolts_per_unit(unit) for unit in self.units])
         # Baseline first, in stored units, and one division: the same order as wfdb's, to the last bit.
         if self.baseline.any():
@@ -143,12 +158,8 @@ class ECGRecord:
         return signal
 
 
-def _usable_gain(value: float) -> bool:
-    # A gain of 1e-300 is finite and not 0, but the voltages it gives are not numbers any more.
-    return 1e-12 < abs(value) < 1e12
-
-
-def _canonical_where_standard(name: str) -> str:
+def standard_or_own_name(name: str) -> str:
+    """Return the usual spelling of a standard lead's name, and any other name as it is."""
     try:
         return canonical_lead_name(name)
     except ValueError:
@@ -159,3 +170,67 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     view = array.view()
     view.setflags(write=False)
     return view
+
+
+def file_stem(path: str) -> str:
+    """Return a file's name without folder and suffix."""
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def regular_file_size(path: str, role: str = "file") -> int:
+    """
+    Return the size in bytes of a file that is safe to open: it exists, is an ordinary file and is not empty.
+
+    Other kinds are refused before they are opened: opening a named pipe waits for ever, and a device may never end.
+
+    Args:
+        path: the file.
+        role: what the file is for ("header", "signal file"), for messages.
+
+    Raises:
+        ECGReadError: the file is missing, empty, or no ordinary file.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise ECGReadError(f"{path}: no such {role}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        raise ECGReadError(f"{path}: cannot open this {role} ({error})") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise ECGReadError(f"{path}: is a folder, expected a {role}")
+    if not stat.S_ISREG(status.st_mode):
+        raise ECGReadError(f"{path}: is a device or pipe, expected a {role}")
+    if status.st_size == 0:
+        raise ECGReadError(f"{path}: is empty, expected a {role} with content")
+    return status.st_size
+
+
+def read_bytes(path: str, size: int, role: str = "file") -> bytes:
+    """Read a file of exactly `size` bytes. `ECGReadError` if it has another size by now, or cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(size + 1)
+    except OSError as error:
+        raise ECGReadError(f"{path}: cannot read this {role} ({error})") from error
+    if len(content) != size:
+        raise ECGReadError(f"{path}: the {role} changed while it was read, expected {size} bytes")
+    return content
+
+
+def read_whole_file(path: str, largest: int, kind: str, role: str = "file") -> bytes:
+    """Read an ordinary file of at most `largest` bytes; `kind` ("DICOM waveform") names the format in messages."""
+    size = regular_file_size(path, role)
+    if size > largest:
+        raise ECGReadError(f"{path}: found {size} bytes, expected at most {largest} in a {kind} file")
+    return read_bytes(path, size, role)
+
+
+def refuse_infinite(path: str, samples: np.ndarray, lead_names: Sequence[str], where: str = "") -> None:
+    """Raise `ECGReadError` if float `samples` (leads, samples) hold an infinite value. NaN is a missing sample."""
+    if samples.dtype.kind == "f":
+        infinite = np.isinf(samples).any(axis=1)
+        if infinite.any():
+            raise ECGReadError(f"{path}: {where}lead {lead_names[int(infinite.argmax())]} has infinite samples")
+
+
+__all__ = ["ECGReadError", "ECGRecord"]

@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..feature_extraction_ecgfm import STANDARD_LEADS, clipped_leads, contradicting_leads, standardise
-from .errors import ECGReadError
-from .record import ECGRecord
+from .record import ECGReadError, ECGRecord
 
 # Every column but the labels, in order.
 COLUMNS: dict[str, pa.DataType] = {

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...records import ECGReadError, ECGRecord
-from ...records.hdf5_reader import Code15File, opened_code_15
+from ...records.hdf5 import Code15File, opened_code_15
 from .base import LeftOut, Source, SourceError, SourceIndex, inside, unique_rows, walk_files
 from .csv_columns import (
     find_table,
@@ -40,7 +40,7 @@ class Code15(Source):
 
     Args:
         root (`str` or `Path`): The folder with `exams.csv`.
-        units (`str`): Unit of the samples; see `ecgfm_hf.records.hdf5_reader` for what is known about it.
+        units (`str`): Unit of the samples; see `ecgfm_hf.records.hdf5` for what is known about it.
     """
 
     name = "code_15"

@@ -1,7 +1,8 @@
-"""Bare tables of samples, which say neither their sampling rate nor their unit: CSV, TSV and NumPy's `.npy`.
+"""
+Tables of samples without sampling rate and unit: CSV, TSV and NumPy's `.npy`.
 
 A CSV or TSV has a column a lead, with the leads' names in its first line; an `.npy` file has a row a lead, and the
-caller names them. Which of two dimensions is time is never told from their lengths.
+caller names them. Which of two dimensions is time is never guessed from their lengths.
 """
 
 import csv
@@ -14,24 +15,25 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..feature_extraction_ecgfm import canonical_lead_name
-from .errors import ECGReadError, read_bytes, regular_file_size
-from .record import ECGRecord
-from .sniffing import TEXT_SUFFIXES
+from .record import ECGReadError, ECGRecord, file_stem, read_whole_file, refuse_infinite
 
 _LARGEST_TEXT, _LARGEST_ARRAY = 1 << 26, 1 << 29
-# What `.npy` files hold, by kind and bytes, and the type of the record. Wider integers are looked at.
+# What `.npy` files hold, by kind and bytes, and the type of the record. The values of wider integers are checked.
 _STORED = {"i1": "i2", "u1": "i2", "i2": "i2", "u2": "i4", "i4": "i4", "u4": "i8", "i8": "i8", "u8": "u8"}
 _STORED |= {"f2": "f4", "f4": "f4", "f8": "f8"}
 
 
-def read_text_table(path: str, sampling_rate: float, units: str | Sequence[str], lead_names=None) -> ECGRecord:
-    """Read a CSV or TSV. An empty field is a missing sample.
-
-    Every column must be a lead; of a table that has others too (a time, a number), `lead_names` picks the leads.
+def read_text_table(
+    path: str, sampling_rate: float, units: str | Sequence[str], lead_names: Sequence[str] | None = None
+) -> ECGRecord:
     """
-    separator = TEXT_SUFFIXES[os.path.splitext(path)[1].lower()]
+    Read a CSV or TSV. An empty field is a missing sample.
+
+    Every column must be a lead; if a table has others too (a time, a number), `lead_names` selects the leads.
+    """
+    separator = "\t" if os.path.splitext(path)[1].lower() == ".tsv" else ","
     try:
-        text = _content(path, _LARGEST_TEXT).decode("utf-8-sig")
+        text = read_whole_file(path, _LARGEST_TEXT, "CSV or TSV").decode("utf-8-sig")
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         header = [name.strip() for name in next(rows, [])]
         if not header:
@@ -42,31 +44,31 @@ def read_text_table(path: str, sampling_rate: float, units: str | Sequence[str],
             if row:
                 values.extend(_numbers(path, rows.line_num, header, row, columns))
     except UnicodeDecodeError as error:
-        raise ECGReadError(f"{path}: not a text in UTF-8 ({error})") from error
+        raise ECGReadError(f"{path}: not text in UTF-8 ({error})") from error
     except csv.Error as error:
         raise ECGReadError(f"{path}: line {rows.line_num}: not a table ({error})") from error
     samples = np.frombuffer(values, np.float64).reshape(-1, len(columns)).T
     return _record(path, np.ascontiguousarray(samples), sampling_rate, [header[i] for i in columns], units)
 
 
-def _columns(path: str, header: list[str], lead_names) -> list[int]:
-    """Where the leads are: all columns, or those that the caller names."""
-    there = ", ".join(repr(name) for name in header[:20])
+def _columns(path: str, header: list[str], lead_names: Sequence[str] | None) -> list[int]:
+    """Return the indices of the leads: all columns, or those that the caller names."""
+    shown = ", ".join(repr(name) for name in header[:20])
     if lead_names is None:
         for name in header:
             try:
                 canonical_lead_name(name)
             except ValueError as error:
                 raise ECGReadError(
-                    f"{path}: found the columns {there}, of which {name!r} is no known lead; expected a line of lead "
-                    "names first, or lead_names= to say which columns are leads"
+                    f"{path}: found the columns {shown}, of which {name!r} is no known lead; expected lead names in "
+                    "the first line; lead_names= (--lead-names) selects the columns that are leads"
                 ) from error
         return list(range(len(header)))
     columns = []
     for name in _checked_names(path, lead_names):
         if header.count(name.strip()) != 1:
             number = header.count(name.strip())
-            raise ECGReadError(f"{path}: found {number} columns {name!r}, expected one; the columns are {there}")
+            raise ECGReadError(f"{path}: found {number} columns {name!r}, expected one; the columns are {shown}")
         columns.append(header.index(name.strip()))
     return columns
 
@@ -78,8 +80,8 @@ def _numbers(path: str, line: int, header: list[str], row: list[str], columns: l
     for column in columns:
         field = row[column].strip()
         try:
-            # Python takes 1_000 for a number; a table that has it is damaged.
-            numbers.append(float(field.replace("_", "?")) if field else math.nan)
+            # Python reads 1_000 and digits of other scripts as numbers; a table that has them is damaged.
+            numbers.append(float(field if field.isascii() and "_" not in field else "?") if field else math.nan)
         except ValueError:
             raise ECGReadError(
                 f"{path}: line {line}: lead {header[column]}: found {field[:40]!r}, expected a number"
@@ -90,7 +92,7 @@ def _numbers(path: str, line: int, header: list[str], row: list[str], columns: l
 def read_npy(path: str, sampling_rate: float, lead_names: Sequence[str], units: str | Sequence[str]) -> ECGRecord:
     """Read a (leads, samples) array of integers or floats."""
     names = _checked_names(path, lead_names)
-    content = _content(path, _LARGEST_ARRAY)
+    content = read_whole_file(path, _LARGEST_ARRAY, "npy")
     file = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(file)
@@ -103,7 +105,9 @@ def read_npy(path: str, sampling_rate: float, lead_names: Sequence[str], units: 
     if dtype.str[1:] not in _STORED:
         raise ECGReadError(f"{path}: found an array of {dtype.str}, expected integers or floats of up to 64 bits")
     if len(shape) != 2 or shape[0] != len(names):
-        turned = "; it looks turned round, save its transpose" if len(shape) == 2 and shape[1] == len(names) else ""
+        turned = (
+            "; the dimensions look swapped, save its transpose" if len(shape) == 2 and shape[1] == len(names) else ""
+        )
         raise ECGReadError(f"{path}: found an array of shape {shape}, expected ({len(names)} leads, samples){turned}")
     stored = memoryview(content)[file.tell() :]
     if shape[1] < 1 or len(stored) != math.prod(shape) * dtype.itemsize:
@@ -118,26 +122,18 @@ def read_npy(path: str, sampling_rate: float, lead_names: Sequence[str], units: 
     return _record(path, samples, sampling_rate, names, units)
 
 
-def _checked_names(path: str, lead_names) -> list[str]:
+def _checked_names(path: str, lead_names: Sequence[str]) -> list[str]:
     if isinstance(lead_names, str) or not all(isinstance(name, str) for name in lead_names) or not len(lead_names):
         raise ECGReadError(f"{path}: found lead_names={lead_names!r}, expected a list of names")
     return list(lead_names)
 
 
-def _content(path: str, most: int) -> bytes:
-    size = regular_file_size(path)
-    if size > most:
-        raise ECGReadError(f"{path}: {size} bytes, expected at most {most} in such a file")
-    return read_bytes(path, size)
-
-
-def _record(path: str, samples: np.ndarray, sampling_rate: float, names, units) -> ECGRecord:
-    if samples.dtype.kind == "f":
-        infinite = np.isinf(samples).any(axis=1)
-        if infinite.any():
-            raise ECGReadError(f"{path}: lead {names[int(infinite.argmax())]} has infinite samples")
+def _record(
+    path: str, samples: np.ndarray, sampling_rate: float, names: Sequence[str], units: str | Sequence[str]
+) -> ECGRecord:
+    refuse_infinite(path, samples, names)
     return ECGRecord(
-        recording_id=os.path.splitext(os.path.basename(path))[0],
+        recording_id=file_stem(path),
         path=path,
         samples=samples,
         gain=np.ones(len(names)),

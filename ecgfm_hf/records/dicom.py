@@ -1,30 +1,34 @@
-"""DICOM waveforms (12-lead, general and ambulatory ECG), decoded from what pydicom parses.
+"""
+DICOM waveforms (12-lead, general and ambulatory ECG), decoded from what pydicom parses.
 
-Only the elements listed in `_ELEMENTS` are parsed at all: names, identifiers, birth dates, addresses and free text stay
-unread. Attributes follow DICOM PS3.3, C.10.9 (Waveform Module).
+Only the elements in `_ELEMENTS` are parsed: names, identifiers, birth dates, addresses and free text stay unread.
+Attributes follow DICOM PS3.3, C.10.9 (Waveform Module).
 """
 
 import io
 import math
-import os
 import re
+from collections.abc import Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..feature_extraction_ecgfm import STANDARD_LEADS, canonical_lead_name
-from .errors import ECGReadError, read_bytes, regular_file_size
-from .record import ECGRecord
+from .record import ECGReadError, ECGRecord, file_stem, read_whole_file
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 _ELEMENTS = ["SOPClassUID", "AcquisitionDateTime", "PatientAge", "PatientSex", "WaveformSequence"]
 
-# pydicom is given the file's bytes, so that a damaged length cannot make it ask for more memory than the file has.
+# pydicom gets the file's bytes, so that a damaged length cannot make it ask for more memory than the file has.
 _LARGEST_FILE = 1 << 30
 
 _BIG_ENDIAN = "1.2.840.10008.1.2.2"
 # Others compress images, which are no waveforms, or the whole file, which could then unpack to any size.
 _TRANSFER_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", _BIG_ENDIAN)
-_META_STARTS = 132  # behind the preamble and the mark "DICM"
+_META_STARTS = 132  # after the preamble and the mark "DICM"
 
 # Waveform Sample Interpretation: the type in the file, the type in the record. The companded ones (MB, AB) are sound.
 _SAMPLE_TYPES = {
@@ -41,16 +45,16 @@ _LEAD_CODE = re.compile(r"(?:2:|5\.6\.3-9-)(\d{1,3})", re.ASCII)
 
 
 def read_dicom(path: str) -> ECGRecord:
-    """Read the ECG of a DICOM file.
-
-    Of its multiplex groups the original recording is taken, never a derived one such as a median beat: the one ORIGINAL
-    group that has both the longest duration and the most channels. Raises `ECGReadError` if there is no such group, and
-    for everything in it that is damaged, truncated or uncalibrated.
     """
-    size = regular_file_size(path)
-    if size > _LARGEST_FILE:
-        raise ECGReadError(f"{path}: {size} bytes, expected at most {_LARGEST_FILE} in a DICOM waveform")
-    content = read_bytes(path, size)
+    Read the ECG of a DICOM file.
+
+    Of its multiplex groups the original recording is read, never a derived one such as a median beat: the one ORIGINAL
+    group that has both the longest duration and the most channels.
+
+    Raises:
+        ECGReadError: there is no such group, or something in it is damaged, truncated or uncalibrated.
+    """
+    content = read_whole_file(path, _LARGEST_FILE, "DICOM waveform")
 
     import pydicom
 
@@ -58,19 +62,19 @@ def read_dicom(path: str) -> ECGRecord:
     if syntax not in _TRANSFER_SYNTAXES:
         name = pydicom.uid.UID(syntax).name or "none"
         raise ECGReadError(f"{path}: found the transfer syntax {name}, expected an uncompressed one, as waveforms have")
-    # pydicom gets the data with the transfer syntax that was just admitted, so that it cannot find and unpack another.
+    # The data get a new header with the accepted transfer syntax, so that pydicom cannot find and unpack another.
     value = syntax.encode() + b"\0" * (len(syntax) % 2)
     meta = b"\x02\x00\x10\x00UI" + len(value).to_bytes(2, "little") + value
-    admitted = io.BytesIO(b"".join((bytes(128), b"DICM", meta, memoryview(content)[data_start:])))
+    accepted = io.BytesIO(b"".join((bytes(128), b"DICM", meta, memoryview(content)[data_start:])))
     try:
-        return _record(path, syntax, pydicom.dcmread(admitted, specific_tags=_ELEMENTS))
+        return _record(path, syntax, pydicom.dcmread(accepted, specific_tags=_ELEMENTS))
     except ECGReadError:
         raise
     except Exception as error:  # pydicom parses lazily and meets damage with errors of many types
         raise ECGReadError(f"{path}: damaged DICOM file ({type(error).__name__}: {error})") from error
 
 
-def _record(path: str, syntax: str, dataset) -> ECGRecord:
+def _record(path: str, syntax: str, dataset: "Dataset") -> ECGRecord:
     if not dataset.get("WaveformSequence"):
         kind = getattr(dataset.get("SOPClassUID"), "name", "unknown kind")
         raise ECGReadError(f"{path}: a DICOM file without a waveform ({kind})")
@@ -78,7 +82,7 @@ def _record(path: str, syntax: str, dataset) -> ECGRecord:
     names, gain, baseline, units = _channels(path, group)
     samples, missing_value = _samples(path, group, byte_order=">" if syntax == _BIG_ENDIAN else "<")
     return ECGRecord(
-        recording_id=os.path.splitext(os.path.basename(path))[0],
+        recording_id=file_stem(path),
         path=path,
         samples=samples,
         gain=gain,
@@ -94,9 +98,10 @@ def _record(path: str, syntax: str, dataset) -> ECGRecord:
 
 
 def _transfer_syntax(content: bytes) -> tuple[str, int]:
-    """How the file is encoded ("" if it does not say), and where the data begin.
+    """
+    Return the UID of the file's encoding ("" if there is none), and the offset of the data.
 
-    The elements of group 2, at the beginning, are little endian with explicit types whatever the rest is.
+    The elements of group 2, at the beginning, are always little endian with explicit types.
     """
     syntax, at = "", _META_STARTS
     while content[at : at + 2] == b"\x02\x00":
@@ -109,7 +114,7 @@ def _transfer_syntax(content: bytes) -> tuple[str, int]:
     return syntax, at
 
 
-def _original_group(path: str, groups):
+def _original_group(path: str, groups: "Sequence[Dataset]") -> "Dataset":
     originals = [group for group in groups if group.get("WaveformOriginality") == "ORIGINAL"]
     for group in originals:
         for keyword in ("NumberOfWaveformChannels", "NumberOfWaveformSamples", "SamplingFrequency"):
@@ -122,27 +127,30 @@ def _original_group(path: str, groups):
         best = [g for g in originals if _seconds(g) == longest and g.NumberOfWaveformChannels == most]
         if len(best) == 1:
             return best[0]
-    there = "; ".join(
+    found = "; ".join(
         f"{group.get('MultiplexGroupLabel') or 'no label'}: {group.get('WaveformOriginality')}, "
         f"{group.get('NumberOfWaveformChannels')} channels of {group.get('NumberOfWaveformSamples')} samples"
         for group in groups
     )
     raise ECGReadError(
-        f"{path}: expected one ORIGINAL group with the most leads and the longest duration, found {there}"
+        f"{path}: expected one ORIGINAL group with the most leads and the longest duration, found {found}"
     )
 
 
-def _seconds(group) -> float:
+def _seconds(group: "Dataset") -> float:
     return group.NumberOfWaveformSamples / float(group.SamplingFrequency)
 
 
-def _channels(path: str, group) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, tuple[str, ...]]:
+def _channels(path: str, group: "Dataset") -> tuple[tuple[str, ...], np.ndarray, np.ndarray, tuple[str, ...]]:
     channels = group.get("ChannelDefinitionSequence") or []
     if len(channels) != group.NumberOfWaveformChannels:
         raise ECGReadError(
             f"{path}: {group.NumberOfWaveformChannels} channels declared, {len(channels)} channels defined"
         )
-    names, gains, baselines, units = [], [], [], []
+    names: list[str] = []
+    gains: list[float] = []
+    baselines: list[float] = []
+    units: list[str] = []
     for number, channel in enumerate(channels, start=1):
         name = _lead_name(path, number, channel)
         _check_skew(path, name, channel, float(group.SamplingFrequency))
@@ -160,20 +168,20 @@ def _channels(path: str, group) -> tuple[tuple[str, ...], np.ndarray, np.ndarray
     return tuple(names), np.array(gains), np.array(baselines), tuple(units)
 
 
-def _number(dataset, keyword: str, default: float) -> float:
+def _number(dataset: "Dataset", keyword: str, default: float) -> float:
     value = dataset.get(keyword)
     return default if value is None else float(value)
 
 
-def _check_skew(path: str, name: str, channel, rate: float):
-    # A converter that takes its channels in turn skews them by a part of a sample, which is left as it is.
+def _check_skew(path: str, name: str, channel: "Dataset", rate: float) -> None:
+    # A converter that samples its channels in turn skews them by a part of a sample, which is not corrected.
     skew = _number(channel, "ChannelSampleSkew", 0.0) + _number(channel, "ChannelTimeSkew", 0.0) * rate
     if not abs(skew) < 1:
         raise ECGReadError(f"{path}: lead {name} is skewed by {skew:g} samples, which is not supported")
 
 
-def _lead_name(path: str, number: int, channel) -> str:
-    """The name on which code, meaning and label of a channel agree; if none is a known lead, the file's own words."""
+def _lead_name(path: str, number: int, channel: "Dataset") -> str:
+    """Return the lead on which a channel's code, meaning and label agree, or its own words if none is a known lead."""
     source = (channel.get("ChannelSourceSequence") or [{}])[0]
     code, meaning = str(source.get("CodeValue") or ""), str(source.get("CodeMeaning") or "")
     words = [text for text in (meaning.split("(")[0].strip(), str(channel.get("ChannelLabel") or ""), code) if text]
@@ -189,17 +197,17 @@ def _lead_name(path: str, number: int, channel) -> str:
     if len(known) > 1:
         raise ECGReadError(f"{path}: channel {number} is lead {' and lead '.join(known)} at once, by {words}")
     if not known and not words:
-        raise ECGReadError(f"{path}: channel {number} has no lead name; leads are never told by position")
+        raise ECGReadError(f"{path}: channel {number} has no lead name; a position does not identify a lead")
     return next(iter(known), words[0] if words else "")
 
 
-def _samples(path: str, group, byte_order: str) -> tuple[np.ndarray, int | None]:
-    """(leads, samples) in the record's type, and the stored value of a missing sample."""
+def _samples(path: str, group: "Dataset", byte_order: str) -> tuple[np.ndarray, int | None]:
+    """Return (leads, samples) in the record's type, and the stored value of a missing sample."""
     kind = (group.get("WaveformSampleInterpretation"), group.get("WaveformBitsAllocated"))
     if kind not in _SAMPLE_TYPES:
         raise ECGReadError(f"{path}: found samples of kind {kind}, expected one of {list(_SAMPLE_TYPES)}")
-    stored, dtype = _SAMPLE_TYPES[kind]
-    stored = np.dtype(byte_order + stored)
+    code, dtype = _SAMPLE_TYPES[kind]
+    stored = np.dtype(byte_order + code)
     channels, count = int(group.NumberOfWaveformChannels), int(group.NumberOfWaveformSamples)
     content = group.get("WaveformData")
     content = content if isinstance(content, bytes) else b""

@@ -14,8 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from ..feature_extraction_ecgfm import STANDARD_LEADS
-from .errors import ECGReadError, regular_file_size
-from .record import ECGRecord
+from .record import ECGReadError, ECGRecord, regular_file_size
 
 _RATE = 400.0
 _DATASETS = ("exam_id", "tracings")
