@@ -65,14 +65,14 @@ def main() -> int:
         step(
             3,
             "Pretraining without labels (W2V + CMSC + RLM), briefly",
-            *("pretrain", "--config", "pretrain_tiny", f"data={store}", f"output_dir={encoder}", "device=cpu"),
-            *("epochs=3", "save_every_epochs=0", "log_every_updates=5", "model.gumbel_temperature_decay=0.97"),
+            *("pretrain", "--config", "pretrain_tiny", f"data={store}", f"output_dir={encoder}", "use_cpu=true"),
+            *("num_train_epochs=3", "save_strategy=no", "logging_steps=5", "model.gumbel_temperature_decay=0.97"),
         )
         step(
             4,
             "Fine-tuning on the training split; validation chooses the update, calibration and thresholds",
             *("finetune", "--config", "finetune_small", f"data={store}", f"init_from={encoder}"),
-            *(f"output_dir={classifier}", f"labels={json.dumps(LABELS)}", "device=cpu", "epochs=10"),
+            *(f"output_dir={classifier}", f"labels={json.dumps(LABELS)}", "use_cpu=true", "num_train_epochs=10"),
         )
         step(
             5,

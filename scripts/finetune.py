@@ -2,7 +2,7 @@
 Fine-tuning, for launchers: `ecgfm finetune` is the same.
 
     accelerate launch scripts/finetune.py --config finetune_small data=STORE output_dir=OUT [key=value ...]
-    torchrun --standalone --nproc_per_node 2 scripts/finetune.py --config finetune_small ... device=cpu
+    torchrun --standalone --nproc_per_node 2 scripts/finetune.py --config finetune_small ... use_cpu=true
 """
 
 import argparse

@@ -2,7 +2,7 @@
 Pretraining, for launchers: `ecgfm pretrain` is the same.
 
     accelerate launch scripts/pretrain.py --config pretrain_base data=STORE output_dir=OUT [key=value ...]
-    torchrun --standalone --nproc_per_node 2 scripts/pretrain.py --config pretrain_tiny ... device=cpu
+    torchrun --standalone --nproc_per_node 2 scripts/pretrain.py --config pretrain_tiny ... use_cpu=true
 """
 
 import argparse

@@ -27,7 +27,7 @@ class Block:
         language: What stands behind the fence.
         text: What stands within.
         not_run: The reason given in `<!-- not run: REASON -->` just above, if any.
-        smaller: Arguments by command, to put behind those of the page: `<!-- smaller: pretrain epochs=1; ... -->`.
+        smaller: Arguments by command, to put behind those of the page: `<!-- smaller: pretrain seed=1; ... -->`.
     """
 
     page: str

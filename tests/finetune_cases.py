@@ -3,7 +3,7 @@
 import numpy as np
 from tiny_pretraining import MODEL
 
-from ecgfm_hf.training.finetune_settings import FINETUNED_MODEL
+from ecgfm_hf.training.settings import FINETUNED_MODEL
 
 LABELS = ("slow", "fast", "rare")
 TINY_MODEL = {**FINETUNED_MODEL, "activation_dropout": 0.0, **MODEL}

@@ -48,7 +48,7 @@ def test_a_launch_names_its_configuration_and_keeps_the_published_batch(line, mo
     from accelerate.commands.launch import launch_command_parser
 
     from ecgfm_hf.training import read_recipe
-    from ecgfm_hf.training.settings import PUBLISHED_EFFECTIVE_BATCH, effective_batch
+    from ecgfm_hf.training.settings import PUBLISHED_EFFECTIVE_BATCH
 
     options = launch_command_parser().parse_args(shlex.split(line)[2:])
     config = yaml_of(ROOT / options.config_file)
@@ -60,7 +60,7 @@ def test_a_launch_names_its_configuration_and_keeps_the_published_batch(line, mo
     assert settings.processes == config["num_processes"]
     assert options.num_processes in (None, config["num_processes"])
     assert options.num_machines in (None, config["num_machines"])
-    assert effective_batch(settings, settings.processes) == PUBLISHED_EFFECTIVE_BATCH
+    assert settings.effective_batch(settings.processes) == PUBLISHED_EFFECTIVE_BATCH
 
 
 def test_the_slurm_script_asks_for_what_it_starts():
@@ -77,5 +77,5 @@ def test_the_table_of_batches_multiplies():
         r"^\| .*? \| (\d+) \| (\d+) \| (\d+) \| ([\d,]+) \|$", (ROOT / "docs/pretraining.md").read_text(), re.M
     )
     assert len(rows) == 3
-    for processes, pairs, accumulation, segments in rows:
-        assert int(processes) * int(pairs) * int(accumulation) * 2 == int(segments.replace(",", ""))
+    for processes, batch, accumulation, segments in rows:
+        assert int(processes) * int(batch) * int(accumulation) == int(segments.replace(",", ""))

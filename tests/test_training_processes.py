@@ -22,7 +22,7 @@ NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "feat_proj_dr
 PLAIN = {**MODEL, **NO_DROPOUT, "diversity_loss_weight": 0.0, "cmsc_loss_weight": 0.0}
 MASKED = 60
 # Long enough for a signal to arrive before the end.
-LONGER = {"epochs": 6, "save_every_updates": 2}
+LONGER = {"num_train_epochs": 6, "save_strategy": "steps", "save_steps": 2}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def main(folder):
             torch.save(found, folder / f"{name}.pt")
     settings = json.loads((folder / "sharded.json").read_text())
     for name, sharded, updates in (("plain", False, 4), ("sharded", True, 4), ("cut", True, 2), ("cut", True, 4)):
-        changes = {"output_dir": str(folder / name), "max_updates": updates}
+        changes = {"output_dir": str(folder / name), "max_steps": updates}
         with sharding() if sharded else contextlib.nullcontext():
             AcceleratorState._reset_state()
             Pretrainer(PretrainSettings(**settings | changes)).run()
@@ -195,12 +195,12 @@ def base_settings(workplace, **changes):
         "train_split": "all",
         "valid_split": None,
         "model": MODEL,
-        "pairs": 2,
-        "accumulation": 2,
-        "epochs": 2,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 2,
         "learning_rate": 1e-3,
-        "device": "cpu",
-        "log_every_updates": 1,
+        "use_cpu": True,
+        "logging_steps": 1,
         **changes,
     }
 
@@ -222,7 +222,10 @@ CASES = {
     # Everything as in training, with dropout and all parts of the loss.
     "weighted": {"settings": {}, "given": False},
     "given": {"settings": {"model": PLAIN}, "given": True},
-    "across": {"settings": {"model": MODEL, "cmsc_across_processes": True, "accumulation": 1}, "given": False},
+    "across": {
+        "settings": {"model": MODEL, "cmsc_across_processes": True, "gradient_accumulation_steps": 1},
+        "given": False,
+    },
 }
 
 
@@ -268,7 +271,7 @@ def test_two_processes_with_two_micro_batches_equal_the_weighted_sum(workplace, 
 
     found, metrics, processes = gradients["weighted"]
     assert processes == 2
-    trainer = Pretrainer(PretrainSettings(**base_settings(workplace, accumulation=4)))
+    trainer = Pretrainer(PretrainSettings(**base_settings(workplace, gradient_accumulation_steps=4)))
     updater = trainer.updater
     updater.bare.set_gumbel_temperature(updater.bare.gumbel_temperature_at(0))
     batches = train_batches(trainer.train_data, trainer.settings, 0, 0, 0, 1)
@@ -289,7 +292,9 @@ def test_with_all_that_is_drawn_given_they_equal_one_big_batch(workplace, gradie
     from ecgfm_hf.training import PretrainSettings
 
     found, metrics, _ = gradients["given"]
-    settings = PretrainSettings(**base_settings(workplace, model=PLAIN, pairs=8, accumulation=1))
+    settings = PretrainSettings(
+        **base_settings(workplace, model=PLAIN, per_device_train_batch_size=16, gradient_accumulation_steps=1)
+    )
     expected, one, processes = first_gradient(settings, given=True)
     assert processes == 1
     assert_close(found, expected)
@@ -373,7 +378,7 @@ def test_a_killed_run_continues_to_bit_equal_weights(workplace, gradients, tmp_p
 
     from ecgfm_hf.training import Pretrainer, PretrainSettings
 
-    settings = base_settings(workplace, **LONGER, output_dir=str(tmp_path / "killed"), num_workers=1)
+    settings = base_settings(workplace, **LONGER, output_dir=str(tmp_path / "killed"), dataloader_num_workers=1)
     recipe = tmp_path / "recipe.json"  # JSON is YAML.
     recipe.write_text(json.dumps(settings))
     script = str(Path(__file__).parent.parent / "scripts" / "pretrain.py")

@@ -35,9 +35,8 @@ def run_finetune(args: argparse.Namespace) -> int:
         `int`: 0 trained, 1 stopped (the loss is not finite, something cannot be written), 2 usage and leaks, 130 and
         143 interrupted by Ctrl-C and SIGTERM, saved: the same command continues.
     """
-    from ..training.finetune_settings import FinetuneSettings
     from ..training.recipes import read_recipe
-    from ..training.settings import SettingsError
+    from ..training.settings import FinetuneSettings, SettingsError
     from ..utils.precision import keep_freed_memory
     from .pretrain import quiet, show_recipe
 

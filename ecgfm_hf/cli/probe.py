@@ -97,8 +97,8 @@ def _probe(args: argparse.Namespace) -> "tuple[LinearProbe, Any, Embeddings, Emb
     from ..data.split_guard import check_guard, check_splits
     from ..data.store import load_prepared
     from ..training.embeddings import LinearProbeError, embed_split
-    from ..training.finetune_settings import FinetuneSettings
     from ..training.linear_probe import fit_linear_probe
+    from ..training.settings import FinetuneSettings
     from ..utils.precision import keep_freed_memory
 
     # Its rules for thresholds and calibration are those of fine-tuning.

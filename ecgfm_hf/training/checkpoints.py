@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..model_folder import save_model_folder
-from .settings import PretrainSettings, SettingsError
+from .settings import PretrainSettings, SettingsError, check_names
 
 try:
     import fcntl
@@ -34,11 +34,11 @@ except ImportError:  # Windows
 STATE_FILE, OPTIMIZER_FILE, ENGINE_FOLDER, BEST_FILE = "trainer_state.json", "optimizer.pt", "engine", "best.json"
 _UNFINISHED, _LOCK_FILE = ".writing-", ".lock"
 # What may change between a run and its continuation without another outcome.
-_FREE = {"data", "output_dir", "num_workers", "processes", "device", "trackers", "project", "resume", "collapse_below"}
-_FREE |= {"log_every_updates", "keep_last", "save_every_updates", "save_every_epochs"}
-_FREE |= {"validate_every_updates", "validate_every_epochs", "valid_split"}
+_FREE = {"data", "output_dir", "dataloader_num_workers", "processes", "use_cpu", "report_to", "project", "run_name"}
+_FREE |= {"resume_from_checkpoint", "collapse_below", "logging_steps", "save_total_limit", "valid_split"}
+_FREE |= {"save_strategy", "save_steps", "eval_strategy", "eval_steps"}
 # Checked together with the number of processes: their product must stay.
-_FREE |= {"accumulation"}
+_FREE |= {"gradient_accumulation_steps"}
 
 
 @dataclass
@@ -69,9 +69,9 @@ class TrainerState:
 class Checkpoints:
     """The checkpoints under `output_dir`."""
 
-    def __init__(self, output_dir: str | Path, keep_last: int):
+    def __init__(self, output_dir: str | Path, save_total_limit: int | None):
         self.folder = Path(output_dir) / "checkpoints"
-        self._keep_last = keep_last
+        self._save_total_limit = save_total_limit
         self._lock: IO | None = None
 
     def claim(self) -> bool:
@@ -168,8 +168,12 @@ class Checkpoints:
         writing.replace(self.folder / BEST_FILE)
 
     def prune(self) -> None:
-        """Removes all but the last ones and the best, and what a kill left half written."""
-        kept = {*self.all()[-self._keep_last :], self.best()}
+        """Removes what `save_total_limit` leaves no room for, and what a kill left half written."""
+        checkpoints, best = self.all(), self.best()
+        # As transformers counts: the best one is among the kept, and so is the last, however few may be.
+        others = [path for path in checkpoints if path != best]
+        limit = len(others) if self._save_total_limit is None else self._save_total_limit - (best is not None)
+        kept = {*others[max(0, len(others) - max(0, limit)) :], best, *checkpoints[-1:]}
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             if path.is_dir() and path not in kept and (path.name.startswith(_UNFINISHED) or path in self.all()):
                 shutil.rmtree(path, ignore_errors=True)
@@ -227,9 +231,10 @@ def check_same_settings(state: TrainerState, settings: PretrainSettings) -> None
         [`SettingsError`]: settings that would change the outcome differ.
     """
     now = settings.to_dict()
+    check_names(state.settings, PretrainSettings, f"{settings.output_dir} holds a run that cannot be resumed: ")
     # With a fixed learning rate a run may be made longer; others, and a warm-up in shares, depend on its length.
-    lengthens = settings.schedule == "fixed" and not 0 < settings.warmup < 1
-    free = _FREE | {"epochs", "max_updates"} if lengthens else _FREE
+    lengthens = settings.lr_scheduler_type.startswith("constant") and not 0 < settings.warmup_steps < 1
+    free = _FREE | {"num_train_epochs", "max_steps"} if lengthens else _FREE
     changed = [text for k in now if k not in free for text in _differences(k, state.settings.get(k), now[k])]
     _refuse(settings.to_dict(), changed)
 
@@ -243,7 +248,7 @@ def check_same_data(state: TrainerState, begun: TrainerState) -> None:
     """
     changed = []
     if begun.micro_batches != state.micro_batches:
-        changed.append(f"processes x accumulation was {state.micro_batches}, now {begun.micro_batches}")
+        changed.append(f"processes x gradient_accumulation_steps was {state.micro_batches}, now {begun.micro_batches}")
     if begun.num_pairs != state.num_pairs:
         changed.append(f"the training data had {state.num_pairs} pairs, now {begun.num_pairs}")
     elif state.data and begun.data != state.data:

@@ -9,9 +9,8 @@ from transformers.modeling_utils import PreTrainedModel
 from ..configuration_ecgfm import LABEL_FIELDS, ECGFMConfig
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMModel
-from .finetune_settings import FINETUNED_MODEL, FinetuneSettings
 from .masking import derived_seed
-from .settings import SettingsError
+from .settings import FINETUNED_MODEL, FinetuneSettings, SettingsError
 from .start import IMPOSSIBLE, reason_of
 
 _MASK_EMBEDDING = "masked_spec_embed"

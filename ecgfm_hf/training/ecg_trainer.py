@@ -13,12 +13,12 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_utils import EvalPrediction
 
 from ..utils.errors import ECGFMError
-from .finetune_settings import FinetuneSettings
 from .labelled_segments import EpochOrder, LabelledSegments, collate_segments, count_known
 from .masking import derived_seed
 from .optimizers import FairseqAdam, build_optimizer, learning_rate_at
 from .parameter_groups import parameter_groups
 from .recording_metrics import SELECTION, recording_metrics, recording_table
+from .settings import FinetuneSettings
 
 
 class NonFiniteTrainingError(ECGFMError, RuntimeError):
@@ -94,10 +94,9 @@ class ECGTrainer(Trainer):
             **kwargs,
         )
         self.add_callback(RefuseNonFiniteGradients())
-        batches = -(-len(train_dataset) // (settings.batch_size * self.accelerator.num_processes))
-        self.updates_per_epoch = max(1, -(-batches // settings.accumulation))
-        by_epochs = None if settings.epochs is None else settings.epochs * self.updates_per_epoch
-        self.total_updates = min(n for n in (by_epochs, settings.max_updates) if n is not None)
+        batches = -(-len(train_dataset) // (settings.per_device_train_batch_size * self.accelerator.num_processes))
+        self.updates_per_epoch = max(1, -(-batches // settings.gradient_accumulation_steps))
+        self.total_updates = settings.total_steps(self.updates_per_epoch)
         self.args.max_steps = self.total_updates
 
     @property
@@ -110,7 +109,7 @@ class ECGTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         processes = self.accelerator.num_processes
-        multiple = 1 if processes == 1 else self.settings.batch_size * processes
+        multiple = 1 if processes == 1 else self.settings.per_device_train_batch_size * processes
         return EpochOrder(self.train_dataset, self.settings.seed, multiple)
 
     def get_batch_samples(
@@ -216,39 +215,40 @@ def training_arguments(
     settings: FinetuneSettings, checkpoints: Path, validates: bool, problem_type: str
 ) -> TrainingArguments:
     """What [`Trainer`] takes of the settings."""
-    every = "no" if not validates else ("steps" if settings.evaluate_every_updates else "epoch")
-    keeps = every if validates else ("steps" if settings.evaluate_every_updates else "epoch")
-    interval = {"eval_steps": settings.evaluate_every_updates, "save_steps": settings.evaluate_every_updates}
+    given: dict[str, Any] = {
+        "per_device_eval_batch_size": settings.per_device_train_batch_size,
+        "dataloader_persistent_workers": settings.dataloader_num_workers > 0,
+        "dataloader_pin_memory": not settings.use_cpu and torch.accelerator.is_available(),
+        # Weights that are frozen for a while get no gradient, which DistributedDataParallel must be told to expect.
+        "ddp_find_unused_parameters": settings.freeze_encoder not in (0, "always")
+        or float(settings.model.get("layerdrop", 0.0)) > 0,
+        "metric_for_best_model": SELECTION[problem_type] if validates else None,
+        "greater_is_better": True if validates and "metric_for_best_model" not in settings.training_args else None,
+    }
     return TrainingArguments(
+        **given | settings.training_args,
         output_dir=str(checkpoints),
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulation,
-        max_grad_norm=settings.clip_norm,
-        eval_strategy=every,
-        save_strategy=keeps,
-        **(interval if settings.evaluate_every_updates else {}),
+        per_device_train_batch_size=settings.per_device_train_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        max_grad_norm=settings.max_grad_norm,
+        eval_strategy=settings.eval_strategy if validates else "no",
+        eval_steps=settings.eval_steps,
+        save_strategy=settings.save_strategy,
+        save_steps=settings.save_steps,
         load_best_model_at_end=validates,
-        metric_for_best_model=SELECTION[problem_type] if validates else None,
-        greater_is_better=True if validates else None,
-        save_total_limit=settings.keep_last,
+        save_total_limit=settings.save_total_limit,
         restore_callback_states_from_checkpoint=True,
-        logging_strategy="steps",
-        logging_steps=settings.log_every_updates,
+        logging_steps=settings.logging_steps,
         # A loss that is NaN is an error here, and not a figure to leave out.
         logging_nan_inf_filter=False,
         report_to="none",
         disable_tqdm=True,
         seed=settings.seed,
-        use_cpu=settings.device == "cpu" or not torch.accelerator.is_available(),
-        bf16=settings.precision == "bfloat16",
-        fp16=settings.precision == "float16",
-        dataloader_num_workers=settings.num_workers,
-        dataloader_persistent_workers=settings.num_workers > 0,
-        dataloader_pin_memory=settings.device != "cpu" and torch.accelerator.is_available(),
-        # Weights that are frozen for a while get no gradient, which DistributedDataParallel must be told to expect.
-        ddp_find_unused_parameters=settings.freeze_encoder not in (0, "always")
-        or float(settings.model.get("layerdrop", 0.0)) > 0,
+        use_cpu=settings.use_cpu or not torch.accelerator.is_available(),
+        full_determinism=settings.full_determinism,
+        bf16=settings.bf16,
+        fp16=settings.fp16,
+        dataloader_num_workers=settings.dataloader_num_workers,
         remove_unused_columns=False,
         label_names=["labels"],
     )

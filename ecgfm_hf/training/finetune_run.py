@@ -18,13 +18,12 @@ from ..provenance import add_step, hardware, labels_of_few, told_settings, versi
 from .checkpoints import Checkpoints
 from .classifier_start import build_classifier, build_extractor
 from .data_facts import data_facts, split_facts
-from .finetune_settings import FinetuneSettings
 from .finetuning import FinetuneResult, build_trainer, train_to_end
 from .operating_points import OperatingPoints
 from .parameter_groups import count_parameters
 from .recipes import write_recipe
 from .run_folder import SETTINGS_FILE, check_same_data, check_same_run, last_checkpoint, note_data, update_of
-from .settings import SettingsError
+from .settings import FinetuneSettings, SettingsError
 from .start import check_processes
 from .training_data import training_data
 
@@ -36,9 +35,11 @@ STORE_FOLDER = "store"
 RESULT_FILE = "finetuning.json"
 # Settings that model cards tell: nothing that names a place, a person or an institution.
 _TOLD = ("augmentations", "problem_type", "untrainable_labels", "model", "freeze_encoder", "lora")
-_TOLD += ("batch_size", "accumulation", "epochs", "max_updates", "early_stopping", "optimizer", "learning_rate")
-_TOLD += ("layer_decay", "betas", "eps", "weight_decay", "clip_norm", "schedule", "warmup", "final_learning_rate")
-_TOLD += ("thresholds", "calibration", "min_cases", "seed", "precision", "evaluate_every_updates")
+_TOLD += ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps")
+_TOLD += ("early_stopping_patience", "optim", "learning_rate", "layer_decay", "adam_beta1", "adam_beta2")
+_TOLD += ("adam_epsilon", "weight_decay", "max_grad_norm", "lr_scheduler_type", "warmup_steps", "final_learning_rate")
+_TOLD += ("thresholds", "calibration", "min_cases", "seed", "bf16", "fp16", "eval_strategy", "eval_steps")
+_TOLD += ("training_args",)
 
 
 class Finetuner:
@@ -67,12 +68,14 @@ class Finetuner:
         if settings.output_dir is None:
             raise SettingsError("output_dir is required: the folder that checkpoints, logs and the model go to")
         self.settings, self.output_dir = settings, Path(settings.output_dir)
-        self.processes = PartialState(cpu=settings.device == "cpu")
+        self.processes = PartialState(cpu=settings.use_cpu)
         check_processes(self.processes.num_processes, settings.processes, "scripts/finetune.py")
         latest = last_checkpoint(self.output_dir)
         self.is_finished = (self.output_dir / RESULT_FILE).is_file()
-        if not settings.resume and (self.is_finished or latest is not None):
-            raise SettingsError(f"{self.output_dir} holds a run and resume is false: give another output_dir")
+        if not settings.resume_from_checkpoint and (self.is_finished or latest is not None):
+            raise SettingsError(
+                f"{self.output_dir} holds a run and resume_from_checkpoint is false: give another output_dir"
+            )
         check_same_run(self.output_dir, settings, self.is_finished)
         if self.is_finished:
             return
@@ -109,7 +112,7 @@ class Finetuner:
         settings, data, processes = self.settings, self.data, self.processes.num_processes
         trainable, parameters = count_parameters(self.trainer.model)
         kind = data.problem_type.replace("_", " ")
-        batch = settings.batch_size * settings.accumulation * processes
+        batch = settings.effective_batch(processes)
         valid = "none" if data.valid is None else f"{len(data.valid.recording_targets()):,} recordings"
         begin = f"continuing at update {self.first_update:,}" if self.first_update else "from update 0"
         lines = [
@@ -119,8 +122,8 @@ class Finetuner:
             f"{', '.join(data.names[:6])}{', ...' if len(data.names) > 6 else ''}",
             f"data             {len(data.train.recording_targets()):,} recordings ({len(data.train):,} segments) to "
             f"train, validation: {valid}",
-            f"effective batch  {batch:,} segments: {settings.batch_size} x {processes} "
-            f"process{'es' if processes > 1 else ''} x {settings.accumulation} accumulation",
+            f"effective batch  {batch:,} segments: {settings.per_device_train_batch_size} x {processes} "
+            f"process{'es' if processes > 1 else ''} x {settings.gradient_accumulation_steps} accumulation",
             f"updates          {self.trainer.total_updates:,} ({self.trainer.updates_per_epoch:,} an epoch), {begin}",
             f"computing        {settings.precision} on {self.trainer.accelerator.device.type}",
             *(f"note             {note}" for note in data.notes),
@@ -138,7 +141,7 @@ class Finetuner:
         """
         if self.is_finished:
             return read_result(self.output_dir)
-        claim = Checkpoints(self.output_dir, self.settings.keep_last)
+        claim = Checkpoints(self.output_dir, self.settings.save_total_limit)
         free = claim.claim() if self.is_main_process else True
         if not all(gather_object([free])):
             raise SettingsError(f"another process is at work in {self.output_dir}: wait for it, or give another folder")
@@ -201,7 +204,7 @@ class Finetuner:
             "updates": result.update,
             "best_update": result.best_update,
             "trained_parameters": result.trainable_parameters,
-            "effective_batch_segments": settings.batch_size * settings.accumulation * self.processes.num_processes,
+            "effective_batch_segments": settings.effective_batch(self.processes.num_processes),
             # Weights themselves tell how many recordings have a label, however few they are.
             "pos_weight": "given" if isinstance(weights, list) else weights,
             "settings": told_settings(settings.to_dict(), _TOLD),

@@ -15,7 +15,6 @@ from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification
 from .ecg_trainer import ECGTrainer
 from .finetune_callbacks import StopOnSignal, TellProgress
-from .finetune_settings import FinetuneSettings
 from .interruption import Interruption
 from .lora import ADAPTERS_FOLDER, add_lora, merge_lora
 from .monitoring import Monitor, check_trackers
@@ -23,7 +22,7 @@ from .operating_points import OperatingPoints, fit_operating_points
 from .parameter_groups import FreezeEncoder, count_parameters, encoder_parameters
 from .recording_metrics import recording_metrics
 from .run_folder import CHECKPOINTS, last_checkpoint, update_of
-from .settings import SettingsError
+from .settings import FinetuneSettings, SettingsError
 from .start import checkpoint_activations
 from .training_data import TrainingData, training_data
 
@@ -112,7 +111,7 @@ def train_to_end(
     """What is left of a run once its Trainer is there; all processes together."""
     output_dir = Path(output_dir)
     counts = count_parameters(trainer.model)
-    latest = last_checkpoint(output_dir) if settings.resume else None
+    latest = last_checkpoint(output_dir) if settings.resume_from_checkpoint else None
     received = _train(trainer, settings, output_dir, latest)
     state = trainer.state
     if received:
@@ -154,11 +153,11 @@ def build_trainer(
         model.ecgfm.requires_grad_(False)
     trained = add_lora(model, settings.lora) if settings.lora else model
     callbacks: list[TrainerCallback] = []
-    if settings.early_stopping:
+    if settings.early_stopping_patience:
         if data.valid is None:
             raise SettingsError("early_stopping watches the validation split, and there is none")
         if data.chooses:
-            callbacks.append(EarlyStoppingCallback(settings.early_stopping))
+            callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience))
     if settings.freeze_encoder not in (0, "always"):
         callbacks.append(FreezeEncoder(encoder_parameters(trained), settings.freeze_encoder))
     check_trackers(settings.trackers)
@@ -166,7 +165,7 @@ def build_trainer(
     try:
         trainer = ECGTrainer(trained, settings, data.train, data.valid, checkpoints, data.scale, callbacks=callbacks)
     except (ValueError, ImportError) as error:
-        raise SettingsError(f"precision={settings.precision}, device={settings.device}: {error}") from None
+        raise SettingsError(f"{settings.precision}, use_cpu={settings.use_cpu}: {error}") from None
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -185,7 +184,7 @@ def _train(trainer: ECGTrainer, settings: FinetuneSettings, output_dir: Path, la
     with Interruption() as interruption:
         stop = StopOnSignal(interruption, accelerator)
         trainer.add_callback(stop)
-        per_update = settings.batch_size * settings.accumulation * accelerator.num_processes
+        per_update = settings.effective_batch(accelerator.num_processes)
         trainer.add_callback(TellProgress(monitor, per_update))
         try:
             trainer.train(resume_from_checkpoint=None if latest is None else str(latest))

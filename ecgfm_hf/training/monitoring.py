@@ -5,15 +5,12 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from .settings import PretrainSettings, SettingsError
-
-if TYPE_CHECKING:
-    from .finetune_settings import FinetuneSettings
+from .settings import RunSettings, SettingsError
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +53,10 @@ def check_trackers(names: list[str]) -> None:
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise SettingsError(
-                f"trackers: unknown tracker {name!r}, expected {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
+                f"report_to: unknown tracker {name!r}, expected {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
             )
         if name not in available:
-            raise SettingsError(f"trackers: {name} is not installed: pip install {_TRACKERS.get(name, name)}")
+            raise SettingsError(f"report_to: {name} is not installed: pip install {_TRACKERS.get(name, name)}")
 
 
 class Monitor:
@@ -77,7 +74,7 @@ class Monitor:
     def __init__(
         self,
         accelerator: Accelerator,
-        settings: "PretrainSettings | FinetuneSettings",
+        settings: RunSettings,
         total_updates: int,
         first_update: int,
     ):
@@ -100,7 +97,7 @@ class Monitor:
             shown = {k: v for k, v in settings.to_dict().items() if k not in _PRIVATE}
             shown = {k: v if isinstance(v, (int, float, str, bool)) else json.dumps(v) for k, v in shown.items()}
             # Beside TensorBoard's files, and not in whatever folder the command was given.
-            of_wandb = {"dir": settings.output_dir, "settings": _WANDB_SETTINGS}
+            of_wandb = {"dir": settings.output_dir, "settings": _WANDB_SETTINGS, "name": settings.run_name}
             accelerator.init_trackers(settings.project, config=shown, init_kwargs={"wandb": of_wandb})
 
     def advance(self) -> None:

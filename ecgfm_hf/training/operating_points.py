@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .finetune_settings import FinetuneSettings, threshold_rule
+from .settings import FinetuneSettings, parse_threshold_rule
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def fit_operating_points(
     """
     from ..evaluation import apply_calibration, auroc, fit_calibration, fit_thresholds
 
-    rule = threshold_rule(settings.thresholds)
+    rule = parse_threshold_rule(settings.thresholds)
     if settings.calibration == "none" and rule is None:
         return OperatingPoints()
     positives, negatives = (targets == 1).sum(axis=0), (targets == 0).sum(axis=0)

@@ -2,14 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 import torch
 
-from .settings import PretrainSettings
-
-if TYPE_CHECKING:
-    from .finetune_settings import FinetuneSettings
+from .settings import RunSettings
 
 
 class FairseqAdam(torch.optim.AdamW):
@@ -96,7 +92,7 @@ class FairseqAdam(torch.optim.AdamW):
 
 
 def build_optimizer(
-    parameters: Iterable[torch.Tensor] | Iterable[dict], settings: "PretrainSettings | FinetuneSettings"
+    parameters: Iterable[torch.Tensor] | Iterable[dict], settings: RunSettings
 ) -> torch.optim.Optimizer:
     """
     `FairseqAdam` or torch's AdamW (fused), over what is trainable among parameters, or over groups of them. Every
@@ -105,32 +101,32 @@ def build_optimizer(
     trainable = [given for given in parameters if isinstance(given, dict) or given.requires_grad]
     arguments = {
         "lr": settings.learning_rate,
-        "betas": tuple(settings.betas),
-        "eps": settings.eps,
+        "betas": (settings.adam_beta1, settings.adam_beta2),
+        "eps": settings.adam_epsilon,
         "weight_decay": settings.weight_decay,
     }
-    if settings.optimizer == "adamw":
+    if settings.optim == "adamw_torch_fused":
         return torch.optim.AdamW(trainable, fused=True, **arguments)
     return FairseqAdam(trainable, **arguments)
 
 
-def learning_rate_at(update: int, total_updates: int, settings: "PretrainSettings | FinetuneSettings") -> float:
+def learning_rate_at(update: int, total_updates: int, settings: RunSettings) -> float:
     """
     The learning rate of an update, a function of its number alone: there is no state to save.
 
     Args:
         update (`int`): From 0.
         total_updates (`int`): Of the whole run.
-        settings ([`PretrainSettings`] or [`FinetuneSettings`]): `learning_rate`, `warmup` (updates, or a share of the
-            run if below 1), `schedule`, `final_learning_rate` (what linear and cosine end at).
+        settings ([`RunSettings`]): `learning_rate`, `warmup_steps` (updates, or a share
+            of the run if below 1), `lr_scheduler_type`, `final_learning_rate` (what linear and cosine end at).
     """
-    warmup = settings.warmup if settings.warmup >= 1 else round(settings.warmup * total_updates)
+    warmup = settings.warmup_steps if settings.warmup_steps >= 1 else round(settings.warmup_steps * total_updates)
     if update < warmup:
         return settings.learning_rate * (update + 1) / warmup
-    if settings.schedule == "fixed":
+    if settings.lr_scheduler_type.startswith("constant"):
         return settings.learning_rate
     done = min(1.0, (update - warmup) / max(1.0, total_updates - warmup))
-    left = 1.0 - done if settings.schedule == "linear" else (1.0 + math.cos(math.pi * done)) / 2.0
+    left = 1.0 - done if settings.lr_scheduler_type == "linear" else (1.0 + math.cos(math.pi * done)) / 2.0
     return settings.final_learning_rate + (settings.learning_rate - settings.final_learning_rate) * left
 
 

@@ -186,11 +186,11 @@ def train_batches(
     out; every epoch it is something else.
     """
     order = epoch_order(len(dataset), settings.seed, epoch)
-    a_update = settings.pairs * settings.accumulation * processes
+    a_update = settings.pairs * settings.gradient_accumulation_steps * processes
     numbers = [
         order[begin : begin + settings.pairs].tolist()
         for update in range(first_update, len(order) // a_update)
-        for micro in range(settings.accumulation)
+        for micro in range(settings.gradient_accumulation_steps)
         for begin in [update * a_update + (micro * processes + process) * settings.pairs]
     ]
     dataset.set_epoch(epoch)
@@ -217,9 +217,9 @@ def _loader(dataset: PairDataset, numbers: list[list[int]], settings: PretrainSe
         dataset,
         batch_sampler=numbers,
         collate_fn=_Collate(settings.cmsc_positives),
-        num_workers=settings.num_workers,
+        num_workers=settings.dataloader_num_workers,
         worker_init_fn=_outlive_signals,
-        pin_memory=torch.cuda.is_available() and settings.device != "cpu",
+        pin_memory=torch.cuda.is_available() and not settings.use_cpu,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
-from .finetune_settings import FinetuneSettings
+from .settings import FinetuneSettings
 
 _LAYER = re.compile(r"\bencoder\.layers\.(\d+)\.")
 

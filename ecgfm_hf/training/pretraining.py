@@ -30,15 +30,16 @@ from .objective import METRICS, batch_metrics
 from .optimizers import FairseqAdam, build_optimizer
 from .pair_batches import open_pairs, train_batches, valid_batches
 from .recipes import write_recipe
-from .settings import PUBLISHED_EFFECTIVE_BATCH, PretrainSettings, SettingsError, effective_batch
+from .settings import PUBLISHED_EFFECTIVE_BATCH, PretrainSettings, SettingsError, steps_of
 from .start import build_accelerator, build_model
 from .update import NotFiniteError, Updater
 
 SETTINGS_FILE = "settings.yaml"
 # Settings that model cards tell: nothing that names a place, a person or an institution.
-_TOLD = ("augmentations", "model", "cmsc_positives", "cmsc_across_processes", "pairs", "accumulation")
-_TOLD += ("epochs", "max_updates", "optimizer", "learning_rate", "betas", "eps", "weight_decay", "clip_norm")
-_TOLD += ("schedule", "warmup", "final_learning_rate", "seed", "precision")
+_TOLD = ("augmentations", "model", "cmsc_positives", "cmsc_across_processes", "per_device_train_batch_size")
+_TOLD += ("gradient_accumulation_steps", "num_train_epochs", "max_steps", "optim", "learning_rate", "adam_beta1")
+_TOLD += ("adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "lr_scheduler_type", "warmup_steps")
+_TOLD += ("final_learning_rate", "seed", "bf16", "fp16")
 
 
 class NonFiniteLossError(ECGFMError, RuntimeError):
@@ -91,10 +92,12 @@ class Pretrainer:
             raise SettingsError("output_dir is required: the folder that checkpoints, logs and the model go to")
         self.settings = settings
         self.accelerator: Accelerator = build_accelerator(settings)
-        self.checkpoints = Checkpoints(settings.output_dir, settings.keep_last)
+        self.checkpoints = Checkpoints(settings.output_dir, settings.save_total_limit)
         latest = self.checkpoints.latest()
-        if latest is not None and not settings.resume:
-            raise SettingsError(f"{settings.output_dir} holds a run and resume is false: give another output_dir")
+        if latest is not None and not settings.resume_from_checkpoint:
+            raise SettingsError(
+                f"{settings.output_dir} holds a run and resume_from_checkpoint is false: give another output_dir"
+            )
         if latest is not None:
             self.state = read_state(latest)
             check_same_settings(self.state, settings)
@@ -110,16 +113,16 @@ class Pretrainer:
         if refused is not None:
             raise refused
         processes = self.accelerator.num_processes
-        self.micro_batches = processes * settings.accumulation
+        self.micro_batches = processes * settings.gradient_accumulation_steps
         self.updates_per_epoch = len(self.train_data) // (settings.pairs * self.micro_batches)
         if self.updates_per_epoch == 0:
             raise SettingsError(
-                f"an update takes {settings.pairs * self.micro_batches} pairs (pairs {settings.pairs} x processes "
-                f"{processes} x accumulation {settings.accumulation}), the data has {len(self.train_data)}: "
-                "lower pairs or accumulation"
+                f"an update takes {settings.effective_batch(processes)} segments (per_device_train_batch_size "
+                f"{settings.per_device_train_batch_size} x processes {processes} x gradient_accumulation_steps "
+                f"{settings.gradient_accumulation_steps}), but the data has {2 * len(self.train_data)} in pairs: lower "
+                "per_device_train_batch_size or gradient_accumulation_steps"
             )
-        by_epochs = None if settings.epochs is None else settings.epochs * self.updates_per_epoch
-        self.total_updates = min(n for n in (by_epochs, settings.max_updates) if n is not None)
+        self.total_updates = settings.total_steps(self.updates_per_epoch)
 
         begun = TrainerState(
             micro_batches=self.micro_batches,
@@ -146,7 +149,7 @@ class Pretrainer:
     def describe(self) -> str:
         """What is about to happen, in lines; the effective batch as the original counts it."""
         settings, processes = self.settings, self.accelerator.num_processes
-        batch = effective_batch(settings, processes)
+        batch = settings.effective_batch(processes)
         published = (
             "as published" if batch == PUBLISHED_EFFECTIVE_BATCH else f"published: {PUBLISHED_EFFECTIVE_BATCH:,}"
         )
@@ -159,8 +162,9 @@ class Pretrainer:
             f"model            {parameters:,} parameters, from {source}",
             f"data             {len(self.train_data):,} pairs to train, "
             f"{0 if self.valid_data is None else len(self.valid_data):,} to validate",
-            f"effective batch  {batch:,} segments: {settings.pairs} pairs x 2 x {processes} "
-            f"process{'es' if processes > 1 else ''} x {settings.accumulation} accumulation ({published})",
+            f"effective batch  {batch:,} segments: {settings.per_device_train_batch_size} x {processes} "
+            f"process{'es' if processes > 1 else ''} x {settings.gradient_accumulation_steps} "
+            f"accumulation ({published})",
             f"updates          {self.total_updates:,} ({self.updates_per_epoch:,} an epoch), {begin}",
             f"computing        {settings.precision} on {self.accelerator.device.type}{engine}",
         ]
@@ -218,7 +222,7 @@ class Pretrainer:
         batches = train_batches(self.train_data, settings, state.epoch, state.update_in_epoch, process, processes)
         began, since = time.perf_counter(), 0
         for in_epoch in range(state.update_in_epoch, self.updates_per_epoch):
-            micro_batches = list(islice(batches, settings.accumulation))
+            micro_batches = list(islice(batches, settings.gradient_accumulation_steps))
             try:
                 metrics, received = self.updater.update(state.update, micro_batches, interruption.number)
             except NotFiniteError as error:
@@ -228,9 +232,9 @@ class Pretrainer:
             ends_epoch = in_epoch + 1 == self.updates_per_epoch
             state.epoch, state.update_in_epoch = (state.epoch + 1, 0) if ends_epoch else (state.epoch, in_epoch + 1)
             last = state.update >= self.total_updates
-            if state.update % settings.log_every_updates == 0 or last:
+            if state.update % steps_of(settings.logging_steps, self.total_updates) == 0 or last:
                 seconds = time.perf_counter() - began
-                metrics["segments_per_s"] = since * effective_batch(settings, processes) / seconds
+                metrics["segments_per_s"] = since * settings.effective_batch(processes) / seconds
                 metrics["epoch"] = state.epoch + state.update_in_epoch / self.updates_per_epoch
                 monitor.log("train", state.update, metrics)
                 monitor.watch_collapse(state.update, metrics)
@@ -246,18 +250,18 @@ class Pretrainer:
     def _validate_and_save(self, monitor: Monitor, ends_epoch: bool, last: bool) -> None:
         state, settings = self.state, self.settings
 
-        def due(updates: int, epochs: int) -> bool:
-            by_update = updates > 0 and state.update % updates == 0
-            return last or by_update or (epochs > 0 and ends_epoch and state.epoch % epochs == 0)
+        def due(strategy: str, steps: float) -> bool:
+            by_step = strategy == "steps" and state.update % steps_of(steps, self.total_updates) == 0
+            return last or by_step or (strategy == "epoch" and ends_epoch)
 
-        validates = due(settings.validate_every_updates, settings.validate_every_epochs) and self.valid_data is not None
+        validates = due(settings.eval_strategy, settings.eval_steps) and self.valid_data is not None
         better = False
         if validates:
             metrics = self.validate()
             monitor.log("valid", state.update, metrics)
             better = state.best_loss is None or metrics["loss"] < state.best_loss
             state.best_loss = metrics["loss"] if better else state.best_loss
-        if better or due(settings.save_every_updates, settings.save_every_epochs):
+        if better or due(settings.save_strategy, settings.save_steps):
             self._save(state.best_loss if better else None)
 
     @torch.no_grad()
@@ -318,7 +322,7 @@ class Pretrainer:
             "data": data_facts({n: d.facts for n, d in splits.items() if d is not None and d.facts is not None}),
             "pairs": len(self.train_data),
             "updates": self.state.update,
-            "effective_batch_segments": effective_batch(settings, processes),
+            "effective_batch_segments": settings.effective_batch(processes),
             "settings": told_settings(settings.to_dict(), _TOLD),
             "seconds": None if self._began is None else round(time.monotonic() - self._began),
             "hardware": hardware(self.accelerator.device, processes),

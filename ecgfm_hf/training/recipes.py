@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import yaml
 
 from ..utils.errors import suggestion
-from .settings import PretrainSettings, SettingsError
+from .settings import PretrainSettings, RunSettings, SettingsError, check_names
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-Settings = TypeVar("Settings")
+Settings = TypeVar("Settings", bound=RunSettings)
 
 
 class _Loader(yaml.SafeLoader):
@@ -28,6 +28,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+# YAML 1.1 takes `no`, which is a value of save_strategy, for false; here only true and false are.
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 # YAML 1.1 takes `5e-5` for text, as it lacks a decimal point.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
@@ -81,7 +88,7 @@ def read_recipe(
         raise SettingsError(f"{path} is no YAML: {error}") from None
     if not isinstance(values, dict):
         raise SettingsError(f"{path} must hold key: value lines, found {type(values).__name__}")
-    _check_names(values, settings_class, f"{path}: ")
+    check_names(values, settings_class, f"{path}: ")
     values = copy.deepcopy(values)
     for override in overrides:
         _override(values, override, settings_class)
@@ -96,13 +103,6 @@ def write_recipe(settings: Any, path: Path) -> None:
     path.write_text(yaml.safe_dump(settings.to_dict(), sort_keys=False), encoding="utf-8")
 
 
-def _check_names(values: dict[Any, Any], settings_class: type, where: str = "") -> None:
-    known = [spec.name for spec in dataclasses.fields(settings_class)]
-    for name in values:
-        if name not in known:
-            raise SettingsError(f"{where}unknown setting {name}{suggestion(name, known)}")
-
-
 def _override(values: dict[str, Any], override: str, settings_class: type) -> None:
     key, sign, text = override.partition("=")
     key = key.strip()
@@ -113,7 +113,7 @@ def _override(values: dict[str, Any], override: str, settings_class: type) -> No
     except yaml.YAMLError as error:
         raise SettingsError(f"{key}: {text!r} is no YAML: {error}") from None
     first, *rest = key.split(".")
-    _check_names({first: None}, settings_class)
+    check_names([first], settings_class)
     # Mappings, whose keys are checked by those who read them.
     nested = [spec.name for spec in dataclasses.fields(settings_class) if "dict" in str(spec.type)]
     if rest and first not in nested:

@@ -7,8 +7,7 @@ from typing import Any
 
 import yaml
 
-from .finetune_settings import FinetuneSettings
-from .settings import SettingsError
+from .settings import FinetuneSettings, SettingsError, check_names
 from .training_data import TrainingData
 
 CHECKPOINTS = "checkpoints"
@@ -16,8 +15,8 @@ SETTINGS_FILE = "settings.yaml"
 # The Trainer writes it last: a checkpoint that a kill cut off lacks it, or has it cut off.
 _STATE_FILE = "trainer_state.json"
 # What may change between a run and its continuation without another outcome.
-_FREE = {"output_dir", "num_workers", "processes", "device", "trackers", "project", "resume", "log_every_updates"}
-_FREE |= {"keep_last", "test_split"}
+_FREE = {"output_dir", "dataloader_num_workers", "processes", "use_cpu", "report_to", "project", "run_name"}
+_FREE |= {"resume_from_checkpoint", "logging_steps", "save_total_limit", "test_split"}
 # What is done after training, and may change until then.
 _AFTER = {"thresholds", "calibration", "min_cases"}
 # A digest of the data, among the checkpoints that were trained on it.
@@ -54,6 +53,7 @@ def check_same_run(output_dir: Path, settings: FinetuneSettings, finished: bool 
         return
     before: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     now = settings.to_dict()
+    check_names(before, FinetuneSettings, f"{output_dir} holds a run that cannot be resumed: ")
     free = _FREE if finished else _FREE | _AFTER
     changed = [f"{k} was {before.get(k)!r}, now {now[k]!r}" for k in now if k not in free and before.get(k) != now[k]]
     if changed:

@@ -67,23 +67,23 @@ def build_accelerator(settings: PretrainSettings) -> Accelerator:
     skips_layers = float(settings.model.get("layerdrop", 0.0)) > 0
     try:
         accelerator = Accelerator(
-            cpu=settings.device == "cpu",
+            cpu=settings.use_cpu,
             mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[settings.precision],
             # Batches are cut by us, so accelerate sees no end of a data loader.
             gradient_accumulation_plugin=GradientAccumulationPlugin(
-                num_steps=settings.accumulation, sync_with_dataloader=False
+                num_steps=settings.gradient_accumulation_steps, sync_with_dataloader=False
             ),
             log_with=list(settings.trackers) or None,
             project_dir=settings.output_dir,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=skips_layers)],
         )
     except (ValueError, ImportError) as error:
-        raise SettingsError(f"precision={settings.precision}, device={settings.device}: {error}") from None
-    if settings.precision == "float16" and accelerator.device.type == "cpu":
-        raise SettingsError("precision=float16 needs a GPU, found a CPU: use bfloat16 or float32")
+        raise SettingsError(f"{settings.precision}, use_cpu={settings.use_cpu}: {error}") from None
+    if settings.fp16 and accelerator.device.type == "cpu":
+        raise SettingsError("fp16=true needs a GPU, found a CPU: use bf16=true, or neither")
     check_processes(accelerator.num_processes, settings.processes, "scripts/pretrain.py")
     _check_engine(accelerator)
-    if settings.deterministic:
+    if settings.full_determinism:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return accelerator
@@ -96,7 +96,7 @@ def check_processes(found: int, processes: int | None, script: str) -> None:
         # `accelerate launch --cpu --num_processes 2`, with a configuration that says MULTI_CPU too, runs one process.
         raise SettingsError(
             f"expected {expected} processes, found {found}. `accelerate launch` runs one process on CPUs; several: "
-            f"torchrun --standalone --nproc_per_node N {script} ... device=cpu"
+            f"torchrun --standalone --nproc_per_node N {script} ... use_cpu=true"
         )
 
 
@@ -108,7 +108,7 @@ def _check_engine(accelerator: Accelerator) -> None:
             found = f"{accelerator.device.type}, {accelerator.distributed_type.value}"
             raise SettingsError(
                 f"accelerate's configuration names {engine.value}, which it does not use here ({found}): take "
-                "it out of the configuration, or run on GPUs, without device=cpu"
+                "it out of the configuration, or run on GPUs, without use_cpu=true"
             )
 
 
@@ -155,7 +155,7 @@ def build_model(
         raise SettingsError("model.mask_time_prob is 0: pretraining masks")
     if settings.gradient_checkpointing:
         checkpoint_activations(model)
-    if settings.compile:
+    if settings.torch_compile:
         # Most of the work; its shapes never change, while the number of masked frames does.
         model.ecgfm.encoder.compile()
     return model.train(), extractor

@@ -11,10 +11,9 @@ from ..data.model_inputs import as_model_inputs
 from ..data.targets import TargetColumns, read_targets, untrainable
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from .augmentations import build_augmentations
-from .finetune_settings import FinetuneSettings
 from .labelled_segments import LabelledSegments
 from .masking import derived_seed
-from .settings import SettingsError
+from .settings import FinetuneSettings, SettingsError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -156,7 +156,7 @@ class Updater:
         return torch.stack(sums), (signal_number or int(signal.SIGTERM)) if received else 0
 
     def _gradient_norm(self, losses: list[float], batches: list[PairBatch]) -> float | None:
-        accelerator, clip = self.accelerator, self.settings.clip_norm
+        accelerator, clip = self.accelerator, self.settings.max_grad_norm
         # All of them: accelerate knows an engine's parameters by the whole list.
         parameters = list(self.model.parameters())
         if clip > 0:

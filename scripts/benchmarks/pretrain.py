@@ -45,8 +45,8 @@ def measure(case: dict) -> int:
     optimizer = FairseqAdam(
         model.parameters(),
         lr=settings.learning_rate,
-        betas=tuple(settings.betas),
-        eps=settings.eps,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_epsilon,
         weight_decay=settings.weight_decay,
     )
     optimizer.allocate_state()

@@ -68,7 +68,7 @@ def pretrain_settings(study: Study, folder: StudyFolder) -> Any:
     from ecgfm_hf.training import read_recipe
 
     where = [f"data={folder.store}", f"output_dir={folder.pretrained}", "train_split=pretrain", "valid_split=null"]
-    return read_recipe("pretrain_tiny", [*where, "device=cpu", *study.pretrain])
+    return read_recipe("pretrain_tiny", [*where, "use_cpu=true", *study.pretrain])
 
 
 def save_random(study: Study, folder: StudyFolder) -> None:

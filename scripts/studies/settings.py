@@ -53,7 +53,7 @@ class Study:
     fractions: dict[str, float] = field(
         default_factory=lambda: {"pretrain": 0.36, "labelled": 0.32, "tune": 0.12, "valid": 0.06, "test": 0.14}
     )
-    pretrain: tuple[str, ...] = ("epochs=20", "model.gumbel_temperature_decay=0.998987", "precision=bfloat16")
+    pretrain: tuple[str, ...] = ("num_train_epochs=20", "model.gumbel_temperature_decay=0.998987", "bf16=true")
     draws: dict[int, int] = field(default_factory=lambda: {50: 5, 100: 5, 300: 5, 1000: 1})
     learning_rates: tuple[float, ...] = (2e-4, 6e-4, 2e-3)
     first_steps: int = 600
@@ -93,7 +93,7 @@ def small_study() -> Study:
     """The same in a minute, to see that it runs: its figures mean nothing."""
     return Study(
         patients=220,
-        pretrain=("epochs=1", "pairs=8", "max_updates=8", "precision=bfloat16"),
+        pretrain=("per_device_train_batch_size=16", "max_steps=8", "bf16=true"),
         fractions={"pretrain": 0.3, "labelled": 0.35, "tune": 0.17, "valid": 0.08, "test": 0.10},
         draws={40: 2, 60: 2},
         learning_rates=(3e-4, 1e-3),
