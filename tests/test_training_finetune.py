@@ -66,7 +66,7 @@ def first_gradient(store, folder, **changes):
     trainer = build_trainer(model.double(), data, settings, folder)
     trainer.create_optimizer()
     loader = iter(trainer.get_train_dataloader())
-    batches, known = trainer.get_batch_samples(loader, settings.accumulation, trainer.args.device)
+    batches, known = trainer.get_batch_samples(loader, settings.gradient_accumulation_steps, trainer.args.device)
     loss = sum(float(trainer.training_step(model, batch, known)) for batch in batches)
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return gradients, loss, [int((~batch["labels"].isnan()).sum()) for batch in batches]

@@ -97,7 +97,7 @@ def first_gradient(settings, given):
     try:
         if given:
             given_by_recording(updater)
-        metrics, _ = updater.update(0, [next(batches) for _ in range(settings.accumulation)])
+        metrics, _ = updater.update(0, [next(batches) for _ in range(settings.gradient_accumulation_steps)])
     finally:
         update.forward_loss = forward_loss
     return found, metrics, accelerator.num_processes
