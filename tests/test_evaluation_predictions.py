@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ecgfm_hf.evaluation import Predictions, PredictionsError
+from ecgfm_hf.inference import Predictions, PredictionsError
 
 
 def _predictions(**changes):

@@ -14,7 +14,7 @@ from ecgfm_hf import ECGFMFeatureExtractor
 from ecgfm_hf.cli import export_fairseq as command
 from ecgfm_hf.data.labels import read_label_csv
 from ecgfm_hf.data.store import row_from_record
-from ecgfm_hf.fairseq.folder import (
+from ecgfm_hf.fairseq import (
     FairseqFolder,
     FairseqFolderError,
     export_fairseq_folder,

@@ -14,7 +14,7 @@ from hub_cases import mock_hub
 from huggingface_hub import ModelCard
 from mock_hub import TOKEN
 
-from ecgfm_hf import ECGFMForMultiLabelClassification, load_pipeline
+from ecgfm_hf import ECGFMForMultiLabelClassification
 from ecgfm_hf.cli.main import main
 from ecgfm_hf.hub import Machine, PushRefusedError, push_folder
 from ecgfm_hf.hub.cards import build_model_card, card_problems
@@ -110,45 +110,12 @@ def test_a_path_in_a_card_is_told_once(hub, folder):
     assert "a path of a machine, '/home/jdoe/node-17/records'" in problem
 
 
-def test_a_model_takes_the_card_of_its_folder_along_while_it_is_the_same(hub, folder):
-    text = build_model_card(folder, **{**DETAILS, "license": "cc-by-4.0"})
-    (folder / "README.md").write_text(text, encoding="utf-8")
-    (folder / "LICENSE").write_text("Attribution 4.0", encoding="utf-8")
-    ECGFMForMultiLabelClassification.from_pretrained(folder).push_to_hub("lab/rhythms")
-    load_pipeline(folder).push_to_hub("lab/again")
-    for name in ("lab/rhythms", "lab/again"):
-        assert card_of(hub, name) == text
-        files = hub.files(name)
-        assert files["LICENSE"] == b"Attribution 4.0"
-        assert files[FACTS_FILE] == (folder / FACTS_FILE).read_bytes()
-
-    # What is said of the folder's model is not said of another.
-    model = ECGFMForMultiLabelClassification.from_pretrained(folder)
-    with torch.no_grad():
-        model.classifier.bias.add_(1)
-    with pytest.raises(PushRefusedError, match="what could be built is not whole: give details"):
-        model.push_to_hub("lab/other")
-    model.push_to_hub("lab/other", details={**DETAILS, "license": "cc-by-4.0"})
-    assert "How these weights came to be is not noted" in card_of(hub, "lab/other")
-    assert FACTS_FILE not in hub.files("lab/other")
-    # With details that are given the card is built anew.
-    ECGFMForMultiLabelClassification.from_pretrained(folder).push_to_hub("lab/other", details=DETAILS)
-    assert "### Fine-tuning" in card_of(hub, "lab/other")
-
-
-def test_a_link_out_of_the_folder_is_not_taken_along(hub, folder, tmp_path):
-    (tmp_path / "elsewhere.md").write_text(build_model_card(folder, **DETAILS), encoding="utf-8")
-    (folder / "README.md").symlink_to(tmp_path / "elsewhere.md")
-    with pytest.raises(PushRefusedError, match="there is none"):
-        ECGFMForMultiLabelClassification.from_pretrained(folder).push_to_hub("lab/rhythms")
-
-
 def test_a_model_that_was_pulled_is_pushed_again(hub, folder, tmp_path):
     push_folder(folder, "lab/rhythms", details=DETAILS)
     program = (
-        "from ecgfm_hf import ECGFMForMultiLabelClassification\n"
-        "model = ECGFMForMultiLabelClassification.from_pretrained('lab/rhythms')\n"
-        f"model.push_to_hub('lab/again', details={DETAILS!r})\n"
+        "from huggingface_hub import snapshot_download\n"
+        "from ecgfm_hf import push_folder\n"
+        "push_folder(snapshot_download('lab/rhythms', local_dir='pulled'), 'lab/again')\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}

@@ -3,21 +3,32 @@
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from card_stand_in import build_model_card
-from hub_cases import make_classifier, make_folder, mock_hub, stand_in_cards
+from hub_cases import make_folder, mock_hub, stand_in_cards
 from mock_hub import DROP, LOSE, TOKEN
+from transformers import PreTrainedModel
 
-from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, ECGFMForMultiLabelClassification, load_pipeline
+import ecgfm_hf
+from ecgfm_hf import (
+    ECGFMConfig,
+    ECGFMFeatureExtractor,
+    ECGFMForMultiLabelClassification,
+    load_pipeline,
+    push_folder,
+    save_model_folder,
+)
 from ecgfm_hf.cli.main import main
 from ecgfm_hf.data.split_guard import write_guard
-from ecgfm_hf.hub import PushError, PushRefusedError, push_folder
+from ecgfm_hf.hub import PushError, PushRefusedError, find_traces, this_machine
 
 LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
 # Runs where importing the package fails, as it does where it is not installed.
@@ -165,7 +176,8 @@ def test_what_is_pushed_loads_and_predicts_where_the_package_is_not_installed(hu
     push_folder(folder, "me/model", private=True)
     model = ECGFMForMultiLabelClassification.from_pretrained(folder)
     model.config.label_notes = {"A": "another"}
-    model.push_to_hub("me/model", revision="trial")
+    save_model_folder(model, ECGFMFeatureExtractor(), tmp_path / "other")
+    push_folder(tmp_path / "other", "me/model", revision="trial")
     signal = np.random.default_rng(0).standard_normal((12, 5500))
     np.save(tmp_path / "signal.npy", signal)
     environment = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "PYTHONPATH")}
@@ -350,54 +362,39 @@ def test_what_is_refused_sends_nothing(hub, folder):
     assert hub.requests == []
 
 
-def test_a_model_pushes_itself_with_the_feature_extractor_it_was_loaded_with(hub, folder, tiny_config):
-    model = ECGFMForMultiLabelClassification.from_pretrained(folder)
-    done = model.push_to_hub("me/model", private=True, commit_message="From Python", max_shard_size="30KB")
-    assert done.commit_message == "From Python"
-    files = hub.files("me/model")
-    assert files["preprocessor_config.json"] == (folder / "preprocessor_config.json").read_bytes()
-    assert "model.safetensors.index.json" in files
-    assert hub.repositories["me/model"].private
-    fresh = make_classifier(tiny_config())
-    with pytest.raises(ValueError, match="pass feature_extractor="):
-        fresh.push_to_hub("me/fresh")
-    fresh.push_to_hub("me/fresh", feature_extractor=ECGFMFeatureExtractor(nan_samples="zero"))
-    assert json.loads(hub.files("me/fresh")["preprocessor_config.json"])["nan_samples"] == "zero"
-
-
-def test_a_models_own_card_is_checked_against_what_it_has_seen(hub, folder):
+@pytest.mark.parametrize("part", ["model", "config", "feature extractor", "pipeline"])
+def test_saving_writes_nothing_of_this_machine(part, folder, tmp_path):
+    """No path, host, user or id: what transformers' own `push_to_hub` sends is clean, whoever calls it."""
     write_guard(folder, (["rec_0001"], ["10000032"]))
-    model = ECGFMForMultiLabelClassification.from_pretrained(folder)
-    with pytest.raises(PushRefusedError, match="the id of a recording or patient"):
-        model.push_to_hub("me/model", card=build_model_card(folder) + "\nSee rec_0001.\n")
-    model.push_to_hub("me/model", card=build_model_card(folder) + "\nBy hand.\n")
-    assert hub.files("me/model")["README.md"].endswith(b"By hand.\n")
+    pipeline = load_pipeline(folder)
+    parts = {
+        "model": ECGFMForMultiLabelClassification.from_pretrained(folder),
+        "config": ECGFMConfig.from_pretrained(folder),
+        "feature extractor": ECGFMFeatureExtractor.from_pretrained(folder),
+        "pipeline": pipeline,
+    }
+    parts[part].save_pretrained(tmp_path / "saved")
+    files = [path for path in (tmp_path / "saved").rglob("*") if path.is_file()]
+    assert files
+    secrets = [str(tmp_path), "rec_0001", "10000032", "_name_or_path", "_commit_hash"]
+    for file in files:
+        content = file.read_bytes()
+        if file.suffix == ".safetensors":
+            (size,) = struct.unpack("<Q", content[:8])
+            content = content[8 : 8 + size]
+            assert json.loads(content)["__metadata__"] == {"format": "pt"}
+        if file.suffix == ".py":  # the package's own code, copied
+            assert content == (Path(ecgfm_hf.__file__).parent / file.name).read_bytes()
+        else:
+            assert not [secret for secret in secrets if secret in content.decode()], file.name
+            assert not find_traces(content.decode(), this_machine()), file.name  # user, host, paths
 
 
-def test_the_pipeline_pushes_both(hub, folder):
-    load_pipeline(folder, nan_samples="zero").push_to_hub("me/model")
-    files = hub.files("me/model")
-    assert json.loads(files["preprocessor_config.json"])["nan_samples"] == "zero"
-    assert {"model.safetensors", "pipeline_ecgfm.py", "README.md", "LICENSE"} <= set(files)
-
-
-def test_feature_extractor_and_config_push_themselves_looked_through(hub, folder):
-    ECGFMFeatureExtractor(nan_samples="zero").push_to_hub("me/model")
-    assert set(hub.files("me/model")) == {".gitattributes", "feature_extraction_ecgfm.py", "preprocessor_config.json"}
-    config = ECGFMConfig.from_pretrained(folder)
-    config.push_to_hub("me/model")
-    assert "config.json" in hub.files("me/model")
-    config.source = "/data/mimic/records"
-    with pytest.raises(PushRefusedError, match=r"config\.json: .*'/data/mimic/records'"):
-        config.push_to_hub("me/model")
-
-
-def test_saving_does_not_push_unchecked(hub, folder, tmp_path):
-    model = ECGFMForMultiLabelClassification.from_pretrained(folder)
-    for part in (model, ECGFMFeatureExtractor(), model.config, load_pipeline(folder)):
-        with pytest.raises(ValueError, match="call push_to_hub"):
-            part.save_pretrained(tmp_path / "out", push_to_hub=True, repo_id="me/model")
-    assert hub.requests == []
+def test_pushing_a_model_in_memory_is_transformers_own(hub, folder):
+    assert ECGFMForMultiLabelClassification.push_to_hub is PreTrainedModel.push_to_hub
+    assert ECGFMForMultiLabelClassification.save_pretrained is PreTrainedModel.save_pretrained
+    ECGFMForMultiLabelClassification.from_pretrained(folder).push_to_hub("me/model")
+    assert hub.files("me/model")["model.safetensors"] == weights(folder)
 
 
 def test_the_command_pushes_and_prints_what_went_where(hub, folder, capsys):

@@ -157,20 +157,11 @@ def folder_contents(
     )
 
 
-def part_contents(folder: str | Path, repo_id: str | None = None, allow: Iterable[str] = ()) -> PushContents:
-    """What a config or a feature extractor has saved, to be added to a model's repository: looked through alike."""
-    found = _open(folder, whole=False)
-    for name in (CONFIG_FILE, EXTRACTOR_FILE, *CODE_FILES):
-        _take(found, name)
-    _check_texts(found, this_machine().pushing_to(repo_id), allow, [found.folder])
-    return PushContents(found.folder, tuple(found.files.values()), _left(found), (), tuple(found.problems))
-
-
-def _open(model_dir: str | Path, whole: bool = True) -> _Collected:
+def _open(model_dir: str | Path) -> _Collected:
     folder = Path(model_dir)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    if whole and not (folder / CONFIG_FILE).is_file():
+    if not (folder / CONFIG_FILE).is_file():
         for mark, kind in (
             ("report.json", "a prepared store, and training data is never pushed"),
             ("predictions.parquet", "an evaluation: give it as --evaluation, with the model's folder"),
@@ -371,4 +362,4 @@ def _reason(name: str, single: bool) -> str:
     return next((why for pattern, why in _REASONS if re.fullmatch(pattern, name)), "not part of a model folder")
 
 
-__all__ = ["CARD_FILE", "GoingFile", "PushContents", "folder_contents", "part_contents", "stamp"]
+__all__ = ["CARD_FILE", "GoingFile", "PushContents", "folder_contents", "stamp"]

@@ -4,13 +4,6 @@
 format's library (wfdb, pydicom, h5py, ecgdatakit) only when a file needs it.
 """
 
-from ..utils.lazy import lazy_names
+import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_names(
-    __name__,
-    {
-        ".hdf5": ("read_code_15",),
-        ".reading": ("read_ecg",),
-        ".record": ("ECGReadError", "ECGRecord"),
-    },
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.model_inputs import ModelInputs, as_model_inputs
 from ..data.store import REPORT_FILE, StoreError, load_prepared, read_report
-from ..fairseq.folder import FairseqFolderError, load_fairseq_folder
+from ..fairseq.folder_reading import load_fairseq_folder
+from ..fairseq.manifests import FairseqFolderError
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from .data_facts import split_facts
 from .masking import derived_seed

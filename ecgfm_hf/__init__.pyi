@@ -1,0 +1,29 @@
+from . import app as app
+from . import cli as cli
+from . import data as data
+from . import evaluation as evaluation
+from . import fairseq as fairseq
+from . import hub as hub
+from . import inference as inference
+from . import interpretation as interpretation
+from . import labeler as labeler
+from . import records as records
+from . import synthetic as synthetic
+from . import training as training
+from . import utils as utils
+from .configuration_ecgfm import ECGFMConfig as ECGFMConfig
+from .feature_extraction_ecgfm import ECGFMFeatureExtractor as ECGFMFeatureExtractor
+from .hub.pushing import push_folder as push_folder
+from .model_folder import load_pipeline as load_pipeline
+from .model_folder import save_model_folder as save_model_folder
+from .modeling_ecgfm import ECGFMForMultiLabelClassification as ECGFMForMultiLabelClassification
+from .modeling_ecgfm import ECGFMForPreTraining as ECGFMForPreTraining
+from .modeling_ecgfm import ECGFMModel as ECGFMModel
+from .pipeline_ecgfm import ECGClassificationPipeline as ECGClassificationPipeline
+from .records.errors import ECGReadError as ECGReadError
+from .records.reading import read_ecg as read_ecg
+from .records.record import ECGRecord as ECGRecord
+from .utils.errors import ECGFMError as ECGFMError
+from .utils.errors import SettingsError as SettingsError
+
+__version__: str

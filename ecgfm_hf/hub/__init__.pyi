@@ -1,0 +1,11 @@
+from .contents import GoingFile as GoingFile
+from .contents import PushContents as PushContents
+from .contents import folder_contents as folder_contents
+from .errors import PushError as PushError
+from .errors import PushRefusedError as PushRefusedError
+from .pushing import push_contents as push_contents
+from .pushing import push_folder as push_folder
+from .traces import Machine as Machine
+from .traces import Trace as Trace
+from .traces import find_traces as find_traces
+from .traces import this_machine as this_machine
