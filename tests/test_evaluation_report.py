@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, f1_score, precision_score, recall_score, roc_auc_score
 
 from ecgfm_hf.evaluation import (
-    Predictions,
     challenge_classes,
     challenge_score,
     compare_predictions,
@@ -25,7 +24,7 @@ from ecgfm_hf.evaluation.curves import precision_recall_curve, roc_curve
 from ecgfm_hf.evaluation.figures import nice_scale
 from ecgfm_hf.evaluation.html_parts import number, text
 from ecgfm_hf.evaluation.report import html_report
-from ecgfm_hf.inference.prediction_table import PredictionsError
+from ecgfm_hf.inference import Predictions, PredictionsError
 from ecgfm_hf.utils.redaction import Cell, redact
 
 QUICK = {"resamples": 100}

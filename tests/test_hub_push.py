@@ -392,7 +392,6 @@ def test_saving_writes_nothing_of_this_machine(part, folder, tmp_path):
 
 def test_pushing_a_model_in_memory_is_transformers_own(hub, folder):
     assert ECGFMForMultiLabelClassification.push_to_hub is PreTrainedModel.push_to_hub
-    assert ECGFMForMultiLabelClassification.save_pretrained is PreTrainedModel.save_pretrained
     ECGFMForMultiLabelClassification.from_pretrained(folder).push_to_hub("me/model")
     assert hub.files("me/model")["model.safetensors"] == weights(folder)
 
