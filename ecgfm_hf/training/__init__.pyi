@@ -22,8 +22,8 @@ from .linear_probe import fit_linear_probe as fit_linear_probe
 from .masking import compute_mask_indices as compute_mask_indices
 from .optimizers import FairseqAdam as FairseqAdam
 from .pretraining import NonFiniteLossError as NonFiniteLossError
-from .pretraining import PretrainResult as PretrainResult
 from .pretraining import Pretrainer as Pretrainer
+from .pretraining import PretrainResult as PretrainResult
 from .recipes import find_recipe as find_recipe
 from .recipes import read_recipe as read_recipe
 from .recipes import recipe_names as recipe_names
