@@ -1,7 +1,7 @@
 """The `ecg-classification` pipeline: one recording in, one score per label out."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,31 @@ def positive_labels(scores: dict[str, float], config: Any) -> list[str] | None:
     if not thresholds:
         return None
     return [label for label, score in scores.items() if label in thresholds and score >= thresholds[label]]
+
+
+def recording_answer(
+    recording: str | None, segment_logits: np.ndarray, warnings: Iterable[str], config: Any
+) -> dict[str, Any]:
+    """
+    Return the answer for one recording: its scores, positive labels, number of segments and warnings.
+
+    Args:
+        recording (`str`, *optional*): The recording's name.
+        segment_logits (`np.ndarray` of shape `(segments, num_labels)`)
+        warnings: From the feature extractor.
+        config (`ECGFMConfig`)
+
+    Returns:
+        `dict` with the keys `recording`, `scores`, `positive`, `segments`, `warnings`, as the pipeline returns it.
+    """
+    scores = recording_scores(segment_logits, config)
+    return {
+        "recording": recording,
+        "scores": scores,
+        "positive": positive_labels(scores, config),
+        "segments": len(segment_logits),
+        "warnings": list(warnings),
+    }
 
 
 def _sigmoid(values: np.ndarray) -> np.ndarray:
@@ -157,16 +182,10 @@ class ECGClassificationPipeline(ChunkPipeline):
         return {"logits": logits, **model_inputs}
 
     def postprocess(self, model_outputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Joins the segments of one recording."""
+        """Join the segments of one recording."""
         logits = torch.cat([output["logits"] for output in model_outputs]).cpu().numpy()
-        scores = recording_scores(logits, self.model.config)
-        return {
-            "recording": model_outputs[0]["recording"],
-            "scores": scores,
-            "positive": positive_labels(scores, self.model.config),
-            "segments": len(logits),
-            "warnings": list(model_outputs[0]["warnings"]),
-        }
+        first = model_outputs[0]
+        return recording_answer(first["recording"], logits, first["warnings"], self.model.config)
 
 
-__all__ = ["ECGClassificationPipeline", "positive_labels", "recording_scores"]
+__all__ = ["ECGClassificationPipeline", "positive_labels", "recording_answer", "recording_scores"]

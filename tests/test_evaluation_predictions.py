@@ -108,7 +108,7 @@ def test_rows_can_be_taken_by_number_or_mask():
         ({"problem_type": "binary"}, "problem_type.*binary"),
         (
             {"problem_type": "single_label_classification", "labels": np.array([[1.0, 1.0], [1, 0], [0, 1]])},
-            "r1: of a single label one class must be 1",
+            "r1: for a single label one class must be 1",
         ),
         ({"problem_type": "regression", "labels": np.full((3, 2), np.inf)}, "finite or NaN"),
     ],
@@ -120,7 +120,7 @@ def test_predictions_that_contradict_themselves_are_refused(changes, message):
 
 def test_files_that_hold_no_predictions_are_refused_by_name(tmp_path):
     pq.write_table(pa.table({"recording_id": ["r1"]}), tmp_path / "other.parquet")
-    with pytest.raises(PredictionsError, match=r"other\.parquet: not predictions"):
+    with pytest.raises(PredictionsError, match=r"other\.parquet is not a file that Predictions"):
         Predictions.from_parquet(tmp_path / "other.parquet")
     (tmp_path / "text.parquet").write_text("no table")
     with pytest.raises(PredictionsError, match=r"text\.parquet: not a Parquet file"):

@@ -214,7 +214,7 @@ def test_an_answer_that_is_not_finite_is_a_failure(model_dir, folder, tmp_path, 
 
 
 def test_a_printed_run_that_is_terminated_writes_what_has_been_answered(model_dir, folder, tmp_path, monkeypatch):
-    from ecgfm_hf.inference.recordings import ModelRunner
+    from ecgfm_hf.inference.scoring import ModelRunner
 
     def forward(self, batch, calls=[], original=ModelRunner._forward):  # noqa: B006
         calls.append(batch)

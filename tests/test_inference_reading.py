@@ -13,7 +13,8 @@ from wfdb_files import write_record
 from ecgfm_hf import ECGFMFeatureExtractor
 from ecgfm_hf.data import as_model_inputs, load_prepared
 from ecgfm_hf.inference import find_recordings
-from ecgfm_hf.inference.reading import InputsSource, read_in_order
+from ecgfm_hf.inference.reading import read_in_order
+from ecgfm_hf.inference.sources import DatasetSource
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def folder(tmp_path_factory):
 def source(request, store, folder, tmp_path):
     extractor = ECGFMFeatureExtractor(short_recordings="pad")
     if request.param == "inputs":
-        return InputsSource(as_model_inputs(load_prepared(store, "all", cache_dir=tmp_path), extractor))
+        return DatasetSource(as_model_inputs(load_prepared(store, "all", cache_dir=tmp_path), extractor))
     return find_recordings([str(folder if request.param == "files" else store)], extractor)
 
 
@@ -90,9 +91,9 @@ def test_what_cannot_be_read_of_a_store_is_named(store, given, tmp_path):
     source = find_recordings([str(store)], extractor)
     place = 4
     if given == "inputs":
-        source = InputsSource(as_model_inputs(load_prepared(store, "all", cache_dir=tmp_path), extractor))
+        source = DatasetSource(as_model_inputs(load_prepared(store, "all", cache_dir=tmp_path), extractor))
         place = 3  # the fourth that is not too short
-    found = source.unread(place, "why")
+    found = source.failed(place, "why")
     assert (found.row, found.recording_id, found.patient_id, found.failure) == (4, "r4", "p4", "why")
 
 

@@ -12,7 +12,7 @@ from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForMultiLabelClassification, EC
 from ecgfm_hf.data import as_model_inputs
 from ecgfm_hf.inference import predict_recordings, run_recordings
 from ecgfm_hf.inference.reading import ReadRecording
-from ecgfm_hf.inference.recordings import ModelRunner
+from ecgfm_hf.inference.scoring import ModelRunner
 from ecgfm_hf.pipeline_ecgfm import recording_scores
 
 EQUAL = 1e-5

@@ -225,18 +225,23 @@ def _predict(args: argparse.Namespace, pages: Callable[..., Any] | None) -> int:
             return print_answers(_runner(args, model, precision), source, model.config, args, stream, page)
         if page is not None:
             raise _UsageError(f"pages are for answers that are printed, and {args.output} is Parquet")
-        from ..inference.answers import predict_rows, predict_schema
+        from ..inference.scoring import score_rows, score_schema
 
         config = model.config
         return _write_parquet(
-            args, model, precision, extractor, source, predict_schema(config), lambda *row: predict_rows(*row, config)
+            args,
+            model,
+            precision,
+            extractor,
+            source,
+            score_schema(config),
+            lambda read, logits, _: score_rows(read, logits, config),
         )
 
 
 def _embed(args: argparse.Namespace) -> int:
-    from ..inference.answers import embedding_rows, embedding_schema
-    from ..inference.embeddings import load_encoder
-    from ..inference.recordings import check_layer
+    from ..inference.embeddings import embedding_rows, embedding_schema, load_encoder
+    from ..inference.scoring import check_layer
     from ..utils.precision import resolve_precision
 
     if not args.output.endswith(".parquet"):
@@ -256,7 +261,7 @@ def _embed(args: argparse.Namespace) -> int:
         extractor,
         _source(args, extractor, inspect=False),
         embedding_schema(model.config.hidden_size, args.per_segment),
-        lambda *found: embedding_rows(*found, args.per_segment),
+        lambda read, _, embeddings: embedding_rows(read, embeddings, args.per_segment),
         embeddings=True,
         layer=layer,
         per_segment=args.per_segment,
@@ -408,7 +413,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 def _runner(
     args: argparse.Namespace, model: Any, precision: str, embeddings: bool = False, layer: int | None = None
 ) -> Any:
-    from ..inference.recordings import ModelRunner
+    from ..inference.scoring import ModelRunner
 
     try:
         return ModelRunner(model, args.batch_size, precision, embeddings, layer, args.compile)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from ..inference.recordings import ModelRunner
+    from ..inference.scoring import ModelRunner
     from ..inference.sources import FileSource, StoreSource
 
 UNCALIBRATED = "score, uncalibrated; not for clinical use"
@@ -40,9 +40,9 @@ def print_answers(
     """
     from tqdm import tqdm
 
-    from ..inference.answers import answer_of
     from ..inference.parquet_run import write_failures
     from ..inference.reading import read_in_order
+    from ..inference.scoring import answer_of
 
     answers: list[dict[str, Any]] = []
     failures: list[tuple[str, str | None, str]] = []

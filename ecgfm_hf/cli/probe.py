@@ -10,7 +10,7 @@ from ..utils.name_lists import names
 from .options import add_precision_argument
 
 if TYPE_CHECKING:
-    from ..inference.prediction_table import Predictions
+    from ..inference.predictions import Predictions
     from ..training.embeddings import Embeddings
     from ..training.linear_probe import LinearProbe
 

@@ -9,16 +9,14 @@ import numpy as np
 
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..records.record import ECGRecord
-from .store import COLUMNS, StoreError, label_columns, record_from_row
+from ..records.rows import COLUMNS, SIGNAL_COLUMNS, label_columns, record_from_row
+from .store import StoreError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 logger = logging.getLogger(__name__)
 
-# What a segment is made of; reading no more saves half of the time.
-_SIGNAL_COLUMNS = ("recording_id", "patient_id", "path", "sampling_rate", "num_samples", "lead_names", "units")
-_SIGNAL_COLUMNS += ("signal", "dtype", "gain", "baseline", "missing_value")
 _KNOWN_BEFORE_READING = ("num_samples", "sampling_rate", "lead_names", "nan_samples", "constant")
 _STREAMED_TOGETHER = 16
 
@@ -64,7 +62,7 @@ def as_model_inputs(
         `StoreError`: columns that are missing, a label that is none.
     """
     columns = dataset.column_names
-    if columns is None or (missing := [n for n in (*_SIGNAL_COLUMNS, *_KNOWN_BEFORE_READING) if n not in columns]):
+    if columns is None or (missing := [n for n in (*SIGNAL_COLUMNS, *_KNOWN_BEFORE_READING) if n not in columns]):
         what = "no columns" if columns is None else f"no column {', '.join(missing[:3])}"
         raise StoreError(f"the dataset has {what}: give one split of a store, as load_prepared(store, split=...) does")
     found = label_columns(columns, dataset.features)
@@ -96,7 +94,7 @@ class ModelInputs:
         counts, self.left_out = _item_counts(dataset, reader)
         self.recordings = np.repeat(np.arange(len(counts)), counts)
         self._first_item = np.concatenate([[0], np.cumsum(counts)])
-        self._rows = dataset.select_columns([*_SIGNAL_COLUMNS, *reader.label_names]).with_format("arrow")
+        self._rows = dataset.select_columns([*SIGNAL_COLUMNS, *reader.label_names]).with_format("arrow")
         _tell(self.left_out, len(counts))
 
     def __len__(self) -> int:
@@ -209,7 +207,7 @@ class _Reader:
             return out
 
         dataset = dataset.with_format(None)
-        columns = list(dict.fromkeys([*_SIGNAL_COLUMNS, *_KNOWN_BEFORE_READING, *self.label_names]))
+        columns = list(dict.fromkeys([*SIGNAL_COLUMNS, *_KNOWN_BEFORE_READING, *self.label_names]))
         selected = dataset.select_columns(columns)
         return selected.map(expand, batched=True, batch_size=_STREAMED_TOGETHER, remove_columns=columns)
 

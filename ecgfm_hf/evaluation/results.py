@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..inference.prediction_table import Predictions, PredictionsError, select_labels
+from ..inference.predictions import Predictions, PredictionsError, select_labels
 from ..utils.redaction import SMALLEST_CELL, Cell, label_cells, redact
 from . import curves
 from .challenge import challenge_columns

@@ -51,7 +51,7 @@ def read_subject(path: str, args: argparse.Namespace) -> Subject:
 
 
 def _stored(path: str, args: argparse.Namespace) -> Subject:
-    from ..inference.prediction_table import Predictions, select_labels
+    from ..inference.predictions import Predictions, select_labels
 
     if args.dataset is not None and path == args.model:
         raise EvaluateError(f"{path} is a file of predictions, which hold their labels: give no DATASET with it")

@@ -6,12 +6,12 @@ from .parquet_run import ParquetRun as ParquetRun
 from .parquet_run import ResumeError as ResumeError
 from .parquet_run import RunResult as RunResult
 from .parquet_run import plan_of as plan_of
-from .prediction_table import Predictions as Predictions
-from .prediction_table import PredictionsError as PredictionsError
+from .predictions import Predictions as Predictions
+from .predictions import PredictionsError as PredictionsError
 from .predictions import predict_recordings as predict_recordings
-from .recordings import ModelRunner as ModelRunner
-from .recordings import RecordingOutput as RecordingOutput
-from .recordings import run_recordings as run_recordings
+from .scoring import ModelRunner as ModelRunner
+from .scoring import RecordingOutput as RecordingOutput
+from .scoring import run_recordings as run_recordings
 from .sources import FileSource as FileSource
 from .sources import StoreSource as StoreSource
 from .sources import find_recordings as find_recordings

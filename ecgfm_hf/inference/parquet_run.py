@@ -28,7 +28,7 @@ from transformers.modeling_utils import PreTrainedModel
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..utils.resumable_parts import PartAccount, ResumableParts, ResumeError, Task, exclusive, plan_differences
 from .reading import ReadRecording, read_in_order
-from .recordings import ModelRunner
+from .scoring import ModelRunner
 from .sources import FileSource, StoreSource
 
 _METADATA = b"ecgfm_inference"

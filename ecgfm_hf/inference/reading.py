@@ -8,32 +8,30 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from multiprocessing.context import BaseContext
+from typing import Protocol
 
 import numpy as np
 
-from ..feature_extraction_ecgfm import ECGFMFeatureExtractor, resampled_length
+from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..records.record import ECGRecord
 from ..utils.resumable_parts import exit_with_parent
-
-if TYPE_CHECKING:
-    from ..data.model_inputs import ModelInputs
 
 
 @dataclass(frozen=True)
 class ReadRecording:
     """
-    What a model takes of one recording, or why it takes nothing.
+    A recording as the model takes it, or the reason why there is none.
 
     Attributes:
-        row: Its number in what was given.
-        recording_id: Of a store's row, or the path of a file.
+        row: Its index in the source; for a dataset, its row.
+        recording_id: The id in the store, or the path of the file.
         patient_id: None where unknown.
-        segments (`np.ndarray` of shape (segments, leads, samples), float32): Of a short recording that the extractor
-            admits, the samples that it has, without padding. None where it failed.
-        warnings: The extractor's.
-        failure: Why there are no segments; None where there are.
-        path: The file that it is from, where known.
+        segments (`np.ndarray` of shape (segments, leads, samples), float32): A short recording that the extractor
+            admits has its true length, without padding. None where reading failed.
+        warnings: From the feature extractor.
+        failure: Why there are no segments; None on success.
+        path: The file that it was read from, where known.
     """
 
     row: int
@@ -45,44 +43,52 @@ class ReadRecording:
     path: str | None = None
 
 
-class Source(Protocol):
-    """Recordings by number. Goes to worker processes, so it must be picklable, and opens nothing before it is asked."""
+class RecordingSource(Protocol):
+    """Recordings by index. Worker processes get a copy: it must be picklable and open files only when it reads."""
 
     def __len__(self) -> int: ...
 
-    def read_together(self, places: Sequence[int]) -> Iterable[list[int]]:
-        """Cuts numbers in rising order into those that are best read by one worker at a time."""
+    def groups(self, indices: Sequence[int]) -> Iterable[list[int]]:
+        """Split rising indices into groups that one worker should read at a time."""
 
-    def __getitems__(self, places: Sequence[int]) -> list[ReadRecording]:
-        """Reads and preprocesses. What is wrong with a recording is its `failure`."""
+    def read(self, indices: Sequence[int]) -> list[ReadRecording]:
+        """Read and preprocess one group. A recording that cannot be read comes back with its `failure`."""
 
-    def unread(self, place: int, reason: str) -> ReadRecording:
-        """A recording that cannot be read for this reason."""
-
-
-def in_chunks(places: Sequence[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(places), size):
-        yield list(places[start : start + size])
+    def failed(self, index: int, reason: str) -> ReadRecording:
+        """Return the recording as failed for this reason, without reading its signal."""
 
 
-def prepared(
-    row: int, recording_id: str, patient_id: str | None, record: ECGRecord, extractor: ECGFMFeatureExtractor, **options
+def in_groups(indices: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Split indices into groups of `size`."""
+    for start in range(0, len(indices), size):
+        yield list(indices[start : start + size])
+
+
+def prepare_record(
+    row: int,
+    recording_id: str,
+    patient_id: str | None,
+    record: ECGRecord,
+    extractor: ECGFMFeatureExtractor,
+    inspect: bool = True,
 ) -> ReadRecording:
     """
-    A recording as a model takes it. `options` are those of `ECGFMFeatureExtractor.prepare_recording`; what it refuses
-    is its `ValueError`.
+    Preprocess a record. With `inspect` the extractor also looks for clipped leads and the like, for its warnings.
+
+    Raises:
+        `ValueError`: the extractor refuses the recording.
     """
-    found = extractor.prepare_recording(
-        record.signal, record.sampling_rate, record.lead_names, "mV", name=record.path, **options
+    prepared = extractor.prepare_recording(
+        record.signal, record.sampling_rate, record.lead_names, "mV", name=record.path, inspect=inspect
     )
-    segments = found.segments[:, :, : found.valid_samples]
-    return ReadRecording(row, recording_id, patient_id, segments, tuple(found.warnings), path=record.path)
+    segments = prepared.segments[:, :, : prepared.valid_samples]
+    return ReadRecording(row, recording_id, patient_id, segments, tuple(prepared.warnings), path=record.path)
 
 
-def failed(
+def failed_recording(
     row: int, recording_id: str, patient_id: str | None, error: Exception | str, path: str | None = None
 ) -> ReadRecording:
-    """A recording that failed, with what an exception or a sentence says; its own name in front is left out."""
+    """Return a failed recording; the reason is the error's message without the recording's own name in front."""
     reason = str(error) or type(error).__name__
     for name in (path, recording_id):
         if name is not None:
@@ -90,91 +96,54 @@ def failed(
     return ReadRecording(row, recording_id, patient_id, None, failure=reason, path=path)
 
 
-class InputsSource:
-    """The recordings of [`ModelInputs`] that have items, each with all of its items."""
-
-    def __init__(self, inputs: "ModelInputs"):
-        self._inputs = inputs
-        self._rows, self._first = np.unique(inputs.recordings, return_index=True)
-        self._end = np.append(self._first[1:], len(inputs))
-        self._valid = _valid_samples(inputs, self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def read_together(self, places: Sequence[int]) -> Iterable[list[int]]:
-        return in_chunks(places, 4)
-
-    def __getitems__(self, places: Sequence[int]) -> list[ReadRecording]:
-        items = self._inputs.__getitems__([i for place in places for i in range(self._first[place], self._end[place])])
-        found, start = [], 0
-        for place in places:
-            own = items[start : start + self._end[place] - self._first[place]]
-            start += len(own)
-            segments = np.stack([item["input_values"] for item in own])[:, :, : self._valid[place]]
-            ids = own[0]["recording_id"], own[0]["patient_id"]
-            found.append(ReadRecording(int(self._rows[place]), *ids, segments))
-        return found
-
-    def unread(self, place: int, reason: str) -> ReadRecording:
-        row = self._inputs._rows.select_columns(["recording_id", "patient_id", "path"])[int(self._rows[place])]
-        facts = [None if value is None else value.as_py() for value in (row[name][0] for name in row.column_names)]
-        return failed(int(self._rows[place]), facts[0], facts[1], reason, facts[2])
-
-
-def _valid_samples(inputs: "ModelInputs", rows: np.ndarray) -> np.ndarray:
-    """Samples (rows,) of a segment that are not padding."""
-    extractor = inputs._reader.feature_extractor
-    facts = inputs._rows.select_columns(["num_samples", "sampling_rate"]).with_format("numpy")[:]
-    lengths = [
-        resampled_length(int(samples), float(rate), extractor.sampling_rate)
-        for samples, rate in zip(facts["num_samples"][rows], facts["sampling_rate"][rows], strict=True)
-    ]
-    return np.minimum(np.array(lengths, dtype=np.int64), extractor.segment_samples)
-
-
 def read_in_order(
-    source: Source, places: Sequence[int] | None = None, *, num_workers: int = 0, start_method: str | None = None
+    source: RecordingSource,
+    indices: Sequence[int] | None = None,
+    *,
+    num_workers: int = 0,
+    start_method: str | None = None,
 ) -> Iterator[ReadRecording]:
     """
-    The recordings of a source, in order whatever the number of workers.
+    Yield the recordings of a source, in the same order for any number of workers.
 
-    Where a worker dies (a library crashed on a damaged file, or memory ran out), the recording that it died of comes
-    back as failed, and the others as ever.
+    If a worker dies (a library crashed on a damaged file, or memory ran out), the recording that killed it comes back
+    as failed. All others are read.
 
     Args:
-        source: Where from.
-        places: Which of them, in rising order; all by default.
-        num_workers: Processes that read and preprocess ahead; 0 does it in this one.
-        start_method: How they start: `"fork"` or `"spawn"`. By default they fork where that is possible: scripts need
-            no `if __name__ == "__main__"` for it, and nothing is imported anew.
+        source: The recordings.
+        indices: Which of them, in rising order; all by default.
+        num_workers: Processes that read and preprocess ahead; 0 reads in this process.
+        start_method: `"fork"` or `"spawn"`. By default workers fork where the system can: scripts then need no
+            `if __name__ == "__main__"`, and nothing is imported again.
     """
-    chunks = deque(source.read_together(range(len(source)) if places is None else places))
+    groups = deque(source.groups(range(len(source)) if indices is None else indices))
     if num_workers == 0:
-        for chunk in chunks:
-            yield from source.__getitems__(chunk)
+        for group in groups:
+            yield from source.read(group)
         return
     if start_method is None:
         start_method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(start_method)
-    while chunks:
+    while groups:
         try:
-            for found in _read_ahead(source, chunks, num_workers, context):
-                chunks.popleft()
-                yield from found
+            for recordings in _read_ahead(source, groups, num_workers, context):
+                groups.popleft()
+                yield from recordings
         except BrokenProcessPool:
-            # Which recording it was nobody knows. Of the next ones each gets a process of its own; then on as before.
-            for place in chunks.popleft():
-                yield _read_alone(source, place, context)
+            # It is unknown which recording did it. Each of the next group gets its own process, then the pool resumes.
+            for index in groups.popleft():
+                yield _read_in_own_process(source, index, context)
 
 
-def _read_ahead(source: Source, chunks: Iterable[list[int]], num_workers: int, context: Any) -> Iterator[list]:
-    with ProcessPoolExecutor(num_workers, context, initializer=_begin, initargs=(os.getpid(), source)) as pool:
+def _read_ahead(
+    source: RecordingSource, groups: Iterable[list[int]], num_workers: int, context: BaseContext
+) -> Iterator[list[ReadRecording]]:
+    with ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(os.getpid(), source)) as pool:
         ahead: deque = deque()
         try:
-            for chunk in list(chunks):
-                ahead.append(pool.submit(_read, chunk))
-                # Two a worker: one that is being read, one that waits. More would only fill the memory.
+            for group in list(groups):
+                ahead.append(pool.submit(_read_group, group))
+                # Two per worker: one being read, one waiting. More would only fill the memory.
                 if len(ahead) >= 2 * num_workers:
                     yield ahead.popleft().result()
             while ahead:
@@ -184,28 +153,30 @@ def _read_ahead(source: Source, chunks: Iterable[list[int]], num_workers: int, c
             raise
 
 
-def _read_alone(source: Source, place: int, context: Any) -> ReadRecording:
+def _read_in_own_process(source: RecordingSource, index: int, context: BaseContext) -> ReadRecording:
     try:
-        with ProcessPoolExecutor(1, context, initializer=_begin, initargs=(os.getpid(), source)) as pool:
-            return pool.submit(_read, [place]).result()[0]
+        with ProcessPoolExecutor(1, context, initializer=_start_worker, initargs=(os.getpid(), source)) as pool:
+            return pool.submit(_read_group, [index]).result()[0]
     except BrokenProcessPool:
-        return source.unread(place, "the process that read it died")
+        return source.failed(index, "the process that read it died")
 
 
-_source: Source | None = None  # of a worker process
+_worker_source: RecordingSource | None = None  # set in worker processes
 
 
-def _begin(parent: int, source: Source) -> None:
-    global _source
-    _source = source
-    # Ctrl-C goes to all processes; the parent decides what to do about it.
+def _start_worker(parent: int, source: RecordingSource) -> None:
+    global _worker_source
+    _worker_source = source
+    # Ctrl-C reaches all processes; the parent decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     exit_with_parent(parent)
 
 
-def _read(chunk: list[int]) -> list[ReadRecording]:
-    return _source.__getitems__(chunk)
+def _read_group(group: list[int]) -> list[ReadRecording]:
+    if _worker_source is None:
+        raise RuntimeError("a worker process was started without its source")
+    return _worker_source.read(group)
 
 
-__all__ = ["InputsSource", "ReadRecording", "Source", "failed", "in_chunks", "prepared", "read_in_order"]
+__all__ = ["ReadRecording", "RecordingSource", "failed_recording", "in_groups", "prepare_record", "read_in_order"]

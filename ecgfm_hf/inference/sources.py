@@ -1,4 +1,4 @@
-"""Where recordings come from: files, folders of them, tables that name them, and prepared stores."""
+"""Where recordings come from: files, folders, tables that name files, prepared stores, datasets, Python values."""
 
 import codecs
 import contextlib
@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,24 +15,30 @@ import pyarrow.parquet as pq
 
 from ..data.sources.base import LeftOut, inside
 from ..data.sources.table import RecordingTable
-from ..data.store import DATA_FOLDER, REPORT_FILE, WORK_FOLDER, StoreError, record_from_row, store_files
-from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
-from ..records.reading import read_with_defaults
+from ..data.store import DATA_FOLDER, REPORT_FILE, WORK_FOLDER, StoreError, store_files
+from ..feature_extraction_ecgfm import ECGFMFeatureExtractor, resampled_length
+from ..pipeline_ecgfm import RECORDING_KEYS
+from ..records.reading import read_ecg, read_with_defaults
 from ..records.record import ECGRecord
-from .reading import ReadRecording, failed, in_chunks, prepared
+from ..records.rows import SIGNAL_COLUMNS, record_from_row
+from .reading import ReadRecording, failed_recording, in_groups, prepare_record
 
-# What reading needs of a store's row.
-_SIGNAL_COLUMNS = ("recording_id", "patient_id", "path", "sampling_rate", "num_samples", "lead_names", "units")
-_SIGNAL_COLUMNS += ("signal", "dtype", "gain", "baseline", "missing_value")
-_OF_A_RECORD = (b".hea", b".dat", b".mat")
-_UNREADABLE = (OSError, pa.ArrowException)  # of a Parquet file
-# What a table may say of a file that does not say it itself; the index of a table has it under these names.
+if TYPE_CHECKING:
+    from ..data.model_inputs import ModelInputs
+
+# A recording in Python: a path, a dictionary as the pipeline takes it, or a record.
+RecordingInput = str | os.PathLike | Mapping[str, Any] | ECGRecord
+
+_READ_TOGETHER = 4  # recordings that a worker reads at a time, where they lie in files of their own
+_WFDB_SUFFIXES = (b".hea", b".dat", b".mat")
+_UNREADABLE = (OSError, pa.ArrowException)  # errors of a damaged Parquet file
+# What a table may give for files whose format does not contain it; a table's index has these with "_" in front.
 _ARGUMENTS = ("sampling_rate", "units", "lead_names", "exam_id")
 _FILES_SCHEMA = pa.schema(
     [
         ("recording_id", pa.string()),
         ("patient_id", pa.string()),
-        ("path", pa.binary()),  # a file's name need not be UTF-8
+        ("path", pa.binary()),  # file names need not be UTF-8
         ("_sampling_rate", pa.float64()),
         ("_units", pa.string()),
         ("_lead_names", pa.list_(pa.string())),
@@ -44,14 +50,14 @@ _FILES_SCHEMA = pa.schema(
 
 class FileSource:
     """
-    Files, each read when its number comes.
+    Files, each opened when it is read.
 
     Args:
-        table (`pa.Table`): As `_FILES_SCHEMA`, a row a recording; `failure` where it is known before reading. Arrow and
-            not a list: a worker that counts references to Python objects would copy the whole list, page by page.
-        extractor: With the policies.
-        arguments: `sampling_rate`, `units`, `lead_names`, `exam_id` of all files that do not say them.
-        inspect: Whether to look for clipped leads and so on, for warnings.
+        table (`pa.Table`): Columns as `_FILES_SCHEMA`, a row per recording; `failure` where one is known before
+            reading. An Arrow table, since workers that count references to a list's items would copy all its memory.
+        extractor: The feature extractor, with its policies.
+        arguments: `sampling_rate`, `units`, `lead_names`, `exam_id` for all files whose format does not contain them.
+        inspect: Whether to look for clipped leads and the like, for warnings.
     """
 
     def __init__(
@@ -67,58 +73,61 @@ class FileSource:
     def __len__(self) -> int:
         return self._table.num_rows
 
-    def read_together(self, places: Sequence[int]) -> Iterable[list[int]]:
-        """Places in the groups that are read at one go."""
-        return in_chunks(places, 4)
+    def groups(self, indices: Sequence[int]) -> Iterable[list[int]]:
+        """Split indices into groups that one worker should read at a time."""
+        return in_groups(indices, _READ_TOGETHER)
 
-    def __getitems__(self, places: Sequence[int]) -> list[ReadRecording]:
-        return [self._read(place) for place in places]
+    def read(self, indices: Sequence[int]) -> list[ReadRecording]:
+        """Read and preprocess recordings. One that cannot be read comes back with its `failure`."""
+        return [self._read(index) for index in indices]
 
-    def unread(self, place: int, reason: str) -> ReadRecording:
-        """The row of a recording that was not read, and why."""
-        (row,) = self._table.slice(place, 1).to_pylist()
-        return failed(place, row["recording_id"], row["patient_id"], reason, _shown(row["path"]))
+    def failed(self, index: int, reason: str) -> ReadRecording:
+        """Return the recording as failed for this reason, without reading its file."""
+        row = self._row(index)
+        return failed_recording(index, row["recording_id"], row["patient_id"], reason, _displayed(row["path"]))
 
     def fingerprint(self) -> str:
-        """Changes when another file is among them, or one of them changes (size and time)."""
+        """Return a digest that changes with the list of files and with the size or time of any of them."""
         digest = hashlib.sha256(repr(sorted(self._arguments.items())).encode())
         for batch in self._table.to_batches(max_chunksize=10_000):
             for row in batch.to_pylist():
-                digest.update(repr((*row.values(), _stamp(row["path"]))).encode("utf-8", "backslashreplace"))
+                digest.update(repr((*row.values(), _size_and_time(row["path"]))).encode("utf-8", "backslashreplace"))
         return digest.hexdigest()
 
-    def record(self, place: int) -> ECGRecord:
-        """A recording as it is in its file. Raises whatever the reader raises."""
-        (row,) = self._table.slice(place, 1).to_pylist()
+    def record(self, index: int) -> ECGRecord:
+        """Read a recording as its file contains it. Raises the reader's errors."""
+        row = self._row(index)
         own = {name: row[f"_{name}"] for name in _ARGUMENTS if row[f"_{name}"] is not None}
         return read_with_defaults(os.fsdecode(row["path"]), **(self._arguments | own))
 
-    def _read(self, place: int) -> ReadRecording:
-        (row,) = self._table.slice(place, 1).to_pylist()
-        ids = row["recording_id"], row["patient_id"]
-        shown = _shown(row["path"])
+    def _row(self, index: int) -> dict[str, Any]:
+        return self._table.slice(index, 1).to_pylist()[0]
+
+    def _read(self, index: int) -> ReadRecording:
+        row = self._row(index)
+        ids, path = (row["recording_id"], row["patient_id"]), _displayed(row["path"])
         if row["failure"] is not None:
-            return failed(place, *ids, row["failure"], shown)
+            return failed_recording(index, *ids, row["failure"], path)
         try:
-            record = self.record(place)
-            return replace(prepared(place, *ids, record, self._extractor, inspect=self._inspect), path=shown)
-        # Whatever a reader or its library makes of a damaged file, the other files are to be answered.
+            recording = prepare_record(index, *ids, self.record(index), self._extractor, inspect=self._inspect)
+            return replace(recording, path=path)
+        # A damaged file may raise any error of a reader or its library. The other files must still be answered.
         except Exception as error:
-            return failed(place, *ids, error, shown)
+            return failed_recording(index, *ids, error, path)
 
 
 class StoreSource:
     """
-    The recordings of stores that `ecgfm prepare` wrote, read from their Parquet files group by group: without the
-    uncompressed copy that `load_prepared` makes for reading in any order.
+    The recordings of stores that `ecgfm prepare` wrote, read from their Parquet files one row group at a time. Unlike
+    `load_prepared` this writes no uncompressed copy for random access.
 
     Args:
         stores: Their folders.
-        extractor: With the policies.
-        split: Which of the splits; all by default.
+        extractor: The feature extractor, with its policies.
+        split: Which split; all by default.
 
     Raises:
-        `StoreError`: no store, an unfinished one, no such split; several with recordings of the same id.
+        `StoreError`: not a store, an unfinished one, no such split, or several stores with equal recording ids.
     """
 
     def __init__(self, stores: Sequence[str | Path], extractor: ECGFMFeatureExtractor, split: str | None = None):
@@ -130,7 +139,7 @@ class StoreSource:
                 raise StoreError(f"{store} has no split {split!r}, only {', '.join(found)}")
             self.files += [path for name, paths in found.items() if split in (None, name) for path in paths]
         if len(stores) > 1:
-            _check_ids(self.files)
+            _check_unique_ids(self.files)
         groups = [
             (number, group, rows)
             for number, path in enumerate(self.files)
@@ -146,48 +155,49 @@ class StoreSource:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": None}
 
-    def read_together(self, places: Sequence[int]) -> Iterable[list[int]]:
-        """Places in the groups that are read at one go."""
-        places = np.asarray(places, dtype=np.int64)
-        groups = np.searchsorted(self._first, places, side="right")
-        for found in np.split(places, np.flatnonzero(np.diff(groups)) + 1):
-            if len(found):
-                yield found.tolist()
+    def groups(self, indices: Sequence[int]) -> Iterable[list[int]]:
+        """Split rising indices by row group."""
+        rising = np.asarray(indices, dtype=np.int64)
+        groups = np.searchsorted(self._first, rising, side="right")
+        for group in np.split(rising, np.flatnonzero(np.diff(groups)) + 1):
+            if len(group):
+                yield group.tolist()
 
-    def __getitems__(self, places: Sequence[int]) -> list[ReadRecording]:
-        group = self._group(places[0])
+    def read(self, indices: Sequence[int]) -> list[ReadRecording]:
+        """Read and preprocess recordings of one row group. One that cannot be read comes back with its `failure`."""
+        group = self._group(indices[0])
         try:
-            rows = self._rows(group, _SIGNAL_COLUMNS)
+            rows = self._rows(group, SIGNAL_COLUMNS)
         except _UNREADABLE as error:
-            if getattr(error, "errno", None) is not None:  # the file's place, not its content: it may come back
+            if getattr(error, "errno", None) is not None:  # the file cannot be opened now: no fault of its content
                 raise
-            return [self.unread(place, f"a damaged part of {self._path(group)}: {error}") for place in places]
-        return [self._read(place, rows, place - int(self._first[group])) for place in places]
+            return [self.failed(index, f"a damaged part of {self._path(group)}: {error}") for index in indices]
+        return [self._read(index, self._row(rows, index, group)) for index in indices]
 
-    def record(self, place: int) -> ECGRecord:
-        """A recording as it is in its row."""
-        group = self._group(place)
-        return record_from_row(self._row(self._rows(group, _SIGNAL_COLUMNS), place, group))
+    def record(self, index: int) -> ECGRecord:
+        """Read a recording as its row contains it."""
+        group = self._group(index)
+        return record_from_row(self._row(self._rows(group, SIGNAL_COLUMNS), index, group))
 
-    def unread(self, place: int, reason: str) -> ReadRecording:
-        """The row of a recording that was not read, and why."""
-        group = self._group(place)
+    def failed(self, index: int, reason: str) -> ReadRecording:
+        """Return the recording as failed for this reason, without reading its signal."""
+        group = self._group(index)
         try:
-            row = self._row(self._rows(group, ("recording_id", "patient_id", "path")), place, group)
+            row = self._row(self._rows(group, ("recording_id", "patient_id", "path")), index, group)
         except _UNREADABLE:
-            row = {"recording_id": f"{self._path(group)}: row {place}", "patient_id": None, "path": None}
-        return failed(place, row["recording_id"], row["patient_id"], reason, row["path"])
+            row = {"recording_id": f"{self._path(group)}: row {index}", "patient_id": None, "path": None}
+        return failed_recording(index, row["recording_id"], row["patient_id"], reason, row["path"])
 
     def fingerprint(self) -> str:
-        """Changes when the stores are prepared or split anew, or another is among them."""
+        """Return a digest that changes when a store is prepared or split again, or another store is given."""
         digest = hashlib.sha256()
         for path in self.files:
             digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
-    def _group(self, place: int) -> int:
-        """A row's group, among those of all files."""
-        return int(np.searchsorted(self._first, place, side="right")) - 1
+    def _group(self, index: int) -> int:
+        """Return the row group of a recording, counted over all files."""
+        return int(np.searchsorted(self._first, index, side="right")) - 1
 
     def _path(self, group: int) -> Path:
         return self.files[self._groups[group, 0]]
@@ -198,18 +208,117 @@ class StoreSource:
             self._open = path, pq.ParquetFile(path, page_checksum_verification=True)
         return self._open[1].read_row_group(int(self._groups[group, 1]), columns=list(columns), use_threads=False)
 
-    def _row(self, rows: pa.Table, place: int, group: int) -> dict[str, Any]:
-        return rows.slice(place - int(self._first[group]), 1).to_pylist()[0]
+    def _row(self, rows: pa.Table, index: int, group: int) -> dict[str, Any]:
+        return rows.slice(index - int(self._first[group]), 1).to_pylist()[0]
 
-    def _read(self, place: int, rows: pa.Table, row_in_group: int) -> ReadRecording:
-        (row,) = rows.slice(row_in_group, 1).to_pylist()
+    def _read(self, index: int, row: Mapping[str, Any]) -> ReadRecording:
         ids = row["recording_id"], row["patient_id"]
         try:
-            record = record_from_row(row)
-            # Warnings were due when the store was made.
-            return prepared(place, *ids, record, self._extractor, inspect=False)
+            # Warnings were reported when the store was made.
+            return prepare_record(index, *ids, record_from_row(row), self._extractor, inspect=False)
         except Exception as error:  # as for files
-            return failed(place, *ids, error, row["path"])
+            return failed_recording(index, *ids, error, row["path"])
+
+
+class DatasetSource:
+    """The recordings of [`ModelInputs`] that have items, each with all of its items."""
+
+    def __init__(self, inputs: "ModelInputs"):
+        self._inputs = inputs
+        self._rows, self._first = np.unique(inputs.recordings, return_index=True)
+        self._end = np.append(self._first[1:], len(inputs))
+        self._valid_samples = _valid_samples(inputs, self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def groups(self, indices: Sequence[int]) -> Iterable[list[int]]:
+        """Split indices into groups that one worker should read at a time."""
+        return in_groups(indices, _READ_TOGETHER)
+
+    def read(self, indices: Sequence[int]) -> list[ReadRecording]:
+        """Read and preprocess recordings."""
+        items = self._inputs.__getitems__([i for index in indices for i in range(self._first[index], self._end[index])])
+        found, start = [], 0
+        for index in indices:
+            own = items[start : start + self._end[index] - self._first[index]]
+            start += len(own)
+            segments = np.stack([item["input_values"] for item in own])[:, :, : self._valid_samples[index]]
+            ids = own[0]["recording_id"], own[0]["patient_id"]
+            found.append(ReadRecording(int(self._rows[index]), *ids, segments))
+        return found
+
+    def failed(self, index: int, reason: str) -> ReadRecording:
+        """Return the recording as failed for this reason, without reading its signal."""
+        row = self._inputs._rows.select_columns(["recording_id", "patient_id", "path"])[int(self._rows[index])]
+        recording_id, patient_id, path = (row[name][0].as_py() for name in ("recording_id", "patient_id", "path"))
+        return failed_recording(int(self._rows[index]), recording_id, patient_id, reason, path)
+
+
+class PythonSource:
+    """
+    Recordings given in Python.
+
+    Args:
+        recordings: Paths, dictionaries as the pipeline takes them, or records.
+        extractor: The feature extractor.
+        policies: In place of the extractor's own.
+    """
+
+    def __init__(
+        self, recordings: Sequence[RecordingInput], extractor: ECGFMFeatureExtractor, policies: Mapping[str, str]
+    ):
+        self._recordings, self._extractor, self._policies = recordings, extractor, dict(policies)
+
+    def __len__(self) -> int:
+        return len(self._recordings)
+
+    def groups(self, indices: Sequence[int]) -> Iterator[list[int]]:
+        """Split indices into groups that one worker should read at a time."""
+        return in_groups(indices, _READ_TOGETHER)
+
+    def read(self, indices: Sequence[int]) -> list[ReadRecording]:
+        """Read and preprocess recordings. One that cannot be read comes back with its `failure`."""
+        return [self._read(index, self._recordings[index]) for index in indices]
+
+    def failed(self, index: int, reason: str) -> ReadRecording:
+        """Return the recording as failed for this reason."""
+        return failed_recording(index, f"recording {index}", None, reason)
+
+    def _read(self, index: int, given: RecordingInput) -> ReadRecording:
+        name = f"recording {index}"
+        try:
+            if isinstance(given, str | os.PathLike):
+                name = os.fspath(given)
+                given = read_ecg(given)
+            if isinstance(given, ECGRecord):
+                name = given.path or name
+                given = {
+                    "signal": given.signal,
+                    "sampling_rate": given.sampling_rate,
+                    "lead_names": given.lead_names,
+                    "units": "mV",
+                }
+            if not isinstance(given, Mapping):
+                raise TypeError(f"a recording must be a path, a dictionary or a record, found: {type(given).__name__}")
+            name = str(given.get("recording") or name)
+            if unknown := sorted(given.keys() - RECORDING_KEYS):
+                raise ValueError(f"unknown keys: {', '.join(map(str, unknown))}")
+            if missing := [key for key in ("signal", "sampling_rate", "lead_names") if key not in given]:
+                raise ValueError(f"missing keys: {', '.join(missing)}")
+            prepared = self._extractor.prepare_recording(
+                given["signal"],
+                given["sampling_rate"],
+                given["lead_names"],
+                given.get("units"),
+                name=name,
+                inspect=False,
+                **self._policies,
+            )
+        except (OSError, ValueError, TypeError) as error:
+            return failed_recording(index, name, None, error)
+        segments = prepared.segments[:, :, : prepared.valid_samples]
+        return ReadRecording(index, name, None, segments, tuple(prepared.warnings))
 
 
 def find_recordings(
@@ -222,20 +331,21 @@ def find_recordings(
     split: str | None = None,
     arguments: Mapping[str, Any] | None = None,
     inspect: bool = True,
-) -> "FileSource | StoreSource":
+) -> FileSource | StoreSource:
     """
-    All recordings that a command was given, before any is read.
+    Find all recordings that a command was given, before any is read.
 
     Args:
-        inputs: Files, folders (searched through, hidden files and links to folders passed over) or stores.
+        inputs: Files, folders (searched through; hidden files and links to folders are skipped) or stores.
+        extractor: The feature extractor, with its policies.
         table: A CSV or Parquet table with a column `path` or `recording_id`, as for `ecgfm prepare table`.
-        root: The folder that its paths are relative to; by default the table's own.
-        columns: The table's names for our columns.
-        split: Of stores.
-        arguments, inspect: As of [`FileSource`].
+        root: The folder that its paths are relative to; by default the table's own folder.
+        columns: The table's names for our columns, such as `{"path": "file"}`.
+        split: Which split of stores; all by default.
+        arguments, inspect: As in [`FileSource`].
 
     Raises:
-        `ValueError`: nothing given, stores beside files, a folder without recordings, a table without what is needed.
+        `ValueError`: no recordings given or found, stores mixed with files, a table without the columns it needs.
     """
     stores = [path for path in inputs if is_store(path)]
     if stores:
@@ -245,34 +355,33 @@ def find_recordings(
     if split is not None:
         raise ValueError("only stores have splits")
     found: list[dict[str, Any]] = []
-    said = {name: value for name, value in (arguments or {}).items() if value is not None and name != "exam_id"}
+    given = {name: value for name, value in (arguments or {}).items() if value is not None and name != "exam_id"}
     for path in inputs:
-        found += _in_folder(path, said) if os.path.isdir(path) else [_file_row(path)]
+        found += _in_folder(path, given) if os.path.isdir(path) else [_file_row(path)]
     if table is not None:
         folder = root or os.path.dirname(table) or "."
-        found += _in_table(RecordingTable(folder, table, labels=(), columns=columns, **said))
+        found += _in_table(RecordingTable(folder, table, labels=(), columns=columns, **given))
     if not found:
         raise ValueError("there are no recordings")
-    return FileSource(
-        pa.Table.from_pylist(list(_once_each(found)), schema=_FILES_SCHEMA), extractor, arguments, inspect
-    )
+    rows = pa.Table.from_pylist(list(_once_each(found)), schema=_FILES_SCHEMA)
+    return FileSource(rows, extractor, arguments, inspect)
 
 
 def is_store(path: str) -> bool:
-    """Whether a folder is a store, finished or not."""
+    """Return whether a folder is a store, finished or not."""
     return os.path.isdir(os.path.join(path, WORK_FOLDER)) or (
         os.path.isfile(os.path.join(path, REPORT_FILE)) and os.path.isdir(os.path.join(path, DATA_FOLDER))
     )
 
 
 def read_list(file: Iterable[bytes]) -> list[str]:
-    """The paths of a list of files, one a line; empty lines are passed over. Names need not be UTF-8."""
+    """Return the paths of a list of files, one a line. Empty lines are skipped; names need not be UTF-8."""
     lines = (line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n") for line in file)
     return [os.fsdecode(line) for line in lines if line.strip()]
 
 
 def _once_each(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Without files that were given twice; another file under the same id has failed, since no answer could name it."""
+    """Drop files given twice. Another file with the same id fails, since no answer could tell the two apart."""
     paths: dict[str, bytes] = {}
     for row in rows:
         if row.get("failure") is None:
@@ -285,25 +394,22 @@ def _once_each(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _file_row(path: str) -> dict[str, Any]:
-    return {"recording_id": _as_text(path), "path": os.fsencode(path)}
+    encoded = os.fsencode(path)
+    return {"recording_id": _displayed(encoded), "path": encoded}
 
 
-def _as_text(path: str) -> str:
-    """A path as it can be written; its name need not be UTF-8."""
-    return _shown(os.fsencode(path))
-
-
-def _shown(path: bytes | None) -> str | None:
+def _displayed(path: bytes | None) -> str | None:
+    """Return a path as text that can be written; file names need not be UTF-8."""
     return None if path is None else path.decode("utf-8", "backslashreplace")
 
 
 def _in_folder(folder: str, arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every recording below a folder, called by its path; and what looks like one and cannot be used."""
+    """Yield a row for every recording below a folder, with its path as id, and for files that cannot be used."""
     index = RecordingTable(folder, **arguments).index()
     for path in index.table["path"].to_pylist():
         yield _file_row(os.path.join(folder, path))
-    for one in index.left_out:
-        yield _file_row(os.path.join(folder, one.path or "")) | {"failure": _reason(one)}
+    for entry in index.left_out:
+        yield _file_row(os.path.join(folder, entry.path or "")) | {"failure": _reason(entry)}
 
 
 def _in_table(table: RecordingTable) -> Iterator[dict[str, Any]]:
@@ -311,11 +417,11 @@ def _in_table(table: RecordingTable) -> Iterator[dict[str, Any]]:
     wanted = [name for name in _FILES_SCHEMA.names if name in index.table.column_names]
     for row in index.table.select(wanted).to_pylist():
         yield row | {"path": os.fsencode(inside(table.root, row["path"]))}
-    for one in index.left_out:
+    for entry in index.left_out:
         yield {
-            "recording_id": one.recording_id or one.path or one.detail,
-            "path": None if one.path is None else os.fsencode(os.path.join(table.root, one.path)),
-            "failure": _reason(one),
+            "recording_id": entry.recording_id or entry.path or entry.detail,
+            "path": None if entry.path is None else os.fsencode(os.path.join(table.root, entry.path)),
+            "failure": _reason(entry),
         }
 
 
@@ -323,26 +429,26 @@ def _reason(left_out: LeftOut) -> str:
     return left_out.detail.removeprefix(f"{left_out.path}: ") or left_out.reason
 
 
-def _stamp(path: bytes | None) -> str:
-    """Size and time of a file; of WFDB, of the header and of the signal file that bears its name."""
+def _size_and_time(path: bytes | None) -> str:
+    """Return size and time of a file; for WFDB, of the header and of the signal file with the header's name."""
     if path is None:
         return ""
     stem = path.removesuffix(b".hea")
-    candidates = (path,) if stem == path and os.path.isfile(path) else tuple(stem + end for end in _OF_A_RECORD)
+    candidates = (path,) if stem == path and os.path.isfile(path) else tuple(stem + end for end in _WFDB_SUFFIXES)
     found = []
     for candidate in candidates:
-        with contextlib.suppress(OSError, ValueError):  # there is none, or no such name
+        with contextlib.suppress(OSError, ValueError):  # no such file, or not a possible name
             status = os.stat(candidate)
             found.append(f"{status.st_size} {status.st_mtime_ns}")
     return " ".join(found)
 
 
-def _check_ids(files: Sequence[Path]) -> None:
+def _check_unique_ids(files: Sequence[Path]) -> None:
     ids = pa.concat_tables(pq.read_table(path, columns=["recording_id"]) for path in files)["recording_id"]
     counts = ids.value_counts()
     if len(counts) < len(ids):
-        same = counts.field("values")[int(np.argmax(counts.field("counts")))]
-        raise StoreError(f"recordings of several stores have the same id, such as {same}: run the stores one by one")
+        repeated = counts.field("values")[int(np.argmax(counts.field("counts")))]
+        raise StoreError(f"several stores have recordings with the same id, such as {repeated}: run them one by one")
 
 
 def _group_sizes(path: Path) -> list[int]:
@@ -353,4 +459,24 @@ def _group_sizes(path: Path) -> list[int]:
     return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
 
 
-__all__ = ["FileSource", "StoreSource", "find_recordings", "is_store", "read_list"]
+def _valid_samples(inputs: "ModelInputs", rows: np.ndarray) -> np.ndarray:
+    """Return how many samples of a segment are not padding, (rows,)."""
+    extractor = inputs._reader.feature_extractor
+    columns = inputs._rows.select_columns(["num_samples", "sampling_rate"]).with_format("numpy")[:]
+    lengths = [
+        resampled_length(int(samples), float(rate), extractor.sampling_rate)
+        for samples, rate in zip(columns["num_samples"][rows], columns["sampling_rate"][rows], strict=True)
+    ]
+    return np.minimum(np.array(lengths, dtype=np.int64), extractor.segment_samples)
+
+
+__all__ = [
+    "DatasetSource",
+    "FileSource",
+    "PythonSource",
+    "RecordingInput",
+    "StoreSource",
+    "find_recordings",
+    "is_store",
+    "read_list",
+]

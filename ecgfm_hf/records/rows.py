@@ -43,6 +43,11 @@ COLUMNS: dict[str, pa.DataType] = {
 }
 # What a user may ask to leave empty; the rest is needed to read a signal.
 OPTIONAL_COLUMNS = ("patient_id", "path", "time", "age", "sex", "report", "diagnoses")
+# What a recording's signal is made of. Reading no other columns halves the time.
+SIGNAL_COLUMNS = (
+    *("recording_id", "patient_id", "path", "sampling_rate", "num_samples", "lead_names", "units", "signal", "dtype"),
+    *("gain", "baseline", "missing_value"),
+)
 LABEL_TYPE = pa.int8()
 # A binary cell must stay below 2 GB.
 _LARGEST_SIGNAL = 1 << 30
@@ -181,6 +186,7 @@ __all__ = [
     "COLUMNS",
     "LABEL_TYPE",
     "OPTIONAL_COLUMNS",
+    "SIGNAL_COLUMNS",
     "label_columns",
     "quality_facts",
     "record_from_row",

@@ -18,7 +18,7 @@ from ..configuration_ecgfm import LABEL_FIELDS
 from ..data.model_inputs import as_model_inputs
 from ..data.store import label_columns
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
-from ..inference.recordings import run_recordings
+from ..inference.scoring import run_recordings
 from ..modeling_ecgfm import ECGFMModel
 from ..utils.errors import ECGFMError
 from ..utils.precision import resolve_precision

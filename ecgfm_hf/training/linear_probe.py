@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..configuration_ecgfm import LABEL_FIELDS
-from ..inference.prediction_table import Predictions
+from ..inference.predictions import Predictions
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMModel
 from ..pipeline_ecgfm import recording_scores
 from .embeddings import Embeddings, LinearProbeError, embed_split

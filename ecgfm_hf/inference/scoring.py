@@ -1,32 +1,37 @@
-"""A model over many recordings: segments of several recordings run together, answers a recording."""
+"""A model over many recordings: segments of several recordings run together; logits, embeddings, answers, rows."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
-from transformers.modeling_utils import PreTrainedModel
 
+from ..configuration_ecgfm import ECGFMConfig
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMModel, _mean_over_frames
+from ..pipeline_ecgfm import recording_answer
 from ..utils.precision import evaluation_mode, resolve_precision, with_compiled_layers, with_precision
-from .reading import InputsSource, ReadRecording, read_in_order
+from .reading import ReadRecording, read_in_order
+from .sources import DatasetSource
 
 if TYPE_CHECKING:
     from ..data.model_inputs import ModelInputs
+
+ID_COLUMNS = (("recording_id", pa.string()), ("patient_id", pa.string()))
 
 
 @dataclass(frozen=True)
 class RecordingOutput:
     """
-    What a model says of one recording.
+    A model's output for one recording.
 
     Attributes:
         row: Its row in the dataset.
-        recording_id, patient_id: From there; None for an unknown patient.
+        recording_id, patient_id: From that row; `patient_id` is None where unknown.
         logits (`np.ndarray` of shape (segments, labels), float32): None for a model without a head.
-        embeddings (`np.ndarray` of shape (segments, hidden_size), float32): None unless asked for.
+        embeddings (`np.ndarray` of shape (segments, hidden_size), float32): None unless requested.
     """
 
     row: int
@@ -37,7 +42,7 @@ class RecordingOutput:
 
 
 def run_recordings(
-    model: PreTrainedModel,
+    model: ECGFMModel | ECGFMForMultiLabelClassification,
     inputs: "ModelInputs",
     *,
     batch_size: int = 16,
@@ -49,38 +54,38 @@ def run_recordings(
     progress: bool = False,
 ) -> Iterator[RecordingOutput]:
     """
-    Runs a model over the recordings of [`ModelInputs`], in the order of their rows.
+    Run a model over the recordings of [`ModelInputs`], in the order of their rows.
 
-    The model is in evaluation mode and without gradients while it runs, and as it was before in between. Recordings
-    that the extractor refuses have no answer; `inputs.left_out` counts them. A recording shorter than a segment that
-    the extractor admits runs at its true length.
+    While a batch runs, the model is in evaluation mode and computes no gradients; between batches it is in its former
+    mode. Recordings that the extractor refuses have no output; `inputs.left_out` counts them. A short recording that
+    the extractor admits runs at its true length, without padding.
 
     Args:
-        model ([`ECGFMModel`] or [`ECGFMForMultiLabelClassification`]): Where it is, it runs.
+        model ([`ECGFMModel`] or [`ECGFMForMultiLabelClassification`]): Runs on its own device.
         inputs ([`ModelInputs`]): From `as_model_inputs` (not pairs).
-        batch_size: Segments run together, of one recording or of several. float32 answers do not depend on it, to
-            1e-5; those of the other precisions do by less than they differ from float32.
+        batch_size: Segments that run together, of one recording or several. float32 results do not depend on it (to
+            1e-5); in other precisions they do, by less than they differ from float32.
         num_workers: Processes that read and preprocess ahead.
         precision: `"float32"`, `"bfloat16"`, `"int8"` (CPU, needs torchao) or `"auto"`: bfloat16 where the device
-            computes it well, else float32. A model of another precision is copied.
-        compile: Whether to run a copy with compiled encoder layers. The first batch then takes a minute or so.
-        embeddings: Whether to return them as well.
-        layer: Which hidden state they are the mean over frames of: 0 is the first layer's input, 1 its output, and so
-            on; None and -1 are the published embedding.
+            computes it well, else float32. A model in another precision is copied.
+        compile: Whether to run a copy with compiled encoder layers. The first batch then takes about a minute.
+        embeddings: Whether to return embeddings too.
+        layer: Average this hidden state over frames: 0 is the first layer's input, 1 its output, and so on. None and
+            -1 give the published embedding.
         progress: Whether to show a progress bar.
 
     Yields:
         [`RecordingOutput`]
 
     Raises:
-        `ValueError`: a precision, a layer or a batch size that there is not; a recording shorter than the model takes.
+        `ValueError`: an unknown precision, layer or batch size; a recording shorter than the model accepts.
     """
     runner = ModelRunner(model, batch_size, precision, embeddings, layer, compile)
-    return _outputs(runner, InputsSource(inputs), num_workers, progress)
+    return _outputs(runner, DatasetSource(inputs), num_workers, progress)
 
 
 def _outputs(
-    runner: "ModelRunner", source: InputsSource, num_workers: int, progress: bool
+    runner: "ModelRunner", source: DatasetSource, num_workers: int, progress: bool
 ) -> Iterator[RecordingOutput]:
     from tqdm import tqdm
 
@@ -93,14 +98,24 @@ def _outputs(
 
 class ModelRunner:
     """
-    Runs a model over recordings that have been read; arguments as of [`run_recordings`].
+    A model that runs segments of several recordings together. Create it once, then call [`ModelRunner.run`] any number
+    of times. Memory does not grow with the number of recordings.
 
-    Memory does not grow with the number of recordings: what has been answered is let go.
+    Args:
+        model ([`ECGFMModel`] or [`ECGFMForMultiLabelClassification`]): Runs on its own device.
+        batch_size, precision, embeddings, layer, compile: As in [`run_recordings`].
+
+    Attributes:
+        precision: The precision in use, never `"auto"`.
+
+    Raises:
+        `ValueError`: an unknown precision, layer or batch size, or another kind of model.
+        `ImportError`: int8 without torchao.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: ECGFMModel | ECGFMForMultiLabelClassification,
         batch_size: int = 16,
         precision: str = "float32",
         embeddings: bool = False,
@@ -124,24 +139,25 @@ class ModelRunner:
         self, recordings: Iterable[ReadRecording]
     ) -> Iterator[tuple[ReadRecording, np.ndarray | None, np.ndarray | None]]:
         """
-        Yields each recording in order with its logits (segments, labels) and embeddings (segments, hidden_size),
-        float32, None where there are none. One that cannot be run comes back with its `failure`.
+        Yield each recording, in order, with its logits (segments, labels) and embeddings (segments, hidden_size).
+
+        Both are float32, or None where there are none. A recording that cannot run comes back with its `failure`.
         """
-        waiting: deque[_Unfinished] = deque()
-        segments: list[tuple[_Unfinished, np.ndarray]] = []
+        waiting: deque[_PendingRecording] = deque()
+        segments: list[tuple[_PendingRecording, np.ndarray]] = []
         for read in recordings:
-            waiting.append(_Unfinished(self._checked(read)))
+            waiting.append(_PendingRecording(self._checked(read)))
             for segment in waiting[-1].read.segments if waiting[-1].read.segments is not None else ():
                 segments.append((waiting[-1], segment))
                 if len(segments) == self._batch_size:
                     self._run_batch(segments)
                     segments = []
             while waiting and waiting[0].is_finished:
-                yield waiting.popleft().answer()
+                yield waiting.popleft().result()
         if segments:
             self._run_batch(segments)
-        for unfinished in waiting:
-            yield unfinished.answer()
+        for pending in waiting:
+            yield pending.result()
 
     def _checked(self, read: ReadRecording) -> ReadRecording:
         least = self._model.config.min_samples
@@ -150,9 +166,9 @@ class ModelRunner:
         failure = f"{read.segments.shape[2]} samples after resampling, the model takes at least {least}"
         return replace(read, segments=None, failure=failure)
 
-    def _run_batch(self, segments: "list[tuple[_Unfinished, np.ndarray]]") -> None:
-        # Padding never influences an answer: each length runs by itself. There is more than one only where recordings
-        # shorter than a segment are admitted.
+    def _run_batch(self, segments: "list[tuple[_PendingRecording, np.ndarray]]") -> None:
+        # Padding never influences a result: segments of each length run separately. There is more than one length only
+        # where recordings shorter than a segment are admitted.
         for length in {segment.shape[1]: None for _, segment in segments}:
             together = [(recording, segment) for recording, segment in segments if segment.shape[1] == length]
             logits, embeddings = self._forward(np.stack([segment for _, segment in together]))
@@ -164,7 +180,7 @@ class ModelRunner:
     def _forward(self, batch: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
         model, options, rows = self._model, {}, len(batch)
         if self._is_compiled and rows < self._batch_size:
-            # Code for another number of segments would take as long to compile as the first.
+            # Another number of segments would compile again, which takes as long as the first time.
             batch = np.concatenate([batch, np.repeat(batch[:1], self._batch_size - rows, axis=0)])
         if self._layer is not None:
             options["output_hidden_states"] = True
@@ -181,8 +197,8 @@ class ModelRunner:
         return _as_array(logits, rows), _as_array(embeddings, rows)
 
 
-class _Unfinished:
-    """A recording of which not all segments have run."""
+class _PendingRecording:
+    """A recording that waits until all of its segments have run."""
 
     def __init__(self, read: ReadRecording):
         self.read = read
@@ -199,17 +215,18 @@ class _Unfinished:
         self._logits.append(logits)
         self._embeddings.append(embedding)
 
-    def answer(self) -> tuple[ReadRecording, np.ndarray | None, np.ndarray | None]:
+    def result(self) -> tuple[ReadRecording, np.ndarray | None, np.ndarray | None]:
         logits, embeddings = _stacked(self._logits), _stacked(self._embeddings)
         if all(values is None or np.isfinite(values).all() for values in (logits, embeddings)):
             return self.read, logits, embeddings
-        return replace(self.read, segments=None, failure="what the model makes of it is not finite"), None, None
+        return replace(self.read, segments=None, failure="the model's output is not finite"), None, None
 
 
 def check_layer(layer: int | None, num_layers: int) -> int | None:
     """
-    The number of a hidden state, counted from 0, of an encoder with `num_layers` layers; None for the last, whose mean
-    is the published embedding. `ValueError` where there is no such hidden state.
+    Return the index of a hidden state, counted from 0, in an encoder with `num_layers` layers.
+
+    None stands for the last one, whose mean is the published embedding. `ValueError` for an index out of range.
     """
     if layer is None:
         return None
@@ -219,12 +236,42 @@ def check_layer(layer: int | None, num_layers: int) -> int | None:
     return None if layer == num_layers else layer
 
 
+def answer_of(read: ReadRecording, logits: np.ndarray, config: ECGFMConfig) -> dict[str, Any]:
+    """Return a recording's answer as the pipeline returns it."""
+    return recording_answer(read.recording_id, logits, read.warnings, config)
+
+
+def score_schema(config: ECGFMConfig) -> pa.Schema:
+    """Return the columns of score rows: ids, `score:NAME` for each label, `positive`, `segments`, `warnings`."""
+    scores = [(f"score:{name}", pa.float64()) for name in config.label_names]
+    texts = pa.list_(pa.string())
+    return pa.schema([*ID_COLUMNS, *scores, ("positive", texts), ("segments", pa.int32()), ("warnings", texts)])
+
+
+def score_rows(read: ReadRecording, logits: np.ndarray, config: ECGFMConfig) -> list[dict[str, Any]]:
+    """Return a recording's one row with the columns of [`score_schema`]."""
+    answer = answer_of(read, logits, config)
+    scores = {f"score:{name}": score for name, score in answer["scores"].items()}
+    others = {name: answer[name] for name in ("positive", "segments", "warnings")}
+    return [{"recording_id": read.recording_id, "patient_id": read.patient_id, **scores, **others}]
+
+
 def _as_array(values: torch.Tensor | None, rows: int) -> np.ndarray | None:
     return None if values is None else values[:rows].float().cpu().numpy()
 
 
 def _stacked(rows: list[np.ndarray | None]) -> np.ndarray | None:
-    return np.stack(rows) if rows and rows[0] is not None else None
+    present = [row for row in rows if row is not None]
+    return np.stack(present) if present else None
 
 
-__all__ = ["ModelRunner", "RecordingOutput", "check_layer", "run_recordings"]
+__all__ = [
+    "ID_COLUMNS",
+    "ModelRunner",
+    "RecordingOutput",
+    "answer_of",
+    "check_layer",
+    "run_recordings",
+    "score_rows",
+    "score_schema",
+]
