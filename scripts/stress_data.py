@@ -79,7 +79,7 @@ def stress_damaged(base: Path, count: int, seed: int) -> list[str]:
     for name, source in (("physionet2021", PhysioNet2021(folder.root)), ("table", RecordingTable(folder.root, table))):
         report = prepare(source, base / name)
         print(f"{name}: {report['recordings']}")
-        for reason, number in report["left_out_by_reason"].items():
+        for reason, number in report["excluded_by_reason"].items():
             print(f"  {number:5}  {reason}")
         wrong += [f"{name}: {sentence}" for sentence in compare(folder, base / name, report)]
     outside = {path for path in opened if path.startswith(f"{folder.outside}{os.sep}")}
@@ -109,7 +109,7 @@ def compare(folder: DamagedFolder, store: Path, report: dict) -> list[str]:
     if any((samples_of(row) == CANARY_VALUE).any() for row in rows.values()):
         wrong.append("samples from outside of the folder")
     counts = report["recordings"]
-    if not counts["found"] == counts["kept"] + counts["left_out"] == len(folder.samples) or counts["kept"] != len(rows):
+    if not counts["found"] == counts["kept"] + counts["excluded"] == len(folder.samples) or counts["kept"] != len(rows):
         wrong.append(f"the account does not add up: {counts}, {len(folder.samples)} written, {len(rows)} rows")
     return wrong
 

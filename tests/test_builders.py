@@ -19,14 +19,14 @@ def root(tmp_path):
 
 @pytest.mark.parametrize("num_proc", [None, 2])
 def test_a_builder_has_the_rows_of_a_store_and_lists_what_it_left_out(root, tmp_path, num_proc, monkeypatch):
-    monkeypatch.setattr("ecgfm_hf.data.builders._TOGETHER", 2)
+    monkeypatch.setattr("ecgfm_hf.data.loading._TOGETHER", 2)
     prepare(PhysioNet2021(root), tmp_path / "store")
     builder = PhysioNet2021Builder(root, cache_dir=tmp_path / "cache")
     builder.download_and_prepare(num_proc=num_proc)
     data = builder.as_dataset()["train"]
     expected = rows_of(tmp_path / "store")
     assert {row["recording_id"]: row | {"split": "all"} for row in data} == expected
-    assert [one.path for one in builder.left_out()] == ["training/georgia/g1/E002.hea"]
+    assert [one.path for one in builder.excluded()] == ["training/georgia/g1/E002.hea"]
 
 
 def test_a_streamed_builder_feeds_the_model_and_reports_damage(root, tmp_path, caplog):

@@ -76,7 +76,7 @@ def test_exams_come_file_by_file_in_the_order_of_rows(root):
     index = Code15(root).index()
     assert ids(index) == ["30", "10", "20", "50", "40"]
     assert index.table["path"].to_pylist() == ["exams_part0.hdf5"] * 3 + ["exams_part1.hdf5"] * 2
-    assert (index.left_out, index.notes) == ([], [])
+    assert (index.excluded, index.notes) == ([], [])
 
 
 def test_the_order_of_the_table_does_not_matter(root):
@@ -164,7 +164,7 @@ def test_exams_that_promise_what_is_not_there_are_left_out_with_the_reason(root)
     )
     index = Code15(root).index()
     assert ids(index) == ["10"]
-    assert {(one.recording_id, one.path): one.reason for one in index.left_out} == {
+    assert {(one.recording_id, one.path): one.reason for one in index.excluded} == {
         ("11", "exams_part0.hdf5"): "the exam is not in its HDF5 file",
         ("10", "exams_part1.hdf5"): "another recording has the same id",
         ("60", "exams_part17.hdf5"): "its HDF5 file is not there",
@@ -174,7 +174,7 @@ def test_exams_that_promise_what_is_not_there_are_left_out_with_the_reason(root)
         ("90", None): "exams.csv gives no trace_file",
         (None, "exams_part0.hdf5"): "exams.csv gives no exam_id",
     }
-    assert not any(str(root) in one.detail for one in index.left_out)
+    assert not any(str(root) in one.detail for one in index.excluded)
 
 
 def test_exams_that_the_table_lacks_are_counted_without_the_dummy(root):

@@ -83,7 +83,7 @@ def test_a_row_has_what_the_tables_know_of_the_recording(root):
     }
     reports = index.table["report"].to_pylist()
     assert reports[1:] == ["Sinus rhythm; Abnormal ECG", "Atrial fibrillation; rapid; Abnormal ECG", None]
-    assert index.left_out == []
+    assert index.excluded == []
     assert any("differs from patient to patient" in note for note in index.notes)
     assert "1 recordings have an empty report: report unknown." in index.notes
 
@@ -146,12 +146,12 @@ def test_recordings_listed_twice_or_not_findable_are_left_out_with_the_reason(ro
     )
     index = MimicIVECG(root).index()
     assert index.table["recording_id"].to_pylist() == ["11", "14"]
-    assert [(one.recording_id, one.path, one.reason) for one in index.left_out] == [
+    assert [(one.recording_id, one.path, one.reason) for one in index.excluded] == [
         (None, "files/12", "record_list.csv gives no study_id"),
         ("13", None, "record_list.csv gives no path"),
         ("11", "files/11b", "another recording has the same id"),
     ]
-    assert [one.detail for one in index.left_out[:2]] == ["record_list.csv, row 3", "record_list.csv, row 4"]
+    assert [one.detail for one in index.excluded[:2]] == ["record_list.csv, row 3", "record_list.csv, row 4"]
     assert "1 recordings have no ecg_time." in index.notes
 
 

@@ -53,7 +53,7 @@ def column(name: str, *cells: str) -> str:
 def test_ids_made_of_file_names_are_the_names_as_they_are(tmp_path):
     root = folder_of(tmp_path / "root", "1", "1.0", "NA", "none")
     report = prepare(RecordingTable(root), tmp_path / "store")
-    assert report["recordings"] == {"found": 4, "kept": 4, "left_out": 0}
+    assert report["recordings"] == {"found": 4, "kept": 4, "excluded": 0}
     table = table_of(tmp_path, "path,AF\n1.hea,1\n1.0.hea,0\nNA.hea,1\nnone,0\n")
     prepare(RecordingTable(root, table), tmp_path / "labelled")
     (part,) = (tmp_path / "labelled" / "data").glob("*.parquet")
@@ -66,7 +66,7 @@ def test_ids_made_of_file_names_are_the_names_as_they_are(tmp_path):
 def test_ids_in_cells_are_the_same_however_they_were_written(tmp_path):
     rows, index = indexed(tmp_path, "recording_id,path\n1.0,1\nNA,2\n,3\n 4 ,4\n")
     assert {name: row["path"] for name, row in rows.items()} == {"1": "1", "4": "4"}
-    assert [(one.recording_id, one.path, one.reason, one.detail) for one in index.left_out] == [
+    assert [(one.recording_id, one.path, one.reason, one.detail) for one in index.excluded] == [
         (None, "2", "the table gives no recording_id", "row 2"),
         (None, "3", "the table gives no recording_id", "row 3"),
     ]
@@ -98,7 +98,7 @@ def test_a_file_that_another_row_has_is_left_out(tmp_path, again):
         root, table_of(tmp_path, f"recording_id,path\na1,a1/000.hea\nb,a1/001\na2,{again}\n")
     ).index()
     assert index.table["recording_id"].to_pylist() == ["a1", "b"]
-    (one,) = index.left_out
+    (one,) = index.excluded
     assert (one.recording_id, one.reason) == ("a2", SAME_FILE)
     assert "row 3 (a2, a1/000" in one.detail
     assert "row 1 (a1)" in one.detail
@@ -107,14 +107,14 @@ def test_a_file_that_another_row_has_is_left_out(tmp_path, again):
 def test_a_row_that_is_left_out_takes_no_file_and_no_id(tmp_path):
     rows, index = indexed(tmp_path, "recording_id,path\nA,1\nA,2\nB,2\nC,1\nC,3\n")
     assert {name: row["path"] for name, row in rows.items()} == {"A": "1", "B": "2", "C": "3"}
-    assert sorted(one.reason for one in index.left_out) == ["another recording has the same id", SAME_FILE]
+    assert sorted(one.reason for one in index.excluded) == ["another recording has the same id", SAME_FILE]
 
 
 def test_names_and_folders_that_find_one_file_twice_count_once(tmp_path):
     root = folder_of(tmp_path / "root", "a1/000")
     index = RecordingTable(root, table_of(tmp_path, "recording_id\n000\na1/000\n")).index()
     assert index.table["recording_id"].to_pylist() == ["000"]
-    assert [one.reason for one in index.left_out] == [SAME_FILE]
+    assert [one.reason for one in index.excluded] == [SAME_FILE]
 
 
 def test_exams_of_one_file_are_recordings_of_their_own(tmp_path):
@@ -122,7 +122,7 @@ def test_exams_of_one_file_are_recordings_of_their_own(tmp_path):
     text = "recording_id,path,exam_id\na,part.hdf5,11\nb,part.hdf5,12.0\nc,part.hdf5,11\n"
     rows, index = indexed(tmp_path, text)
     assert {name: row["_exam_id"] for name, row in rows.items()} == {"a": 11, "b": 12}
-    assert [(one.recording_id, one.reason) for one in index.left_out] == [("c", SAME_FILE)]
+    assert [(one.recording_id, one.reason) for one in index.excluded] == [("c", SAME_FILE)]
 
 
 # Times
@@ -300,7 +300,7 @@ def test_signal_files_without_header_are_accounted_for(tmp_path, source):
     (root / "lost.dat").write_bytes(bytes(24))
     index = source(root).index()
     assert sorted(index.table["path"].to_pylist()) == ["3.hea", "a/1.hea"]
-    assert {(one.path, one.reason) for one in index.left_out} == {
+    assert {(one.path, one.reason) for one in index.excluded} == {
         ("a/2.mat", "signal file without a header"),
         ("lost.dat", "signal file without a header"),
     }
@@ -311,7 +311,7 @@ def test_signals_that_a_header_names_are_not_lost(tmp_path):
     (root / "1.mat").rename(root / "signals.mat")
     (root / "1.hea").write_text((root / "1.hea").read_text().replace("1.mat", "signals.mat"))
     index = RecordingTable(root).index()
-    assert index.left_out == []
+    assert index.excluded == []
     assert prepare(RecordingTable(root), tmp_path / "store")["recordings"]["kept"] == 1
 
 
@@ -320,4 +320,4 @@ def test_signal_files_that_are_recordings_themselves_are_taken(tmp_path):
     (root / "2.hea").unlink()
     index = RecordingTable(root, units="mV").index()
     assert index.table["path"].to_pylist() == ["1.hea", "2.mat"]
-    assert index.left_out == []
+    assert index.excluded == []

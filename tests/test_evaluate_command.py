@@ -19,7 +19,7 @@ from ecgfm_hf.cli.evaluate import (
     summary,
 )
 from ecgfm_hf.data import load_arrays, load_prepared
-from ecgfm_hf.data.split_guard import write_guard
+from ecgfm_hf.data.leakage import write_guard
 from ecgfm_hf.evaluation import evaluate_predictions
 from ecgfm_hf.inference import Predictions
 from ecgfm_hf.provenance import weights_digest

@@ -126,7 +126,7 @@ def test_pairs_come_back_with_their_patients_and_also_where_a_label_is_unknown(f
 @pytest.mark.parametrize("pairs", [False, True])
 def test_items_are_those_of_the_store_s_own_model_inputs(folder, rows, pairs):
     datasets = pytest.importorskip("datasets")
-    from ecgfm_hf.data.model_inputs import as_model_inputs
+    from ecgfm_hf.data.segments import as_model_inputs
 
     labelled = [row for row in rows["train"] if pairs or row["B"] is not None]
     store = datasets.Dataset.from_list(labelled)

@@ -10,7 +10,7 @@ from hub_cases import make_classifier, make_folder, stand_in_cards
 from safetensors.torch import load_file, save_file
 
 from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForPreTraining, ECGFMModel, save_model_folder
-from ecgfm_hf.data.split_guard import GUARD_FILE, write_guard
+from ecgfm_hf.data.leakage import GUARD_FILE, write_guard
 from ecgfm_hf.hub import Machine, folder_contents
 from ecgfm_hf.provenance import add_step
 

@@ -27,7 +27,7 @@ from ecgfm_hf import (
     save_model_folder,
 )
 from ecgfm_hf.cli.main import main
-from ecgfm_hf.data.split_guard import write_guard
+from ecgfm_hf.data.leakage import write_guard
 from ecgfm_hf.hub import PushError, PushRefusedError, find_traces, this_machine
 
 LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]

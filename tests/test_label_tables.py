@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from ecgfm_hf.data.labels import (
-    UNSCORED_CODES,
     LabelTable,
     LabelTableError,
     define_labels,
@@ -24,11 +23,11 @@ from ecgfm_hf.data.labels import (
     read_label_csv,
     read_label_def,
     read_pos_weight,
-    snomed_labels,
     write_label_def,
     write_pos_weight,
 )
-from ecgfm_hf.data.published_splits import read_split_csv
+from ecgfm_hf.data.sources.physionet2021 import UNSCORED_CODES, snomed_labels
+from ecgfm_hf.data.splits import read_split_csv
 from ecgfm_hf.fairseq.label_sets import PHYSIONET26, PHYSIONET_CLASSES
 
 GOLDEN = Path(__file__).parent / "fixtures" / "splits"

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, ECGFMForPreTraining, ECGFMModel, load_pipeline
 from ecgfm_hf.cli.probe import add_probe_arguments, run_probe
 from ecgfm_hf.data import load_arrays, load_prepared, record_from_row
-from ecgfm_hf.data.split_guard import GUARD_FILE, seen
+from ecgfm_hf.data.leakage import GUARD_FILE, seen
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 from ecgfm_hf.inference import predict_recordings
 from ecgfm_hf.model_folder import save_model_folder

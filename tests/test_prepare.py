@@ -31,7 +31,7 @@ from ecgfm_hf.data import (
     read_report,
     record_from_row,
 )
-from ecgfm_hf.data.preparation import split_store
+from ecgfm_hf.data.store_assembly import split_store
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 from ecgfm_hf.synthetic.cohort import SyntheticCohort
 from ecgfm_hf.utils.resumable_parts import ResumeError
@@ -176,8 +176,8 @@ def test_every_recording_that_is_left_out_is_in_the_report(tmp_path):
     (folder / "E3.hea").unlink()
     (folder / "E4.hea").write_text((folder / "E4.hea").read_text().replace("/mV", "/parsec"))
     report = prepare(PhysioNet2021(root), tmp_path / "store")
-    assert report["recordings"] == {"found": 5, "kept": 1, "left_out": 4}
-    reasons = {one["path"]: one["reason"] for one in report["left_out"]}
+    assert report["recordings"] == {"found": 5, "kept": 1, "excluded": 4}
+    reasons = {one["path"]: one["reason"] for one in report["excluded"]}
     assert "truncated" in reasons["training/georgia/g1/E2.hea"]
     assert reasons["training/georgia/g1/E3.mat"] == "signal file without a header"
     assert "unit" in reasons["training/georgia/g1/E4.hea"]
@@ -224,7 +224,7 @@ def test_a_published_split_is_found_by_the_names_it_uses(cohort, tmp_path):
     assert {name: len(split) for name, split in data.items()}.keys() == {"train", "test"}
     assert sum(len(split) for split in data.values()) == len(rows) - 1
     report = read_report(tmp_path / "store")
-    assert report["left_out"][0]["recording_id"] == rows[0]["recording_id"]
+    assert report["excluded"][0]["recording_id"] == rows[0]["recording_id"]
 
 
 def test_a_patient_in_two_published_splits_is_an_error(cohort, tmp_path):
@@ -246,8 +246,8 @@ def test_filters_take_recordings_out_before_splitting(tmp_path):
     ]
     data = load_arrays(recordings, tmp_path / "store", drop_nan_leads=True, drop_constant_leads=True)
     assert data["all"]["recording_id"] == ["r0", "r3"]
-    left_out = {one["recording_id"]: one["reason"] for one in read_report(tmp_path / "store")["left_out"]}
-    assert left_out == {"r1": "a lead is constant", "r2": "a lead has NaN"}
+    excluded = {one["recording_id"]: one["reason"] for one in read_report(tmp_path / "store")["excluded"]}
+    assert excluded == {"r1": "a lead is constant", "r2": "a lead has NaN"}
 
 
 def test_sources_can_be_kept_and_left_out(tmp_path):
@@ -257,7 +257,7 @@ def test_sources_can_be_kept_and_left_out(tmp_path):
     assert report["sources"] == {"ptb-xl": 2}
     report = prepare(PhysioNet2021(root), tmp_path / "b", PrepareSettings(drop_sources=["ptb-xl"]))
     assert report["sources"] == {"georgia": 1}
-    assert report["recordings"]["left_out"] == 2
+    assert report["recordings"]["excluded"] == 2
     with pytest.raises(SplitError, match="nowhere"):
         prepare(PhysioNet2021(root), tmp_path / "c", PrepareSettings(keep_sources=["nowhere"]))
 
@@ -274,7 +274,7 @@ def test_pseudonyms_leave_no_trace_of_ids_and_paths(cohort, tmp_path):
         report = prepare(source, tmp_path / "store", settings)
     finally:
         damaged.write_bytes(whole)
-    assert report["recordings"]["left_out"] == 1
+    assert report["recordings"]["excluded"] == 1
     ids = {row["recording_id"] for row in table_of(cohort)}
     patients = {row["patient_id"] for row in table_of(cohort)}
     rows = rows_of(tmp_path / "store")
@@ -351,8 +351,8 @@ def test_ids_alone_find_their_files_and_extra_files_are_told(cohort, tmp_path):
     lines = [f"{row['recording_id']},{row['atrial fibrillation']}" for row in rows] + ["nobody,1"]
     (tmp_path / "mine.csv").write_text("\n".join(["recording_id,AF", *lines]) + "\n")
     report = prepare(RecordingTable(cohort, tmp_path / "mine.csv"), tmp_path / "store")
-    assert report["recordings"] == {"found": 5, "kept": 4, "left_out": 1}
-    assert report["left_out"][0]["reason"] == "no file has the recording's name"
+    assert report["recordings"] == {"found": 5, "kept": 4, "excluded": 1}
+    assert report["excluded"][0]["reason"] == "no file has the recording's name"
     assert any("the table does not name them" in note for note in report["notes"])
 
 
@@ -404,7 +404,7 @@ def test_paths_that_lead_out_of_the_folder_are_left_out(cohort, tmp_path, path):
     good = next(iter(sorted(cohort.rglob("*.hea")))).relative_to(cohort).as_posix()
     (tmp_path / "mine.csv").write_text(f"recording_id,path\nbad,{path}\ngood,{good}\n")
     report = prepare(RecordingTable(cohort, tmp_path / "mine.csv"), tmp_path / "store")
-    assert report["left_out_by_reason"] == {"the path leads out of the dataset's folder": 1}
+    assert report["excluded_by_reason"] == {"the path leads out of the dataset's folder": 1}
     assert report["recordings"]["kept"] == 1
 
 
@@ -515,8 +515,8 @@ def test_pseudonyms_keep_names_of_files_and_folders_out_of_reasons(tmp_path):
         challenge_folder(root, {f"{name[:3]}1": AF}, source=name)
         next((root / "training" / name).rglob("*.mat")).unlink()
     report = prepare(PhysioNet2021(root), tmp_path / "store", PrepareSettings(pseudonymise=True))
-    assert report["recordings"] == {"found": 4, "kept": 2, "left_out": 2}
-    assert report["left_out_by_reason"] == {"cannot be read: no such signal file": 2}
+    assert report["recordings"] == {"found": 4, "kept": 2, "excluded": 2}
+    assert report["excluded_by_reason"] == {"cannot be read: no such signal file": 2}
     everything = json.dumps(report) + (tmp_path / "store" / "README.md").read_text() + str(rows_of(tmp_path / "store"))
     assert not any(word in everything for word in ("Mustermann", "Schmidt", "Eva", "'NA'", str(tmp_path)))
 
@@ -566,7 +566,7 @@ def test_a_folder_that_is_a_link_is_told(tmp_path):
     challenge_folder(tmp_path / "elsewhere", {"E2": AF})
     (root / "training" / "linked").symlink_to(tmp_path / "elsewhere")
     report = prepare(PhysioNet2021(root), tmp_path / "store")
-    assert report["left_out_by_reason"] == {"folder is a link, which is not followed": 1}
+    assert report["excluded_by_reason"] == {"folder is a link, which is not followed": 1}
 
 
 def test_files_whose_names_look_like_numbers_or_like_nothing_are_split_by_their_names(tmp_path):

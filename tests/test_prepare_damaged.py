@@ -10,7 +10,7 @@ from damaged_folders import CANARY_VALUE, DAMAGE, same_facts, samples_of, write_
 from wfdb_files import LEADS, write_record
 
 from ecgfm_hf.data import PhysioNet2021, RecordingTable, prepare
-from ecgfm_hf.data.parts import reason_of
+from ecgfm_hf.data.exclusion import reason_of
 from ecgfm_hf.data.store import store_files
 
 # Nothing in a file tells a gain, rate, unit, lead's name or comment that a flipped bit has made another valid one.
@@ -56,11 +56,11 @@ def check(folder, out, report):
     assert not any((samples_of(row) == CANARY_VALUE).any() for row in rows.values())
 
     counts = report["recordings"]
-    assert counts["found"] == counts["kept"] + counts["left_out"] == len(folder.samples)
+    assert counts["found"] == counts["kept"] + counts["excluded"] == len(folder.samples)
     assert counts["kept"] == len(rows)
-    assert counts["left_out"] == len(report["left_out"]) == sum(report["left_out_by_reason"].values())
-    left_out = {os.path.basename(one["path"]).partition(".")[0] for one in report["left_out"]}
-    assert left_out == set(folder.damage) - set(rows)
+    assert counts["excluded"] == len(report["excluded"]) == sum(report["excluded_by_reason"].values())
+    excluded = {os.path.basename(one["path"]).partition(".")[0] for one in report["excluded"]}
+    assert excluded == set(folder.damage) - set(rows)
 
 
 def test_a_folder_with_damage_of_every_kind_is_prepared_without_it(tmp_path, opened):
@@ -71,8 +71,8 @@ def test_a_folder_with_damage_of_every_kind_is_prepared_without_it(tmp_path, ope
     check(folder, out, report)
     only_linked_headers(folder, opened)
     # A thousand of a kind must become one line.
-    assert len(report["left_out_by_reason"]) < 1.1 * len(DAMAGE)
-    assert not any("E0" in reason or "/" in reason for reason in report["left_out_by_reason"])
+    assert len(report["excluded_by_reason"]) < 1.1 * len(DAMAGE)
+    assert not any("E0" in reason or "/" in reason for reason in report["excluded_by_reason"])
 
 
 def test_two_processes_find_what_one_finds(tmp_path):
@@ -119,7 +119,7 @@ def test_a_table_that_names_damaged_files_and_files_elsewhere(tmp_path, opened):
         assert np.array_equal(samples_of(rows[name]), folder.samples[name])
     for name in set(rows) - set(folder.sound):
         assert np.array_equal(samples_of(rows[name]), folder.samples[name]), folder.damage[name]
-    assert report["recordings"]["found"] == len(lines) - 1 == len(rows) + len(report["left_out"])
+    assert report["recordings"]["found"] == len(lines) - 1 == len(rows) + len(report["excluded"])
     only_linked_headers(folder, opened)
 
 
@@ -171,7 +171,7 @@ def test_files_of_other_formats_never_stop_a_run(tmp_path):
     assert set(rows) == {"sound.npy", "sound.csv"}
     assert np.array_equal(samples_of(rows["sound.npy"]), samples)
     assert np.allclose(samples_of(rows["sound.csv"]), samples / 1000)
-    assert report["recordings"]["found"] == len(FILES) == 2 + len(report["left_out"])
+    assert report["recordings"]["found"] == len(FILES) == 2 + len(report["excluded"])
 
 
 @pytest.mark.parametrize("kept", [".hea", ".mat"])
@@ -188,7 +188,7 @@ def test_a_file_name_that_is_not_utf8_leaves_out_that_file_alone(tmp_path, kept)
     report = prepare(PhysioNet2021(tmp_path / "data"), tmp_path / "store")
     (row,) = rows_of(tmp_path / "store")
     assert np.array_equal(samples_of(row), samples)
-    assert report["recordings"] == {"found": 2, "kept": 1, "left_out": 1}
+    assert report["recordings"] == {"found": 2, "kept": 1, "excluded": 1}
 
 
 def test_a_reason_says_what_is_wrong_without_saying_where():

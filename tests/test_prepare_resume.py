@@ -14,9 +14,8 @@ from killed_runs import content, kill_after, start, wait
 from wfdb_files import LEADS
 
 from ecgfm_hf.data import PrepareSettings, Source, SourceIndex, SplitSettings, load_prepared, prepare, read_report
-from ecgfm_hf.data.finish import sweep
-from ecgfm_hf.data.preparation import split_store
-from ecgfm_hf.data.pseudonyms import pseudonym
+from ecgfm_hf.data.preparation import pseudonym
+from ecgfm_hf.data.store_assembly import split_store, sweep
 from ecgfm_hf.records import ECGReadError, ECGRecord
 
 RECORDINGS = 200  # four parts
@@ -215,13 +214,13 @@ def test_a_part_whose_rows_are_gone_cut_short_or_changed_is_written_again(tmp_pa
 def test_a_recording_that_kills_its_reader_is_left_out_alone(tmp_path, clean, num_proc):
     out = tmp_path / "store"
     report = prepare(Made(worse=die, at="r0100"), out, num_proc=num_proc)
-    found = [one for one in report["left_out"] if one["recording_id"] == "r0100"]
+    found = [one for one in report["excluded"] if one["recording_id"] == "r0100"]
     assert [one["reason"] for one in found] == ["the reader's process died on it"]
     wanted = {row["recording_id"]: row for rows in clean["none"]["rows"].values() for row in rows}
     del wanted["r0100"]
     rows = {row["recording_id"]: row for rows in content(out)["rows"].values() for row in rows}
     assert rows == wanted
-    assert report["recordings"] == {"found": 200, "kept": 170, "left_out": 30}
+    assert report["recordings"] == {"found": 200, "kept": 170, "excluded": 30}
 
 
 def test_an_error_of_the_machine_is_not_blamed_on_a_recording(tmp_path):

@@ -11,9 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecgfm_hf.data.filters import filter_recordings
-from ecgfm_hf.data.published_splits import import_split, read_split_csv, write_split_csv
-from ecgfm_hf.data.splits import SplitError, check_patients, split_recordings
+from ecgfm_hf.data.exclusion import filter_recordings
+from ecgfm_hf.data.splits import (
+    SplitError,
+    check_patients,
+    import_split,
+    read_split_csv,
+    split_recordings,
+    write_split_csv,
+)
 from ecgfm_hf.utils.ids import IdError, canonical_id
 
 GOLDEN = Path(__file__).parent / "fixtures" / "splits"

@@ -306,7 +306,7 @@ def test_the_function_for_datasets_at_hand_does_the_same(store, tmp_path):
 
 
 def test_a_leak_between_datasets_is_refused(store, tmp_path):
-    from ecgfm_hf.data.split_guard import LeakError
+    from ecgfm_hf.data.leakage import LeakError
 
     settings = settings_for()
     model = build_classifier(settings, settings.labels)

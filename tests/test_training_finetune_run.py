@@ -13,7 +13,7 @@ from finetune_cases import TINY_MODEL, make_store, plant_leak, recordings
 from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, ECGFMForPreTraining, save_model_folder
 from ecgfm_hf.cli.finetune import add_finetune_arguments, run_finetune
 from ecgfm_hf.data import load_arrays, load_prepared
-from ecgfm_hf.data.split_guard import GUARD_FILE, LeakError, seen
+from ecgfm_hf.data.leakage import GUARD_FILE, LeakError, seen
 from ecgfm_hf.model_folder import load_pipeline
 from ecgfm_hf.provenance import read_steps
 from ecgfm_hf.training import Finetuner, FinetuneSettings, SettingsError, finetune

@@ -50,7 +50,7 @@ def run_finetune(args: argparse.Namespace) -> int:
             raise SettingsError("fine-tuning needs accelerate: pip install 'ecgfm-hf[training]'")
         keep_freed_memory()
         quiet(process)
-        from ..data.split_guard import LeakError
+        from ..data.leakage import LeakError
         from ..training.ecg_trainer import NonFiniteTrainingError
         from ..training.finetune_run import Finetuner
 

@@ -137,7 +137,7 @@ def run_split(args: argparse.Namespace) -> int:
     Returns:
         `int`: 0 done, 1 it cannot be written, 2 usage.
     """
-    from ..data.preparation import split_store
+    from ..data.store_assembly import split_store
 
     try:
         report = split_store(args.store, _split_settings(args), num_proc=args.num_proc, progress=sys.stderr.isatty())
@@ -153,7 +153,7 @@ def run_split(args: argparse.Namespace) -> int:
 
 def summary(report: Mapping[str, Any]) -> str:
     """A report as a table: recordings by split and label, and by reason those left out."""
-    from ..data.card import sentences
+    from ..data.report import sentences
 
     counts, splits = report["recordings"], report["splits"]["recordings"]
     lines = [f"{counts['kept']:,} of {counts['found']:,} recordings, {report['hours']:,.1f} hours"]
@@ -173,10 +173,10 @@ def summary(report: Mapping[str, Any]) -> str:
         ]
         if weightless:
             lines.append(f"no positives in train, so no weight: {', '.join(weightless)}")
-    if counts["left_out"]:
+    if counts["excluded"]:
         lines += _columns(
-            [("left out because", "recordings")]
-            + [(reason, f"{count:,}") for reason, count in report["left_out_by_reason"].items()]
+            [("excluded because", "recordings")]
+            + [(reason, f"{count:,}") for reason, count in report["excluded_by_reason"].items()]
         )
     for kind, codes in report["diagnosis_codes"].items():
         if codes:
@@ -206,7 +206,7 @@ def _dry_run(source: Any, settings: Any) -> int:
 
     index = build_index(source, settings, b"of a dry run" if settings.pseudonymise else None)
     settings.split.check(index.table, published_splits_of(index, settings))
-    print(f"{index.table.num_rows:,} recordings to read, {len(index.left_out):,} left out already")
+    print(f"{index.table.num_rows:,} recordings to read, {len(index.excluded):,} excluded already")
     for name in ("source", "patient_id"):
         if name in index.table.column_names:
             print(f"  different {name}: {len(index.table[name].unique().drop_null()):,}")
@@ -246,8 +246,7 @@ def _source(args: argparse.Namespace) -> Any:
 
 
 def _split_settings(args: argparse.Namespace) -> Any:
-    from ..data.published_splits import read_split_csv
-    from ..data.split_settings import SplitSettings
+    from ..data.splits import SplitSettings, read_split_csv
 
     if args.split_csv is not None and args.strategy is not None:
         raise ValueError("give a strategy or --split-csv, not both")

@@ -65,7 +65,7 @@ def run_probe(args: argparse.Namespace) -> int:
     Returns:
         `int`: 0 done, 1 the output cannot be written, 2 usage.
     """
-    from ..data.split_guard import LeakError, write_guard
+    from ..data.leakage import LeakError, write_guard
     from ..data.store import StoreError
     from ..training.embeddings import LinearProbeError
     from ..training.settings import SettingsError
@@ -94,7 +94,7 @@ def run_probe(args: argparse.Namespace) -> int:
 
 
 def _probe(args: argparse.Namespace) -> "tuple[LinearProbe, Any, Embeddings, Embeddings | None]":
-    from ..data.split_guard import check_guard, check_splits
+    from ..data.leakage import check_guard, check_splits
     from ..data.store import load_prepared
     from ..training.embeddings import LinearProbeError, embed_split
     from ..training.linear_probe import fit_linear_probe

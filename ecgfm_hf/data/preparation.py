@@ -10,28 +10,27 @@ into one folder (or into copies that are put together later), and a run without 
 """
 
 import hashlib
+import hmac
 import json
 import os
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from ..records.record import ECGRecord
+from ..records.rows import row_from_record
 from ..utils.errors import ECGFMError
-from ..utils.resumable_parts import LocalExecutor, ResumableParts, exclusive
-from .filters import filter_recordings
-from .finish import finish_store, roll_forward, sweep
-from .parts import RecordingWriter, part_size
-from .pseudonyms import pseudonym, pseudonymise_index, read_salt
-from .sources.base import LeftOut, Source, SourceIndex
-from .split_settings import SplitSettings
+from ..utils.resumable_parts import ItemWatch, LocalExecutor, PartAccount, ResumableParts, Task, exclusive
+from .exclusion import Excluded, exclude, filter_recordings
+from .sources.base import Source, SourceIndex
+from .splits import SplitSettings, match_published_splits
 from .store import (
     CARD_FILE,
     DATA_FOLDER,
@@ -40,14 +39,12 @@ from .store import (
     REPORT_FILE,
     WORK_FOLDER,
     StoreError,
+    StoreWriter,
     read_report,
-    store_files,
     store_schema,
 )
+from .store_assembly import finish_store, roll_forward, sweep
 
-# Of the report, what a new split does not change.
-_KEPT_FACTS = ("format", "source", "source_settings", "labels", "keep_sources", "drop_sources", "dropped_columns")
-_KEPT_FACTS += ("pseudonymised",)
 _FORMAT = 1  # of stores; another number is another layout
 
 
@@ -150,7 +147,7 @@ def prepare(
             return None
         with exclusive(work):
             accounts = parts.accounts()
-            left_out = [LeftOut(**failure) for account in accounts for failure in account.failures]  # type: ignore[arg-type]
+            excluded = [Excluded(**failure) for account in accounts for failure in account.failures]  # type: ignore[arg-type]
             codes = Counter[str]()
             for account in accounts:
                 codes.update(account.counts)
@@ -163,7 +160,7 @@ def prepare(
                 {
                     **facts,
                     "plan": parts.digest,
-                    "left_out": index.left_out + left_out,
+                    "excluded": index.excluded + excluded,
                     "notes": index.notes,
                     "codes": codes,
                 },
@@ -180,28 +177,94 @@ def prepare(
         return None if shard else finished
 
 
+_FEWEST, _MOST, _PARTS = 64, 4096, 64
+
+
+def part_size(num_recordings: int) -> int:
+    """Recordings a part: about 64 parts, none of fewer than 64 or more than 4,096 (some 230 MB)."""
+    return min(max(-(-num_recordings // _PARTS), _FEWEST), _MOST)
+
+
+@dataclass(frozen=True)
+class RecordingWriter:
+    """
+    Writes the rows of a part: a `PartWriter`.
+
+    Args:
+        source: Where the recordings are.
+        index: The source's index; a part is a range of its rows.
+        pseudonyms: Whether the index's ids are pseudonyms: then nothing written may name a file.
+    """
+
+    source: Source
+    index: pa.Table
+    pseudonyms: bool = False
+
+    def __call__(self, task: Task, path: Path, watch: ItemWatch) -> PartAccount:
+        source, codes, account = self.source, Counter[str](), PartAccount()
+
+        def entries() -> Iterator[dict[str, Any]]:
+            for entry in self.index.slice(task.start, task.stop - task.start).to_pylist():
+                if entry["recording_id"] not in watch.deadly:
+                    watch.begin(entry["recording_id"])
+                    yield entry
+                    continue
+                file = None if self.pseudonyms else entry.get("path")
+                reasons = ("the reader's process died on it", "the reader's process died")
+                account.failures.append(asdict(Excluded(entry["recording_id"], file, "read", *reasons)))
+
+        with StoreWriter(path, store_schema(source.label_names)) as writer:
+            for entry, record in source.read(entries()):
+                row = record if isinstance(record, Exception) else row_of(source, record, entry, self.pseudonyms)
+                if isinstance(row, Exception):
+                    account.failures.append(asdict(exclude(entry, row, getattr(source, "root", None), self.pseudonyms)))
+                else:
+                    writer.write(row)
+                    codes.update(row["diagnoses"])
+        account.rows, account.counts = writer.num_rows, dict(codes)
+        return account
+
+
+def row_of(
+    source: Source, record: ECGRecord, entry: Mapping[str, Any], pseudonyms: bool = False
+) -> dict[str, Any] | Exception:
+    """The store's row of a recording and its row in the index, or what is wrong with them."""
+    facts = {name: value for name, value in entry.items() if not name.startswith("_")}
+    facts["source"] = facts.get("source") or source.name
+    try:
+        row = row_from_record(record, **(facts | source.labels(record, entry)))
+    except (ValueError, OverflowError) as error:
+        return error
+    if pseudonyms:
+        row["path"] = None
+        row["patient_id"] = entry.get("patient_id")  # never what the file itself calls the patient
+    return row
+
+
 def build_index(source: Source, settings: PrepareSettings, salt: bytes | None = None) -> SourceIndex:
     """The recordings to read, sorted by id, with sources filtered and ids replaced (by `salt`) as the settings say."""
     index = source.index()
-    table, left_out = index.table.sort_by("recording_id"), list(index.left_out)
+    table, excluded = index.table.sort_by("recording_id"), list(index.excluded)
     unnamed = table.filter(pc.is_null(table["recording_id"]))
-    left_out += [LeftOut(None, path, "index", "no recording_id") for path in unnamed["path"].to_pylist()]
+    excluded += [Excluded(None, path, "index", "no recording_id") for path in unnamed["path"].to_pylist()]
     table = table.filter(pc.is_valid(table["recording_id"]))
     if not table.num_rows:
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in Counter(o.reason for o in left_out).items())
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in Counter(o.reason for o in excluded).items())
         raise PrepareError(f"{source.name}: there is no recording to read (left out: {reasons or 'none'})")
     if settings.keep_sources is not None or settings.drop_sources is not None:
         names = table["source"].to_pylist() if "source" in table.column_names else [source.name] * table.num_rows
         found = filter_recordings(sources=names, keep_sources=settings.keep_sources, drop_sources=settings.drop_sources)
         gone = table.filter(pa.array(~found.keep))
-        left_out += [
-            LeftOut(recording, path, "filter", "of a source that was left out")
+        excluded += [
+            Excluded(recording, path, "filter", "of a source that was left out")
             for recording, path in zip(gone["recording_id"].to_pylist(), gone["path"].to_pylist(), strict=True)
         ]
         table = table.filter(pa.array(found.keep))
     if settings.split.published is not None:
         # Before ids turn into pseudonyms, which the published file does not know.
-        table = table.append_column("_split", pa.array(_published_splits(table, source.name, settings.split.published)))
+        table = table.append_column(
+            "_split", pa.array(match_published_splits(table, source.name, settings.split.published))
+        )
     # Files that change, and another folder with the same names in it, make another preparation.
     stamps = source.stamps(table)
     if stamps is not None:
@@ -213,22 +276,10 @@ def build_index(source: Source, settings: PrepareSettings, salt: bytes | None = 
         if "patient_id" in table.column_names:
             table = table.append_column("_patient", table["patient_id"])
         table = pseudonymise_index(table, salt)
-        left_out = [
-            LeftOut(pseudonym(one.recording_id, salt, "recording"), None, one.stage, one.reason) for one in left_out
+        excluded = [
+            Excluded(pseudonym(one.recording_id, salt, "recording"), None, one.stage, one.reason) for one in excluded
         ]
-    return SourceIndex(table, left_out, list(index.notes))
-
-
-def _published_splits(table: pa.Table, source: str, published: Mapping[str, str]) -> list[str | None]:
-    """The split of each recording, found by its id, its file's name, or fairseq-signals' `<dataset>_<id>.mat`."""
-    names = table["source"].to_pylist() if "source" in table.column_names else [None] * table.num_rows
-    found = []
-    for recording, path, name in zip(table["recording_id"].to_pylist(), table["path"].to_pylist(), names, strict=True):
-        base = (path or "").rpartition("/")[2]
-        stems = dict.fromkeys((recording, f"{source}_{recording}", f"{name}_{recording}", os.path.splitext(base)[0]))
-        keys = [path, base, *stems, *(f"{stem}.mat" for stem in stems)]
-        found.append(next((published[key] for key in keys if key in published), None))
-    return found
+    return SourceIndex(table, excluded, list(index.notes))
 
 
 def _originals(index: SourceIndex) -> dict[str, tuple[str, str | None]]:
@@ -362,62 +413,45 @@ def _finished_report(out: Path, plan: str) -> dict[str, Any] | None:
     return report
 
 
-def split_store(
-    store: str | os.PathLike,
-    settings: SplitSettings,
-    *,
-    num_proc: int = 1,
-    progress: bool = False,
-) -> dict[str, Any]:
+_BYTES = 12  # 24 hexadecimal digits: of a million ids, two share a pseudonym with a chance of 1e-17
+
+
+def pseudonym(value: str | None, salt: bytes, kind: str) -> str | None:
+    """The pseudonym of an id; `kind` keeps a patient and a recording of one number apart. None stays None."""
+    if value is None:
+        return None
+    return hmac.new(salt, f"{kind}\0{value}".encode(), hashlib.sha256).digest()[:_BYTES].hex()
+
+
+def read_salt(path: Path) -> bytes:
     """
-    Split a finished store anew, in place. Nothing is read from the recordings' own files.
-
-    Args:
-        store (`str` or `Path`)
-        settings ([`SplitSettings`])
-        num_proc, progress: As in [`prepare`].
-
-    Returns:
-        The new report. Recordings that the old split left out stay out.
+    The salt in a file, which is made, readable by its owner alone, where there is none. Whoever has it can find out
+    which pseudonym belongs to an id that they know.
 
     Raises:
-        `StoreError`, `SplitError`
+        `ValueError`: fewer than 16 bytes.
     """
-    out = Path(store)
-    if out.is_dir():
-        roll_forward(out)
-    read_report(out)  # a store, before anything is made in its folder
-    work = out / WORK_FOLDER
-    work.mkdir(exist_ok=True)
-    with exclusive(work):
+    if not path.exists():
+        # Whole or not at all, and never in place of another: two machines that begin at once must have one salt.
+        scratch = path.with_name(f"{path.name}.{os.uname().nodename}-{os.getpid()}.partial")
+        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(32) + "\n")
         try:
-            return _split_alone(out, work, settings, num_proc, progress)
-        except BaseException:
-            # The store itself is as it was; what was begun beside it is worth nothing.
-            if not (work / "moved").exists():
-                shutil.rmtree(work, ignore_errors=True)
-            raise
+            os.link(scratch, path)
+        except FileExistsError:
+            pass
+        finally:
+            scratch.unlink()
+    salt = path.read_bytes().strip()
+    if len(salt) < 16:
+        raise ValueError(f"{path}: {len(salt)} bytes of salt, expected at least 16 (or no file: it is made)")
+    return salt
 
 
-def _split_alone(out: Path, work: Path, settings: SplitSettings, num_proc: int, progress: bool) -> dict[str, Any]:
-    report = read_report(out)
-    files = [path for paths in store_files(out).values() for path in paths]
-    labels = list(report["label_counts"])
-    columns = ["recording_id", "patient_id", "time", "path", "source"]
-    index = pa.concat_tables([pq.read_table(path, columns=columns) for path in files])
-    published = None
-    if settings.published is not None:
-        if report["pseudonymised"]:
-            raise PrepareError(f"{out}: its recordings have pseudonyms, which a published split does not know")
-        splits = _published_splits(index, report["source"], settings.published)
-        published = dict(zip(index["recording_id"].to_pylist(), splits, strict=True))
-    plan = {name: report[name] for name in _KEPT_FACTS if name in report}
-    digest = hashlib.sha256(json.dumps([report["plan"], settings.to_json()], sort_keys=True).encode())
-    plan["plan"] = digest.hexdigest()[:32]
-    plan["left_out"] = [LeftOut(**one) for one in report["left_out"]]
-    codes = report["diagnosis_codes"]
-    plan["codes"] = codes["unscored"] | codes["unknown"]
-    plan["notes"] = report["notes"]
-    return finish_store(
-        out, work, files, labels, settings, plan, published=published, num_proc=num_proc, progress=progress
-    )
+def pseudonymise_index(table: pa.Table, salt: bytes) -> pa.Table:
+    """The index with pseudonyms, in their order: the order of the ids would tell which is which."""
+    for name, kind in (("recording_id", "recording"), ("patient_id", "patient")):
+        if name in table.column_names:
+            values = [pseudonym(value, salt, kind) for value in table[name].to_pylist()]
+            table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.string()))
+    return table.sort_by("recording_id")

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .labels import UNSCORED_CODES, LabelDefinition, LabelTable, define_labels, scored_codes
-from .sources.base import LeftOut
-from .splits import SplitResult
-from .store import UNSPLIT
+from .exclusion import Excluded
+from .labels import LabelDefinition, LabelTable, define_labels
+from .sources.physionet2021 import UNSCORED_CODES, scored_codes
+from .splits import UNSPLIT, SplitResult
 
 # Columns that say what is wrong with each lead, and how the report puts it.
 QUALITY = {
@@ -43,34 +43,34 @@ def store_report(
     result: SplitResult,
     kept: pa.Table,
     labels: LabelTable,
-    left_out: list[LeftOut],
+    excluded: list[Excluded],
 ) -> dict[str, Any]:
     """
     The content of `report.json`.
 
     Args:
-        plan (mapping): What it begins with; `left_out`, `notes` and `codes` among it.
+        plan (mapping): What it begins with; `excluded`, `notes` and `codes` among it.
         filters (mapping of `str` to `bool`): Which are on.
         result ([`SplitResult`]): Of the rows in `kept`.
         kept (`pa.Table`): What is known of the recordings that passed the filters, without their signals.
         labels ([`LabelTable`]): Of the same.
-        left_out (list of [`LeftOut`]): All of them.
+        excluded (list of [`Excluded`]): All of them.
     """
     in_split = np.array([split is not None for split in result.splits])
     rows = kept.filter(pa.array(in_split))
     patients = rows["patient_id"].to_pylist()
     definition = definition_of(labels, result) if labels.names else None
     seconds = math.fsum(rows["num_samples"].to_numpy() / rows["sampling_rate"].to_numpy())
-    beginning = {key: value for key, value in plan.items() if key not in ("left_out", "notes", "codes", "split")}
+    beginning = {key: value for key, value in plan.items() if key not in ("excluded", "notes", "codes", "split")}
     return {
         **beginning,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "recordings": {
-            "found": rows.num_rows + len(left_out),
+            "found": rows.num_rows + len(excluded),
             "kept": rows.num_rows,
-            "left_out": len(left_out),
+            "excluded": len(excluded),
         },
-        "left_out_by_reason": dict(Counter(one.reason for one in left_out).most_common()),
+        "excluded_by_reason": dict(Counter(one.reason for one in excluded).most_common()),
         "splits": result.summary(),
         "filters": dict(filters),
         "patients": {
@@ -85,7 +85,7 @@ def store_report(
         "label_counts": {} if definition is None else _label_counts(definition),
         "diagnosis_codes": _codes(plan.get("codes") or {}),
         "notes": list(plan["notes"]),
-        "left_out": [asdict(one) for one in left_out],
+        "excluded": [asdict(one) for one in excluded],
     }
 
 
@@ -124,3 +124,62 @@ def _codes(codes: Mapping[str, int]) -> dict[str, dict[str, int]]:
 
 def _counted(values) -> dict[str, int]:
     return {f"{value:g}" if isinstance(value, float) else str(value): n for value, n in Counter(values).most_common()}
+
+
+def store_card(report: Mapping[str, Any]) -> str:
+    """The text of a store's `README.md`. No ids, no paths of this machine."""
+    splits = report["splits"]["recordings"]
+    # Where nothing is split, the Hub's name for all of it is `train`; `all` it does not take.
+    names = {name: "train" if name == UNSPLIT else name for name in splits}
+    files = "\n".join(f'  - split: {names[name]}\n    path: "data/{name}-*.parquet"' for name in splits)
+    counts = report["recordings"]
+    synthetic = any("synthetic" in source.lower() for source in report["sources"])
+    lines = [
+        "---",
+        f"configs:\n- config_name: default\n  data_files:\n{files}",
+        "tags:\n- ecg\n- electrocardiogram" + ("\n- synthetic" if synthetic else ""),
+        "---",
+        "",
+        f"# 12-lead ECG recordings from {report['source']}" + (" (synthetic)" if synthetic else ""),
+        "",
+        "One row a recording, samples as they came, prepared with `ecgfm prepare`. Read it with "
+        "`ecgfm_hf.data.load_prepared`; `ecgfm_hf.data.as_model_inputs` gives what a model takes.",
+        "",
+        f"{counts['kept']:,} recordings ({report['hours']:,.1f} hours) of {counts['found']:,} found; "
+        f"{counts['excluded']:,} left out.",
+        "",
+        _table(("left out because", "recordings"), report["excluded_by_reason"].items()),
+        _table(("split", "recordings"), splits.items()),
+        _table(("source", "recordings"), report["sources"].items()),
+        _table(
+            ("label", "positive", "unknown"),
+            [(name, by["all"]["positive"], by["all"]["unknown"]) for name, by in report["label_counts"].items()],
+        ),
+        "\n".join(f"- {sentence}" for sentence in sentences(report)),
+        "",
+    ]
+    return "\n".join(line for line in lines if line is not None) + "\n"
+
+
+def sentences(report: Mapping[str, Any]) -> list[str]:
+    """What a user of the data must know: assumptions of the split, unknown patients, pseudonyms, quality."""
+    told = list(report["splits"]["assumptions"]) + list(report["notes"])
+    told += [f"{count:,} {what}." for what, count in report["quality"].items() if count]
+    if report["pseudonymised"]:
+        told.append(
+            "Ids of recordings and patients are salted hashes, and paths are left out. Times, ages, sex and texts"
+            " of reports are as they were, save the columns that were dropped."
+        )
+    if report["dropped_columns"]:
+        told.append(f"Left empty: {', '.join(report['dropped_columns'])}.")
+    return told
+
+
+def _table(header: tuple[str, ...], rows) -> str | None:
+    rows = [
+        tuple(f"{cell:,}" if isinstance(cell, int) else str(cell).replace("|", "/") for cell in row) for row in rows
+    ]
+    if not rows:
+        return None
+    cells = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells) + "\n"

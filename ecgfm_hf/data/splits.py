@@ -12,18 +12,23 @@ roundings are those of fairseq-signals, so that ids which sort like its rows giv
 - it scales fractions that do not add up to 1, or adds a split; here they must add up, and no split is empty silently.
 """
 
+import csv
+import os
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from ..utils.errors import ECGFMError
 from ..utils.ids import canonical_id
 
+UNSPLIT = "all"  # the split of a store that is not split
 STRATEGIES = ("random", "grouped", "temporal", "grouped_temporal")
 DEFAULT_FRACTIONS = {"train": 0.8, "valid": 0.1, "test": 0.1}
 
@@ -176,9 +181,9 @@ def split_recordings(
             for row in part:
                 splits[row] = name
     if strategy == "grouped_temporal":
-        splits, left_out = _one_split_each(groups, splits)
-        if left_out:
-            excluded["outside the time of the patient's split"] = left_out
+        splits, outside = _one_split_each(groups, splits)
+        if outside:
+            excluded["outside the time of the patient's split"] = outside
     found = SplitResult(
         recordings, tuple(splits), names, strategy, int(seed) if draws else None, sizes, excluded, {}, boundaries
     )
@@ -349,3 +354,192 @@ def parse_time(value: Any, row: int) -> datetime | float | int | None:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
     raise SplitError(f"row {row}: a {type(value).__name__} is no time")
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """
+    How recordings are split, and which are left out before.
+
+    Args:
+        strategy (`str`, *optional*): One of `STRATEGIES`, `"imported"`, or None: a single split `all`.
+        fractions (mapping of `str` to `float`, *optional*): See [`split_recordings`], as `counts` and `seed`.
+        assume_independent (`bool`): Recordings of unknown patients are taken to be of one patient each.
+        published (mapping of `str` to `str`, *optional*): For `"imported"`, the result of [`read_split_csv`].
+        drop_nan_leads, drop_constant_leads (`bool`): Leave out recordings with such a lead.
+    """
+
+    strategy: str | None = None
+    fractions: Mapping[str, float] | None = None
+    counts: Mapping[str, int | None] | None = None
+    seed: int = 0
+    assume_independent: bool = False
+    published: Mapping[str, str] | None = None
+    drop_nan_leads: bool = False
+    drop_constant_leads: bool = False
+
+    def __post_init__(self):
+        if self.strategy not in (None, "imported", *STRATEGIES):
+            raise SplitError(f"strategy must be one of {', '.join(STRATEGIES)}, found: {self.strategy!r}")
+        if (self.strategy == "imported") != (self.published is not None):
+            raise SplitError("a published split and the strategy 'imported' belong together")
+        check_split_names([*(self.fractions or ()), *(self.counts or ())])
+
+    @property
+    def filters(self) -> dict[str, bool]:
+        """Which filters are on."""
+        return {"drop_nan_leads": self.drop_nan_leads, "drop_constant_leads": self.drop_constant_leads}
+
+    def to_json(self) -> dict[str, Any]:
+        """Names and values for the report; of a published split only how many recordings it names."""
+        content = asdict(self)
+        if self.published is not None:
+            content["published"] = f"{len(self.published)} recordings"
+        return content
+
+    def check(self, index: pa.Table, published: Mapping[str, str] | None = None) -> None:
+        """Rehearses the split on what is known before reading, so that hours of work do not end at its errors."""
+        if self.strategy is None or not index.num_rows:
+            return
+        columns = index.column_names
+        if "temporal" in self.strategy and "time" not in columns:
+            return  # perhaps the files say it
+        names = [name for name in ("recording_id", "patient_id", "time") if name in columns]
+        self.apply({name: index[name].to_pylist() for name in names}, published)
+
+    def apply(self, facts: Mapping[str, list], published: Mapping[str, str] | None = None) -> SplitResult:
+        """The split of recordings with these `recording_id`, `patient_id` and `time`."""
+        ids, patients = facts["recording_id"], facts.get("patient_id") or [None] * len(facts["recording_id"])
+        if self.strategy == "imported":
+            table = published if published is not None else self.published
+            return import_split(table, ids, patients=patients, exact_ids=True)
+        if self.strategy is None:
+            known = len({patient for patient in patients if patient is not None})
+            return SplitResult(tuple(ids), (UNSPLIT,) * len(ids), (UNSPLIT,), "none", patients={UNSPLIT: known})
+        return split_recordings(
+            ids,
+            self.strategy,
+            fractions=self.fractions,
+            counts=self.counts,
+            seed=self.seed,
+            patients=patients,
+            times=facts.get("time"),
+            assume_independent=self.assume_independent,
+            exact_ids=True,
+        )
+
+
+def read_split_csv(path: str | Path, key: str = "save_file") -> dict[str, str]:
+    """
+    The split of each recording from a published CSV such as fairseq-signals' `meta_split.csv` or `segmented_split.csv`.
+
+    Args:
+        path (`str` or `Path`): With columns `idx, save_file, split`; others are passed over.
+        key (`str`): The column that identifies recordings.
+
+    Returns:
+        `dict[str, str]` from id to split, in the file's order.
+
+    Raises:
+        `SplitError`: a missing column, id or split, a recording in two splits.
+    """
+    found: dict[str, str] = {}
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        if missing := {key, "split"} - set(reader.fieldnames or ()):
+            columns = ", ".join(reader.fieldnames or ()) or "none"
+            raise SplitError(f"{path} has no column {', '.join(sorted(missing))} (found: {columns})")
+        for row in reader:
+            recording, split = canonical_id(row[key]), canonical_id(row["split"])
+            if recording is None or split is None:
+                raise SplitError(f"{path}, line {reader.line_num}: {key} and split must not be empty")
+            # The files of segments name a recording once for each of its segments.
+            if found.setdefault(recording, split) != split:
+                raise SplitError(f"{path}: {recording} is in {found[recording]} and in {split}")
+    if not found:
+        raise SplitError(f"{path} names no recordings")
+    try:
+        check_split_names(sorted(set(found.values())))
+    except SplitError as error:
+        raise SplitError(f"{path}: {error}") from None
+    return found
+
+
+def import_split(
+    published: str | Path | Mapping[str, str],
+    ids: Sequence[Hashable],
+    *,
+    key: str = "save_file",
+    patients: Sequence[Any] | None = None,
+    exact_ids: bool = False,
+) -> SplitResult:
+    """
+    Apply a published split to the recordings at hand.
+
+    Args:
+        published (`str`, `Path` or mapping): A file for [`read_split_csv`], or its result.
+        ids (sequence, length n): What the recordings at hand are called in the file's column `key`.
+        key (`str`): That column.
+        patients (sequence, length n, *optional*): Checked: a patient in two splits is an error.
+        exact_ids (`bool`): `ids`, and the keys of a mapping, are to be taken as they are.
+
+    Returns:
+        [`SplitResult`]. Recordings that the file does not name are left out and counted in `excluded`; `assumptions`
+        says how many of the file's recordings are not at hand.
+
+    Raises:
+        `SplitError`: see [`read_split_csv`]; no recording in common; a patient in two splits.
+    """
+    recordings = unique_ids(ids, exact_ids)
+    given = published if isinstance(published, Mapping) else read_split_csv(published, key)
+    check_split_names({split for split in given.values() if split is not None})
+    table = {
+        recording if exact_ids else canonical_id(recording): split
+        for recording, split in given.items()
+        if split is not None
+    }
+    people = aligned(patients, len(recordings), "patients")
+    people = None if people is None else [canonical_id(patient) for patient in people]
+    splits = tuple(table.get(recording) for recording in recordings)
+    matched = len(splits) - splits.count(None)
+    if not matched:
+        pair = f"the dataset has {recordings[0]!r}, the published split {next(iter(table), None)!r}"
+        raise SplitError(f"no recording is in the published split: {pair}")
+    assumptions = ["The split was imported."]
+    if absent := len(table) - matched:
+        assumptions.append(f"{absent} of the {len(table)} recordings in the published split are not at hand.")
+    excluded = {"not in the published split": len(splits) - matched} if matched < len(splits) else {}
+    order = {name: place for place, name in enumerate(DEFAULT_FRACTIONS)}
+    names = tuple(sorted(set(table.values()), key=lambda name: (order.get(name, len(order)), name)))
+    assumptions += [f"No recording of the published split {name} is at hand." for name in names if name not in splits]
+    names = tuple(name for name in names if name in splits)
+    return finish_split(SplitResult(recordings, splits, names, "imported", excluded=excluded), people, assumptions)
+
+
+def write_split_csv(path: str | Path, idx: Sequence[int], save_files: Sequence[str], splits: Sequence[str | None]):
+    """Write `idx, save_file, split` as fairseq-signals does, without recordings that are in no split."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("idx", "save_file", "split"))
+        writer.writerows(row for row in zip(idx, save_files, splits, strict=True) if row[2] is not None)
+
+
+def match_published_splits(table: pa.Table, source: str, published: Mapping[str, str]) -> list[str | None]:
+    """
+    Return the published split of each recording, or None.
+
+    A recording is found by its id, its path, its file's name, or fairseq-signals' `<source>_<id>.mat`.
+
+    Args:
+        table: With columns `recording_id`, `path` and optionally `source`.
+        source: Name of the dataset.
+        published: Splits by whatever the published file names recordings by.
+    """
+    names = table["source"].to_pylist() if "source" in table.column_names else [None] * table.num_rows
+    found = []
+    for recording, path, name in zip(table["recording_id"].to_pylist(), table["path"].to_pylist(), names, strict=True):
+        base = (path or "").rpartition("/")[2]
+        stems = dict.fromkeys((recording, f"{source}_{recording}", f"{name}_{recording}", os.path.splitext(base)[0]))
+        keys = [path, base, *stems, *(f"{stem}.mat" for stem in stems)]
+        found.append(next((published[key] for key in keys if key in published), None))
+    return found

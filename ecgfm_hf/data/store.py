@@ -30,12 +30,12 @@ from ..records.rows import (
     row_from_record,
 )
 from ..utils.errors import ECGFMError
+from .splits import UNSPLIT
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 DATA_FOLDER, REPORT_FILE, LABEL_DEF_FILE, CARD_FILE = "data", "report.json", "label_def.csv", "README.md"
-UNSPLIT = "all"
 # While a store is being made. Nobody else calls a folder this.
 WORK_FOLDER = ".ecgfm-work"
 
@@ -122,7 +122,7 @@ def read_report(store: str | Path) -> dict[str, Any]:
         report = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise StoreError(f"{path} is damaged: {error}") from None
-    if not isinstance(report, dict) or not {"format", "plan", "splits", "recordings", "left_out"} <= report.keys():
+    if not isinstance(report, dict) or not {"format", "plan", "splits", "recordings", "excluded"} <= report.keys():
         raise StoreError(f"{path} is not the report of a store")
     return report
 

@@ -89,8 +89,8 @@ def _predicted(path: str, args: argparse.Namespace) -> Subject:
     truth = _truth(config, names, dataset, args)
     warnings, notes = _seen(path, dataset, args)
     # The results count recordings that are left out.
-    with only_errors("ecgfm_hf.data.model_inputs"):
-        left_out = as_model_inputs(dataset, extractor, labels=()).left_out
+    with only_errors("ecgfm_hf.data.segments"):
+        left_out = as_model_inputs(dataset, extractor, labels=()).skipped
         predictions = predict_recordings(
             model,
             extractor,
@@ -157,7 +157,7 @@ def _truth(config: Any, names: list[str], dataset: Any, args: argparse.Namespace
 
 def _seen(path: str, dataset: Any, args: argparse.Namespace) -> tuple[list[str], list[str]]:
     """Warnings and notes about what the model has seen before; `EvaluateError` unless that is allowed."""
-    from ..data.split_guard import seen
+    from ..data.leakage import seen
 
     found = seen(path, dataset["recording_id"][:], dataset["patient_id"][:])
     if found is None:
@@ -181,7 +181,7 @@ def _seen(path: str, dataset: Any, args: argparse.Namespace) -> tuple[list[str],
 
 def _thresholds_seen(predictions: Any, args: argparse.Namespace) -> list[str]:
     """Warnings where another model's thresholds were fitted on what they decide; `EvaluateError` unless allowed."""
-    from ..data.split_guard import seen
+    from ..data.leakage import seen
 
     found = seen(args.thresholds, predictions.recording_ids, predictions.patient_ids)
     if not found or not (found.validation_recordings or found.validation_patients):

@@ -23,7 +23,7 @@ from ..data.labels import (
     write_label_def,
     write_pos_weight,
 )
-from ..data.published_splits import write_split_csv
+from ..data.splits import write_split_csv
 from ..feature_extraction_ecgfm import STANDARD_LEADS, ECGFMFeatureExtractor, PreparedRecording
 from ..records.record import ECGRecord
 from ..records.rows import label_columns, record_from_row

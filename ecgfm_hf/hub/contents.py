@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from ..configuration_ecgfm import ECGFMConfig
-from ..data.split_guard import GUARD_FILE, seen
+from ..data.leakage import GUARD_FILE, seen
 from ..provenance import FACTS_FILE
 from .front_matter import split_front_matter
 from .settings import AGAIN, CONFIG_FILE, EXTRACTOR_FILE, pos_weight_problems, settings_problems

@@ -277,7 +277,7 @@ def predict_recordings(
     Raises:
         `ValueError`: a label that the model does not have; a label column without numbers.
     """
-    from ..data.model_inputs import as_model_inputs
+    from ..data.segments import as_model_inputs
     from ..pipeline_ecgfm import recording_scores
     from .scoring import run_recordings
 

@@ -17,7 +17,7 @@ from .reading import ReadRecording, read_in_order
 from .sources import DatasetSource
 
 if TYPE_CHECKING:
-    from ..data.model_inputs import ModelInputs
+    from ..data.segments import ModelInputs
 
 ID_COLUMNS = (("recording_id", pa.string()), ("patient_id", pa.string()))
 
@@ -57,7 +57,7 @@ def run_recordings(
     Run a model over the recordings of [`ModelInputs`], in the order of their rows.
 
     While a batch runs, the model is in evaluation mode and computes no gradients; between batches it is in its former
-    mode. Recordings that the extractor refuses have no output; `inputs.left_out` counts them. A short recording that
+    mode. Recordings that the extractor refuses have no output; `inputs.skipped` counts them. A short recording that
     the extractor admits runs at its true length, without padding.
 
     Args:

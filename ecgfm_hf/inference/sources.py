@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..data.sources.base import LeftOut, inside
+from ..data.exclusion import Excluded
+from ..data.sources.base import inside
 from ..data.sources.table import RecordingTable
 from ..data.store import DATA_FOLDER, REPORT_FILE, WORK_FOLDER, StoreError, store_files
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor, resampled_length
@@ -24,7 +25,7 @@ from ..records.rows import SIGNAL_COLUMNS, record_from_row
 from .reading import ReadRecording, failed_recording, in_groups, prepare_record
 
 if TYPE_CHECKING:
-    from ..data.model_inputs import ModelInputs
+    from ..data.segments import ModelInputs
 
 # A recording in Python: a path, a dictionary as the pipeline takes it, or a record.
 RecordingInput = str | os.PathLike | Mapping[str, Any] | ECGRecord
@@ -408,7 +409,7 @@ def _in_folder(folder: str, arguments: Mapping[str, Any]) -> Iterator[dict[str, 
     index = RecordingTable(folder, **arguments).index()
     for path in index.table["path"].to_pylist():
         yield _file_row(os.path.join(folder, path))
-    for entry in index.left_out:
+    for entry in index.excluded:
         yield _file_row(os.path.join(folder, entry.path or "")) | {"failure": _reason(entry)}
 
 
@@ -417,7 +418,7 @@ def _in_table(table: RecordingTable) -> Iterator[dict[str, Any]]:
     wanted = [name for name in _FILES_SCHEMA.names if name in index.table.column_names]
     for row in index.table.select(wanted).to_pylist():
         yield row | {"path": os.fsencode(inside(table.root, row["path"]))}
-    for entry in index.left_out:
+    for entry in index.excluded:
         yield {
             "recording_id": entry.recording_id or entry.path or entry.detail,
             "path": None if entry.path is None else os.fsencode(os.path.join(table.root, entry.path)),
@@ -425,8 +426,8 @@ def _in_table(table: RecordingTable) -> Iterator[dict[str, Any]]:
         }
 
 
-def _reason(left_out: LeftOut) -> str:
-    return left_out.detail.removeprefix(f"{left_out.path}: ") or left_out.reason
+def _reason(excluded: Excluded) -> str:
+    return excluded.detail.removeprefix(f"{excluded.path}: ") or excluded.reason
 
 
 def _size_and_time(path: bytes | None) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..configuration_ecgfm import LABEL_FIELDS
-from ..data.model_inputs import as_model_inputs
+from ..data.segments import as_model_inputs
 from ..data.store import label_columns
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..inference.scoring import run_recordings
@@ -139,7 +139,7 @@ def embed_split(
             rows.append(output.row)
             values.append(output.embeddings)
         if not rows:
-            raise LinearProbeError(f"none of the {len(dataset)} recordings can be embedded: {inputs.left_out}")
+            raise LinearProbeError(f"none of the {len(dataset)} recordings can be embedded: {inputs.skipped}")
         found = np.concatenate(values), np.repeat(np.array(rows, dtype=np.int64), [len(own) for own in values])
         if path is not None:
             _write_cache(path, *found)

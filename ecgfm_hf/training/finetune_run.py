@@ -10,7 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from ..data import loading
-from ..data.split_guard import LeakError, check_guard, check_splits, write_guard
+from ..data.leakage import LeakError, check_guard, check_splits, write_guard
 from ..data.store import StoreError, load_prepared, read_report
 from ..model_folder import save_model_folder
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification

@@ -9,7 +9,7 @@ import torch
 from accelerate.tracking import filter_trackers
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
-from ..data.split_guard import check_splits
+from ..data.leakage import check_splits
 from ..data.targets import balanced_weights
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from ..data.model_inputs import ModelInputs
+from ..data.segments import ModelInputs
 from ..data.targets import UNKNOWN_CLASS
 from .masking import derived_seed
 

@@ -14,7 +14,7 @@ from datasets import Dataset as HFDataset
 from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.model_inputs import ModelInputs, as_model_inputs
+from ..data.segments import ModelInputs, as_model_inputs
 from ..data.store import REPORT_FILE, StoreError, load_prepared, read_report
 from ..fairseq.folder_reading import load_fairseq_folder
 from ..fairseq.manifests import FairseqFolderError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.model_inputs import as_model_inputs
+from ..data.segments import as_model_inputs
 from ..data.targets import TargetColumns, read_targets, untrainable
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from .augmentations import build_augmentations
@@ -76,7 +76,7 @@ def training_data(
             chosen, feature_extractor, labels=(), signal_transform=signal_transform, transform=transform
         )
         digest.update(repr((split, dataset["recording_id"][:])).encode() + targets.values[split].tobytes())
-        left_out = "; ".join(f"{count} {reason}" for reason, count in inputs.left_out.items())
+        left_out = "; ".join(f"{count} {reason}" for reason, count in inputs.skipped.items())
         if not len(inputs):
             raise SettingsError(
                 f"{split} has no segment to use: {len(dataset)} recordings, {len(known)} with a known target"

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from ecgfm_hf.data import Source, SourceIndex
-from ecgfm_hf.data.labels import scored_classes
+from ecgfm_hf.data.sources.physionet2021 import scored_classes
 from ecgfm_hf.records import ECGRecord
 from ecgfm_hf.synthetic import SyntheticCohort
 

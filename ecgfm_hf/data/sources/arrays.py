@@ -13,7 +13,7 @@ from ...utils.ids import canonical_id
 from ..labels import LabelTable, label_table
 from ..store import COLUMNS
 from .base import Source, SourceError, SourceIndex
-from .table_cells import check_label_names
+from .table import check_label_names
 
 _FACTS = ("recording_id", "patient_id", "source", "time", "age", "sex", "report")
 _SIGNAL = ("signal", "sampling_rate", "lead_names", "units")

@@ -11,30 +11,11 @@ import pyarrow as pa
 
 from ...records import ECGReadError, ECGRecord, read_ecg
 from ...utils.errors import ECGFMError
+from ..exclusion import Excluded
 
 
 class SourceError(ECGFMError, ValueError):
     """A dataset that is not laid out as its source expects. The message names the file or folder."""
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """
-    A recording that did not make it.
-
-    Args:
-        recording_id (`str`, *optional*): None where it has none.
-        path (`str`, *optional*): Relative to the dataset's folder.
-        stage (`str`): `"index"`, `"read"` or `"filter"`.
-        reason (`str`): A phrase that groups: no ids or paths in it.
-        detail (`str`): The whole message.
-    """
-
-    recording_id: str | None
-    path: str | None
-    stage: str
-    reason: str
-    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,12 +27,12 @@ class SourceIndex:
         table (`pa.Table`): One row a recording. `recording_id` (unique) and `path` (relative, with `/`), and any of the
             store's columns `patient_id, source, time, age, sex, report` and labels (int8, null for unknown). Other
             columns begin with `_` and are for the source's own `read`.
-        left_out (list of [`LeftOut`]): What the dataset's tables promise and does not exist, or cannot be used.
+        excluded (list of [`Excluded`]): What the dataset's tables promise and does not exist, or cannot be used.
         notes (list of `str`): Sentences that belong in the report.
     """
 
     table: pa.Table
-    left_out: list[LeftOut] = field(default_factory=list)
+    excluded: list[Excluded] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -133,20 +114,20 @@ def inside(root: Path, path: str) -> str:
     return os.path.join(root, normal)
 
 
-def walk_files(root: Path, suffixes: Iterable[str], left_out: list[LeftOut] | None = None) -> Iterator[str]:
+def walk_files(root: Path, suffixes: Iterable[str], excluded: list[Excluded] | None = None) -> Iterator[str]:
     """
     Relative paths (with `/`) of all files with these suffixes, in sorted order; hidden ones are passed over.
 
-    What stands in the way of others goes to `left_out`: folders that cannot be read, folders that are links (they may
+    What stands in the way of others goes to `excluded`: folders that cannot be read, folders that are links (they may
     lead anywhere, also round in circles), and names that are no UTF-8, which no table can hold.
     """
     suffixes = tuple(suffixes)
 
     def tell(path: str, reason: str) -> None:
-        if left_out is not None:
+        if excluded is not None:
             shown = os.path.relpath(path, root).replace(os.sep, "/")
             shown = shown.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-            left_out.append(LeftOut(None, shown, "index", reason, f"{shown}: {reason}"))
+            excluded.append(Excluded(None, shown, "index", reason, f"{shown}: {reason}"))
 
     def unreadable(error: OSError) -> None:
         tell(error.filename, f"folder cannot be read ({error.strerror})")
@@ -168,8 +149,8 @@ def walk_files(root: Path, suffixes: Iterable[str], left_out: list[LeftOut] | No
                     yield path
 
 
-def unique_rows(table: pa.Table, left_out: list[LeftOut]) -> pa.Table:
-    """The table without rows whose `recording_id` an earlier row has; these go to `left_out`."""
+def unique_rows(table: pa.Table, excluded: list[Excluded]) -> pa.Table:
+    """The table without rows whose `recording_id` an earlier row has; these go to `excluded`."""
     seen: dict[str, int] = {}
     keep = []
     for row, recording in enumerate(table["recording_id"].to_pylist()):
@@ -177,7 +158,65 @@ def unique_rows(table: pa.Table, left_out: list[LeftOut]) -> pa.Table:
             keep.append(row)
         else:
             path, first = table["path"][row].as_py(), table["path"][seen[recording]].as_py()
-            left_out.append(
-                LeftOut(recording, path, "index", "another recording has the same id", f"{path}: same id as {first}")
+            excluded.append(
+                Excluded(recording, path, "index", "another recording has the same id", f"{path}: same id as {first}")
             )
     return table if len(keep) == table.num_rows else table.take(keep)
+
+
+_SIGNALS = (".mat", ".dat")
+_LONGEST_HEADER = 1 << 20
+
+
+def header_of(root: Path, path: str) -> str:
+    """The header that is read where a table says `path` (`001`, `001.mat`); `path` itself where it is no WFDB."""
+    stem, suffix = os.path.splitext(path)
+    if suffix.lower() in _SIGNALS:
+        header = f"{stem}.hea"
+    elif suffix.lower() == ".hea" or os.path.isfile(os.path.join(root, path)):
+        return path
+    else:
+        header = f"{path}.hea"
+    return header if os.path.isfile(os.path.join(root, header)) else path
+
+
+def exclude_headless(root: Path, headers: Iterable[str], excluded: list[Excluded], taken: Iterable[str] = ()) -> None:
+    """
+    Accounts for signal files whose header is gone, which would otherwise be lost without a word.
+
+    Args:
+        root (`Path`)
+        headers (iterable of `str`): Those found, relative to the folder.
+        excluded (list of [`Excluded`]): What is found goes here.
+        taken (iterable of `str`): Files that are recordings by themselves.
+    """
+    by_folder: dict[str, list[str]] = {}
+    for header in headers:
+        by_folder.setdefault(header.rpartition("/")[0], []).append(header)
+    headed = {header[: -len(".hea")] for found in by_folder.values() for header in found}
+    taken = set(taken)
+    named: dict[str, set[str]] = {}
+    told = {os.path.splitext(one.path)[0] for one in excluded if one.path is not None}
+    unnamable: list[Excluded] = []
+    for path in walk_files(root, _SIGNALS, unnamable):
+        folder, _, name = path.rpartition("/")
+        if path[: -len(".mat")] in headed or path in taken:
+            continue
+        if folder not in named:  # a header may name signals that are not called like it
+            named[folder] = {word for header in by_folder.get(folder, ()) for word in _first_words(root / header)}
+        if name not in named[folder]:
+            detail = f"{path}: a signal file without a header"
+            excluded.append(Excluded(None, path, "index", "signal file without a header", detail))
+    # Of pairs whose names no table can hold, the header has been told already; folders, too.
+    excluded += [one for one in unnamable if os.path.splitext(one.path or "")[0] not in told]
+
+
+def _first_words(header: Path) -> list[str]:
+    if not header.is_file():
+        return []
+    try:
+        with open(header, encoding="utf-8", errors="replace") as file:
+            lines = file.read(_LONGEST_HEADER).splitlines()
+    except OSError:
+        return []
+    return [line.split(maxsplit=1)[0] for line in lines if line.strip() and not line.startswith("#")]

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ...records import ECGReadError, ECGRecord
 from ...records.hdf5 import Code15File, opened_code_15
-from .base import LeftOut, Source, SourceError, SourceIndex, inside, unique_rows, walk_files
+from .base import Excluded, Source, SourceError, SourceIndex, inside, unique_rows, walk_files
 from .csv_columns import (
     find_table,
     id_column,
@@ -65,9 +65,9 @@ class Code15(Source):
             import h5py  # noqa: F401
         except ImportError:
             raise SourceError(f"{self.root}: reading HDF5 needs h5py; pip install 'ecgfm-hf[formats]' has it") from None
-        left_out: list[LeftOut] = []
+        excluded: list[Excluded] = []
         notes: list[str] = []
-        table = unique_rows(self._exam_table(left_out), left_out)
+        table = unique_rows(self._exam_table(excluded), excluded)
         exams = table["_exam_id"].to_numpy()
         paths = table["path"].combine_chunks().dictionary_encode()
         codes, order = paths.indices.to_numpy(), []
@@ -82,23 +82,23 @@ class Code15(Source):
             except (SourceError, ECGReadError, OSError) as error:
                 reason = self._why(path, error)
                 detail = str(error).replace(str(self.root) + os.sep, "")
-                left_out += [LeftOut(str(exam), path, "index", reason, detail) for exam in exams[mine].tolist()]
+                excluded += [Excluded(str(exam), path, "index", reason, detail) for exam in exams[mine].tolist()]
                 continue
             readable += 1
             order.append(mine[np.argsort(rows, kind="stable")][(counts != 1).sum() :])
             for exam, count in zip(exams[mine[counts != 1]].tolist(), counts[counts != 1].tolist(), strict=True):
                 reason = "the exam is in its HDF5 file more than once" if count else "the exam is not in its HDF5 file"
                 detail = f"{path}: found exam_id {exam} {count} times, expected once"
-                left_out.append(LeftOut(str(exam), path, "index", reason, detail))
+                excluded.append(Excluded(str(exam), path, "index", reason, detail))
             if surplus.any():
                 notes.append(f"{int(surplus.sum())} exams of {path} are not in {_EXAMS}.")
         if not readable:
-            detail = left_out[-1].detail
+            detail = excluded[-1].detail
             raise SourceError(f"{self.root}: none of the {len(paths.dictionary)} HDF5 files can be read: {detail}")
         named = set(paths.dictionary.to_pylist())
         if idle := sum(path not in named for path in walk_files(self.root, (".hdf5",))):
             notes.append(f"{idle} HDF5 files in the folder are not named by {_EXAMS}.")
-        return SourceIndex(table.take(pa.array(np.concatenate(order))), left_out, notes)
+        return SourceIndex(table.take(pa.array(np.concatenate(order))), excluded, notes)
 
     def read(self, entries: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], ECGRecord | Exception]]:
         """
@@ -135,7 +135,7 @@ class Code15(Source):
             raise found
         return found
 
-    def _exam_table(self, left_out: list[LeftOut]) -> pa.Table:
+    def _exam_table(self, excluded: list[Excluded]) -> pa.Table:
         """`exams.csv`, without rows that name no file; `_exam_id` is the number that the HDF5 files have."""
         where = self._exams
         columns = read_text_columns(where, ("exam_id", "patient_id", "age", "is_male", "trace_file", *_LABELS))
@@ -146,7 +146,7 @@ class Code15(Source):
         for row in np.flatnonzero(~usable).tolist():
             exam = None if np.isnan(exams[row]) else str(int(exams[row]))
             reason = f"{_EXAMS} gives no {'exam_id' if exam is None else 'trace_file'}"
-            left_out.append(LeftOut(exam, paths[row], "index", reason, f"{where.name}, row {row + 1}"))
+            excluded.append(Excluded(exam, paths[row], "index", reason, f"{where.name}, row {row + 1}"))
         numbers = pa.array(np.where(usable, exams, 0).astype(np.int64))
         sexes = translated_column(where, "is_male", columns["is_male"], _sex, "True, False or nothing", pa.string())
         age = number_column(where, "age", columns["age"], 0, 150).astype(np.float32)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...records import ECGRecord
-from .base import LeftOut, Source, SourceError, SourceIndex, unique_rows
+from .base import Excluded, Source, SourceError, SourceIndex, unique_rows
 from .csv_columns import (
     csv_header,
     find_table,
@@ -101,12 +101,12 @@ class MimicIVECG(Source):
         return self._label_names
 
     def index(self) -> SourceIndex:
-        left_out: list[LeftOut] = []
+        excluded: list[Excluded] = []
         notes = [
             "MIMIC-IV-ECG shifts all times by an offset that differs from patient to patient: times order the "
             "recordings of one patient only."
         ]
-        table = unique_rows(self._recordings(left_out), left_out)
+        table = unique_rows(self._recordings(excluded), excluded)
         _count(notes, table["time"].combine_chunks().is_null().to_numpy(False), "{} recordings have no ecg_time.")
         if self._patients is not None:
             table = self._with_patients(table, notes)
@@ -117,7 +117,7 @@ class MimicIVECG(Source):
         if self._label_file is not None:
             for name, column in self._labels_of_file(table["recording_id"], notes).items():
                 table = table.append_column(name, column)
-        return SourceIndex(table, left_out, notes)
+        return SourceIndex(table, excluded, notes)
 
     def labels(self, record: ECGRecord, entry: Mapping[str, Any]) -> dict[str, int | None]:
         if self._preset is None:
@@ -127,7 +127,7 @@ class MimicIVECG(Source):
             return dict.fromkeys(self._label_names)
         return dict(zip(self._label_names, labels_from_report(entry["report"], self._preset), strict=True))
 
-    def _recordings(self, left_out: list[LeftOut]) -> pa.Table:
+    def _recordings(self, excluded: list[Excluded]) -> pa.Table:
         """The rows of the record list that can be found and named."""
         where = self._records
         columns = read_text_columns(where, ("subject_id", "study_id", "ecg_time", "path"))
@@ -145,7 +145,7 @@ class MimicIVECG(Source):
             for row in np.flatnonzero(~usable.to_numpy()).tolist():
                 recording, path = table["recording_id"][row].as_py(), table["path"][row].as_py()
                 reason = f"{_RECORDS} gives no {'study_id' if recording is None else 'path'}"
-                left_out.append(LeftOut(recording, path, "index", reason, f"{where.name}, row {row + 1}"))
+                excluded.append(Excluded(recording, path, "index", reason, f"{where.name}, row {row + 1}"))
             table = table.filter(usable)
         return table
 

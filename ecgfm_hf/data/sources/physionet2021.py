@@ -1,15 +1,36 @@
 """The PhysioNet/CinC Challenge 2021 in its own layout: folders of WFDB files with age, sex and codes in the headers."""
 
+import functools
 import os
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ...records import ECGRecord
-from ..labels import scored_classes, snomed_values
-from .base import LeftOut, Source, SourceError, SourceIndex, unique_rows, walk_files
-from .wfdb_pairs import tell_headless
+from ...utils.ids import canonical_id
+from ..labels import LabelTable, LabelTableError, known_ids
+from .base import Excluded, Source, SourceError, SourceIndex, exclude_headless, unique_rows, walk_files
+
+# The codes that occur in the PhysioNet/CinC Challenge 2021 and that it does not score (its dx_mapping_unscored.csv).
+UNSCORED_CODES = frozenset(
+    """
+    233892002 164951009 251187003 61277005 426664006 251139008 57054005 413444003 426434006 54329005 251173003
+    195080001 195126007 251268003 106068003 713422000 233917008 50799005 29320008 251166008 233897008 251170000
+    418818005 74615001 426749004 251199005 61721007 698247007 27885002 204384007 53741008 413844008 251198002 82226007
+    428417006 13640000 164942001 84114007 368009 251259000 251200008 195042002 426183003 425419005 251120003 704997005
+    49260003 426995002 251164006 426648003 253352002 67741000119109 446813000 425623009 445211001 164873001 55827005
+    370365005 164865005 164861001 54016002 428750005 164867002 282825002 251205003 67198005 425856008 164912004
+    253339007 164921003 446358003 67751000119106 314208002 89792004 17366009 65778007 5609005 60423000 49578007
+    77867006 55930002 429622005 164931005 164930006 251168009 426761007 266257000 251223006 164937009 11157007
+    164884008 75532003 81898007 164896001 111288001 266249003 195060002 251266004 251182009 164895002 251180001
+    195101003 74390002
+    """.split()  # noqa: SIM905 (a list takes a line for each code)
+)
 
 
 class PhysioNet2021(Source):
@@ -32,8 +53,8 @@ class PhysioNet2021(Source):
         return scored_classes()
 
     def index(self) -> SourceIndex:
-        left_out: list[LeftOut] = []
-        paths = list(walk_files(self.root, (".hea",), left_out))
+        excluded: list[Excluded] = []
+        paths = list(walk_files(self.root, (".hea",), excluded))
         if not paths:
             raise SourceError(f"{self.root}: found no WFDB header (.hea) in this folder or below")
         table = pa.table(
@@ -43,9 +64,9 @@ class PhysioNet2021(Source):
                 "source": [self._source_of(path) for path in paths],
             }
         )
-        table = unique_rows(table, left_out)
-        tell_headless(self.root, paths, left_out)
-        return SourceIndex(table, left_out, ["Headers of PhysioNet 2021 carry no patient id."])
+        table = unique_rows(table, excluded)
+        exclude_headless(self.root, paths, excluded)
+        return SourceIndex(table, excluded, ["Headers of PhysioNet 2021 carry no patient id."])
 
     def labels(self, record: ECGRecord, entry: Mapping[str, Any]) -> dict[str, int | None]:
         return snomed_values(record.diagnoses)
@@ -57,3 +78,95 @@ class PhysioNet2021(Source):
         if "training" in folders[:-1]:
             return folders[folders.index("training") + 1]
         return below[0] if below else folders[-1]
+
+
+@dataclass(frozen=True)
+class SnomedLabels:
+    """Labels from diagnosis codes ([`snomed_labels`]).
+
+    `table` has the 26 scored classes; `unscored` and `unknown` give codes with the number of recordings that carry
+    them; `others` the codes of each recording that are not in the table, in their order; `undiagnosed` the number of
+    recordings without any code.
+    """
+
+    table: LabelTable
+    unscored: dict[str, int]
+    unknown: dict[str, int]
+    others: tuple[tuple[str, ...], ...]
+    undiagnosed: int
+
+
+def snomed_labels(ids: Sequence[Hashable], codes: Sequence[str | Iterable[int | str] | None]) -> SnomedLabels:
+    """
+    SNOMED CT codes to the 26 classes that the PhysioNet/CinC Challenge 2021 scores, in the order of its `weights.csv`.
+
+    Codes that its scoring takes for one share a class. A recording with codes has 0 for the classes that they do not
+    name, as the challenge scores it; one without any code was not diagnosed, and all its labels are NaN.
+
+    Args:
+        ids (sequence, length n): Unique recording ids.
+        codes (sequence, length n): Of each recording, the codes, or the header's text ("284470004,427084000"), or None.
+
+    Returns:
+        [`SnomedLabels`]
+    """
+    names, _ = _scored_classes()
+    recordings = tuple(known_ids(ids))
+    if len(codes) != len(recordings):
+        raise LabelTableError(f"{len(recordings)} recordings, but codes for {len(codes)}")
+    values = np.full((len(recordings), len(names)), np.nan)
+    unscored: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
+    others = []
+    for row, given in enumerate(codes):
+        row_values, left = _classes_of(given)
+        if row_values is not None:
+            values[row] = row_values
+        others.append(left)
+        for code in left:
+            (unscored if code in UNSCORED_CODES else unknown)[code] += 1
+    undiagnosed = int(np.isnan(values).all(axis=1).sum())
+    table = LabelTable(recordings, names, values)
+    return SnomedLabels(table, dict(unscored.most_common()), dict(unknown.most_common()), tuple(others), undiagnosed)
+
+
+def scored_classes() -> tuple[str, ...]:
+    """The 26 classes that the PhysioNet/CinC Challenge 2021 scores, in the order of its `weights.csv`."""
+    return _scored_classes()[0]
+
+
+def scored_codes() -> frozenset[str]:
+    """The codes of these classes."""
+    return frozenset(_scored_classes()[1])
+
+
+def snomed_values(codes: str | Iterable[int | str] | None) -> dict[str, int | None]:
+    """The same for one recording: 1 or 0 by class, or None throughout for a recording without any code."""
+    names, _ = _scored_classes()
+    values, _ = _classes_of(codes)
+    return dict.fromkeys(names) if values is None else dict(zip(names, values.astype(int).tolist(), strict=True))
+
+
+@functools.cache
+def _scored_classes() -> tuple[tuple[str, ...], dict[str, int]]:
+    """Names of the scored classes and the column of each code."""
+    # Imported late: the conversion room loads torch, and label tables need only numpy.
+    from ...fairseq.label_sets import PHYSIONET_CLASSES
+
+    names = tuple(name for _, _, name in PHYSIONET_CLASSES)
+    return names, {str(code): column for column, (codes, _, _) in enumerate(PHYSIONET_CLASSES) for code in codes}
+
+
+def _classes_of(given: str | Iterable[int | str] | None) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """(26,) of 1 and 0, or None where there is no code; and the codes of no scored class."""
+    names, place = _scored_classes()
+    if isinstance(given, str):
+        parts = re.split(r"[,;|\s]+", given)
+    else:
+        parts = given if isinstance(given, Iterable) else (given,)
+    found = dict.fromkeys(code for part in parts if (code := canonical_id(part)) is not None)
+    if not found:
+        return None, ()
+    values = np.zeros(len(names))
+    values[[place[code] for code in found if code in place]] = 1
+    return values, tuple(code for code in found if code not in place)

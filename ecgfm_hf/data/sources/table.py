@@ -1,20 +1,273 @@
 """Recordings of one's own: files and a table, or files alone."""
 
+import csv
+import functools
+import math
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ...records import ECGRecord
 from ...records.reading import read_with_defaults
 from ...utils.ids import canonical_id
-from ..store import COLUMNS
-from . import table_cells as cells
-from .base import LeftOut, Source, SourceError, SourceIndex, inside, unique_rows, walk_files
-from .wfdb_pairs import header_of, tell_headless
+from ..labels import LabelTableError
+from ..splits import parse_time
+from ..store import COLUMNS, StoreError, store_schema
+from .base import (
+    Excluded,
+    Source,
+    SourceError,
+    SourceIndex,
+    exclude_headless,
+    header_of,
+    inside,
+    unique_rows,
+    walk_files,
+)
+from .csv_columns import label_value
+
+_SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
+_UNKNOWN_SEXES = ("u", "unk", "unknown", "other")
+# De-identified ages: 90 stands for all above 89.
+_OVER_89 = (">89", ">=90", "≥90", "90+")
+OVER_89_YEARS = 90.0
+_LONGEST_QUOTE, _MOST_QUOTES, _MOST_NAMES = 40, 20, 40
+_LONGEST_HEADER = 1 << 20
+
+EXPECTED = {
+    "recording_id": "text or a whole number",
+    "patient_id": "text or a whole number",
+    "time": "a time in ISO 8601 (such as 2020-01-31 08:30:00)",
+    "age": "years from 0 to 150, or >89, 90+ or 300 for over 89, or nothing",
+    "sex": "M, F, male or female, or for unknown U, unknown, other or nothing",
+    "sampling_rate": "a number",
+    "exam_id": "a whole number",
+}
+
+
+def read_header(path: Path) -> list[str]:
+    """
+    The columns' names without blanks around them and without line breaks; those of nameless columns are empty.
+
+    Raises:
+        `SourceError`: no such file, one that cannot be read, no header, a name twice.
+    """
+    if not path.is_file():
+        raise SourceError(f"{path}: no such table")
+    try:
+        if path.suffix.lower() == ".parquet":
+            names = pq.read_schema(path).names
+        else:
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                names = next((row for row in csv.reader(file, delimiter=_delimiter(path)) if row), [])
+    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
+        raise SourceError(f"{path}: cannot read this table ({error})") from None
+    if not names:
+        raise SourceError(f"{path} is empty")
+    header = [clean_name(name) for name in names]
+    if repeated := sorted({name for name in header if name and header.count(name) > 1}):
+        raise SourceError(f"{path} has several columns called {', '.join(repeated)}")
+    return header
+
+
+def read_columns(path: Path) -> dict[str, list]:
+    """All columns that have names, by name. Raises `SourceError` as [`read_header`], and for rows of other lengths."""
+    header = read_header(path)
+    try:
+        if path.suffix.lower() == ".parquet":
+            table = pq.read_table(path)
+            return {name: column.to_pylist() for name, column in zip(header, table.itercolumns(), strict=True) if name}
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = [row for row in csv.reader(file, delimiter=_delimiter(path)) if row][1:]
+    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
+        raise SourceError(f"{path}: cannot read this table ({error})") from None
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(header):
+            raise SourceError(f"{path}, row {number}: {len(row)} cells under {len(header)} columns")
+    return {name: [row[place] for row in rows] for place, name in enumerate(header) if name}
+
+
+def clean_name(name: Any) -> str:
+    """A column's name as labels and settings use it."""
+    text = re.sub(r"\s*[\r\n]+\s*", " ", str(name)).strip()
+    return "" if re.fullmatch(r"__index_level_\d+__", text) else text  # pandas' index, which has no name
+
+
+def shown_header(header: Iterable[str]) -> str:
+    names = [name for name in header if name]
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"found: {', '.join(names[:_MOST_NAMES]) or 'no named column'}{more}"
+
+
+def check_label_names(names: Iterable[str], where: Any) -> None:
+    """`SourceError` where a label cannot be a column of a store."""
+    names = list(names)
+    hint = "choose the labels without it (labels= or --labels) or rename it"
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise SourceError(f"{where}: label given more than once: {', '.join(repeated)}")
+    if internal := [name for name in names if not name or name.startswith("_")]:
+        raise SourceError(
+            f"{where}: a label cannot be called {', '.join(map(repr, internal))}: names that begin with '_' are for "
+            f"internal columns; {hint}"
+        )
+    try:
+        store_schema(names)
+    except StoreError as error:
+        raise SourceError(f"{where}: {error}; {hint}") from None
+
+
+def convert_cells(
+    where: Any, name: str, values: Sequence[Any], meaning: Callable[[Any], Any], expected: str, hint: str = ""
+) -> list:
+    """
+    What the cells of a column mean.
+
+    Args:
+        where: The table, for the error.
+        name (`str`): The column, for the error.
+        meaning: Of one cell; it raises `ValueError` (or `TypeError`, `OverflowError`) where it has none.
+        expected (`str`): The same in words.
+        hint (`str`): What else can be done.
+
+    Raises:
+        `SourceError`: it names every different cell without a meaning, how often it occurs and in which row first.
+    """
+    result: list = []
+    odd: dict[str, list[int]] = {}
+    for row, value in enumerate(values, start=1):
+        try:
+            result.append(meaning(value))
+        except (ValueError, TypeError, OverflowError):
+            odd.setdefault(str(value).strip(), []).append(row)
+    if odd:
+        told = [
+            f"row {rows[0]}: {name} is {_quoted(text)} ({len(rows)} row{'s' * (len(rows) > 1)})"
+            for text, rows in list(odd.items())[:_MOST_QUOTES]
+        ]
+        more = f"; and {len(odd) - _MOST_QUOTES} other values" if len(odd) > _MOST_QUOTES else ""
+        raise SourceError(f"{where}, {'; '.join(told)}{more}; expected {expected}{hint}")
+    return result
+
+
+def text_of(value: Any) -> str:
+    """A cell as text, empty where nothing is in it."""
+    text = "" if value is None else str(value).strip()
+    return "" if text.lower() in ("", "nan", "none") else text
+
+
+def text_or_none(value: Any) -> str | None:
+    return text_of(value) or None
+
+
+def over_89(value: Any) -> bool:
+    """Whether an age says "over 89": in words, or as PTB-XL (300) and MIMIC-III (300 and the years since) code it."""
+    text = re.sub(r"\s", "", text_of(value))
+    try:
+        return text in _OVER_89 or 300 <= float(text) < 320
+    except ValueError:
+        return False
+
+
+def age_in_years(value: Any) -> float | None:
+    if over_89(value):
+        return OVER_89_YEARS
+    text = text_of(value)
+    if canonical_id(text) is None:
+        return None
+    age = float(text)
+    if not 0 <= age < 150:
+        raise ValueError(f"{age} is no age")
+    return age
+
+
+def sex_in(value: Any) -> str | None:
+    text = text_of(value).lower()
+    if text in _UNKNOWN_SEXES or canonical_id(text) is None:
+        return None
+    if text not in _SEXES:
+        raise ValueError(f"{text!r} is no sex")
+    return _SEXES[text]
+
+
+def time_cells(where: Any, values: Sequence[Any], hint: str = "") -> list[datetime | None]:
+    """Times without a zone: those with one in UTC. `SourceError` where only some have one."""
+    found = convert_cells(where, "time", values, _time, EXPECTED["time"], hint)
+    zoned = [time is not None and time.tzinfo is not None for time in found]
+    bare = [time is not None and time.tzinfo is None for time in found]
+    if any(zoned) and any(bare):
+        first, other = zoned.index(True), bare.index(True)
+        raise SourceError(
+            f"{where}: some times have a time zone (row {first + 1}: {_quoted(values[first])}) and some have none "
+            f"(row {other + 1}: {_quoted(values[other])}), so they cannot be compared; give all a zone, or none"
+        )
+    return [None if time is None else time.replace(tzinfo=None) for time in found]
+
+
+def number_in(value: Any) -> float | None:
+    text = text_of(value)
+    return float(text) if text else None
+
+
+def whole_number_in(value: Any) -> int | None:
+    if not text_of(value):
+        return None
+    found = int(canonical_id(value))  # also 3.0 of a column with gaps
+    if abs(found) >= 2**63:
+        raise ValueError(f"{found} is too large")
+    return found
+
+
+def lead_names_in(value: Any) -> list[str] | None:
+    if isinstance(value, list | np.ndarray):
+        return [str(name) for name in value]
+    return text_of(value).replace(",", " ").split() or None
+
+
+def label_cells(where: Any, name: str, values: Sequence[Any], hint: str = "") -> pa.Array:
+    """A label's column: int8, null where it is unknown."""
+    texts = [str(value) for value in values]
+    meanings = convert_cells(where, f"label {name!r}", texts, _label, "0, 1, True, False or nothing", hint)
+    return pa.array(meanings, pa.int8())
+
+
+@functools.lru_cache(256)
+def _label(text: str) -> int | None:
+    try:
+        return label_value(text)
+    except LabelTableError as error:
+        raise ValueError(str(error)) from None
+
+
+def _time(value: Any) -> datetime | None:
+    time = parse_time(value, 0)
+    if isinstance(time, float) and math.isnan(time):
+        return None
+    if time is not None and not isinstance(time, datetime):
+        raise ValueError(f"{time!r} is no time in ISO 8601")
+    return time if time is None or time.tzinfo is None else time.astimezone(UTC)
+
+
+def _delimiter(path: Path) -> str:
+    if path.suffix.lower() in (".tsv", ".tab"):
+        return "\t"
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        start = file.read(_LONGEST_HEADER)
+    bare = re.sub(r'"[^"]*("|$)', "", start).strip("\n").partition("\n")[0]  # quoted names may have any of them
+    return next((sign for sign in ",;\t" if sign in bare), ",")
+
+
+def _quoted(value: Any) -> str:
+    text = str(value)
+    return repr(text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "...")
+
 
 # Files that say everything themselves, and files that do once their rate, unit or leads are given.
 _COMPLETE = (".hea", ".dcm", ".dicom", ".edf", ".xml", ".scp", ".ecg")
@@ -24,14 +277,14 @@ _FACTS = ("recording_id", "patient_id", "path", "source", "time", "age", "sex", 
 _ARGUMENTS = ("sampling_rate", "units", "lead_names", "exam_id")
 _MEANINGS: dict[str, Callable[[Any], Any]] = {
     "patient_id": canonical_id,
-    "source": cells.text_or_none,
-    "age": cells.age_in_years,
-    "sex": cells.sex,
-    "report": cells.text_or_none,
-    "sampling_rate": cells.number,
-    "units": cells.text_or_none,
-    "lead_names": cells.names,
-    "exam_id": cells.whole_number,
+    "source": text_or_none,
+    "age": age_in_years,
+    "sex": sex_in,
+    "report": text_or_none,
+    "sampling_rate": number_in,
+    "units": text_or_none,
+    "lead_names": lead_names_in,
+    "exam_id": whole_number_in,
 }
 
 
@@ -73,21 +326,21 @@ class RecordingTable(Source):
         self.table_path = None if table is None else Path(table)
         arguments = {"sampling_rate": sampling_rate, "units": units, "lead_names": lead_names}
         self._arguments = {name: value for name, value in arguments.items() if value is not None}
-        self._columns = {ours: cells.clean_name(theirs) for ours, theirs in dict(columns or {}).items()}
+        self._columns = {ours: clean_name(theirs) for ours, theirs in dict(columns or {}).items()}
         if unknown := [name for name in self._columns if name not in (*_FACTS, *_ARGUMENTS)]:
             raise SourceError(f"columns names {', '.join(unknown)}, expected among {', '.join((*_FACTS, *_ARGUMENTS))}")
         if isinstance(labels, str):
             raise SourceError(f"labels must be a list of names, found: {labels!r}")
-        header = [] if table is None else cells.read_header(self.table_path)
+        header = [] if table is None else read_header(self.table_path)
         for ours, theirs in self._columns.items():
             if theirs and theirs not in header:
-                raise SourceError(f"{table} has no column {theirs!r} for {ours} ({cells.shown_header(header)})")
+                raise SourceError(f"{table} has no column {theirs!r} for {ours} ({shown_header(header)})")
         named = set(self._columns.values())
         free = [name for name in header if name and name not in named and name not in (*_FACTS, *_ARGUMENTS)]
-        self._label_names = tuple(free if labels is None else map(cells.clean_name, labels))
+        self._label_names = tuple(free if labels is None else map(clean_name, labels))
         if missing := [name for name in self._label_names if name not in header]:
-            raise SourceError(f"{table} has no label column {', '.join(missing)} ({cells.shown_header(header)})")
-        cells.check_label_names(self._label_names, table)
+            raise SourceError(f"{table} has no label column {', '.join(missing)} ({shown_header(header)})")
+        check_label_names(self._label_names, table)
         self._labels_given = labels is not None
 
     @property
@@ -99,37 +352,37 @@ class RecordingTable(Source):
         return self._label_names
 
     def index(self) -> SourceIndex:
-        left_out: list[LeftOut] = []
+        excluded: list[Excluded] = []
         notes: list[str] = []
-        files = self._files(left_out)
+        files = self._files(excluded)
         if self.table_path is None:
-            tell_headless(self.root, [path for path in files if path.lower().endswith(".hea")], left_out, files)
+            exclude_headless(self.root, [path for path in files if path.lower().endswith(".hea")], excluded, files)
             if not files:
-                others = f"; {len(left_out)} others cannot be used" if left_out else ""
+                others = f"; {len(excluded)} others cannot be used" if excluded else ""
                 raise SourceError(f"{self.root}: found no recording (files ending in {', '.join(_COMPLETE)}{others})")
             table = pa.table({"recording_id": pa.array([recording_id_of(path) for path in files]), "path": files})
             notes.append("No table was given: patients and labels are unknown.")
-            return SourceIndex(unique_rows(table, left_out), left_out, notes)
+            return SourceIndex(unique_rows(table, excluded), excluded, notes)
 
-        columns = cells.read_columns(self.table_path)
+        columns = read_columns(self.table_path)
         columns = {
             ours: columns[self._columns.get(ours, ours)] for ours in (*_FACTS, *_ARGUMENTS) if self._has(ours, columns)
         } | {name: columns[name] for name in self._label_names}
         if "path" not in columns and "recording_id" not in columns:
-            found = cells.shown_header(cells.read_header(self.table_path))
+            found = shown_header(read_header(self.table_path))
             raise SourceError(
                 f"{self.table_path} needs a column path or recording_id ({found}); columns= or --columns says which "
                 "of its columns they are"
             )
         if not len(next(iter(columns.values()))):
             raise SourceError(f"{self.table_path} has no rows")
-        ids, paths = self._locate(columns, files, left_out)
+        ids, paths = self._locate(columns, files, excluded)
         used = {recording_id_of(path) for path in paths if path is not None}
         if idle := sum(recording_id_of(path) not in used for path in files):
             notes.append(f"{idle} files that look like recordings lie in the folder, but the table does not name them.")
         located = {"recording_id": pa.array(ids, pa.string()), "path": pa.array(paths, pa.string())}
-        table = self._once_each(pa.table(located | self._typed(columns, notes)), left_out)
-        return SourceIndex(unique_rows(table, left_out), left_out, notes)
+        table = self._once_each(pa.table(located | self._typed(columns, notes)), excluded)
+        return SourceIndex(unique_rows(table, excluded), excluded, notes)
 
     def read_one(self, entry: Mapping[str, Any]) -> ECGRecord:
         """Reads one row of the index; see [`Source.read_one`]."""
@@ -140,18 +393,18 @@ class RecordingTable(Source):
         # An empty name, which no column has, leaves one out.
         return self._columns.get(ours, ours) in columns and not (self._labels_given and ours in self._label_names)
 
-    def _files(self, left_out: list[LeftOut]) -> list[str]:
+    def _files(self, excluded: list[Excluded]) -> list[str]:
         suffixes = _COMPLETE + (_WITH_ARGUMENTS if self._arguments else ())
-        found = list(walk_files(self.root, suffixes, left_out))
+        found = list(walk_files(self.root, suffixes, excluded))
         own = None if self.table_path is None else os.path.abspath(self.table_path)
         found = [path for path in found if os.path.abspath(os.path.join(self.root, path)) != own]
         headed = {path[:-4] for path in found if path.lower().endswith(".hea")}
         return [path for path in found if not (path.lower().endswith(".mat") and path[:-4] in headed)]
 
     def _locate(
-        self, columns: Mapping[str, list], files: list[str], left_out: list[LeftOut]
+        self, columns: Mapping[str, list], files: list[str], excluded: list[Excluded]
     ) -> tuple[list[str | None], list[str | None]]:
-        """Ids and paths by row; a row that lacks either has no path, and goes to `left_out`."""
+        """Ids and paths by row; a row that lacks either has no path, and goes to `excluded`."""
         given = columns.get("recording_id")
         ids: list[str | None] = []
         if given is not None:
@@ -159,22 +412,22 @@ class RecordingTable(Source):
         if "path" in columns:
             known = ids or [None] * len(columns["path"])
             paths = [
-                self._relative(path, row, recording, left_out)
+                self._relative(path, row, recording, excluded)
                 for row, (path, recording) in enumerate(zip(columns["path"], known, strict=True), start=1)
             ]
             if given is None:  # names of files are ids as they are
                 ids = [None if path is None else recording_id_of(path) for path in paths]
         else:
-            paths = self._found_by_name(ids, given, files, left_out)
+            paths = self._found_by_name(ids, given, files, excluded)
         for row, recording in enumerate(ids):
             if recording is None and (paths[row] is not None or "path" not in columns):
                 reason = "the table gives no recording_id"
-                left_out.append(LeftOut(None, paths[row], "index", reason, f"row {row + 1}"))
+                excluded.append(Excluded(None, paths[row], "index", reason, f"row {row + 1}"))
                 paths[row] = None
         return ids, paths
 
     def _found_by_name(
-        self, ids: Sequence[str | None], given: Sequence[Any], files: list[str], left_out: list[LeftOut]
+        self, ids: Sequence[str | None], given: Sequence[Any], files: list[str], excluded: list[Excluded]
     ) -> list[str | None]:
         by_name: dict[str, list[str]] = {}
         for path in files:
@@ -188,10 +441,10 @@ class RecordingTable(Source):
             if recording is not None and len(found) != 1:
                 reason = "several files have the recording's name" if found else "no file has the recording's name"
                 detail = f"{recording}: {', '.join(found) or reason}"
-                left_out.append(LeftOut(recording, None, "index", reason, detail))
+                excluded.append(Excluded(recording, None, "index", reason, detail))
         return paths
 
-    def _relative(self, path: Any, row: int, recording: str | None, left_out: list[LeftOut]) -> str | None:
+    def _relative(self, path: Any, row: int, recording: str | None, excluded: list[Excluded]) -> str | None:
         text = "" if path is None or path != path else str(path).strip()
         try:
             if not text:
@@ -201,11 +454,11 @@ class RecordingTable(Source):
             inside(self.root, text)
         except SourceError as error:
             reason = "the table gives no path" if not text else "the path leads out of the dataset's folder"
-            left_out.append(LeftOut(recording, None, "index", reason, f"row {row}: {error}"))
+            excluded.append(Excluded(recording, None, "index", reason, f"row {row}: {error}"))
             return None
         return os.path.normpath(text).replace(os.sep, "/")
 
-    def _once_each(self, table: pa.Table, left_out: list[LeftOut]) -> pa.Table:
+    def _once_each(self, table: pa.Table, excluded: list[Excluded]) -> pa.Table:
         """The rows that have a path; of several that would read the same recording from the same file, the first."""
         ids, paths = table["recording_id"].to_pylist(), table["path"].to_pylist()
         exams = table["_exam_id"].to_pylist() if "_exam_id" in table.column_names else [None] * len(ids)
@@ -219,7 +472,7 @@ class RecordingTable(Source):
                 first = kept_files.setdefault((header_of(self.root, path), exam), row)
                 if first != row:
                     detail = f"row {row + 1} ({recording}, {path}): same file as row {first + 1} ({ids[first]})"
-                    left_out.append(LeftOut(recording, path, "index", "another row has the same file", detail))
+                    excluded.append(Excluded(recording, path, "index", "another row has the same file", detail))
                     continue
                 kept_ids.add(recording)
             keep.append(row)
@@ -236,22 +489,22 @@ class RecordingTable(Source):
                 typed[name] = pa.array(values, COLUMNS[name])
             elif any(value is not None for value in values):
                 typed[f"_{name}"] = pa.array(values)
-            if name == "age" and (aged := sum(map(cells.over_89, columns[name]))):
-                notes.append(f"{aged} ages given as over 89 are stored as {cells.OVER_89_YEARS:g}.")
+            if name == "age" and (aged := sum(map(over_89, columns[name]))):
+                notes.append(f"{aged} ages given as over 89 are stored as {OVER_89_YEARS:g}.")
             if name == "sex" and None in values:
-                texts = (cells.text_of(text) for text, sex in zip(columns[name], values, strict=True) if sex is None)
+                texts = (text_of(text) for text, sex in zip(columns[name], values, strict=True) if sex is None)
                 counts = Counter(text.lower() or "nothing" for text in texts)
                 shown = ", ".join(f"{text}: {count}" for text, count in sorted(counts.items()))
                 notes.append(f"{counts.total()} rows give no sex that is M or F ({shown}); it is stored as unknown.")
         hint = "" if self._labels_given else "; say which columns are labels (labels= or --labels)"
         where = self.table_path
-        return typed | {name: cells.labels(where, name, columns[name], hint) for name in self._label_names}
+        return typed | {name: label_cells(where, name, columns[name], hint) for name in self._label_names}
 
     def _converted(self, name: str, values: list, meaning: Callable[[Any], Any] | None) -> list:
         hint = f"; columns={{{name!r}: ''}} or --columns {name}= leaves this column out"
         if name == "time":
-            return cells.times(self.table_path, values, hint)
-        return cells.converted(self.table_path, name, values, meaning, cells.EXPECTED.get(name, "text"), hint)
+            return time_cells(self.table_path, values, hint)
+        return convert_cells(self.table_path, name, values, meaning, EXPECTED.get(name, "text"), hint)
 
 
 def recording_id_of(path: str) -> str:

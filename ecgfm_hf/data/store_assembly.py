@@ -1,6 +1,8 @@
 """The short end of a preparation: filters, split, files by split, label definition, report, card."""
 
 import functools
+import hashlib
+import json
 import math
 import os
 import shutil
@@ -16,16 +18,28 @@ from tqdm import tqdm
 
 from ..utils.files import write_json, write_text
 from ..utils.resumable_parts import exclusive, map_in_processes, remove_work_folder
-from .card import store_card
-from .filters import filter_recordings
+from .exclusion import Excluded, filter_recordings
 from .labels import write_label_def
-from .report import QUALITY, any_of, definition_of, label_table_of, store_report
-from .sources.base import LeftOut
-from .split_settings import SplitSettings
-from .splits import SplitError
-from .store import CARD_FILE, DATA_FOLDER, LABEL_DEF_FILE, REPORT_FILE, UNSPLIT, WORK_FOLDER, StoreWriter, store_schema
+from .report import QUALITY, any_of, definition_of, label_table_of, store_card, store_report
+from .splits import SplitError, SplitSettings, match_published_splits
+from .store import (
+    CARD_FILE,
+    DATA_FOLDER,
+    LABEL_DEF_FILE,
+    REPORT_FILE,
+    UNSPLIT,
+    WORK_FOLDER,
+    StoreError,
+    StoreWriter,
+    read_report,
+    store_files,
+    store_schema,
+)
 
 FINISHED = "finished"
+# Of the report, what a new split does not change.
+_UNCHANGED_BY_A_SPLIT = ("format", "source", "source_settings", "labels", "keep_sources", "drop_sources")
+_UNCHANGED_BY_A_SPLIT += ("dropped_columns", "pseudonymised")
 _ROWS_A_FILE = 4096
 # What decides filters and splits, and what the report counts: all small.
 _FACTS = ("recording_id", "patient_id", "source", "path", "time", "age", "sex", "sampling_rate", "num_samples")
@@ -54,7 +68,7 @@ def finish_store(
         parts (sequence of `Path`): Parquet files with all rows, in order.
         label_names (sequence of `str`)
         settings ([`SplitSettings`])
-        plan (mapping): What the report begins with; `left_out` (list of [`LeftOut`]), `notes` and `codes` among it.
+        plan (mapping): What the report begins with; `excluded` (list of [`Excluded`]), `notes` and `codes` among it.
             Its `dropped_columns` are emptied here and not before: a split may need them.
         published (mapping of `str` to `str`, *optional*): For an imported split, by recording id.
         originals (mapping, *optional*): The recording and patient behind each pseudonym, by which to split: the same
@@ -66,11 +80,11 @@ def finish_store(
     Raises:
         `SplitError`: the split cannot be made, or nothing is left.
     """
-    left_out: list[LeftOut] = list(plan["left_out"])
+    excluded: list[Excluded] = list(plan["excluded"])
     facts = _read_facts(parts, label_names)
     if not facts.num_rows:
-        raise SplitError(f"no recording is left: {_most_common(left_out)}")
-    keep = _filtered(facts, settings, left_out, bool(plan.get("pseudonymised")))
+        raise SplitError(f"no recording is left: {_most_common(excluded)}")
+    keep = _filtered(facts, settings, excluded, bool(plan.get("pseudonymised")))
     kept_rows = np.flatnonzero(keep)
     kept = facts.take(pa.array(kept_rows))
     known = {name: kept[name].to_pylist() for name in ("recording_id", "patient_id", "time")}
@@ -83,7 +97,7 @@ def finish_store(
     for recording, path, split in zip(kept["recording_id"].to_pylist(), kept["path"].to_pylist(), splits, strict=True):
         if split is None:
             reason = ", ".join(result.excluded) or "in no split"
-            left_out.append(LeftOut(recording, path, "split", reason))
+            excluded.append(Excluded(recording, path, "split", reason))
 
     finished = work / FINISHED
     shutil.rmtree(finished, ignore_errors=True)  # of a run that died here
@@ -92,7 +106,7 @@ def finish_store(
     _write_files(parts, kept_rows, splits, result.names, finished / DATA_FOLDER, label_names, drop, num_proc, progress)
     kept = _emptied(kept, drop)
     labels = label_table_of(kept, label_names)
-    report = store_report(plan, settings.filters, result, kept, labels, left_out)
+    report = store_report(plan, settings.filters, result, kept, labels, excluded)
     if label_names:
         write_label_def(finished / LABEL_DEF_FILE, definition_of(labels, result))
     write_text(finished / CARD_FILE, store_card(report))
@@ -100,6 +114,67 @@ def finish_store(
     write_json(finished / REPORT_FILE, report)
     _move_into_place(out, work)
     return report
+
+
+def split_store(
+    store: str | os.PathLike,
+    settings: SplitSettings,
+    *,
+    num_proc: int = 1,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """
+    Split a finished store anew, in place. Nothing is read from the recordings' own files.
+
+    Args:
+        store (`str` or `Path`)
+        settings ([`SplitSettings`])
+        num_proc, progress: As in [`prepare`].
+
+    Returns:
+        The new report. Recordings that the old split left out stay out.
+
+    Raises:
+        `StoreError`, `SplitError`
+    """
+    out = Path(store)
+    if out.is_dir():
+        roll_forward(out)
+    read_report(out)  # a store, before anything is made in its folder
+    work = out / WORK_FOLDER
+    work.mkdir(exist_ok=True)
+    with exclusive(work):
+        try:
+            return _split_alone(out, work, settings, num_proc, progress)
+        except BaseException:
+            # The store itself is as it was; what was begun beside it is worth nothing.
+            if not (work / "moved").exists():
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+
+
+def _split_alone(out: Path, work: Path, settings: SplitSettings, num_proc: int, progress: bool) -> dict[str, Any]:
+    report = read_report(out)
+    files = [path for paths in store_files(out).values() for path in paths]
+    labels = list(report["label_counts"])
+    columns = ["recording_id", "patient_id", "time", "path", "source"]
+    index = pa.concat_tables([pq.read_table(path, columns=columns) for path in files])
+    published = None
+    if settings.published is not None:
+        if report["pseudonymised"]:
+            raise StoreError(f"{out}: its recordings have pseudonyms, which a published split does not name")
+        splits = match_published_splits(index, report["source"], settings.published)
+        published = dict(zip(index["recording_id"].to_pylist(), splits, strict=True))
+    plan = {name: report[name] for name in _UNCHANGED_BY_A_SPLIT if name in report}
+    digest = hashlib.sha256(json.dumps([report["plan"], settings.to_json()], sort_keys=True).encode())
+    plan["plan"] = digest.hexdigest()[:32]
+    plan["excluded"] = [Excluded(**one) for one in report["excluded"]]
+    codes = report["diagnosis_codes"]
+    plan["codes"] = codes["unscored"] | codes["unknown"]
+    plan["notes"] = report["notes"]
+    return finish_store(
+        out, work, files, labels, settings, plan, published=published, num_proc=num_proc, progress=progress
+    )
 
 
 def roll_forward(out: Path) -> None:
@@ -150,7 +225,7 @@ def _read_facts(parts: Sequence[Path], label_names: Sequence[str]) -> pa.Table:
     return pa.concat_tables([pq.read_table(part, columns=columns) for part in parts])
 
 
-def _filtered(facts: pa.Table, settings: SplitSettings, left_out: list[LeftOut], pseudonyms: bool) -> np.ndarray:
+def _filtered(facts: pa.Table, settings: SplitSettings, excluded: list[Excluded], pseudonyms: bool) -> np.ndarray:
     flags = {}
     if settings.drop_nan_leads:
         flags["nan_leads"] = any_of(facts["nan_samples"]).tolist()
@@ -162,7 +237,7 @@ def _filtered(facts: pa.Table, settings: SplitSettings, left_out: list[LeftOut],
     names = {"nan_leads": "a lead has NaN", "constant_leads": "a lead is constant"}
     for row in np.flatnonzero(~keep).tolist():
         reason = next(names[flag] for flag, values in flags.items() if values[row])
-        left_out.append(LeftOut(facts["recording_id"][row].as_py(), facts["path"][row].as_py(), "filter", reason))
+        excluded.append(Excluded(facts["recording_id"][row].as_py(), facts["path"][row].as_py(), "filter", reason))
     return keep
 
 
@@ -231,6 +306,6 @@ def _file_name(split: str, number: int, count: int) -> str:
     return f"{split}-{number:05d}-of-{count:05d}.parquet"
 
 
-def _most_common(left_out: Sequence[LeftOut]) -> str:
-    found = Counter(one.reason for one in left_out).most_common(3)
+def _most_common(excluded: Sequence[Excluded]) -> str:
+    found = Counter(one.reason for one in excluded).most_common(3)
     return "; ".join(f"{count} x {reason}" for reason, count in found) or "the source has none"

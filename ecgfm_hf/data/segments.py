@@ -56,7 +56,7 @@ def as_model_inputs(
         - `segment`: its number in the recording, of a pair that of the first
 
         Recordings that the extractor refuses (shorter than a segment, with NaN, lacking leads, as its policies say) are
-        left out; a warning says how many for which reason, and `ModelInputs.left_out` counts them.
+        left out; a warning says how many for which reason, and `ModelInputs.skipped` counts them.
 
     Raises:
         `StoreError`: columns that are missing, a label that is none.
@@ -84,18 +84,18 @@ class ModelInputs:
 
     Attributes:
         label_names (`tuple[str, ...]`)
-        left_out (`dict[str, int]`): Recordings without an item, by reason.
+        skipped (`dict[str, int]`): Recordings without an item, by reason.
         recordings (`np.ndarray` (items,) int64): The row of the dataset that each item is from.
     """
 
     def __init__(self, dataset: "Dataset", reader: "_Reader"):
         self.label_names = reader.label_names
         self._reader = reader
-        counts, self.left_out = _item_counts(dataset, reader)
+        counts, self.skipped = _item_counts(dataset, reader)
         self.recordings = np.repeat(np.arange(len(counts)), counts)
         self._first_item = np.concatenate([[0], np.cumsum(counts)])
         self._rows = dataset.select_columns([*SIGNAL_COLUMNS, *reader.label_names]).with_format("arrow")
-        _tell(self.left_out, len(counts))
+        _tell(self.skipped, len(counts))
 
     def __len__(self) -> int:
         return len(self.recordings)
@@ -230,7 +230,7 @@ def _item_counts(dataset: "Dataset", reader: _Reader) -> tuple[np.ndarray, dict[
     return counts, dict(refused.most_common())
 
 
-def _tell(left_out: Mapping[str, int], total: int) -> None:
-    if left_out:
-        reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
-        logger.warning("%d of %d recordings are left out: %s", sum(left_out.values()), total, reasons)
+def _tell(skipped: Mapping[str, int], total: int) -> None:
+    if skipped:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in skipped.items())
+        logger.warning("%d of %d recordings are left out: %s", sum(skipped.values()), total, reasons)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecgfm_hf.data.split_guard import GUARD_FILE, LeakError, Seen, check_splits, seen, write_guard
+from ecgfm_hf.data.leakage import GUARD_FILE, LeakError, Seen, check_splits, seen, write_guard
 from ecgfm_hf.utils.ids import canonical_id
 
 IDS = st.lists(st.text(max_size=8), unique=True, max_size=12)

@@ -75,7 +75,7 @@ def test_pairs_are_neighbouring_segments_of_one_recording(recordings, store):
         reference = expected(recordings, item["recording_id"])[item["segment"] : item["segment"] + 2]
         np.testing.assert_allclose(item["input_values"], reference, atol=1e-6)
         assert "labels" not in item
-    assert inputs.left_out == {"only one segment long": 1, "shorter than 5 s": 1}
+    assert inputs.skipped == {"only one segment long": 1, "shorter than 5 s": 1}
 
 
 def test_a_batch_in_any_order_has_the_items_of_single_access(store):
@@ -133,13 +133,13 @@ def test_what_cannot_be_used_is_told_before_training_not_during_it(recordings, t
     data = load_prepared(tmp_path / "store", "all")
     with caplog.at_level(logging.WARNING):
         inputs = as_model_inputs(data, ECGFMFeatureExtractor())
-    assert inputs.left_out["a lead has NaN"] == 1
-    assert inputs.left_out["shorter than 5 s"] == 1
-    assert any("missing lead V6" in reason for reason in inputs.left_out)
+    assert inputs.skipped["a lead has NaN"] == 1
+    assert inputs.skipped["shorter than 5 s"] == 1
+    assert any("missing lead V6" in reason for reason in inputs.skipped)
     assert "3 of 5 recordings are left out" in caplog.text
     assert {inputs[number]["recording_id"] for number in range(len(inputs))} == {"d", "e"}
     tolerant = ECGFMFeatureExtractor(missing_leads="zero", nan_samples="interpolate", short_recordings="pad")
-    assert as_model_inputs(data, tolerant).left_out == {}
+    assert as_model_inputs(data, tolerant).skipped == {}
     streamed = as_model_inputs(load_prepared(tmp_path / "store", "all", streaming=True), ECGFMFeatureExtractor())
     assert {item["recording_id"] for item in streamed} == {"d", "e"}
 

@@ -1,0 +1,155 @@
+"""Which recordings are excluded from a store, and why."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .splits import SplitError
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """
+    A recording that did not make it.
+
+    Args:
+        recording_id (`str`, *optional*): None where it has none.
+        path (`str`, *optional*): Relative to the dataset's folder.
+        stage (`str`): `"index"`, `"read"` or `"filter"`.
+        reason (`str`): A phrase that groups: no ids or paths in it.
+        detail (`str`): The whole message.
+    """
+
+    recording_id: str | None
+    path: str | None
+    stage: str
+    reason: str
+    detail: str = ""
+
+
+def exclude(entry: Mapping[str, Any], error: Exception, root: Path | None, pseudonyms: bool = False) -> Excluded:
+    """The account of a recording that could not be read."""
+    path = entry.get("path")
+    detail = str(error) or type(error).__name__
+    if root is not None:
+        # Reports travel with the data: the folder on this machine is nobody's business. Libraries may name it in full.
+        for folder in dict.fromkeys((os.path.realpath(root), os.path.abspath(root), os.fspath(root))):
+            detail = re.sub(rf"(?<![\w./-]){re.escape(folder)}/", "", detail)
+    if pseudonyms:
+        return Excluded(entry["recording_id"], None, "read", _kind_of(detail))
+    return Excluded(entry["recording_id"], path, "read", reason_of(detail, entry), detail)
+
+
+# What may be said of a recording whose id is a pseudonym: these words and no others, since any part of a message may
+# quote the name of a file, and a file may bear the name of a patient.
+_KINDS = (
+    *("no such signal file", "no such header", "no such file", "is empty", "truncated", "longer than its header"),
+    *("checksum", "initial value", "unknown unit", "gain", "sampling rate", "number of samples", "lead name"),
+    *("signal format", "cannot be decoded", "damaged", "infinite samples", "all zeros", "unknown format"),
+    *("leads out of", "not supported", "not a WFDB header", "units", "header"),
+)
+
+
+def _kind_of(message: str) -> str:
+    found = next((kind for kind in _KINDS if kind in message), None)
+    return "cannot be read" if found is None else f"cannot be read: {found}"
+
+
+def reason_of(message: str, entry: Mapping[str, Any]) -> str:
+    """
+    A message without what differs from recording to recording, so that a thousand of a kind become one line: names,
+    quotations and what is in brackets go, numbers become N. What to pass stays.
+    """
+    # Readers' messages begin with the file, whose name may hold anything.
+    first, colon, rest = message.partition(": ")
+    if colon and ("/" in first or "." in first or first.startswith("recording ")):
+        message = rest
+    names = [str(entry[key]) for key in ("path", "recording_id") if entry.get(key)]
+    names += [os.path.splitext(name)[0] for name in names] + [os.path.splitext(os.path.basename(n))[0] for n in names]
+    for name in sorted({name for name in names if len(name) > 3}, key=len, reverse=True):
+        message = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "", message)
+    message = re.sub(r"^\S*\s*:\s+", "", message.strip())
+    message = re.sub(r"(?<!\w)'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "...", message)
+    message = re.sub(r"\[Errno \d+\] ([^:()]*)(?:: \.\.\.)?", r"\1", message)
+    message = re.sub(r"\bsignal \d+(?: \([^)]*\))?:", "a signal:", message)
+    message = re.sub(r"\blead [^\s:,;]+(?=:| is | has | begins | occurs )", "a lead", message)
+    message = re.sub(r", (?:in|found) the (?:record )?line .*|; (?!pass ).*|\[[^]]*\]", "", message, flags=re.DOTALL)
+    message = re.sub(r"\b(found|expected) \([^()]*\)", r"\1 ...", message)
+    message = re.sub(r" \((?=[^)]*\d)[^()]*\)", "", message)
+    message = re.sub(r"(?<![\w.])(?!0 samples)-?\d[\d.]*(?:[eE][+-]?\d+)?(?<!\.)", "N", message)
+    message = re.sub(r"\s+", " ", message).strip(" :,.")
+    return (message if len(message) <= 120 else message[:117].rsplit(" ", 1)[0] + "...") or "unreadable"
+
+
+@dataclass(frozen=True)
+class FilterResult:
+    """Which recordings pass (`keep`, bool `(n,)`), and by filter how many it removed, each recording counted once by
+    the first that did (`removed`), and how many it would remove alone (`matched`)."""
+
+    keep: np.ndarray
+    removed: dict[str, int]
+    matched: dict[str, int]
+
+
+def filter_recordings(
+    *,
+    sources: Sequence[str] | None = None,
+    keep_sources: Sequence[str] | None = None,
+    drop_sources: Sequence[str] | None = None,
+    nan_leads: Any = None,
+    constant_leads: Any = None,
+    flags: Mapping[str, Sequence[Any]] | None = None,
+) -> FilterResult:
+    """
+    Leave out recordings before splitting: sources first, then NaN leads, constant leads, and any other flags.
+
+    Args:
+        sources (sequence of `str`, length n): Each recording's source.
+        keep_sources, drop_sources (sequences of `str`, *optional*): Keep only these; leave these out.
+        nan_leads, constant_leads (`(n,)` or `(n, leads)`, *optional*): Recordings with a true or non-zero value go.
+        flags (mapping of `str` to sequences, *optional*): The same by name, such as missing times.
+
+    Returns:
+        [`FilterResult`]
+
+    Raises:
+        `SplitError`: a source that no recording has, a flag that is neither true nor false (unknown included), columns
+        of different lengths, nothing left.
+    """
+    sources = [] if sources is None else list(sources)
+    removers: dict[str, np.ndarray] = {}
+    for what, asked in (("source not kept", keep_sources), ("source left out", drop_sources)):
+        if asked is not None:
+            asked = {asked} if isinstance(asked, str) else set(asked)
+            if absent := asked - set(sources):
+                known = ", ".join(sorted(set(map(str, sources))))
+                raise SplitError(f"no recording is of source {', '.join(sorted(absent))} (found: {known or 'none'})")
+            removers[what] = np.array([(source in asked) == (what == "source left out") for source in sources])
+    for what, values in {"NaN lead": nan_leads, "constant lead": constant_leads, **(flags or {})}.items():
+        if values is not None:
+            removers[what] = np.array([_flag(value, what, row) for row, value in enumerate(values)], dtype=bool)
+    if len({len(remove) for remove in removers.values()}) != 1:
+        raise SplitError(f"filters need columns of one length, found: { {k: len(v) for k, v in removers.items()} }")
+    keep, removed = True, {}
+    for what, remove in removers.items():
+        removed[what] = int((keep & remove).sum())
+        keep = keep & ~remove
+    if not keep.any():
+        raise SplitError(f"the filters leave nothing: {removed}")
+    return FilterResult(keep, removed, {what: int(remove.sum()) for what, remove in removers.items()})
+
+
+def _flag(value: Any, what: str, row: int) -> bool:
+    words = {"true": 1.0, "1": 1.0, "false": 0.0, "0": 0.0}  # as text is read from a CSV; bool("False") is True
+    try:
+        values = np.asarray(words.get(value.strip().lower()) if isinstance(value, str) else value, dtype=np.float64)
+    except (TypeError, ValueError):  # not a number: pandas' NA, an object
+        values = np.array(np.nan)
+    if np.isnan(values).any():
+        raise SplitError(f"{what}, row {row}: neither true nor false: {value!r}")
+    return bool(values.any())
