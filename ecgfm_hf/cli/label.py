@@ -12,8 +12,8 @@ from itertools import chain, islice
 from pathlib import Path
 
 from ..labeler.batch import join_lines, label_reports
-from ..labeler.errors import LabelerError
 from ..labeler.explanation import html_page
+from ..labeler.knowledge import LabelerError
 from ..labeler.label_def import LabelCounts
 from ..labeler.labeler import Labeler
 from ..labeler.presets import MIMIC17_LABELS, PRESETS

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ..labeler.label_def import write_label_columns
 from ..utils.errors import ECGFMError
 from ..utils.ids import canonical_id
 
@@ -220,17 +221,12 @@ def pos_weight(table: LabelTable, splits: Sequence[str | None], split: str = "tr
 
 
 def write_label_def(path: str | Path, definition: LabelDefinition) -> None:
-    """Write `label_def.csv`, columns and digits as fairseq-signals does (the shortest text that gives the number)."""
-    splits = sorted(definition.weights)
-    columns = {f"pos_count_{split}": definition.positives[split] for split in splits}
-    columns |= {f"pos_percent_{split}": definition.fractions[split] for split in splits}
-    columns |= {f"pos_weight_{split}": definition.weights[split] for split in splits}
-    columns |= {"pos_count_all": definition.positives["all"], "pos_percent_all": definition.fractions["all"]}
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("name", *columns))
-        for name, *numbers in zip(definition.names, *(column.tolist() for column in columns.values()), strict=True):
-            writer.writerow((name, *("" if number != number else repr(number) for number in numbers)))
+    """Write `label_def.csv`, columns and digits as fairseq-signals does."""
+    by_split = (
+        {split: column.tolist() for split, column in columns.items()}
+        for columns in (definition.positives, definition.fractions, definition.weights)
+    )
+    write_label_columns(path, definition.names, *by_split)
 
 
 def read_label_def(path: str | Path) -> LabelDefinition:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..labeler.presets.mimic17 import LABELS as MIMIC17_LABELS
 from ..utils.errors import ECGFMError
 
 
@@ -29,25 +30,7 @@ class LabelSet:
 
 
 MIMIC17 = LabelSet(
-    names=(
-        "Poor data quality",
-        "Sinus rhythm",
-        "Premature ventricular contraction",
-        "Tachycardia",
-        "Ventricular tachycardia",
-        "Supraventricular tachycardia with aberrancy",
-        "Atrial fibrillation",
-        "Atrial flutter",
-        "Bradycardia",
-        "Accessory pathway conduction",
-        "Atrioventricular block",
-        "1st degree atrioventricular block",
-        "Bifascicular block",
-        "Right bundle branch block",
-        "Left bundle branch block",
-        "Infarction",
-        "Electronic pacemaker",
-    ),
+    names=MIMIC17_LABELS,
     aggregation={
         "Poor data quality": "max",
         "Premature ventricular contraction": "max",

@@ -1,6 +1,5 @@
 from .batch import join_lines as join_lines
 from .batch import label_reports as label_reports
-from .errors import LabelerError as LabelerError
 from .explanation import Explanation as Explanation
 from .explanation import Reason as Reason
 from .explanation import html_page as html_page
@@ -9,6 +8,7 @@ from .knowledge import Compound as Compound
 from .knowledge import Descriptor as Descriptor
 from .knowledge import Entity as Entity
 from .knowledge import Knowledge as Knowledge
+from .knowledge import LabelerError as LabelerError
 from .knowledge import Mention as Mention
 from .knowledge import Pattern as Pattern
 from .label_def import LabelCounts as LabelCounts

@@ -34,9 +34,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import LabelerError
 from .inference import Switches
-from .knowledge import AFTER, BEFORE, CONNECTIVE, ENTITY, Compound, Descriptor, Entity, Knowledge, Mention, Pattern
+from .knowledge import (
+    AFTER,
+    BEFORE,
+    CONNECTIVE,
+    ENTITY,
+    Compound,
+    Descriptor,
+    Entity,
+    Knowledge,
+    LabelerError,
+    Mention,
+    Pattern,
+)
 from .original_json import read_json
 from .presets import PRESETS
 

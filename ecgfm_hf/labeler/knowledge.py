@@ -3,9 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .errors import LabelerError
+from ..utils.errors import ECGFMError
 
 ENTITY, BEFORE, AFTER, UNATTACHED, CONNECTIVE = "entity", "before", "after", "unattached", "connective"
+
+
+class LabelerError(ECGFMError, ValueError):
+    """The tables of a labeler are wrong. The message names the file and the entry."""
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
-"""Counts, shares and `pos_weight` of labels, in the form of the original's `label_def.csv`."""
+"""Counts, shares and `pos_weight` of labels, and the one writer of `label_def.csv`, the original's file of them."""
 
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ..utils.files import atomic_path
+
 
 class LabelCounts:
     """
-    Counts positives by label and split.
+    Count positives by label and split.
 
         >>> counts = LabelCounts(["Infarction"])
         >>> counts.add([1], split="train")
@@ -27,7 +29,7 @@ class LabelCounts:
 
     def add(self, row: Iterable[float], split: str = "train") -> None:
         """
-        Counts one recording: a label is positive with any value above 0.
+        Count one recording: a label is positive with any value above 0.
 
         Raises:
             ValueError: the row has not one value a label.
@@ -41,62 +43,77 @@ class LabelCounts:
             positives[index] += value > 0
 
     @classmethod
-    def from_totals(cls, positives: Mapping[str, Sequence[int]], recordings: Mapping[str, int], labels: Sequence[str]):
-        """Counts that are known already, as `{split: positives by label}` and `{split: recordings}`."""
+    def from_totals(
+        cls, positives: Mapping[str, Sequence[int]], recordings: Mapping[str, int], labels: Sequence[str]
+    ) -> "LabelCounts":
+        """Start from known counts, as `{split: positives by label}` and `{split: recordings}`."""
         counts = cls(labels)
         counts._positives = {split: list(values) for split, values in positives.items()}
         counts._recordings = dict(recordings)
         return counts
 
     def totals(self) -> tuple[list[int], int]:
-        """Positives by label, and recordings, of all splits together."""
+        """Return positives by label, and recordings, of all splits together."""
         positives = [sum(counts) for counts in zip(*self._positives.values(), strict=True)] or [0] * len(self.labels)
         return positives, sum(self._recordings.values())
 
     def pos_weight(self, split: str = "train") -> list[float]:
         """
-        The weight of a positive by label, `(1 - f) / f` with `f` the share of positives (source: `design/facts.md`).
+        Return the weight of a positive by label, `(1 - f) / f` with `f` the share of positives.
 
-        Returns:
-            `list[float]`: infinite for a label without positives, which no loss should be given.
+        It is infinite for a label without positives: such a label cannot be trained with this weight.
 
         Raises:
             KeyError: nothing was counted in the split.
         """
         return [_weight(count / self._recordings[split]) for count in self._positives[split]]
 
-    def rows(self) -> list[dict[str, object]]:
-        """A row a label, with the columns of the original's file: splits in alphabetical order, then all together."""
-        splits = sorted(self._recordings)
-        total = sum(self._recordings.values())
-        rows = []
-        for index, label in enumerate(self.labels):
-            counts = {split: self._positives[split][index] for split in splits}
-            shares = {split: counts[split] / self._recordings[split] for split in splits}
-            rows.append(
-                {
-                    "name": label,
-                    **{f"pos_count_{split}": counts[split] for split in splits},
-                    **{f"pos_percent_{split}": shares[split] for split in splits},
-                    **{f"pos_weight_{split}": _weight(shares[split]) for split in splits},
-                    "pos_count_all": sum(counts.values()),
-                    "pos_percent_all": sum(counts.values()) / total if total else math.nan,
-                }
-            )
-        return rows
-
     def write(self, path: str | Path) -> None:
         """
-        Writes the table as CSV.
+        Write the counts as a `label_def.csv` (see [`write_label_columns`]).
 
         Raises:
             OSError: it cannot be written.
         """
-        rows = self.rows()
-        with open(path, "w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else ["name"], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        everywhere, total = self.totals()
+        positives = {**self._positives, "all": everywhere}
+        recordings = {**self._recordings, "all": total}
+        shares = {
+            split: [count / recordings[split] if recordings[split] else math.nan for count in counts]
+            for split, counts in positives.items()
+        }
+        weights = {split: self.pos_weight(split) for split in self._positives}
+        write_label_columns(path, self.labels, positives, shares, weights)
+
+
+def write_label_columns(
+    path: str | Path,
+    labels: Sequence[str],
+    positives: Mapping[str, Sequence[int]],
+    shares: Mapping[str, Sequence[float]],
+    weights: Mapping[str, Sequence[float]],
+) -> None:
+    """
+    Write a `label_def.csv`, a row a label, with the columns of the original's file and its digits.
+
+    Args:
+        path: the file; it is replaced.
+        labels: the names, in order.
+        positives: positive recordings by split, and of all splits under `"all"`; one number a label.
+        shares: positives among the recordings whose label is known, likewise. NaN leaves a cell empty.
+        weights: `pos_weight` by split, without `"all"`.
+    """
+    splits = sorted(weights)
+    columns: dict[str, Sequence[float]] = {f"pos_count_{split}": positives[split] for split in splits}
+    columns |= {f"pos_percent_{split}": shares[split] for split in splits}
+    columns |= {f"pos_weight_{split}": weights[split] for split in splits}
+    columns |= {"pos_count_all": positives["all"], "pos_percent_all": shares["all"]}
+    with atomic_path(path) as scratch, open(scratch, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("name", *columns))
+        for name, *numbers in zip(labels, *columns.values(), strict=True):
+            # repr gives the shortest text that reads as the same number.
+            writer.writerow((name, *("" if number != number else repr(number) for number in numbers)))
 
 
 def _weight(share: float) -> float:

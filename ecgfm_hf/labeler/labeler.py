@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from .definition import build, read_definition
-from .errors import LabelerError
 from .explanation import Explanation, explain
 from .inference import Inference, Row, Switches
-from .knowledge import Knowledge
-from .literals import is_word_character
-from .matching import Hit, Matcher
+from .knowledge import Knowledge, LabelerError
+from .matching import Hit, Matcher, is_word_character
 from .normalization import Normalizer
 from .original_json import load_original_json
 from .presets import PRESETS

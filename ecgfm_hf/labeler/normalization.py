@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from .literals import LEFT_BORDER, bordered_literals
+from .matching import LEFT_BORDER, bordered_literals
 from .normalization_tables import (
     CASE_SENSITIVE,
     CUT_LEADS,

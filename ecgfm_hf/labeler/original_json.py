@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from .errors import LabelerError
 from .knowledge import (
     AFTER,
     BEFORE,
@@ -16,6 +15,7 @@ from .knowledge import (
     Descriptor,
     Entity,
     Knowledge,
+    LabelerError,
     Mention,
     Pattern,
 )

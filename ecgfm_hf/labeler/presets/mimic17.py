@@ -1,13 +1,14 @@
 """
-`mimic17`: the 17 labels that the published classifier for MIMIC-IV-ECG was trained on, as they were made.
+`mimic17`: the 17 labels of the published classifier for MIMIC-IV-ECG, as its training data have them.
 
-The vocabulary of machine reports by clinical area, each finding a core term with what may stand around it. It stays
-compatible with those labels where they surprise a clinician: any probability counts ("consider infarct", "no infarct"),
-atrial fibrillation brings accessory pathway conduction, any block without a name is atrioventricular. What they do not
-read, such as "SB" or a bare "Mobitz II", is left unread. `mimic17_clinical` mends these.
+The preset reproduces these labels also where they surprise a clinician: any probability counts ("consider infarct", "no
+infarct"), atrial fibrillation brings accessory pathway conduction, any block without a name is atrioventricular. What
+the original does not read, such as "SB" or a bare "Mobitz II", stays unread. `mimic17_clinical` corrects these.
 """
 
-from . import conduction, language, myocardium, pacing, recording, rhythm
+from typing import Any
+
+from . import vocabulary
 
 LABELS = (
     "Poor data quality",
@@ -32,14 +33,14 @@ LABELS = (
 # Findings that follow from others.
 _FOLLOWING = {
     "Supraventricular tachycardia with aberrancy": ["Supraventricular tachycardia"],
-    **{f"{territory} infarction": ["Infarction"] for territory in language.TERRITORIES},
+    **{f"{territory} infarction": ["Infarction"] for territory in vocabulary.TERRITORIES},
 }
 
 _ABERRANCY = "Supraventricular tachycardia with aberrancy"
 _COMPOUNDS = [
     {"entity": "Bifascicular block", "including": ["Right bundle branch block", "Fascicular block"]},
     {"entity": _ABERRANCY, "including": ["Supraventricular tachycardia", "Aberrant ventricular conduction"]},
-    # Any fast rhythm will do, unless a ventricular one may be what is conducted so.
+    # Any fast rhythm counts, unless a ventricular one may be the one with aberrant conduction.
     {
         "entity": _ABERRANCY,
         "including": ["Tachycardia", "Aberrant ventricular conduction"],
@@ -48,22 +49,21 @@ _COMPOUNDS = [
 ]
 
 
-def definition() -> dict:
-    """The preset as a definition (see `ecgfm_hf.labeler.definition`), new at every call."""
-    areas = (rhythm, conduction, pacing, recording, myocardium, language)
-    findings = {name: finding for area in areas for name, finding in area.FINDINGS.items()}
+def definition() -> dict[str, Any]:
+    """Return the preset as a definition (see `ecgfm_hf.labeler.definition`), a new one at every call."""
+    findings = vocabulary.FINDINGS
     return {
         "name": "mimic17",
         "labels": list(LABELS),
         "entities": {name: list(parents) for name, (parents, _) in findings.items()} | _FOLLOWING,
         "phrases": {name: list(phrases) for name, (_, phrases) in findings.items()},
-        "descriptors": {name: dict(entry) for name, entry in language.DESCRIPTORS.items()},
-        "connectives": {text: dict(entry) for text, entry in language.CONNECTIVES.items()},
+        "descriptors": {name: dict(entry) for name, entry in vocabulary.DESCRIPTORS.items()},
+        "connectives": {text: dict(entry) for text, entry in vocabulary.CONNECTIVES.items()},
         "compounds": [dict(compound) for compound in _COMPOUNDS],
         "attached": [
             {"entity": "Infarction", "descriptor": word, "gives": f"{word} infarction"}
-            for word in (*language.TERRITORIES, "Acute")
+            for word in (*vocabulary.TERRITORIES, "Acute")
         ],
-        "ignored": list(recording.IGNORED),
-        "slots": {name: list(values) for name, values in (conduction.SLOTS | recording.SLOTS).items()},
+        "ignored": list(vocabulary.IGNORED),
+        "slots": {name: list(values) for name, values in vocabulary.SLOTS.items()},
     }

@@ -1,15 +1,17 @@
 """
 `mimic17-clinical`: the same 17 labels, read as a clinician would. Not for reproducing the published labels.
 
-It begins with `mimic17` and changes what `DIFFERENCES` lists with an example each. What it leaves as it was: doubt
-still counts ("consider infarct" is positive, with probability 0.5), and atrial fibrillation and flutter are fast
-rhythms whatever the ventricles make of them. Doubt lowers a probability in every report, with or without a connective,
-and stays within its statement.
+It extends `mimic17` by the changes that `DIFFERENCES` lists with an example each. Unchanged: doubt still counts
+("consider infarct" is positive, with probability 0.5), and atrial fibrillation and flutter are fast rhythms at any
+ventricular rate. Doubt lowers a probability in every report, with or without a connective, and stays within its
+statement.
 """
 
+from typing import Any
+
+from ..normalization_tables import LEADS
 from . import mimic17
-from .language import CERTAINTY
-from .recording import LEADS
+from .vocabulary import CERTAINTY
 
 # What changes, an example, and its labels in `mimic17` and in `mimic17-clinical`.
 DIFFERENCES: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
@@ -392,8 +394,8 @@ _PHRASES = {
 }
 
 
-def definition() -> dict:
-    """The preset as a definition (see `ecgfm_hf.labeler.definition`), new at every call."""
+def definition() -> dict[str, Any]:
+    """Return the preset as a definition (see `ecgfm_hf.labeler.definition`), a new one at every call."""
     base = mimic17.definition()
     phrases = {name: [text for text in texts if text not in _REPLACED] for name, texts in base["phrases"].items()}
     for name, texts in _PHRASES.items():
