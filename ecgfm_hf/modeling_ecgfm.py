@@ -11,6 +11,7 @@ import copy
 import math
 import os
 import shutil
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -319,21 +320,17 @@ def _linear(in_features: int, out_features: int, weight_init: Callable[[torch.Te
     return linear
 
 
-class ECGFMPositionalConvEmbedding(nn.Module):
-    """A grouped convolution over frames with weight norm: a relative position embedding."""
+class ECGFMPositionalConv(nn.Conv1d):
+    """
+    A convolution of stride 1 that takes and returns what `nn.Conv1d` does, faster on a CPU.
 
-    def __init__(self, config: ECGFMConfig):
-        super().__init__()
-        conv = nn.Conv1d(
-            config.hidden_size,
-            config.hidden_size,
-            kernel_size=config.num_conv_pos_embeddings,
-            padding=config.num_conv_pos_embeddings // 2,
-            groups=config.num_conv_pos_embedding_groups,
-        )
-        self.conv = weight_norm(conv, name="weight", dim=2)
-        self.activation = ACT2FN[config.feat_extract_activation]
-        self._spectrum = None
+    Only its own `forward` uses its parameters, so that hooks which provide them there work: offloading, sharding,
+    adapters.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._spectrum: tuple[torch.Tensor, int, torch.Tensor] | None = None
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         in_frequencies = (
@@ -342,65 +339,89 @@ class ECGFMPositionalConvEmbedding(nn.Module):
             and not torch.compiler.is_compiling()
             and not torch.jit.is_tracing()
         )
-        convolve = self._convolve_spectra if in_frequencies else self._convolve
-        return self.activation(convolve(hidden_states))
+        return self._convolve_spectra(hidden_states) if in_frequencies else self._convolve(hidden_states)
 
     def _convolve(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        num_frames = hidden_states.shape[1]
-        # (batch, frames, width) is (batch, width, 1, frames) in channels-last order without a copy, which oneDNN
-        # convolves more than twice as fast as conv1d.
+        # Hidden states are (batch, frames, width) in memory, which is channels-last order: oneDNN convolves that more
+        # than twice as fast as conv1d.
         positions = F.conv2d(
-            hidden_states.transpose(1, 2).unsqueeze(2),
-            self.conv.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last),
-            self.conv.bias,
-            padding=(0, self.conv.padding[0]),
-            groups=self.conv.groups,
+            hidden_states.unsqueeze(2),
+            self.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last),
+            self.bias,
+            padding=(0, self.padding[0]),
+            groups=self.groups,
         )
-        # An even kernel gives one frame too many.
-        return positions.squeeze(2).transpose(1, 2)[:, :num_frames]
+        return positions.squeeze(2)
 
     def _convolve_spectra(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The same through a Fourier transform: a third of the time, as the kernel's spectrum can be kept."""
-        batch, num_frames, width = hidden_states.shape
+        batch, _, num_frames = hidden_states.shape
         spectrum, length = self._kernel_spectrum(num_frames)
         # Zeros in front are the convolution's padding; those behind keep the circle from closing.
-        values = torch.fft.rfft(F.pad(hidden_states.float(), (0, 0, self.conv.padding[0], 0)), n=length, dim=1)
-        values = values.view(batch, len(spectrum), self.conv.groups, -1).permute(1, 2, 0, 3)
+        values = F.pad(hidden_states.transpose(1, 2).float(), (0, 0, self.padding[0], 0))
+        values = torch.fft.rfft(values, n=length, dim=1)
+        values = values.view(batch, len(spectrum), self.groups, -1).permute(1, 2, 0, 3)
         if batch == 1:
             # A product with one row takes another kernel, which rounds differently; in 16 bits that reaches the scores,
             # and they must not depend on what a segment runs together with.
             values = values.expand(-1, -1, 2, -1)
         values = torch.matmul(values, spectrum)[:, :, :batch]
-        values = values.permute(2, 0, 1, 3).reshape(batch, len(spectrum), width)
-        positions = torch.fft.irfft(values, n=length, dim=1)[:, :num_frames]
-        if self.conv.bias is not None:
-            positions = positions + self.conv.bias
-        return positions.to(hidden_states.dtype)
+        values = values.permute(2, 0, 1, 3).reshape(batch, len(spectrum), self.out_channels)
+        num_positions = num_frames + 2 * self.padding[0] - self.kernel_size[0] + 1
+        positions = torch.fft.irfft(values, n=length, dim=1)[:, :num_positions]
+        if self.bias is not None:
+            positions = positions + self.bias
+        return positions.to(hidden_states.dtype).transpose(1, 2)
 
     def _kernel_spectrum(self, num_frames: int) -> tuple[torch.Tensor, int]:
         """
         The kernel's spectrum (frequencies, groups, in, out), conjugated, and the length it was taken over.
 
-        It is kept for as long as the weights are what it was made of. They are compared whole: whoever changes a
-        weight through `.data` leaves no other trace.
+        It is kept for as long as the weight is what it was made of. The weight is compared whole: whoever changes it
+        through `.data` leaves no other trace. Offloaded weights leave no spectrum behind.
         """
-        weights = [weight for name, weight in self.conv.named_parameters() if name != "bias"]
-        kernel_size, groups = self.conv.kernel_size[0], self.conv.groups
-        needed = num_frames + kernel_size - 1
-        kept = self._spectrum
-        if kept is not None:
-            spectrum, length, made_of = kept
-            if length >= needed and all(
-                old.dtype == new.dtype and torch.equal(old, new) for old, new in zip(made_of, weights, strict=True)
-            ):
+        weight, needed = self.weight, num_frames + self.kernel_size[0] - 1
+        is_offloaded = any(parameter.is_meta for parameter in self.parameters())
+        if self._spectrum is not None and not is_offloaded:
+            spectrum, length, made_of = self._spectrum
+            if length >= needed and made_of.dtype == weight.dtype and torch.equal(made_of, weight):
                 return spectrum, length
         # A multiple of 32 has only small factors at these sizes.
         length = -(-needed // 32) * 32
-        kernel = torch.fft.rfft(self.conv.weight.float(), n=length).conj()
-        kernel = kernel.view(groups, -1, *kernel.shape[1:]).permute(3, 0, 2, 1)
+        kernel = torch.fft.rfft(weight.float(), n=length).conj()
+        kernel = kernel.view(self.groups, -1, *kernel.shape[1:]).permute(3, 0, 2, 1)
         spectrum = kernel.resolve_conj().contiguous()
-        self._spectrum = spectrum, length, [weight.detach().clone() for weight in weights]
+        self._spectrum = None if is_offloaded else (spectrum, length, weight.detach().clone())
         return spectrum, length
+
+    def __reduce_ex__(self, protocol: typing.SupportsIndex) -> tuple:
+        if not parametrize.is_parametrized(self):
+            return super().__reduce_ex__(protocol)
+        # torch gives each parametrized module a class and a hook of its own, which cannot be pickled.
+        left_out = ("_spectrum", "_load_state_dict_pre_hooks")
+        state = {name: value for name, value in vars(self).items() if name not in left_out}
+        return _positional_conv, (self.in_channels, self.kernel_size[0], self.groups), state
+
+
+def _positional_conv(width: int, kernel_size: int, groups: int) -> nn.Conv1d:
+    conv = ECGFMPositionalConv(width, width, kernel_size, padding=kernel_size // 2, groups=groups)
+    return weight_norm(conv, name="weight", dim=2)
+
+
+class ECGFMPositionalConvEmbedding(nn.Module):
+    """A relative position embedding: a convolution over frames, then an activation."""
+
+    def __init__(self, config: ECGFMConfig):
+        super().__init__()
+        self.conv = _positional_conv(
+            config.hidden_size, config.num_conv_pos_embeddings, config.num_conv_pos_embedding_groups
+        )
+        self.activation = ACT2FN[config.feat_extract_activation]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        positions = self.conv(hidden_states.transpose(1, 2)).transpose(1, 2)
+        # An even kernel gives one frame too many.
+        return self.activation(positions[:, : hidden_states.shape[1]])
 
 
 def eager_attention_forward(
@@ -576,6 +597,8 @@ class ECGFMEncoder(nn.Module):
         hidden_states = self.dropout(hidden_states)
 
         attention_mask = self._attention_mask(hidden_states, frame_mask, output_attentions)
+        if self._needs_gradient_at_input(hidden_states):
+            hidden_states.requires_grad_(True)
         all_hidden_states, all_attentions = [], []
         for layer in self.layers:
             all_hidden_states.append(hidden_states)
@@ -590,6 +613,20 @@ class ECGFMEncoder(nn.Module):
             hidden_states,
             tuple(all_hidden_states) if output_hidden_states else None,
             tuple(all_attentions) if output_attentions else None,
+        )
+
+    def _needs_gradient_at_input(self, hidden_states: torch.Tensor) -> bool:
+        """
+        Whether layers that are checkpointed are trained, while nothing before them is, as with adapters.
+
+        Reentrant checkpointing gives weights a gradient only where an input of the layer has one.
+        """
+        return (
+            self.training
+            and torch.is_grad_enabled()
+            and not hidden_states.requires_grad
+            and any(layer.gradient_checkpointing for layer in self.layers)
+            and any(parameter.requires_grad for parameter in self.layers.parameters())
         )
 
     def _attention_mask(
@@ -622,6 +659,13 @@ def _mean_over_frames(hidden_states: torch.Tensor, frame_mask: torch.Tensor | No
 # ----------------------------------------------------------------------------------------------------------------------
 
 
+def _check_unused(arguments: dict[str, None]) -> None:
+    """Refuse unknown arguments. PEFT's classes for a `task_type` pass those of language models, as None."""
+    for name, value in arguments.items():
+        if value is not None or name not in ("input_ids", "inputs_embeds"):
+            raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
+
+
 class ECGFMPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation that all ECG-FM models share."""
 
@@ -633,7 +677,8 @@ class ECGFMPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     # No **kwargs in `forward` and no `num_items_in_batch`: the Trainer then scales the loss itself.
     accepts_loss_kwargs = False
-    _no_split_modules = ["ECGFMEncoderLayer"]
+    # The weights of the second are computed from two tensors together.
+    _no_split_modules = ["ECGFMEncoderLayer", "ECGFMPositionalConvEmbedding"]
     _supports_sdpa = True
     # Both go through the attention interface. Flash attention is untested: it needs a GPU. Flex attention has been
     # run on a CPU only.
@@ -757,6 +802,7 @@ class ECGFMModel(ECGFMPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **unused: None,
     ) -> ECGFMModelOutput | tuple:
         """
         Args:
@@ -777,6 +823,7 @@ class ECGFMModel(ECGFMPreTrainedModel):
         Raises:
             `ValueError`: wrong shapes, too few samples, a mask for a model without mask embedding.
         """
+        _check_unused(unused)
         config = self.config
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -933,6 +980,7 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **unused: None,
     ) -> ECGFMForPreTrainingOutput | tuple:
         """
         Args:
@@ -957,6 +1005,7 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
             `ValueError`: wrong shapes, rows with different numbers of masked frames or fewer than two, only one of
             `patient_ids` and `segment_ids`, no positive pair.
         """
+        _check_unused(unused)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         if (patient_ids is None) != (segment_ids is None):
             raise ValueError("patient_ids and segment_ids go together; found only one of them")
@@ -1117,6 +1166,7 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **unused: None,
     ) -> ECGFMClassifierOutput | tuple:
         """
         Args:
@@ -1135,6 +1185,7 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
         Raises:
             `ValueError`: `labels` of the wrong shape, an unknown `config.problem_type`.
         """
+        _check_unused(unused)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         encoded = self.ecgfm(
             input_values,
