@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ecgfm_hf import evaluation as ev
 from ecgfm_hf.evaluation import intervals
-from ecgfm_hf.evaluation.weighted import RANKING
+from ecgfm_hf.evaluation.intervals import RANKING
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
@@ -162,7 +162,7 @@ def test_where_nothing_can_be_told_there_is_no_interval_but_a_reason():
     assert np.isnan(found.values[0])
     assert not np.isnan(found.values[1])
     assert np.isnan(found.low[:2]).all()
-    assert found.reasons == ("the value is undefined", "a single patient decides", None)
+    assert found.reasons == ("the value is undefined", "it depends on a single patient", None)
     assert (found.macro.labels, found.macro.labels_left_out) == (2, 1)
     nothing = ev.bootstrap_intervals(ev.ranking_statistics(labels[:, :1], scores[:, :1]), patients)["auroc"].macro
     assert np.isnan([nothing.value, nothing.low, nothing.high]).all()

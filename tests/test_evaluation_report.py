@@ -20,9 +20,8 @@ from ecgfm_hf.evaluation import (
     sensitivity_at_specificity,
     write_html_report,
 )
-from ecgfm_hf.evaluation.curves import precision_recall_curve, roc_curve
-from ecgfm_hf.evaluation.figures import nice_scale
-from ecgfm_hf.evaluation.html_parts import number, text
+from ecgfm_hf.evaluation.charts import nice_scale, precision_recall_curve, roc_curve
+from ecgfm_hf.evaluation.formatting import number, text
 from ecgfm_hf.evaluation.report import html_report
 from ecgfm_hf.inference import Predictions, PredictionsError
 from ecgfm_hf.utils.redaction import Cell, redact

@@ -143,7 +143,7 @@ def _write(output: Path, predictions: Any, results: Mapping[str, Any]) -> None:
 
 def summary(results: Mapping[str, Any]) -> str:
     """The results as a short table, and what to know about them."""
-    from ..evaluation.html_parts import count, figure_text
+    from ..evaluation.formatting import count, figure_text
     from ..evaluation.report import METRIC_NAMES, OF_ALL
 
     per_label, macro = results["per_label"], results["macro"]
@@ -184,7 +184,7 @@ def _over(figure: Mapping[str, Any], labels: int) -> str:
 
 
 def _compared(found: Mapping[str, Any]) -> list[str]:
-    from ..evaluation.html_parts import figure_text, number
+    from ..evaluation.formatting import figure_text, number
     from ..evaluation.report import METRIC_NAMES
 
     rows = [["", found["model"], found["other"], "difference"]]
@@ -197,7 +197,7 @@ def _compared(found: Mapping[str, Any]) -> list[str]:
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    from ..evaluation.html_parts import literal
+    from ..evaluation.formatting import literal
 
     rows = [[_clipped(literal(cell)) for cell in row] for row in rows]
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]

@@ -1,7 +1,7 @@
 """
-From scores to honest numbers: metrics, intervals over patients, thresholds, calibration, reports.
+Metrics, intervals over patients, thresholds, calibration and reports.
 
-Nothing is imported until it is asked for. The plain functions need numpy alone.
+Modules are imported on first use. The metrics need only numpy.
 """
 
 import lazy_loader

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .metric_input import MetricInputError, label_arrays
+from .metrics import MetricInputError, label_arrays
 
 logger = logging.getLogger(__name__)
 

@@ -1,10 +1,6 @@
 """
 The score of the PhysioNet/Computing in Cardiology Challenge 2021, from its definition (Reyna et al., "Will Two Do?
 Varying Dimensions in Electrocardiography", CinC 2021).
-
-A recording has some of 26 classes and is given some. Its credit is the sum of the weights over the pairs of a class it
-has and a class it was given, divided by the number of classes that it has or was given. A model's credit is the sum
-over the recordings, scaled so that 0 is the credit of calling everything sinus rhythm and 1 that of the right answers.
 """
 
 import csv
@@ -15,7 +11,7 @@ from importlib import resources
 import numpy as np
 
 from ..fairseq.label_sets import PHYSIONET_CLASSES
-from .metric_input import MetricInputError
+from .metrics import MetricInputError
 
 SINUS_RHYTHM = "426783006"
 _WEIGHTS_FILE = "cinc2021_weights.csv"
@@ -32,29 +28,32 @@ def _weights_table() -> tuple[tuple[str, ...], np.ndarray]:
 
 def challenge_classes() -> tuple[str, ...]:
     """
-    The 26 scored classes in the order of the challenge's `weights.csv`: SNOMED CT codes, with `|` between two that
-    count as one class (such as `733534002|164909002`, complete and any left bundle branch block).
+    Return the 26 scored classes in the order of the challenge's `weights.csv`.
+
+    They are SNOMED CT codes, with `|` between two that count as one class (such as `733534002|164909002`, complete and
+    any left bundle branch block).
     """
     return _weights_table()[0]
 
 
 def challenge_weights() -> np.ndarray:
-    """(26, 26) float64: the credit for a class of the column where the recording has the class of the row."""
+    """Return (26, 26) float64: the credit for the class of a column if the recording has the class of the row."""
     return _weights_table()[1]
 
 
 def challenge_columns(label_names: Sequence[str]) -> np.ndarray | None:
     """
-    Where the 26 classes stand among these labels, (26,) int64, in the official order; None unless all are there.
+    Return the indices of the 26 classes among these labels, (26,) int64, in the official order; None unless all are
+    there.
 
-    A class goes by its name as in the label set `physionet26` ("atrial fibrillation"), its abbreviation ("AF",
+    A class is found by its name as in the label set `physionet26` ("atrial fibrillation"), its abbreviation ("AF",
     "CLBBB|LBBB") or its codes ("164889003", "733534002|164909002").
     """
-    places = {name: place for place, name in enumerate(label_names)}
+    indices = {name: index for index, name in enumerate(label_names)}
     columns = []
     for codes, abbreviation, name in PHYSIONET_CLASSES:
-        known_as = ("|".join(map(str, codes)), abbreviation, name)
-        found = [places[one] for one in known_as if one in places]
+        aliases = ("|".join(map(str, codes)), abbreviation, name)
+        found = [indices[alias] for alias in aliases if alias in indices]
         if len(found) != 1:
             return None
         columns.append(found[0])
@@ -63,27 +62,31 @@ def challenge_columns(label_names: Sequence[str]) -> np.ndarray | None:
 
 def challenge_score(y_true: np.ndarray, y_pred: np.ndarray) -> float:
     """
-    The challenge's score of decisions.
+    Return the challenge's score of decisions.
+
+    A recording's credit is the sum of the weights over the pairs of a class that it has and a class that it was given,
+    divided by the number of classes that it has or was given. The sum over the recordings is scaled so that 0 is the
+    credit of sinus rhythm for every recording, and 1 the credit of the right answers.
 
     Args:
         y_true (`np.ndarray` (recordings, 26)): The classes that each recording has, True or False (1 or 0), in the
-            order of [`challenge_classes`]. Codes of one class are merged before: it is present if any of them is.
+            order of [`challenge_classes`]. Merge codes of one class first: it is present if any of them is.
         y_pred (`np.ndarray` (recordings, 26)): The classes that it was given.
 
     Returns:
-        1 for the right answers, 0 for nothing but sinus rhythm, less than 0 for worse; 0 also where these two cannot
-        be told apart, as the challenge has it (no recording, none with a scored class, sinus rhythm alone). A
-        recording without any scored class adds nothing, whatever it was given.
+        1 for the right answers, 0 for sinus rhythm alone, less than 0 for worse; 0 also where the two have the same
+        credit, as in the challenge (no recording, none with a scored class, only sinus rhythm). A recording without a
+        scored class adds nothing.
 
     Raises:
-        `MetricInputError`: other shapes, values other than 0 and 1. An unknown value must be left out before, with its
-            recording: the weights are of all classes together.
+        `MetricInputError`: other shapes, values other than 0 and 1. Exclude recordings with an unknown class first: the
+            weights need all classes.
     """
     return float(scaled_credit(credits(y_true, y_pred).sum(axis=0)))
 
 
 def credits(y_true: np.ndarray, y_pred: np.ndarray) -> np.ndarray:
-    """Of each recording (n, 3): the credit of the decisions, of the right answer, of sinus rhythm alone."""
+    """Return (n, 3): each recording's credit of the decisions, of the right answer, of sinus rhythm alone."""
     classes = challenge_classes()
     true, given = (_boolean(values, what, len(classes)) for values, what in ((y_true, "y_true"), (y_pred, "y_pred")))
     if len(true) != len(given):
@@ -99,10 +102,10 @@ def credits(y_true: np.ndarray, y_pred: np.ndarray) -> np.ndarray:
 
 
 def scaled_credit(total: np.ndarray) -> np.ndarray:
-    """The score of summed [`credits`] (3, ...)."""
+    """Return the score of summed [`credits`] (3, ...)."""
     observed, correct, inactive = total
     scale = correct - inactive
-    # A recording's right answer earns at least 0.5 more than sinus rhythm or as much; less is rounding.
+    # A right answer earns as much as sinus rhythm, or at least 0.5 more; less is rounding.
     return np.divide(observed - inactive, scale, out=np.zeros(np.shape(scale)), where=np.abs(scale) > 1e-9)
 
 
@@ -114,5 +117,7 @@ def _boolean(values: np.ndarray, what: str, width: int) -> np.ndarray:
             f"(challenge_classes), found: {values.shape}"
         )
     if values.dtype != bool and ((values != 0) & (values != 1)).any():
-        raise MetricInputError(f"{what} must be True or False (1 or 0) throughout; scores need thresholds first")
+        raise MetricInputError(
+            f"{what} must be True or False (1 or 0); compare scores with thresholds first (at_thresholds)"
+        )
     return values.astype(bool)

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import challenge, decisions, probabilities, ranking, regression
-from .metric_input import macro
+from . import challenge, metrics
 
 try:
     import datasets
@@ -52,7 +51,7 @@ class _LabelMetric(evaluate.Metric):
             values = function(
                 np.array(references, dtype=np.float64), np.array(predictions, dtype=np.float64), **settings
             )
-            mean, left_out = macro(values)
+            mean, left_out = metrics.macro(values)
             found = {f"macro_{name}": mean, "labels_left_out": left_out, name: values.tolist()}
             if len(self.functions) > 1:
                 found[f"{name}_labels_left_out"] = found.pop("labels_left_out")
@@ -64,14 +63,14 @@ class ECGFMAuroc(_LabelMetric):
     """[`auroc`]"""
 
     description = "Area under the receiver operating characteristic, of each label and their mean."
-    functions = {"auroc": ranking.auroc}
+    functions = {"auroc": metrics.auroc}
 
 
 class ECGFMAveragePrecision(_LabelMetric):
     """[`average_precision`]"""
 
     description = "Average precision, of each label and their mean."
-    functions = {"average_precision": ranking.average_precision}
+    functions = {"average_precision": metrics.average_precision}
 
 
 class ECGFMDecisions(_LabelMetric):
@@ -82,10 +81,10 @@ class ECGFMDecisions(_LabelMetric):
     )
     predictions = "decisions, 1 or 0, or NaN where there is no threshold"
     functions = {
-        "sensitivity": decisions.sensitivity,
-        "specificity": decisions.specificity,
-        "ppv": decisions.ppv,
-        "f1": decisions.f1,
+        "sensitivity": metrics.sensitivity,
+        "specificity": metrics.specificity,
+        "ppv": metrics.ppv,
+        "f1": metrics.f1,
     }
 
 
@@ -93,14 +92,14 @@ class ECGFMBrier(_LabelMetric):
     """[`brier`]"""
 
     description = "Brier score, of each label and their mean."
-    functions = {"brier": probabilities.brier}
+    functions = {"brier": metrics.brier}
 
 
 class ECGFMCalibrationError(_LabelMetric):
     """[`calibration_error`]; `compute(..., bins=10)`"""
 
     description = "Expected calibration error in bins of equally many recordings, of each label and their mean."
-    functions = {"calibration_error": probabilities.calibration_error}
+    functions = {"calibration_error": metrics.calibration_error}
 
 
 class ECGFMRegression(_LabelMetric):
@@ -108,7 +107,7 @@ class ECGFMRegression(_LabelMetric):
 
     description = "Mean absolute error and coefficient of determination, of each target and their mean."
     predictions, references = "predicted values", "true values, or NaN where unknown"
-    functions = {"mean_absolute_error": regression.mean_absolute_error, "r_squared": regression.r_squared}
+    functions = {"mean_absolute_error": metrics.mean_absolute_error, "r_squared": metrics.r_squared}
 
 
 class ECGFMChallengeScore(_LabelMetric):

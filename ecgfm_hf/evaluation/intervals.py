@@ -3,38 +3,201 @@ Intervals of metrics by bootstrap over patients.
 
 Recordings of a patient are alike, so patients are drawn with replacement, each with all of its recordings. The interval
 is the metric plus and minus t standard errors on the scale on which its errors are about normal (shares: the logit).
-The standard error is that of the resamples: half the distance of their 16th and 84th percentile on that scale. As many
-degrees of freedom as patients of the rarer kind (with the label, or without), less one, widen it where these are few;
-percentiles of the resamples themselves are too narrow there.
-`scripts/interval_coverage.py` measures how often the
-intervals hold the truth, beside percentiles and BCa.
+The standard error comes from the resamples: half the distance of their 16th and 84th percentile on that scale. Its
+degrees of freedom are the patients of the rarer kind (with the label, or without) minus one, which widens the interval
+where these are few; percentiles of the resamples are too narrow there. `scripts/interval_coverage.py` measures how
+often the intervals contain the truth, beside percentiles and BCa.
+
+A resample is not copied: it is how often each recording was drawn. A [`Statistics`] takes such counts, integers of
+shape (recordings, b), and returns each of its metrics for each of the b weightings, (L, b).
 """
 
 import functools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .metric_input import MetricInputError, macro
-from .weighted import Statistics
+from .challenge import credits, scaled_credit
+from .metrics import (
+    MetricInputError,
+    RankedLabel,
+    confusion_masks,
+    error_moments,
+    label_arrays,
+    macro,
+    mean_absolute_error_of,
+    r_squared_of,
+    rates,
+    ratio,
+    squared_differences,
+)
 
-# Fewer resamples in which a metric is defined tell no standard error.
+# With fewer resamples in which a metric is defined there is no standard error.
 FEWEST_RESAMPLES = 100
 # Numbers in a block of counts: what fits a cache, measured.
 _BLOCK = 2**18
 _ONE_SIGMA = 0.15865525393145707
 
+Values = dict[str, np.ndarray]
+RANKING = ("auroc", "average_precision", "sensitivity_at_specificity")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """
+    Metrics of many weightings of the same recordings.
+
+    Args:
+        compute (callable): Counts (n, b) to values (L, b) by metric, NaN where undefined.
+        scales (`dict[str, str]`): By metric the scale on which its errors are about normal: `"logit"` of shares,
+            `"log"` of amounts, `"log_one_minus"` of what is at most 1, `"plain"`.
+        needed (`dict[str, tuple]`): By metric the kinds of recordings (n, L) bool that it is made of, such as positives
+            and negatives. The kind with the fewest patients limits its precision.
+    """
+
+    compute: Callable[[np.ndarray], Values]
+    scales: Mapping[str, str]
+    needed: Mapping[str, tuple[np.ndarray, ...]]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.needed.values()))[0])
+
+
+def ranking_statistics(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    metrics: tuple[str, ...] = ("auroc", "average_precision"),
+    specificity: float = 0.95,
+) -> Statistics:
+    """Return any of `RANKING`; arguments as [`auroc`] and [`sensitivity_at_specificity`]."""
+    if unknown := sorted(set(metrics) - set(RANKING)):
+        raise MetricInputError(f"ranking metrics are {', '.join(RANKING)}, found: {', '.join(unknown)}")
+    labels, scores = label_arrays(labels, scores)
+    ranked = [RankedLabel(label, score) for label, score in zip(labels.T, scores.T, strict=True)]
+
+    def compute(weights: np.ndarray) -> Values:
+        values = {metric: np.empty((len(ranked), weights.shape[1])) for metric in metrics}
+        for column, label in enumerate(ranked):
+            counts = label.counts(weights)
+            for metric, rows in values.items():
+                if metric == "auroc":
+                    rows[column] = counts.auroc()
+                elif metric == "average_precision":
+                    rows[column] = counts.average_precision()
+                else:
+                    rows[column] = counts.sensitivity_at(specificity)
+        return values
+
+    both = (labels == 1, labels == 0)
+    return Statistics(compute, dict.fromkeys(metrics, "logit"), dict.fromkeys(metrics, both))
+
+
+def decision_statistics(labels: np.ndarray, positive: np.ndarray) -> Statistics:
+    """Return `sensitivity`, `specificity`, `ppv` and `f1`; arguments as [`confusion_counts`]."""
+    kinds = confusion_masks(labels, positive)
+    columns = _Columns(kinds)
+    found, flagged = kinds["true_positive"], kinds["true_positive"] | kinds["false_positive"]
+    needed = {
+        "sensitivity": (found | kinds["false_negative"],),
+        "specificity": (kinds["true_negative"] | kinds["false_positive"],),
+        "ppv": (flagged,),
+        "f1": (flagged | kinds["false_negative"],),
+    }
+    return Statistics(lambda weights: rates(**columns.sums(weights)), dict.fromkeys(needed, "logit"), needed)
+
+
+def probability_statistics(labels: np.ndarray, scores: np.ndarray) -> Statistics:
+    """Return `brier`; arguments as [`brier`]. (The calibration error has no interval: resampling inflates it.)"""
+    squared, known = squared_differences(labels, scores)
+    columns = _Columns({"squared": squared, "known": known})
+
+    def compute(weights: np.ndarray) -> Values:
+        sums = columns.sums(weights)
+        return {"brier": ratio(sums["squared"], sums["known"])}
+
+    return Statistics(compute, {"brier": "logit"}, {"brier": (known,)})
+
+
+def regression_statistics(targets: np.ndarray, predicted: np.ndarray) -> Statistics:
+    """
+    Return `mean_absolute_error`, `r_squared` and `bias` (the mean of predicted - true).
+
+    Arguments as [`r_squared`].
+    """
+    moments = error_moments(targets, predicted)
+    columns = _Columns(moments)
+
+    def compute(weights: np.ndarray) -> Values:
+        sums = columns.sums(weights)
+        return {
+            "mean_absolute_error": mean_absolute_error_of(sums),
+            "r_squared": r_squared_of(sums),
+            "bias": ratio(-sums["error"], sums["known"]),
+        }
+
+    scales = {"mean_absolute_error": "log", "r_squared": "log_one_minus", "bias": "plain"}
+    return Statistics(compute, scales, dict.fromkeys(scales, (moments["known"] == 1,)))
+
+
+def challenge_statistics(y_true: np.ndarray, y_pred: np.ndarray) -> Statistics:
+    """Return `challenge_score`, of one row; arguments as [`challenge_score`]."""
+    columns = _Columns({"credits": credits(y_true, y_pred)})
+    scored = np.asarray(y_true).astype(bool).any(axis=1, keepdims=True)
+
+    def compute(weights: np.ndarray) -> Values:
+        return {"challenge_score": scaled_credit(columns.sums(weights)["credits"])[None]}
+
+    return Statistics(compute, {"challenge_score": "plain"}, {"challenge_score": (scored,)})
+
+
+def accuracy_statistics(labels: np.ndarray, scores: np.ndarray) -> Statistics:
+    """
+    Return `accuracy` of a single label, of one row.
+
+    It is the share of recordings whose class has the highest score, the first of equal ones. Labels (n, classes) have 1
+    in the column of the class; a row is all NaN where unknown.
+    """
+    labels, scores = label_arrays(labels, scores)
+    known = ~np.isnan(labels).any(axis=1, keepdims=True)
+    right = known[:, 0] & (np.nan_to_num(labels).argmax(axis=1) == scores.argmax(axis=1))
+    columns = _Columns({"right": right[:, None], "known": known})
+
+    def compute(weights: np.ndarray) -> Values:
+        sums = columns.sums(weights)
+        return {"accuracy": ratio(sums["right"], sums["known"])}
+
+    return Statistics(compute, {"accuracy": "logit"}, {"accuracy": (known,)})
+
+
+class _Columns:
+    """Sums over weighted recordings of all arrays (n, columns), in one product."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        self._names = list(arrays)
+        self._ends = np.cumsum([array.shape[1] for array in arrays.values()])
+        self._table = np.ascontiguousarray(np.concatenate(list(arrays.values()), axis=1).T, dtype=np.float64)
+
+    def sums(self, weights: np.ndarray) -> Values:
+        """Return the sums by array, each (columns, b)."""
+        sums = np.split(self._table @ weights.astype(np.float64), self._ends[:-1])
+        return dict(zip(self._names, sums, strict=True))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Bootstrap
+# ----------------------------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Groups:
     """
-    What is drawn together.
+    Recordings that are drawn together.
 
     Args:
         numbers (`np.ndarray` (n,) int64): The group of each recording, 0 to `count` - 1.
-        count (`int`)
+        count (`int`): How many groups.
         unit (`str`): `"patient"`, or `"recording"` where no patient is known.
         note (`str`, *optional*): What a reader of the intervals must know.
     """
@@ -47,7 +210,7 @@ class Groups:
 
 @dataclass(frozen=True)
 class Interval:
-    """A metric over all labels: `value`, from `low` to `high` (NaN with the `reason` where there is none)."""
+    """The mean of a metric over labels: `value`, from `low` to `high` (NaN with the `reason` if there is none)."""
 
     value: float
     low: float
@@ -61,12 +224,12 @@ class Interval:
 @dataclass(frozen=True)
 class MetricIntervals:
     """
-    One metric.
+    One metric of each label.
 
     Args:
         values, low, high (`np.ndarray` (L,)): NaN where undefined.
         patients (`np.ndarray` (L,) int64): Patients (or recordings, see `Intervals.unit`) of the rarer kind.
-        resamples_left_out (`np.ndarray` (L,) int64): In which the metric is undefined.
+        resamples_left_out (`np.ndarray` (L,) int64): How many resamples have no value.
         reasons (`tuple[str | None, ...]` (L,)): Why there is no interval.
         resampled (`np.ndarray` (L, resamples)): The metric in each resample, NaN where undefined.
         scale (`str`): As of [`Statistics`]; `"plain"` for a difference.
@@ -104,7 +267,7 @@ class MetricIntervals:
 
 @dataclass(frozen=True)
 class Intervals:
-    """By metric, and how they were made. `unit` is `"patient"` or `"recording"`, `count` how many there are."""
+    """Intervals by metric, and how they were made. `unit` is `"patient"` or `"recording"`, `count` how many."""
 
     metrics: dict[str, MetricIntervals]
     unit: str
@@ -119,7 +282,7 @@ class Intervals:
 
 
 def patient_groups(patient_ids: Sequence[Hashable | None]) -> Groups:
-    """Recordings of a patient as one group. One whose patient is unknown (None) is a group of its own."""
+    """Return recordings of a patient as one group; a recording of an unknown patient (None) is its own group."""
     numbers: dict[Hashable, int] = {}
     group = [numbers.setdefault((0, i) if one is None else (1, one), len(numbers)) for i, one in enumerate(patient_ids)]
     unknown = sum(one is None for one in patient_ids)
@@ -146,17 +309,17 @@ def bootstrap_intervals(
     seed: int = 0,
 ) -> Intervals:
     """
-    Values and intervals of metrics.
+    Return values and intervals of metrics.
 
     Args:
         statistics ([`Statistics`] or several): Such as `ranking_statistics(labels, scores)`; all of the same
-            recordings, and drawn together.
-        patient_ids (sequence (n,)): Whose recordings they are; None where unknown.
+            recordings, drawn together.
+        patient_ids (sequence (n,)): The patient of each recording; None where unknown.
         resamples (`int`), level (`float`), seed (`int`): The same seed gives the same intervals.
 
     Returns:
-        [`Intervals`]. A label's resamples in which a metric is undefined (no positive was drawn, say) are left out of
-        its interval and counted; so are those of the macro value in which any of its labels is.
+        [`Intervals`]. Resamples in which a label's metric is undefined (for example without a positive) are excluded
+        from its interval and counted. The macro value excludes resamples in which any of its labels is undefined.
 
     Raises:
         `MetricInputError`: lengths that differ, fewer than 100 resamples, a level not between 0 and 1.
@@ -183,9 +346,10 @@ def bootstrap_difference(
     seed: int = 0,
 ) -> Intervals:
     """
-    Differences of two models on the same recordings, the second's metric less the first's: both are computed on the
-    same resamples, so that what makes recordings hard for both does not widen the interval. Otherwise as
-    [`bootstrap_intervals`]; the standard error is the standard deviation of the resampled differences.
+    Return the differences of two models on the same recordings, the second's metric minus the first's.
+
+    Both are computed on the same resamples, so that recordings that are hard for both do not widen the interval. The
+    standard error is the standard deviation of the resampled differences. Otherwise as [`bootstrap_intervals`].
     """
     pairs = [[one] if isinstance(one, Statistics) else list(one) for one in (first, second)]
     if [list(part.scales) for part in pairs[0]] != [list(part.scales) for part in pairs[1]]:
@@ -226,14 +390,14 @@ def _groups(parts: Sequence[Statistics], patient_ids: Sequence, resamples: int, 
 
 
 class _Draws:
-    """The resamples, made anew from the seed for every statistics: kept, they would be gigabytes."""
+    """The resamples, made again from the seed for each statistics: stored, they would be gigabytes."""
 
     def __init__(self, groups: Groups, resamples: int, seed: int):
         self._groups, self._resamples, self._seed = groups, resamples, seed
         self._block = int(np.clip(_BLOCK // len(groups.numbers), 8, 128))
 
     def values(self, part: Statistics) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Of each metric the values (L,), and those of the resamples (L, resamples)."""
+        """Return by metric the values (L,), and the values of the resamples (L, resamples)."""
         once = part.compute(np.ones((len(part), 1), dtype=np.int64))
         resampled = {metric: np.empty((len(value), self._resamples)) for metric, value in once.items()}
         generator = np.random.default_rng(self._seed)
@@ -244,7 +408,7 @@ class _Draws:
         return {metric: value[:, 0] for metric, value in once.items()}, resampled
 
     def _counts(self, generator: np.random.Generator, size: int) -> np.ndarray:
-        """(n, size): how often each recording is in each resample."""
+        """Return (n, size): how often each recording is in each resample."""
         count = self._groups.count
         drawn = generator.integers(count, size=(size, count)) * size + np.arange(size)[:, None]
         times = np.bincount(drawn.ravel(), minlength=count * size).reshape(count, size)
@@ -252,7 +416,7 @@ class _Draws:
 
 
 def _patients(kinds: tuple[np.ndarray, ...], groups: Groups) -> np.ndarray:
-    """(L,) int64: how many groups have recordings of a kind, of the kind with fewest."""
+    """Return (L,) int64: how many groups have recordings of a kind, for the kind with the fewest."""
     counts = []
     for kind in kinds:
         rows, columns = np.nonzero(kind)
@@ -283,7 +447,7 @@ def _intervals(values, resampled, scale: str, patients: np.ndarray, unit: str, l
 
 @dataclass(frozen=True)
 class _Freedom:
-    """How many patients stand behind a standard error."""
+    """How many patients a standard error is based on."""
 
     patients: int
     degrees: float
@@ -296,7 +460,7 @@ class _Freedom:
 
     @classmethod
     def of_mean(cls, resampled: np.ndarray, patients: np.ndarray) -> "_Freedom":
-        """Of the mean over labels, by Welch and Satterthwaite: a label counts by its share of the variance."""
+        """Return that of a mean over labels by Welch and Satterthwaite: labels weigh by their variance."""
         variances = np.array([np.var(row[~np.isnan(row)]) if (~np.isnan(row)).any() else 0.0 for row in resampled])
         if not variances.sum():
             return cls.of(int(patients.min()) if len(patients) else 0)
@@ -314,12 +478,12 @@ def _interval(
     if np.isnan(value):
         return math.nan, math.nan, "no label has a value" if of_all else "the value is undefined"
     if freedom.patients < 2:
-        return math.nan, math.nan, f"a single {unit} decides"
+        return math.nan, math.nan, f"it depends on a single {unit}"
     if len(known) < FEWEST_RESAMPLES:
         return math.nan, math.nan, f"it is undefined in all but {len(known)} resamples"
     t = float(stdtrit(freedom.degrees, (1 + level) / 2))
     if scale == "logit" and value in (0.0, 1.0):
-        # Nothing differs between resamples. Wilson's interval, of as many trials as patients.
+        # All resamples have this value. Wilson's interval, of as many trials as patients.
         away = t**2 / (freedom.patients + t**2)
         return (1 - away, 1.0, None) if value == 1.0 else (0.0, away, None)
     center, error = _standard_error(value, known, scale)
@@ -331,8 +495,10 @@ def _interval(
 
 def _standard_error(value: float, resampled: np.ndarray, scale: str) -> tuple[float, float]:
     """
-    The value and its standard error, both on the scale. The metric has no bias to speak of, so its logit has one, half
-    the variance by the scale's curvature; that is taken off.
+    Return the value and its standard error, both on the scale.
+
+    The metric has next to no bias, so its logit has one: half the variance times the scale's curvature, which is
+    subtracted.
     """
     deviation = float(resampled.std(ddof=1))
     if scale == "plain":
@@ -342,7 +508,7 @@ def _standard_error(value: float, resampled: np.ndarray, scale: str) -> tuple[fl
         low, high = _to_scale(np.quantile(resampled, [_ONE_SIGMA, 1 - _ONE_SIGMA]), scale)
         error = float(high - low) / 2
     if not np.isfinite(error) or error <= 0:
-        # Percentiles that are at the end of the scale, or few values: by the slope of the scale instead.
+        # Percentiles at the end of the scale, or few distinct values: by the slope of the scale instead.
         slope = {"logit": value * (1 - value), "log": value, "log_one_minus": 1 - value}[scale]
         error = deviation / slope if slope else math.nan
     curvature = {"logit": 2 * value - 1, "log": -1.0, "log_one_minus": 1.0}[scale]

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .figures import density_figure, forest_figure, precision_recall_figure, reliability_figure, roc_figure
-from .html_parts import (
+from .charts import density_figure, forest_figure, precision_recall_figure, reliability_figure, roc_figure
+from .formatting import (
     banner,
     count,
     definitions,

@@ -9,30 +9,35 @@ import numpy as np
 
 from ..inference.predictions import Predictions, PredictionsError, select_labels
 from ..utils.redaction import SMALLEST_CELL, Cell, label_cells, redact
-from . import curves
+from . import charts
 from .challenge import challenge_columns
-from .decisions import confusion
-from .intervals import Intervals, bootstrap_difference, bootstrap_intervals, patient_groups
-from .metric_input import macro as macro_mean
-from .probabilities import calibration_error
-from .subgroups import subgroup_masks
-from .thresholds import at_thresholds
-from .weighted import (
+from .intervals import (
     RANKING,
+    Intervals,
     Statistics,
     accuracy_statistics,
+    bootstrap_difference,
+    bootstrap_intervals,
     challenge_statistics,
     decision_statistics,
+    patient_groups,
     probability_statistics,
     ranking_statistics,
     regression_statistics,
 )
+from .metrics import calibration_error, confusion_masks
+from .metrics import macro as macro_mean
+from .thresholds import at_thresholds
 
 REGRESSION = ("mean_absolute_error", "r_squared", "bias")
 # Of scores as probabilities. The calibration error has no interval: resampling inflates it.
 PROBABILITY = ("brier", "calibration_error")
 RATES = ("sensitivity", "specificity", "ppv", "f1")
 _GROUP_RANKING = ("auroc", "average_precision")
+# The first age of each band, in years.
+_AGE_BANDS = ((0, "under 18"), (18, "18 to 39"), (40, "40 to 59"), (60, "60 to 79"), (80, "80 and over"))
+_UNKNOWN = "unknown"
+_SEXES = {"F": "female", "M": "male"}
 # At which `sensitivity_at_specificity` is.
 _SPECIFICITY = 0.95
 # With fewer patients than this the notes say plainly that they are few.
@@ -272,15 +277,15 @@ class _Exact:
         labels, scores = self._predictions.labels[known, column], self._predictions.scores[known, column]
         patients = self._patients[known]
         if self._regression:
-            return {"density": curves.density(labels, scores, patients)} if len(labels) else {}
+            return {"density": charts.density(labels, scores, patients)} if len(labels) else {}
         if len(np.unique(labels)) < 2:
             return {}
         return {
             "prevalence": round(float(labels.mean()), 3),
-            "roc": curves.roc_curve(labels, scores),
-            "precision_recall": curves.precision_recall_curve(labels, scores),
-            "reliability": curves.reliability_bins(labels, scores, patients),
-            "histogram": curves.score_bins(scores, patients),
+            "roc": charts.roc_curve(labels, scores),
+            "precision_recall": charts.precision_recall_curve(labels, scores),
+            "reliability": charts.reliability_bins(labels, scores, patients),
+            "histogram": charts.score_bins(scores, patients),
         }
 
     def _subgroups(self) -> dict[str, list[dict[str, Any]]]:
@@ -288,7 +293,7 @@ class _Exact:
         predictions, found = self._predictions, {}
         # Errors in different units have no mean.
         means = () if self._regression and len(self._names) > 1 else (*_GROUP_RANKING, *REGRESSION)
-        for attribute, groups in subgroup_masks(predictions.facts, len(predictions)).items():
+        for attribute, groups in _subgroup_masks(predictions.facts, len(predictions)).items():
             found[attribute] = []
             for name, rows in groups.items():
                 labels, scores = predictions.labels[rows], predictions.scores[rows]
@@ -307,7 +312,7 @@ class _Exact:
         columns = [self._names.index(name) for name in names]
         labels, decided = self._predictions.labels[:, columns], decided[:, columns]
         found = self._bootstrap(decision_statistics(labels, decided))
-        metrics, kinds = self._by_label(found, names), confusion(labels, decided)
+        metrics, kinds = self._by_label(found, names), confusion_masks(labels, decided)
         decisions = {
             name: {
                 "threshold": float(thresholds[name]),
@@ -352,6 +357,40 @@ class _Exact:
         found = self._bootstrap(challenge_statistics((true == 1) & known, (decided[:, columns] == 1) & known))
         figure = self._by_label(found, ["all"])["all"]["challenge_score"]
         return {"challenge": {"figure": figure, "unscored": int((~known).sum())}}
+
+
+def _subgroup_masks(facts: Mapping[str, np.ndarray], n: int) -> dict[str, dict[str, np.ndarray]]:
+    """
+    Return groups of recordings by attribute.
+
+    Args:
+        facts: As `Predictions.facts`.
+        n: Recordings.
+
+    Returns:
+        `{"age": {"18 to 39": mask (n,), ...}, "sex": ..., "source": ...}`: groups that have a recording, unknown last.
+        Attributes with a single group, which is all recordings, are excluded.
+    """
+    masks = {}
+    for attribute in ("age", "sex", "source"):
+        values = facts.get(attribute)
+        if values is None:
+            continue
+        names = np.array([_group(attribute, value) for value in values], dtype=object).reshape(n)
+        order = [name for _, name in _AGE_BANDS] if attribute == "age" else sorted(set(names.tolist()) - {_UNKNOWN})
+        groups = {name: names == name for name in [*order, _UNKNOWN]}
+        groups = {name: rows for name, rows in groups.items() if rows.any()}
+        if len(groups) > 1:
+            masks[attribute] = groups
+    return masks
+
+
+def _group(attribute: str, value: Any) -> str:
+    if value is None or value != value or value == "":
+        return _UNKNOWN
+    if attribute == "age":
+        return next((name for first, name in reversed(_AGE_BANDS) if value >= first), _UNKNOWN)
+    return _SEXES.get(value, str(value)) if attribute == "sex" else str(value)
 
 
 def _paired(first: Predictions, second: Predictions) -> Predictions:

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from .metric_input import MetricInputError, label_arrays
-from .ranking import threshold_counts
+from .metrics import MetricInputError, label_arrays, threshold_counts
 
 HOW = ("youden", "f1", "sensitivity")
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from ecgfm_hf.evaluation.ranking import RankedLabel
+from ecgfm_hf.evaluation.metrics import RankedLabel
 
 
 @dataclass(frozen=True)

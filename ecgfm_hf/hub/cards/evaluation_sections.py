@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from ...evaluation.html_parts import count, figure_text
+from ...evaluation.formatting import count, figure_text
 from ...evaluation.report import METRIC_NAMES
 from ...evaluation.results import PROBABILITY, RANKING, RATES, REGRESSION
 from .details import CardDetails, placeholder

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...evaluation.html_parts import count
+from ...evaluation.formatting import count
 from ...provenance import UNKNOWN, splits_of
 from .markdown import bullets, code, duration, facts_table, paragraphs, plain, settings_text, table
 from .repositories import published_link

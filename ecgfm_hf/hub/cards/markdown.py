@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...evaluation.html_parts import text
+from ...evaluation.formatting import text
 
 ABSENT = "–"
 # What Markdown, GitHub's flavour of it, or the Hub's pages would take for more than a character.

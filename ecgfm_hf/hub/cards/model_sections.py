@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from ...configuration_ecgfm import ECGFMConfig
-from ...evaluation.html_parts import number
+from ...evaluation.formatting import number
 from .markdown import ABSENT, bullets, facts_table, paragraphs, plain, table
 
 PRETRAINING, CLASSIFIER, ENCODER = "ECGFMForPreTraining", "ECGFMForMultiLabelClassification", "ECGFMModel"
