@@ -20,7 +20,7 @@ from .modeling_ecgfm import ECGFMForMultiLabelClassification as ECGFMForMultiLab
 from .modeling_ecgfm import ECGFMForPreTraining as ECGFMForPreTraining
 from .modeling_ecgfm import ECGFMModel as ECGFMModel
 from .pipeline_ecgfm import ECGClassificationPipeline as ECGClassificationPipeline
-from .records.errors import ECGReadError as ECGReadError
+from .records.record import ECGReadError as ECGReadError
 from .records.reading import read_ecg as read_ecg
 from .records.record import ECGRecord as ECGRecord
 from .utils.errors import ECGFMError as ECGFMError
