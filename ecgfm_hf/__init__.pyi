@@ -20,8 +20,8 @@ from .modeling_ecgfm import ECGFMForMultiLabelClassification as ECGFMForMultiLab
 from .modeling_ecgfm import ECGFMForPreTraining as ECGFMForPreTraining
 from .modeling_ecgfm import ECGFMModel as ECGFMModel
 from .pipeline_ecgfm import ECGClassificationPipeline as ECGClassificationPipeline
-from .records.record import ECGReadError as ECGReadError
 from .records.reading import read_ecg as read_ecg
+from .records.record import ECGReadError as ECGReadError
 from .records.record import ECGRecord as ECGRecord
 from .utils.errors import ECGFMError as ECGFMError
 from .utils.errors import SettingsError as SettingsError

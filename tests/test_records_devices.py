@@ -167,3 +167,30 @@ def test_compressed_samples_do_not_unpack_without_bounds(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_no_name_of_a_file_hides_that_its_checksum_is_wrong(tmp_path):
+    damaged = re.sub(rb"(CRC32>)\d", rb"\g<1>", device_files.muse(X[:8]), count=1)
+    harmless = ["median beats", "representative beat", "not an integer; rounded to", "not recognised; value ignored"]
+    for name in ("a", *harmless, "3 representative beat series found; only the first is read"):
+        refused(put(tmp_path / f"{name}.xml", damaged), "CRC32")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda one: device_files.aecg(X).replace(b"<digits>", f"<digits>{one} ".encode(), 1),
+        lambda one: device_files.aecg(X, scale=f"{one} uV"),
+        lambda one: device_files.aecg(X, origin=f"{one} uV"),
+        lambda one: device_files.aecg(X, step=f"{one} ms"),
+        lambda one: device_files.muse(X[:8]).replace(b">4.88<", f">{one}<".encode(), 1),
+        lambda one: device_files.muse(X[:8]).replace(b"SampleBase>500<", f"SampleBase>{one}<".encode()),
+        lambda one: device_files.sierra(X).replace(b"<resolution>5<", f"<resolution>{one}<".encode()),
+        lambda one: device_files.sierra(X, numberofleads=one),
+    ],
+)
+@pytest.mark.parametrize("number", ["1_0", "\uff11\uff12", "\u0663"])
+def test_numbers_in_xml_are_plain(tmp_path, content, number):
+    changed = content(number)
+    changed = changed if isinstance(changed, bytes) else changed.encode()
+    refused(put(tmp_path / "a.xml", changed), "expected plain decimal numbers")

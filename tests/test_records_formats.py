@@ -1,6 +1,7 @@
 """`read_ecg` on formats that need arguments: fairseq-signals .mat, CODE-15% HDF5, CSV and npy."""
 
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -302,3 +303,56 @@ def test_arguments_are_what_the_format_cannot_say(tmp_path, name, arguments, mes
     write_mat(tmp_path / "a.mat")
     write_record(tmp_path)
     refused(tmp_path / name, message, **arguments)
+
+
+@needs_h5py
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"compression": "gzip", "shuffle": True},
+        {"compression": "gzip", "fletcher32": True},
+        {"compression": "lzf", "shuffle": True},
+        {"compression": "lzf", "chunks": (1, 1000, 12)},
+        {"fletcher32": True, "chunks": (3, 700, 5)},
+        {"compression": "gzip", "chunks": (2, 4096, 1), "dtype": ">f8"},
+    ],
+)
+def test_chunks_are_unpacked_as_hdf5_does(tmp_path, settings):
+    path, tracings = write_code_15(tmp_path / "a.hdf5", lengths=(4096, 4096, 4096), **settings)
+    for record, expected in zip(read_code_15(path), tracings, strict=False):
+        assert np.array_equal(record.samples, expected[expected.any(axis=1).argmax() :].T)
+
+
+@needs_h5py
+@pytest.mark.parametrize("numbers", [0, 1000, 20_000, 4096 * 12 - 1, 4096 * 12 + 1])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_chunk_of_another_size_is_refused(tmp_path, numbers, shuffle):
+    import h5py
+
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["exam_id"] = np.arange(1, 3)
+        settings = {"chunks": (1, 4096, 12), "compression": "gzip", "shuffle": shuffle}
+        tracings = file.create_dataset("tracings", (2, 4096, 12), "f4", **settings)
+        for row, count in enumerate((numbers, 4096 * 12)):
+            tracings.id.write_direct_chunk((row, 0, 0), zlib.compress(np.ones(count, "f4").tobytes()))
+    refused(tmp_path / "a.hdf5", "chunk of /tracings at (0, 0, 0)", f"expected {4096 * 12 * 4} bytes", exam_id=1)
+    assert read_ecg(tmp_path / "a.hdf5", exam_id=2).samples.shape == (12, 4096)
+
+
+@needs_h5py
+def test_samples_that_were_never_written_are_refused(tmp_path):
+    import h5py
+
+    path = tmp_path / "a.hdf5"
+    with h5py.File(path, "w") as file:
+        file["exam_id"] = np.arange(1, 4)
+        tracings = file.create_dataset("tracings", (3, 4096, 12), "f4", chunks=(1, 1024, 12))
+        tracings[1] = 1
+        tracings[0, :2048] = tracings[0, 3072:] = 1
+    refused(path, "the chunk of /tracings at (0, 2048, 0) was never written", exam_id=1)
+    refused(path, "last row", exam_id=3)
+    assert [record.recording_id for record in read_code_15(path, on_error=lambda *_: None)] == ["2"]
+    with h5py.File(path, "w") as file:
+        file["exam_id"] = np.arange(1, 4)
+        file.create_dataset("tracings", (3, 4096, 12), "f4")
+    refused(path, "/tracings was never written", exam_id=1)

@@ -36,7 +36,7 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch, library, kind):
     content = b"\x89HDF\r\n\x1a\n" + bytes(99) if kind == "hdf5" else a_device_file(kind)
     monkeypatch.setattr(builtins, "__import__", without)
     arguments = {"exam_id": 1} if kind == "hdf5" else {}
-    with pytest.raises(ECGReadError, match=rf"{library}; pip install 'ecgfm-hf\[formats\]'"):
+    with pytest.raises(ECGReadError, match=rf"{library}: pip install 'ecgfm-hf\[formats\]'"):
         read_ecg(put(tmp_path / "a", content), **arguments)
 
 
