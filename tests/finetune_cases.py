@@ -42,6 +42,15 @@ def recordings(patients, seed=0, seconds=10):
     return found, labels
 
 
+def train_in_memory(model, data, settings, folder):
+    """Trains a model on data in memory."""
+    from dataclasses import replace
+
+    from ecgfm_hf.training import Finetuner
+
+    return Finetuner(replace(settings, output_dir=str(folder)), data=data, model=model).run()
+
+
 def make_store(folder, patients=20, **split):
     """A prepared store; split by patient unless told."""
     from ecgfm_hf.data import load_arrays

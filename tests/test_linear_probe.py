@@ -17,7 +17,7 @@ from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 from ecgfm_hf.inference import predict_recordings
 from ecgfm_hf.model_folder import save_model_folder
 from ecgfm_hf.provenance import read_steps
-from ecgfm_hf.training import embeddings as embeddings_module
+from ecgfm_hf.training import linear_probe as embeddings_module
 from ecgfm_hf.training.linear_probe import Embeddings, LinearProbeError, embed_split, fit_heads, fit_linear_probe
 from tests.tiny_pretraining import MODEL
 

@@ -98,12 +98,14 @@ def test_digest_tells_weights_from_others(tmp_path):
 def facts(patients, labels, **columns):
     from datasets import Dataset
 
-    from ecgfm_hf.training.data_facts import split_facts
+    from ecgfm_hf.training.data_summary import summarize_split
 
     dataset = Dataset.from_dict(
         {"recording_id": [f"r{n}" for n in range(len(patients))], "patient_id": patients, **columns}
     )
-    return split_facts(dataset, np.arange(len(patients)), ["a"], np.asarray(labels, dtype=np.float64).reshape(-1, 1))
+    return summarize_split(
+        dataset, np.arange(len(patients)), ["a"], np.asarray(labels, dtype=np.float64).reshape(-1, 1)
+    )
 
 
 def test_counts_of_few_patients_are_not_told():
@@ -138,13 +140,13 @@ def test_unknown_patients_and_ages_are_not_made_up():
 def test_classes_are_counted_each():
     from datasets import Dataset
 
-    from ecgfm_hf.training.data_facts import split_facts
+    from ecgfm_hf.training.data_summary import summarize_split
 
     dataset = Dataset.from_dict(
         {"recording_id": [f"r{n}" for n in range(60)], "patient_id": [f"p{n}" for n in range(60)]}
     )
     targets = np.array([0] * 30 + [1] * 20 + [-100] * 10)
-    found = split_facts(dataset, np.arange(60), ["x", "y"], targets, "single_label_classification")
+    found = summarize_split(dataset, np.arange(60), ["x", "y"], targets, "single_label_classification")
     assert found["labels"]["x"] == {"positive": 30, "negative": 20, "unknown": 10}
 
 
@@ -168,9 +170,9 @@ def test_labels_of_few_patients_are_named_whatever_else_is_known():
 @settings(deadline=None)
 @given(st.lists(st.sampled_from([0.0, 1.0, float("nan")]), min_size=10, max_size=60))
 def test_no_told_count_is_of_one_to_nine_patients(labels):
-    from ecgfm_hf.training.data_facts import counted_facts
+    from ecgfm_hf.training.data_summary import summarize_recordings
 
-    found = counted_facts([f"p{n}" for n in range(len(labels))], ["a"], np.array(labels).reshape(-1, 1))
+    found = summarize_recordings([f"p{n}" for n in range(len(labels))], ["a"], np.array(labels).reshape(-1, 1))
     counts = found["labels"]["a"]
     for kind in ("positive", "negative"):
         assert isinstance(counts[kind], str) or counts[kind] == 0 or counts[kind] >= 10

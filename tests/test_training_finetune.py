@@ -5,14 +5,14 @@ import copy
 import numpy as np
 import pytest
 import torch
-from finetune_cases import TINY_MODEL, make_store
+from finetune_cases import TINY_MODEL, make_store, train_in_memory
 
 from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForMultiLabelClassification
 from ecgfm_hf.data import load_prepared, record_from_row
-from ecgfm_hf.training import FinetuneSettings, SettingsError, build_classifier, train_classifier
-from ecgfm_hf.training.finetuning import build_trainer, run_training
-from ecgfm_hf.training.labelled_segments import EpochOrder
-from ecgfm_hf.training.training_data import training_data
+from ecgfm_hf.data.leakage import LeakError, seen
+from ecgfm_hf.training import FinetuneData, FinetuneSettings, SettingsError, build_classifier
+from ecgfm_hf.training.finetuning_data import EpochOrder
+from ecgfm_hf.training.trainer import build_trainer
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +43,16 @@ def settings_for(**changes):
 
 
 def prepared(store, settings, valid=True):
-    data = training_data(store["train"], store["valid"] if valid else None, ECGFMFeatureExtractor(), settings)
+    data = FinetuneData.from_datasets(
+        store["train"], store["valid"] if valid else None, ECGFMFeatureExtractor(), settings
+    )
     return build_classifier(settings, data.names), data
 
 
 def run(store, folder, valid=True, **changes):
     settings = settings_for(**changes)
     model, data = prepared(store, settings, valid)
-    return run_training(model, data, settings, folder)
+    return train_in_memory(model, data, settings, folder)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -173,7 +175,7 @@ def test_regression_gives_the_targets_own_units(store, tmp_path):
     changes = {"problem_type": "regression", "labels": ["age"], "num_train_epochs": 12, "learning_rate": 1e-2}
     result = run(store, tmp_path, **changes)
     assert result.metrics["r_squared_macro"] > 0.5
-    segments = training_data(store["valid"], None, ECGFMFeatureExtractor(), settings_for(**changes)).train
+    segments = FinetuneData.from_datasets(store["valid"], None, ECGFMFeatureExtractor(), settings_for(**changes)).train
     with torch.no_grad():
         values = torch.from_numpy(np.stack([segments[n]["input_values"] for n in range(len(segments))]))
         predicted = result.model(values).logits[:, 0].numpy()
@@ -196,7 +198,7 @@ def test_convolutions_are_frozen_and_the_rest_is_trained(store, tmp_path):
     settings = settings_for(max_steps=2)
     model, data = prepared(store, settings, valid=False)
     before = copy.deepcopy(model.state_dict())
-    run_training(model, data, settings, tmp_path)
+    train_in_memory(model, data, settings, tmp_path)
     moved = changed(before, model)
     assert not [name for name in moved if name.startswith("ecgfm.feature_extractor.")]
     still = {name for name in before if name not in moved and not name.startswith("ecgfm.feature_extractor.")}
@@ -208,7 +210,7 @@ def test_the_encoder_waits_for_its_updates_and_then_begins(store, tmp_path):
         settings = settings_for(max_steps=2, freeze_encoder=updates)
         model, data = prepared(store, settings, valid=False)
         before = copy.deepcopy(model.state_dict())
-        run_training(model, data, settings, tmp_path / str(updates))
+        train_in_memory(model, data, settings, tmp_path / str(updates))
         assert "classifier.weight" in changed(before, model)
         assert bool([name for name in changed(before, model) if name.startswith("ecgfm.")]) == moves
 
@@ -297,22 +299,24 @@ def test_without_validation_there_are_no_thresholds(store, tmp_path):
     assert result.best_update == result.update
 
 
-def test_the_function_for_datasets_at_hand_does_the_same(store, tmp_path):
-    settings = settings_for(labels=None)
-    model = build_classifier(settings, ["fast", "slow"])
-    result = train_classifier(model, ECGFMFeatureExtractor(), store["train"], store["valid"], settings, tmp_path)
+def test_datasets_and_a_model_in_memory_take_the_place_of_folders(store, tmp_path):
+    settings = settings_for(labels=["fast", "slow"])
+    data = FinetuneData.from_datasets(store["train"], store["valid"], ECGFMFeatureExtractor(), settings)
+    model = build_classifier(settings, data.names)
+    result = train_in_memory(model, data, settings, tmp_path)
     assert result.finished
-    assert result.model.config.label_names == ["fast", "slow"]
+    assert result.model is model
+    assert ECGFMForMultiLabelClassification.from_pretrained(tmp_path).config.label_names == ["fast", "slow"]
+    ids = store["train"]["recording_id"][:], store["train"]["patient_id"][:]
+    assert seen(tmp_path, *ids).training_recordings == len(store["train"])
+    with pytest.raises(SettingsError, match=r"data\.datasets is empty"):
+        train_in_memory(model, FinetuneData(data.names, data.problem_type, data.train, None), settings, tmp_path / "x")
 
 
-def test_a_leak_between_datasets_is_refused(store, tmp_path):
-    from ecgfm_hf.data.leakage import LeakError
-
-    settings = settings_for()
-    model = build_classifier(settings, settings.labels)
+def test_a_leak_between_datasets_is_refused(store):
     with pytest.raises(LeakError, match="share 4 recordings and 2 patients"):
-        train_classifier(
-            model, ECGFMFeatureExtractor(), store["train"], store["train"].select(range(4)), settings, tmp_path
+        FinetuneData.from_datasets(
+            store["train"], store["train"].select(range(4)), ECGFMFeatureExtractor(), settings_for()
         )
 
 
@@ -360,36 +364,36 @@ def test_augmentations_act_on_training_only_and_change_with_the_epoch(store):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(store, tmp_path):
-    from ecgfm_hf.training import NonFiniteTrainingError
+    from ecgfm_hf.training import NonFiniteError
 
     settings = settings_for()
     model, data = prepared(store, settings, valid=False)
     with torch.no_grad():
         model.classifier.weight.fill_(float("nan"))
-    with pytest.raises(NonFiniteTrainingError, match="the loss of update 1 is not finite"):
-        run_training(model, data, settings, tmp_path)
+    with pytest.raises(NonFiniteError, match="the loss of update 1 is not finite"):
+        train_in_memory(model, data, settings, tmp_path)
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight(store, tmp_path):
-    from ecgfm_hf.training import NonFiniteTrainingError
+    from ecgfm_hf.training import NonFiniteError
 
     settings = settings_for()
     model, data = prepared(store, settings, valid=False)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     # The loss is finite; its gradient is not.
     model.classifier.weight.register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(NonFiniteTrainingError, match="the gradient of update 1 is not finite"):
-        run_training(model, data, settings, tmp_path)
+    with pytest.raises(NonFiniteError, match="the gradient of update 1 is not finite"):
+        train_in_memory(model, data, settings, tmp_path)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
 def test_weights_that_ran_away_are_told_when_they_are_judged(store, tmp_path):
-    from ecgfm_hf.training import NonFiniteTrainingError
+    from ecgfm_hf.training import NonFiniteError
 
     settings = settings_for(optim="adamw_torch_fused", learning_rate=1e30, max_steps=1)
     model, data = prepared(store, settings)
-    with pytest.raises(NonFiniteTrainingError, match="after update 1 the model's outputs are not finite"):
-        run_training(model, data, settings, tmp_path)
+    with pytest.raises(NonFiniteError, match="after update 1 the model's outputs are not finite"):
+        train_in_memory(model, data, settings, tmp_path)
 
 
 def test_other_labels_than_the_models_are_refused(store, tmp_path):
@@ -397,4 +401,4 @@ def test_other_labels_than_the_models_are_refused(store, tmp_path):
     model = build_classifier(settings, ["slow", "fast"])
     _, data = prepared(store, settings)
     with pytest.raises(SettingsError, match=r"the model's labels are \['slow', 'fast'\]"):
-        run_training(model, data, settings, tmp_path)
+        train_in_memory(model, data, settings, tmp_path)

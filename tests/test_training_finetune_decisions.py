@@ -7,7 +7,7 @@ from ecgfm_hf import ECGFMConfig
 from ecgfm_hf.evaluation import apply_calibration, fit_calibration, fit_thresholds
 from ecgfm_hf.training import FinetuneSettings
 from ecgfm_hf.training.operating_points import fit_operating_points
-from ecgfm_hf.training.recording_metrics import recording_metrics, recording_table
+from ecgfm_hf.training.trainer import recording_metrics, recording_table
 
 ROWS = np.array([3, 3, 5, 8, 8, 8])
 

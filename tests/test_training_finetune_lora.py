@@ -4,16 +4,14 @@ import copy
 
 import pytest
 import torch
-from finetune_cases import TINY_MODEL, make_store
+from finetune_cases import TINY_MODEL, make_store, train_in_memory
 
 from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, ECGFMForMultiLabelClassification
 from ecgfm_hf.data import load_prepared
-from ecgfm_hf.training import FinetuneSettings, SettingsError, build_classifier
-from ecgfm_hf.training.finetuning import build_trainer, run_training
-from ecgfm_hf.training.lora import add_lora
-from ecgfm_hf.training.parameter_groups import count_parameters
+from ecgfm_hf.training import FinetuneData, FinetuneSettings, SettingsError, build_classifier
 from ecgfm_hf.training.recipes import read_recipe
-from ecgfm_hf.training.training_data import training_data
+from ecgfm_hf.training.trainable_weights import add_lora, count_parameters
+from ecgfm_hf.training.trainer import build_trainer
 
 LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]}
 
@@ -37,7 +35,7 @@ def prepared(store, **changes):
     }
     given |= {"learning_rate": 1e-2, "use_cpu": True, "thresholds": "none", "calibration": "none", "lora": LORA}
     settings = FinetuneSettings(**{**given, **changes})
-    data = training_data(store["train"], store["valid"], ECGFMFeatureExtractor(), settings)
+    data = FinetuneData.from_datasets(store["train"], store["valid"], ECGFMFeatureExtractor(), settings)
     return settings, data, build_classifier(settings, data.names)
 
 
@@ -47,7 +45,7 @@ def test_the_merged_model_equals_its_adapters_and_loads_as_any_other(store, tmp_
     settings, data, model = prepared(store)
     base = copy.deepcopy(model)
     trainer_free = base.state_dict()
-    result = run_training(model, data, settings, tmp_path)
+    result = train_in_memory(model, data, settings, tmp_path)
     assert isinstance(result.model, ECGFMForMultiLabelClassification)
     assert result.model.state_dict().keys() == trainer_free.keys()
     moved = {name for name, value in result.model.state_dict().items() if not torch.equal(value, trainer_free[name])}
@@ -69,7 +67,7 @@ def test_regression_adapters_and_merged_model_are_in_the_targets_units(store, tm
 
     settings, data, model = prepared(store, problem_type="regression", labels=["age"], num_train_epochs=1)
     base = copy.deepcopy(model)
-    result = run_training(model, data, settings, tmp_path)
+    result = train_in_memory(model, data, settings, tmp_path)
     x = torch.randn(3, 12, 2500)
     with torch.no_grad():
         merged = result.model(x).logits
@@ -80,13 +78,13 @@ def test_regression_adapters_and_merged_model_are_in_the_targets_units(store, tm
 
 def test_a_run_continues_from_its_adapters(store, tmp_path):
     settings, data, model = prepared(store, num_train_epochs=3)
-    whole = run_training(model, data, settings, tmp_path / "whole")
+    whole = train_in_memory(model, data, settings, tmp_path / "whole")
     settings, data, model = prepared(store, num_train_epochs=3)
     trainer = build_trainer(model, data, settings, tmp_path / "cut")
     trainer.add_callback(StopAfter(trainer.updates_per_epoch))
     trainer.train()
     settings, data, model = prepared(store, num_train_epochs=3)
-    rest = run_training(model, data, settings, tmp_path / "cut")
+    rest = train_in_memory(model, data, settings, tmp_path / "cut")
     assert rest.update == whole.update
     assert all(torch.equal(value, whole.model.state_dict()[name]) for name, value in rest.model.state_dict().items())
 
@@ -129,10 +127,10 @@ def test_convolutions_are_adapted_only_where_a_gradient_reaches_them(store, tmp_
     lora = {"r": 1, "target_modules": r".*(conv_layers\.\d+\.conv|q_proj)"}
     settings, data, model = prepared(store, lora=lora)
     with pytest.raises(SettingsError, match="no gradient reaches them"):
-        run_training(model, data, settings, tmp_path / "frozen")
+        train_in_memory(model, data, settings, tmp_path / "frozen")
     settings, data, model = prepared(store, lora=lora, model={**TINY_MODEL, "feature_grad_multiplier": 1.0})
     before = {name: value.clone() for name, value in model.ecgfm.feature_extractor.state_dict().items()}
-    after = run_training(model, data, settings, tmp_path / "run").model.ecgfm.feature_extractor.state_dict()
+    after = train_in_memory(model, data, settings, tmp_path / "run").model.ecgfm.feature_extractor.state_dict()
     assert after.keys() == before.keys()
     moved = {name for name in after if not torch.equal(after[name], before[name])}
     assert moved == {name for name in after if name.endswith("conv.weight")}

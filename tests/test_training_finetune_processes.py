@@ -177,7 +177,10 @@ def test_a_killed_run_continues_to_bit_equal_weights(workplace, tmp_path, proces
     from safetensors.torch import load_file
 
     from ecgfm_hf.training import Finetuner, FinetuneSettings
-    from ecgfm_hf.training.run_folder import last_checkpoint
+    from ecgfm_hf.training.run_folder import RunFolder
+
+    def last_checkpoint(folder):
+        return RunFolder(FinetuneSettings(**settings | {"output_dir": str(folder)})).latest_checkpoint()
 
     settings = base_settings(workplace, **LONGER, output_dir=str(tmp_path / "killed"))
     recipe = tmp_path / "recipe.json"  # JSON is YAML.
@@ -196,13 +199,13 @@ def test_a_killed_run_continues_to_bit_equal_weights(workplace, tmp_path, proces
         whole = tmp_path / "whole"
         Finetuner(FinetuneSettings(**settings | {"output_dir": str(whole)})).run()
         rest = Finetuner(FinetuneSettings(**settings))
-        assert "continuing at update " in rest.describe()
+        assert "resuming at update " in rest.describe()
         assert rest.run().finished
     else:
         whole = workplace / "whole2"
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        assert f"continuing at update {int(left.name.rpartition('-')[2])}" in done.stdout
+        assert f"resuming at update {int(left.name.rpartition('-')[2])}" in done.stdout
     found, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "killed", whole))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     last = [last_checkpoint(folder) / "model.safetensors" for folder in (tmp_path / "killed", whole)]

@@ -16,7 +16,8 @@ from ecgfm_hf.data import load_arrays, load_prepared
 from ecgfm_hf.data.leakage import GUARD_FILE, LeakError, seen
 from ecgfm_hf.model_folder import load_pipeline
 from ecgfm_hf.provenance import read_steps
-from ecgfm_hf.training import Finetuner, FinetuneSettings, SettingsError, finetune
+from ecgfm_hf.training import Finetuner, FinetuneSettings, SettingsError
+from ecgfm_hf.training.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def settings_for(workplace, out, **changes):
 def finished(workplace):
     """A finished run: its folder and result."""
     out = workplace / "finished"
-    return out, finetune(settings_for(workplace, out, num_train_epochs=6))
+    return out, Finetuner(settings_for(workplace, out, num_train_epochs=6)).run()
 
 
 def test_the_folder_is_a_model_that_the_pipeline_uses_with_its_operating_points(finished, workplace):
@@ -80,9 +81,11 @@ def test_weights_of_positives_are_in_the_config_unless_they_would_tell_counts_of
     assert read_steps(out)[0]["pos_weight"] == "balanced"
     assert ECGFMConfig.from_pretrained(out).pos_weight is None
     assert result.model.config.pos_weight is None
-    assert "pos_weight is left out of config.json" in result.notes[-1]
+    assert "pos_weight is withheld from config.json" in result.notes[-1]
     store = make_store(workplace / "many", patients=60)
-    more = finetune(settings_for(workplace, workplace / "of_many", data=str(store), max_steps=1, num_train_epochs=1))
+    more = Finetuner(
+        settings_for(workplace, workplace / "of_many", data=str(store), max_steps=1, num_train_epochs=1)
+    ).run()
     config = ECGFMConfig.from_pretrained(workplace / "of_many")
     counts = read_steps(workplace / "of_many")[0]["data"]["splits"]["train"]["labels"]
     assert config.pos_weight == pytest.approx([counts[n]["negative"] / counts[n]["positive"] for n in ("slow", "fast")])
@@ -92,7 +95,7 @@ def test_weights_of_positives_are_in_the_config_unless_they_would_tell_counts_of
 def test_the_folder_says_what_it_is_and_holds_no_ids(finished, workplace):
     out, result = finished
     content = json.loads((out / "finetuning.json").read_text())
-    assert "not of a test" in content["figures_are"]
+    assert "not of a test" in content["metrics_are"]
     assert content["best_update"] == result.best_update
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert {"train", "valid"} == {line["kind"] for line in lines}
@@ -142,7 +145,7 @@ def test_the_folder_tells_what_was_done_and_on_how_many(finished, workplace):
 def test_a_finished_run_is_not_run_again(finished, workplace):
     out, result = finished
     before = (out / "model.safetensors").stat().st_mtime_ns
-    again = finetune(settings_for(workplace, out, num_train_epochs=6))
+    again = Finetuner(settings_for(workplace, out, num_train_epochs=6)).run()
     assert (out / "model.safetensors").stat().st_mtime_ns == before
     assert again.metrics == result.metrics
     assert again.operating_points.thresholds == result.operating_points.thresholds
@@ -197,7 +200,7 @@ def test_a_classifier_of_the_same_labels_keeps_its_head_and_another_gets_a_new_o
 def test_what_a_model_began_from_had_seen_goes_with_it(finished, workplace, tmp_path):
     out, _ = finished
     changes = {"train_split": "test", "test_split": None, "valid_split": None, "untrainable_labels": "drop"}
-    finetune(settings_for(workplace, tmp_path, init_from=str(out), max_steps=1, **changes))
+    Finetuner(settings_for(workplace, tmp_path, init_from=str(out), max_steps=1, **changes)).run()
     train = load_prepared(workplace / "store", "train")
     assert seen(tmp_path, train["recording_id"][:], train["patient_id"][:]).training_recordings == len(train)
 
@@ -249,7 +252,7 @@ def test_labels_that_nothing_can_be_learnt_of_are_named_or_dropped(workplace, tm
         + "".join(f"{i},{n % 2},1\n" for n, i in enumerate(load_prepared(workplace / "store", "valid")["recording_id"]))
     )
     changes = {"labels": None, "targets": str(tmp_path / "t.csv")}
-    with pytest.raises(SettingsError, match=r"of never \(0 positive of 24\)"):
+    with pytest.raises(SettingsError, match=r"cannot be learnt: never \(0 positive of 24\)"):
         Finetuner(settings_for(workplace, tmp_path / "out", **changes))
     finetuner = Finetuner(settings_for(workplace, tmp_path / "out", untrainable_labels="drop", **changes))
     assert finetuner.data.names == ("fast",)
@@ -268,7 +271,7 @@ def test_a_source_is_prepared_first(workplace, tmp_path):
         "untrainable_labels": "drop",
         "max_steps": 1,
     }
-    result = finetune(settings_for(workplace, tmp_path / "out", **changes))
+    result = Finetuner(settings_for(workplace, tmp_path / "out", **changes)).run()
     assert result.finished
     assert (tmp_path / "out" / "store" / "report.json").is_file()
     assert 1 <= len(result.model.config.label_names) <= 14
@@ -326,7 +329,7 @@ def test_the_command_shows_a_recipe_and_refuses_what_is_wrong(leaky, tmp_path, c
 
 def test_regression_by_settings_is_saved_in_the_targets_units(workplace, tmp_path):
     settings = settings_for(workplace, tmp_path, labels=["age"], problem_type="regression", num_train_epochs=1)
-    result = finetune(settings)
+    result = Finetuner(settings).run()
     assert result.operating_points.thresholds == {}
     found, _ = recordings(2, seed=7)
     answers = [
@@ -350,19 +353,19 @@ def test_a_finished_run_is_not_taken_for_one_with_other_thresholds(finished, wor
 
 def test_a_run_is_not_continued_on_splits_that_were_drawn_anew(workplace, tmp_path):
     settings = settings_for(workplace, tmp_path / "run", data=str(make_store(tmp_path / "store")), num_train_epochs=1)
-    finetune(settings)
+    Finetuner(settings).run()
     (tmp_path / "run" / "finetuning.json").unlink()  # as if killed after its last checkpoint
     Finetuner(settings)
     shutil.rmtree(tmp_path / "store")
     make_store(tmp_path / "store", seed=5)
-    with pytest.raises(SettingsError, match="holds a run on other data"):
+    with pytest.raises(SettingsError, match="the data had other recordings, splits or targets"):
         Finetuner(settings)
 
 
 def test_a_folder_that_another_run_is_at_work_in_is_refused(workplace, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ecgfm_hf.training.checkpoints.Checkpoints.claim", lambda self: False)
+    monkeypatch.setattr("ecgfm_hf.training.run_folder.RunFolder.claim", lambda self: False)
     finetuner = Finetuner(settings_for(workplace, tmp_path, num_train_epochs=1))
-    with pytest.raises(SettingsError, match="another process is at work"):
+    with pytest.raises(SettingsError, match="is in use: another run is writing there"):
         finetuner.run()
     assert not (tmp_path / "settings.yaml").exists()
 
@@ -383,7 +386,7 @@ def test_validation_of_one_class_chooses_nothing_and_stops_nothing(workplace, tm
         early_stopping_patience=1,
         num_train_epochs=4,
     )
-    result = finetune(settings)
+    result = Finetuner(settings).run()
     assert (result.update, result.best_update) == (4 * 8, 4 * 8)
     assert result.metrics == {"auroc_undefined": 1}
     assert any("cannot choose an update" in note for note in result.notes)
@@ -392,6 +395,28 @@ def test_validation_of_one_class_chooses_nothing_and_stops_nothing(workplace, tm
         raise AssertionError(f"{constant} is no JSON")
 
     json.loads((tmp_path / "run" / "finetuning.json").read_text(), parse_constant=no_json)
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_that_misses_what_exact_resuming_needs_is_refused_by_name(workplace, tmp_path, file):
+    settings = settings_for(workplace, tmp_path, num_train_epochs=1)
+    Finetuner(settings).run()
+    (tmp_path / "finetuning.json").unlink()  # as if killed after its last checkpoint
+    last = RunFolder(settings).latest
+    # The weights that were loaded belong to no threshold yet.
+    assert ECGFMConfig.from_pretrained(last).label_thresholds is None
+    (last / file).unlink()
+    with pytest.raises(SettingsError, match=f"{last.name} has no {file}, so the run cannot be resumed exactly"):
+        Finetuner(settings)
+
+
+def test_a_run_of_0_1_0_is_refused_with_the_new_names(workplace, tmp_path):
+    settings = settings_for(workplace, tmp_path, num_train_epochs=1)
+    Finetuner(settings).run()
+    file = tmp_path / "settings.yaml"
+    file.write_text(file.read_text().replace("num_train_epochs:", "epochs:"))
+    with pytest.raises(SettingsError, match=r"cannot be resumed.*epochs is now num_train_epochs"):
+        Finetuner(settings)
 
 
 def test_a_damaged_note_of_what_the_start_had_seen_is_told_before_training(finished, workplace, tmp_path):

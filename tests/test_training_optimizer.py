@@ -10,8 +10,9 @@ from goldens import FIXTURES, golden
 
 from ecgfm_hf.fairseq import build_model, config_from_checkpoint, convert_state_dict, load_fairseq_checkpoint
 from ecgfm_hf.training import FairseqAdam, PretrainSettings, compute_mask_indices
-from ecgfm_hf.training.masking import derived_seed, draw_mask
+from ecgfm_hf.training.objective import draw_mask
 from ecgfm_hf.training.optimizers import build_optimizer, learning_rate_at
+from ecgfm_hf.training.settings import derived_seed
 
 NO_DROPOUT = ("hidden", "activation", "attention", "feat_proj", "feat_quantizer", "final")
 # By name: rows, frames, probability, length, least spans, valid frames of each row.

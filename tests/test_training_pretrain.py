@@ -18,11 +18,11 @@ from ecgfm_hf.data import load_arrays, load_prepared
 from ecgfm_hf.fairseq import build_model, config_from_checkpoint, load_fairseq_checkpoint
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 from ecgfm_hf.provenance import read_steps
-from ecgfm_hf.training import NonFiniteLossError, Pretrainer, PretrainSettings, SettingsError, read_recipe
-from ecgfm_hf.training.checkpoints import Checkpoints
+from ecgfm_hf.training import NonFiniteError, Pretrainer, PretrainSettings, SettingsError, read_recipe
 from ecgfm_hf.training.monitoring import Monitor
 from ecgfm_hf.training.objective import METRICS
-from ecgfm_hf.training.pair_batches import _Collate, epoch_order, open_pairs, train_batches
+from ecgfm_hf.training.pretraining_data import _Collate, epoch_order, open_pairs, train_batches
+from ecgfm_hf.training.run_folder import RunFolder
 
 
 @pytest.fixture(scope="session")
@@ -203,7 +203,7 @@ def test_augmentations_depend_on_epoch_and_item_and_not_on_workers(settings):
         ({"init_from": "nowhere"}, "init_from: nowhere is no model folder"),
         ({"init_from": "some.pt"}, "`ecgfm convert`"),
         ({"model": {**MODEL, "num_attention_heads": 3}}, "model: hidden_size must be a multiple"),
-        ({"model": {**MODEL, "mask_time_prob": 0.0}}, "mask_time_prob is 0: pretraining masks"),
+        ({"model": {**MODEL, "mask_time_prob": 0.0}}, "mask_time_prob is 0, but pretraining predicts masked frames"),
         ({"augmentations": {"random_lead_mask": {}}}, "augmentations: unknown augmentation 'random_lead_mask'"),
         ({"feature_extractor": {"nan_sample": "zero"}}, "feature_extractor: .*nan_samples"),
     ],
@@ -310,7 +310,7 @@ def test_a_run_that_is_interrupted_continues_to_bit_equal_weights(settings, tmp_
     assert not (tmp_path / "out" / "model.safetensors").exists()
     # The number of workers is free to change.
     rest = Pretrainer(settings(**shared, dataloader_num_workers=1))
-    assert f"continuing at update {at}" in rest.describe()
+    assert f"resuming at update {at}" in rest.describe()
     assert rest.run().finished
     assert_bit_equal(tmp_path / "out", tmp_path / "whole")
     assert [line["update"] for line in logged(tmp_path / "out")] == [1, 2, 3, 4, 5, 6]
@@ -329,13 +329,14 @@ def test_a_run_that_is_interrupted_continues_to_bit_equal_weights(settings, tmp_
 
 
 def test_what_a_kill_left_half_written_is_no_checkpoint(settings, tmp_path):
-    Pretrainer(settings(max_steps=4, save_strategy="steps", save_steps=2, eval_strategy="no")).run()
+    chosen = settings(max_steps=4, save_strategy="steps", save_steps=2, eval_strategy="no", save_total_limit=2)
+    Pretrainer(chosen).run()
     folder = tmp_path / "out" / "checkpoints"
-    checkpoints = Checkpoints(tmp_path / "out", save_total_limit=2)
+    run_folder = RunFolder(chosen)
     (folder / "step-00000009").mkdir()
     (folder / ".writing-step-00000006").mkdir()
-    assert [path.name for path in checkpoints.all()] == ["step-00000002", "step-00000004"]
-    checkpoints.prune()
+    assert [path.name for path in run_folder.all_checkpoints()] == ["step-00000002", "step-00000004"]
+    run_folder.prune()
     assert not (folder / ".writing-step-00000006").exists()
     line = '{"update": 5, "kind": "tr'
     metrics = tmp_path / "out" / "metrics.jsonl"
@@ -351,7 +352,7 @@ def test_the_last_and_the_best_checkpoints_are_kept(settings, tmp_path):
     losses = iter([5.0, 3.0, 4.0, 6.0, 3.5, 3.1, 9.0])
     trainer.validate = lambda: dict.fromkeys(METRICS, 0.5) | {"loss": next(losses)}
     result = trainer.run()
-    names = [path.name for path in trainer.checkpoints.all()]
+    names = [path.name for path in trainer.folder.all_checkpoints()]
     assert names == ["step-00000002", "step-00000005", "step-00000006"]
     assert result.best.name == "step-00000002"
     assert AutoModel.from_pretrained(result.best).config.hidden_size == 16
@@ -371,9 +372,17 @@ def test_another_run_in_the_same_folder_is_refused(settings):
     assert Pretrainer(settings(max_steps=2, eval_strategy="no")).run().update == 2
 
 
+def test_a_run_of_0_1_0_is_refused_with_the_new_names(settings, tmp_path):
+    Pretrainer(settings(max_steps=1, eval_strategy="no")).run()
+    file = tmp_path / "out" / "settings.yaml"
+    file.write_text(file.read_text().replace("gradient_accumulation_steps:", "accumulation:"))
+    with pytest.raises(SettingsError, match=r"cannot be resumed.*accumulation is now gradient_accumulation_steps"):
+        Pretrainer(settings(max_steps=2))
+
+
 def test_a_changed_setting_of_the_model_is_told_alone(settings):
     Pretrainer(settings(max_steps=1, eval_strategy="no")).run()
-    with pytest.raises(SettingsError, match=r"another run: model\.hidden_size was 16, now 32\. Continue"):
+    with pytest.raises(SettingsError, match=r"another run: model\.hidden_size was 16, now 32\. Resume"):
         Pretrainer(settings(max_steps=2, model={**MODEL, "hidden_size": 32}))
 
 
@@ -381,9 +390,9 @@ def test_other_recordings_do_not_continue_a_run_though_they_are_as_many(settings
     Pretrainer(settings(max_steps=1, eval_strategy="no")).run()
     rows = load_prepared(store, "train")
     monkeypatch.setattr(
-        "ecgfm_hf.training.pair_batches.load_prepared", lambda *_: rows.select(range(len(rows) - 1, -1, -1))
+        "ecgfm_hf.training.pretraining_data.load_prepared", lambda *_: rows.select(range(len(rows) - 1, -1, -1))
     )
-    with pytest.raises(SettingsError, match="the training data had other recordings, or these in another order"):
+    with pytest.raises(SettingsError, match="the data had other recordings, splits or targets"):
         Pretrainer(settings(max_steps=2, eval_strategy="no"))
 
 
@@ -395,7 +404,8 @@ def test_a_checkpoint_that_is_cut_off_is_named_and_the_one_before_goes_on(settin
     run = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "no"}
     Pretrainer(settings(**run)).run()
     last = tmp_path / "out" / "checkpoints" / "step-00000002"
-    (last / file).write_bytes((last / file).read_bytes()[:size])
+    content = (last / file).read_bytes()
+    (last / file).write_bytes(content[: min(size, len(content) // 2)])
     with pytest.raises(SettingsError, match=r"step-00000002 cannot be read: .*remove it to continue"):
         Pretrainer(settings(**run))
     shutil.rmtree(last)
@@ -418,7 +428,7 @@ def test_a_full_disk_is_an_os_error_and_leaves_no_checkpoint(settings, tmp_path,
             trainer.run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert trainer.checkpoints.latest() is None
+    assert trainer.folder.latest_checkpoint() is None
     assert Pretrainer(settings(**run)).run().update == 2
 
 
@@ -434,8 +444,8 @@ def test_two_runs_do_not_write_in_one_folder_and_a_killed_one_leaves_it_free(set
     reading, writing = os.pipe()
     other = os.fork()  # Locks are a process's.
     if other == 0:
-        checkpoints = Checkpoints(tmp_path / "out", save_total_limit=1)
-        os.write(writing, b"1" if checkpoints.claim() else b"0")
+        folder = RunFolder(trainer.settings)
+        os.write(writing, b"1" if folder.claim() else b"0")
         time.sleep(600)
     try:
         assert os.read(reading, 1) == b"1"
@@ -464,7 +474,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(settings, tmp_path, what, monke
         return output, batch
 
     trainer.updater.forward = forward
-    with pytest.raises(NonFiniteLossError, match=f"the {what} of update 3 is not finite") as error:
+    with pytest.raises(NonFiniteError, match=f"the {what} of update 3 is not finite") as error:
         trainer.run()
     assert str(tmp_path / "out" / "checkpoints" / "step-00000002") in str(error.value)
     facts = json.loads((tmp_path / "out" / "nonfinite" / "update-00000003-process-0.json").read_text())
@@ -537,7 +547,7 @@ def test_a_collapsed_codebook_is_told_once(settings, tmp_path, capsys):
 
 
 def test_trackers_get_figures_and_never_paths_or_recordings(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("ecgfm_hf.training.start.check_trackers", lambda names: None)
+    monkeypatch.setattr("ecgfm_hf.training.pretraining.check_trackers", lambda names: None)
     seen = []
     chosen = settings(report_to=["tensorboard"])
     trainer = Pretrainer(chosen)

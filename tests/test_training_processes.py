@@ -63,7 +63,7 @@ def given_by_recording(updater):
             segment_ids=batch.segment_ids,
         )
 
-    import ecgfm_hf.training.update as update
+    import ecgfm_hf.training.objective as update
 
     update.forward_loss = forward_loss
     updater.mask = mask
@@ -71,10 +71,10 @@ def given_by_recording(updater):
 
 def first_gradient(settings, given):
     """Name to gradient of a run's first update; and its metrics."""
-    import ecgfm_hf.training.update as update
+    import ecgfm_hf.training.objective as update
     from ecgfm_hf.training import Pretrainer
     from ecgfm_hf.training.objective import forward_loss
-    from ecgfm_hf.training.pair_batches import train_batches
+    from ecgfm_hf.training.pretraining_data import train_batches
 
     trainer = Pretrainer(settings)
     updater, accelerator = trainer.updater, trainer.accelerator
@@ -267,7 +267,7 @@ def assert_close(found, expected):
 
 def test_two_processes_with_two_micro_batches_equal_the_weighted_sum(workplace, gradients):
     from ecgfm_hf.training import Pretrainer, PretrainSettings
-    from ecgfm_hf.training.pair_batches import train_batches
+    from ecgfm_hf.training.pretraining_data import train_batches
 
     found, metrics, processes = gradients["weighted"]
     assert processes == 2
@@ -305,7 +305,7 @@ def test_with_all_that_is_drawn_given_they_equal_one_big_batch(workplace, gradie
 
 def test_cmsc_across_processes_is_that_of_one_batch_with_its_gradient(workplace, gradients):
     from ecgfm_hf.training import Pretrainer, PretrainSettings
-    from ecgfm_hf.training.pair_batches import train_batches
+    from ecgfm_hf.training.pretraining_data import train_batches
 
     found, metrics, _ = gradients["across"]
     trainer = Pretrainer(PretrainSettings(**base_settings(workplace)))
@@ -396,13 +396,13 @@ def test_a_killed_run_continues_to_bit_equal_weights(workplace, gradients, tmp_p
         whole = tmp_path / "whole"
         Pretrainer(PretrainSettings(**base_settings(workplace, **LONGER, output_dir=str(whole)))).run()
         rest = Pretrainer(PretrainSettings(**settings))
-        assert f"continuing at update {int(left[5:])}" in rest.describe()
+        assert f"resuming at update {int(left[5:])}" in rest.describe()
         assert rest.run().finished
     else:
         whole = workplace / "whole2"
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
-        assert f"continuing at update {int(left[5:])}" in done.stdout
+        assert f"resuming at update {int(left[5:])}" in done.stdout
     found, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "killed", whole))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     assert not torch.equal(before["project_q.weight"], found["project_q.weight"])

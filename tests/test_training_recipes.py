@@ -90,7 +90,7 @@ def test_changes_are_typed_as_yaml_has_them():
     [
         ("learning_rat=1e-4", "unknown setting learning_rat; did you mean learning_rate?"),
         ("model.hiden_size=8", "unknown setting model.hiden_size; did you mean hidden_size?"),
-        ("seed.x=1", "seed.x: seed is no mapping"),
+        ("seed.x=1", "seed.x: seed is not a mapping"),
         ("seed=4.5", "pretrain_tiny.yaml as changed: seed must be a whole number, found: 4.5"),
         ("per_device_train_batch_size=0", "per_device_train_batch_size must be at least 1, found: 0"),
         (
@@ -109,7 +109,7 @@ def test_changes_are_typed_as_yaml_has_them():
         ("lr_scheduler_type=constant", "lr_scheduler_type=constant has no warm-up, found warmup_steps=0.08"),
         ("lr_scheduler_type=fixed", "cosine, found: 'fixed'; fixed is now constant"),
         ("seed", "changes look like key=value, found: seed"),
-        ("report_to=[wandb", "report_to: '[wandb' is no YAML"),
+        ("report_to=[wandb", "report_to: '[wandb' is not YAML"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(change, message):

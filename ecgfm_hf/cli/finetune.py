@@ -51,8 +51,8 @@ def run_finetune(args: argparse.Namespace) -> int:
         keep_freed_memory()
         quiet(process)
         from ..data.leakage import LeakError
-        from ..training.ecg_trainer import NonFiniteTrainingError
-        from ..training.finetune_run import Finetuner
+        from ..training.finetuning import Finetuner
+        from ..training.monitoring import NonFiniteError
 
         try:
             finetuner = Finetuner(settings)
@@ -70,7 +70,7 @@ def run_finetune(args: argparse.Namespace) -> int:
         if process == 0:
             print(f"ecgfm finetune: {error}", file=sys.stderr)
         return 2
-    except (NonFiniteTrainingError, OSError) as error:  # OSError: no space, no permission
+    except (NonFiniteError, OSError) as error:  # OSError: no space, no permission
         print(f"ecgfm finetune: {error}", file=sys.stderr)
         return 1
     if finetuner.is_main_process:
@@ -102,7 +102,7 @@ def _summary(result: "FinetuneResult", settings: "FinetuneSettings") -> str:  # 
 
 def _evaluation(settings: "FinetuneSettings") -> str:  # noqa: F821 - imported late, as torch is
     """The command that judges the model by the split that it has not seen."""
-    from ..training.finetune_run import store_folder
+    from ..training.finetuning_data import store_folder
 
     command = ["ecgfm", "evaluate", settings.output_dir, str(store_folder(settings))]
     command += ["--split", settings.test_split or "SPLIT"]

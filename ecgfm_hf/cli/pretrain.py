@@ -50,7 +50,8 @@ def run_pretrain(args: argparse.Namespace) -> int:
             raise SettingsError("pretraining needs accelerate: pip install 'ecgfm-hf[training]'")
         keep_freed_memory()
         quiet(process)
-        from ..training.pretraining import NonFiniteLossError, Pretrainer
+        from ..training.monitoring import NonFiniteError
+        from ..training.pretraining import Pretrainer
 
         trainer = Pretrainer(settings)
     except SettingsError as error:
@@ -66,7 +67,7 @@ def run_pretrain(args: argparse.Namespace) -> int:
         if main:
             print(f"ecgfm pretrain: {error}", file=sys.stderr)
         return 2
-    except NonFiniteLossError as error:
+    except NonFiniteError as error:
         print(f"ecgfm pretrain: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # no space, no permission

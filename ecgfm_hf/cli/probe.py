@@ -11,8 +11,7 @@ from .options import add_precision_argument
 
 if TYPE_CHECKING:
     from ..inference.predictions import Predictions
-    from ..training.embeddings import Embeddings
-    from ..training.linear_probe import LinearProbe
+    from ..training.linear_probe import Embeddings, LinearProbe
 
 
 def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +66,7 @@ def run_probe(args: argparse.Namespace) -> int:
     """
     from ..data.leakage import LeakError, write_guard
     from ..data.store import StoreError
-    from ..training.embeddings import LinearProbeError
+    from ..training.linear_probe import LinearProbeError
     from ..training.settings import SettingsError
 
     started = time.monotonic()
@@ -96,8 +95,7 @@ def run_probe(args: argparse.Namespace) -> int:
 def _probe(args: argparse.Namespace) -> "tuple[LinearProbe, Any, Embeddings, Embeddings | None]":
     from ..data.leakage import check_guard, check_splits
     from ..data.store import load_prepared
-    from ..training.embeddings import LinearProbeError, embed_split
-    from ..training.linear_probe import fit_linear_probe
+    from ..training.linear_probe import LinearProbeError, embed_split, fit_linear_probe
     from ..training.settings import FinetuneSettings
     from ..utils.precision import keep_freed_memory
 
@@ -164,16 +162,16 @@ def _facts(
 ) -> dict[str, Any]:
     """For `model_facts.json`."""
     from ..provenance import hardware, told_settings, versions
-    from ..training.data_facts import counted_facts, data_facts
+    from ..training.data_summary import summarize_data, summarize_recordings
 
     config = probe.model.config
     splits = {}
     for name, found in (("train", train), ("valid", valid)):
         if found is not None:
             targets = found.labels[:, [found.label_names.index(label) for label in config.label_names]]
-            splits[name] = counted_facts(found.patient_ids, config.label_names, targets, config.problem_type)
+            splits[name] = summarize_recordings(found.patient_ids, config.label_names, targets, config.problem_type)
     return {
-        "data": data_facts(splits),
+        "data": summarize_data(splits),
         "strengths": probe.strengths,
         "settings": told_settings(vars(args), ("thresholds", "calibration", "min_cases", "folds", "seed", "precision")),
         "seconds": seconds,
@@ -188,7 +186,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
 
     from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
     from ..modeling_ecgfm import ECGFMModel
-    from ..training.embeddings import LinearProbeError
+    from ..training.linear_probe import LinearProbeError
 
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no model folder: it has no config.json")

@@ -1,7 +1,7 @@
 """
-Pretraining and fine-tuning: recipes, augmentations, optimisers, loops.
+Pretraining, fine-tuning and linear probes: settings, recipes, runs.
 
-Nothing is imported until it is asked for.
+Names are imported when they are first used.
 """
 
 import lazy_loader

@@ -1,11 +1,11 @@
 """
 Augmentations of recordings in mV and of segments, and how a run draws them.
 
-What fairseq-signals offers under the same names acts on standardised segments. There it recomputes III, aVR, aVL and
-aVF from I and II as if leads still were voltages, though III is II - I only in mV: its recomputed leads come out with
-standard deviations of 0.29 to 1.65. Here noise is added to the whole recording in mV, before it is standardised, in
-the recording's own lead order and sampling rate. Amplitudes are in mV therefore: where the original says 0.1, a tenth
-of a lead's deviation is meant, which is about 0.02 mV.
+The augmentations of these names in fairseq-signals act on standardised segments. They recompute III, aVR, aVL and aVF
+from I and II as if leads still were voltages, although III is II - I only in mV: the recomputed leads get standard
+deviations of 0.29 to 1.65. Here noise is added to the whole recording in mV, before it is standardised, in the
+recording's own lead order and sampling rate. So amplitudes are in mV: an amplitude of 0.1 in fairseq-signals is a tenth
+of a lead's deviation, which is about 0.02 mV.
 """
 
 import dataclasses
@@ -20,28 +20,27 @@ import torch
 
 from ..records.record import ECGRecord
 
-# Each as weights of I and II.
+# The weights of I and II in each.
 LIMB_LEADS = {"III": (-1.0, 1.0), "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
 
-# numpy's legacy RandomState has the same methods; tests draw from it, as the original does.
+# numpy's legacy RandomState has the same methods; tests draw from it, as fairseq-signals does.
 Random = np.random.Generator | np.random.RandomState
 
 
 def recompute_limb_leads(signal: np.ndarray, lead_names: Sequence[str]) -> np.ndarray:
     """
-    Sets III, aVR, aVL and aVF to what I and II make of them, in place.
+    Recompute III, aVR, aVL and aVF from I and II, in place.
 
     Args:
         signal (`np.ndarray` (leads, samples)): In mV; for standardised leads the relation does not hold.
-        lead_names (sequence of `str`): One a lead. Leads that are not there are passed over; without I and II nothing
-            is done.
+        lead_names (sequence of `str`): One per lead. Missing leads are skipped; without I and II nothing is changed.
     """
-    places = {name: place for place, name in enumerate(lead_names)}
-    if "I" in places and "II" in places:
-        first, second = signal[places["I"]], signal[places["II"]]
+    rows = {name: row for row, name in enumerate(lead_names)}
+    if "I" in rows and "II" in rows:
+        first, second = signal[rows["I"]], signal[rows["II"]]
         for name, (of_first, of_second) in LIMB_LEADS.items():
-            if name in places:
-                signal[places[name]] = of_first * first + of_second * second
+            if name in rows:
+                signal[rows[name]] = of_first * first + of_second * second
     return signal
 
 
@@ -53,16 +52,16 @@ def recompute_limb_leads(signal: np.ndarray, lead_names: Sequence[str]) -> np.nd
 @dataclass(frozen=True, kw_only=True)
 class Noise:
     """
-    Something added to a recording in mV.
+    Noise that is added to a recording in mV.
 
-    Constant leads (an electrode that was off, a lead that was never recorded) stay as they are: with noise,
-    standardising would make a lead of pure noise of them.
+    Constant leads (an electrode that was off, a lead that was never recorded) are not changed: standardising would make
+    a lead of pure noise of them.
 
     Attributes:
-        max_amplitude, min_amplitude: mV; what is drawn between them is each noise's own matter.
-        dependency: III, aVR, aVL and aVF are recomputed from the noisy I and II instead of getting noise of their own;
-            unless I or II is constant or has NaN, which then would reach leads that are sound.
-        apply_probability: Share of the recordings that get it.
+        max_amplitude, min_amplitude: mV; each kind of noise draws its amplitudes between them.
+        dependency: Recompute III, aVR, aVL and aVF from the noisy I and II instead of adding noise to them; unless I or
+            II is constant or has NaN, which would spread to valid leads.
+        apply_probability: Share of the recordings that get the noise.
 
     Raises:
         `ValueError`: a value outside its range.
@@ -85,13 +84,13 @@ class Noise:
         self, signal: np.ndarray, sampling_rate: float, lead_names: Sequence[str], random: Random
     ) -> np.ndarray:
         """
-        A noisy copy.
+        Return a noisy copy.
 
         Args:
             signal (`np.ndarray` (leads, samples)): In mV.
             sampling_rate (`float`): Hz.
-            lead_names (sequence of `str`): One a lead, in any order.
-            random: Where random numbers are drawn from, in the original's order.
+            lead_names (sequence of `str`): One per lead, in any order.
+            random: Draws random numbers, in the order of fairseq-signals.
         """
         if not self.apply_probability > random.uniform():
             return signal
@@ -112,9 +111,7 @@ class Noise:
 @dataclass(frozen=True, kw_only=True)
 class PowerlineNoise(Noise):
     """
-    A sine wave of the mains, one amplitude and phase for all leads.
-
-    The original crashes where it is not told the sampling rate; here the recording says it.
+    A sine wave of the mains, with one amplitude and phase for all leads.
 
     Attributes:
         frequencies: Hz; one of them is drawn.
@@ -130,14 +127,14 @@ class PowerlineNoise(Noise):
 
     def _draw(self, num_leads: int, num_samples: int, sampling_rate: float, random: Random) -> np.ndarray:
         amplitude = random.uniform(self.min_amplitude, self.max_amplitude)
-        # The original takes 50 Hz for numbers above a half: the list from its end.
+        # fairseq-signals takes 50 Hz for numbers above a half: the list from its end.
         choice = min(int((1.0 - random.uniform()) * len(self.frequencies)), len(self.frequencies) - 1)
         return amplitude * _cosine(self.frequencies[choice], num_samples, sampling_rate, random)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EMGNoise(Noise):
-    """White noise of the muscles; each lead has an amplitude (its standard deviation) of its own."""
+    """White noise of the muscles; each lead has its own amplitude (standard deviation)."""
 
     def _draw(self, num_leads: int, num_samples: int, sampling_rate: float, random: Random) -> np.ndarray:
         amplitudes = random.uniform(self.min_amplitude, self.max_amplitude, size=(num_leads, 1))
@@ -147,14 +144,14 @@ class EMGNoise(Noise):
 @dataclass(frozen=True, kw_only=True)
 class BaselineShift(Noise):
     """
-    Spans of the recording lifted or lowered by one amplitude, each lead up or down by chance.
+    Spans of the recording that are shifted by one amplitude, each lead up or down at random.
 
-    The original shifts by +1 - amplitude or -1 - amplitude, so by about a whole deviation whatever amplitude is set; a
-    product is meant, and done here.
+    fairseq-signals shifts by +1 - amplitude or -1 - amplitude, so by about a whole deviation for any amplitude; here
+    the shift is the product.
 
     Attributes:
-        shift_ratio: Length of a span as a share of the recording: the mean, with a deviation of a fifth of it.
-        num_segment: Spans; they may overlap, and a sample is shifted once.
+        shift_ratio: Mean length of a span as a share of the recording; its deviation is a fifth of that.
+        num_segment: Number of spans; they may overlap, and a sample is shifted once.
     """
 
     shift_ratio: float = 0.2
@@ -172,7 +169,7 @@ class BaselineShift(Noise):
         shifted = np.zeros(num_samples)
         mean_length = num_samples * self.shift_ratio
         for _ in range(self.num_segment):
-            # The normal distribution has no ends; in the original a span may stick out of the recording.
+            # The normal distribution has no ends; in fairseq-signals a span may exceed the recording.
             length = min(max(random.normal(mean_length, mean_length * 0.2), 0.0), float(num_samples))
             begin = int(random.uniform(0, num_samples - length))
             shifted[begin : int(begin + length)] = 1.0
@@ -182,11 +179,11 @@ class BaselineShift(Noise):
 @dataclass(frozen=True, kw_only=True)
 class BaselineWander(Noise):
     """
-    A sum of slow sine waves, as breathing and movement make; the leads have it in shares around 1 (deviation 0.5).
+    A sum of slow sine waves, as of breathing and movement; each lead's share of it is around 1 (deviation 0.5).
 
     Attributes:
         min_freq, max_freq: Hz.
-        k: Sine waves.
+        k: Number of sine waves.
     """
 
     min_freq: float = 0.01
@@ -212,7 +209,7 @@ class BaselineWander(Noise):
 
 
 def _cosine(frequency: float, num_samples: int, sampling_rate: float, random: Random) -> np.ndarray:
-    """(samples,) of amplitude 1 and random phase."""
+    """Return a cosine (samples,) of amplitude 1 and random phase."""
     phase = random.uniform(0.0, 2 * np.pi)
     return np.cos(2 * np.pi * frequency * (np.arange(num_samples) / sampling_rate) + phase)
 
@@ -225,12 +222,12 @@ def _cosine(frequency: float, num_samples: int, sampling_rate: float, random: Ra
 @dataclass(frozen=True, kw_only=True)
 class RandomLeadMasking:
     """
-    RLM (Oh et al. 2022): each lead is set to 0 by itself, so all of them may be. The original's `conditional` masking
-    crashes and is not there.
+    RLM (Oh et al. 2022): each lead is set to 0 independently, so all of them may be. There is no `conditional` masking,
+    which crashes in fairseq-signals.
 
     Attributes:
-        p: Probability of a lead (`mask_leads_prob` in fairseq-signals).
-        apply_probability: Share of the segments that it is done to (`p` in fairseq-signals).
+        p: Probability of masking a lead (`mask_leads_prob` in fairseq-signals).
+        apply_probability: Share of the segments with masking (`p` in fairseq-signals).
 
     Raises:
         `ValueError`: a value outside its range.
@@ -244,7 +241,7 @@ class RandomLeadMasking:
         _check_probability("apply_probability", self.apply_probability)
 
     def __call__(self, values: np.ndarray, random: Random) -> np.ndarray:
-        """(leads, samples) with some leads 0; in place where the array can be written to."""
+        """Set some leads of `values` (leads, samples) to 0; in place where the array can be written to."""
         if not self.apply_probability > random.uniform():
             return values
         masked = random.uniform(size=len(values)) < self.p
@@ -268,7 +265,7 @@ def _check_count(name: str, value: int) -> None:
 # In a run
 # ----------------------------------------------------------------------------------------------------------------------
 
-# In the order in which they act: what happens to the electrodes and on the wire, and last what the model must not see.
+# In the order in which they act: electrodes, wires, and last what is hidden from the model.
 AUGMENTATIONS = {
     "baseline_wander": BaselineWander,
     "baseline_shift": BaselineShift,
@@ -280,15 +277,14 @@ AUGMENTATIONS = {
 
 class _Draws:
     """
-    A generator that begins anew for every name it is told, and the epoch that belongs to the name.
+    A random generator that is seeded anew for every name, from the run's seed, the epoch and the name.
 
-    What is drawn then depends on nothing but seed, epoch and name: not on the order of reading, on how many workers
-    read, or on where a run was resumed.
+    So draws do not depend on the order of reading, on the number of workers, or on where a run was resumed.
     """
 
     def __init__(self, seed: int):
         self._seed = int(seed)
-        # In shared memory, because persistent workers have a copy of this object from when they were started.
+        # In shared memory, as persistent workers hold a copy of this object from their start.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._bits = np.random.Philox(0)
         self._generator = np.random.Generator(self._bits)
@@ -306,7 +302,7 @@ class _Draws:
         self._epoch.fill_(int(epoch))
 
     def of(self, *name: str | int) -> np.random.Generator:
-        """Valid until the next call. A generator of its own for every name would cost ten times as much."""
+        """Return the generator of a name, valid until the next call. New ones would cost ten times as much."""
         text = repr((self._seed, self._epoch.item(), *name))
         key = hashlib.blake2b(text.encode(), digest_size=16).digest()
         self._beginning["state"]["key"] = np.frombuffer(key, dtype=np.uint64)
@@ -316,7 +312,7 @@ class _Draws:
 
 class SignalAugmentations:
     """
-    Noises one after the other, for `as_model_inputs(..., signal_transform=)`; [`build_augmentations`] makes it.
+    Several kinds of noise, for `as_model_inputs(..., signal_transform=)`; [`build_augmentations`] makes it.
 
     Attributes:
         steps (`dict[str, Noise]`): By name.
@@ -326,11 +322,11 @@ class SignalAugmentations:
         self.steps, self._draws = dict(steps), draws
 
     def set_epoch(self, epoch: int) -> None:
-        """Other noise from now on, in running workers too. It tells the other one of the pair as well."""
+        """Draw other noise from now on, in running workers too. Both transforms of a run change."""
         self._draws.set_epoch(epoch)
 
     def __call__(self, signal: np.ndarray, record: ECGRecord) -> np.ndarray:
-        """(leads, samples) in mV with noise; the same for every segment of a recording in an epoch."""
+        """Add noise to a signal (leads, samples) in mV: the same for all segments of a recording in an epoch."""
         for name, noise in self.steps.items():
             random = self._draws.of(name, record.recording_id)
             signal = noise(signal, record.sampling_rate, record.lead_names, random)
@@ -349,15 +345,17 @@ class InputAugmentations:
         self.steps, self._draws = dict(steps), draws
 
     def set_epoch(self, epoch: int) -> None:
-        """Other draws from now on, in running workers too. It tells the other one of the pair as well."""
+        """Draw other masks from now on, in running workers too. Both transforms of a run change."""
         self._draws.set_epoch(epoch)
 
     def __call__(self, values: np.ndarray, item: Mapping[str, Any]) -> np.ndarray:
         """
+        Change a segment or a pair of segments.
+
         Args:
-            values (`np.ndarray` (leads, samples) or (2, leads, samples)): A segment or a pair; changed in place where
-                it can be. The segments of a pair are drawn each for itself, as alone.
-            item (mapping): Its `recording_id` and `segment`, of a pair that of the first.
+            values (`np.ndarray` (leads, samples) or (2, leads, samples)): Changed in place if possible. Each segment of
+                a pair gets the draws that it would get by itself.
+            item (mapping): With `recording_id` and `segment` (the first one of a pair).
         """
         recording, segment = item["recording_id"], int(item["segment"])
         for name, step in self.steps.items():
@@ -366,8 +364,8 @@ class InputAugmentations:
                 continue
             if not values.flags.writeable:
                 values = values.copy()
-            for place in range(len(values)):
-                values[place] = step(values[place], self._draws.of(name, recording, segment + place))
+            for index in range(len(values)):
+                values[index] = step(values[index], self._draws.of(name, recording, segment + index))
         return values
 
 
@@ -375,25 +373,25 @@ def build_augmentations(
     settings: Mapping[str, Mapping[str, Any] | None], seed: int
 ) -> tuple[SignalAugmentations | None, InputAugmentations | None]:
     """
-    The augmentations of a run.
+    Build the augmentations of a run.
 
     Args:
         settings (mapping): Settings by name, such as `{"random_lead_masking": {"p": 0.5}, "emg_noise": {}}`. Names:
             `baseline_wander`, `baseline_shift`, `emg_noise`, `powerline_noise`, `random_lead_masking`; they act in
-            this order. Each one's settings are its class's attributes.
+            this order. Their settings are the attributes of their classes.
         seed (`int`)
 
     Returns:
         `signal_transform` and `transform` for [`as_model_inputs`], None where there is nothing to do. Both have
-        `set_epoch(epoch)`, and telling one tells both, running `DataLoader` workers included. What is drawn for an item
-        depends on seed, epoch, recording and segment only; noise in mV is a recording's, the same for all its segments.
+        `set_epoch(epoch)`; one call changes both, also in running `DataLoader` workers. The draws for an item depend on
+        seed, epoch, recording and segment only; noise in mV is the same for all segments of a recording.
 
     Raises:
-        `ValueError`: an unknown name or setting, or a value outside its range; says which are known.
+        `ValueError`: an unknown name or setting, or a value outside its range; the message lists those that exist.
     """
     if unknown := [name for name in settings if name not in AUGMENTATIONS]:
         raise ValueError(f"unknown augmentation {', '.join(map(repr, unknown))} (known: {', '.join(AUGMENTATIONS)})")
-    steps = {name: _made(name, settings[name]) for name in AUGMENTATIONS if name in settings}
+    steps = {name: _build(name, settings[name]) for name in AUGMENTATIONS if name in settings}
     draws = _Draws(seed)
     noises = {name: step for name, step in steps.items() if isinstance(step, Noise)}
     maskings = {name: step for name, step in steps.items() if name not in noises}
@@ -403,7 +401,7 @@ def build_augmentations(
     )
 
 
-def _made(name: str, given: Mapping[str, Any] | None) -> Noise | RandomLeadMasking:
+def _build(name: str, given: Mapping[str, Any] | None) -> Noise | RandomLeadMasking:
     kind = AUGMENTATIONS[name]
     if given is not None and not isinstance(given, Mapping):
         raise ValueError(f"{name} takes settings by name, such as {{}}, found: {given!r}")

@@ -1,50 +1,59 @@
-"""Fine-tuning: from datasets and a classifier to one that is trained, calibrated and saved."""
+"""Fine-tuning: from settings to a classifier that is trained, calibrated and saved, on one process or many."""
 
-from dataclasses import dataclass, field, replace
+import dataclasses
+import json
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.tracking import filter_trackers
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
-from ..data.leakage import check_splits
-from ..data.targets import balanced_weights
-from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
+from ..data.leakage import check_guard, write_guard
+from ..model_folder import ModelFolderError, load_model, save_model_folder
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification
-from .ecg_trainer import ECGTrainer
-from .finetune_callbacks import StopOnSignal, TellProgress
-from .interruption import Interruption
-from .lora import ADAPTERS_FOLDER, add_lora, merge_lora
-from .monitoring import Monitor, check_trackers
+from ..provenance import add_step, hardware, labels_of_few, told_settings, versions
+from ..utils.files import write_json
+from .data_summary import summarize_data, summarize_split
+from .finetuning_data import FinetuneData, load_finetune_data
+from .initial_model import build_classifier, build_extractor, check_leads, prepare_for_training
+from .monitoring import Interruption, Monitor, check_trackers
 from .operating_points import OperatingPoints, fit_operating_points
-from .parameter_groups import FreezeEncoder, count_parameters, encoder_parameters
-from .recording_metrics import recording_metrics
-from .run_folder import CHECKPOINTS, last_checkpoint, update_of
+from .run_folder import RESULT_FILE, RunFolder, update_of
 from .settings import FinetuneSettings, SettingsError
-from .start import checkpoint_activations
-from .training_data import TrainingData, training_data
+from .trainable_weights import ADAPTERS_FOLDER, count_parameters, merge_lora
+from .trainer import LogProgress, StopOnSignal, build_trainer, recording_metrics
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+# Settings that model cards report: none that contains a path, a person or an institution.
+_REPORTED = ("augmentations", "problem_type", "untrainable_labels", "model", "freeze_encoder", "lora")
+_REPORTED += ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps")
+_REPORTED += ("early_stopping_patience", "optim", "learning_rate", "layer_decay", "adam_beta1", "adam_beta2")
+_REPORTED += ("adam_epsilon", "weight_decay", "max_grad_norm", "lr_scheduler_type", "warmup_steps")
+_REPORTED += ("final_learning_rate", "thresholds", "calibration", "min_cases", "seed", "bf16", "fp16")
+_REPORTED += ("eval_strategy", "eval_steps", "training_args")
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
     """
-    How fine-tuning ended.
+    The end of a fine-tuning run.
 
     Args:
-        model (`ECGFMForMultiLabelClassification`): Of the best validation figure, or the last one without validation;
+        model (`ECGFMForMultiLabelClassification`): With the best validation metric, or the last one without validation;
             in evaluation mode. None after an interruption.
         update (`int`): Updates done.
-        best_update (`int`): Those that `model` has had.
+        best_update (`int`): The update that `model` is of.
         finished (`bool`): False after SIGTERM or Ctrl-C.
         signal (`int`): The signal that ended it, 0 without.
-        metrics (`dict[str, float]`): Of `model` on the validation split, uncalibrated; undefined ones are not there.
-            They chose it, and so flatter it: report figures of a test split.
-        operating_points ([`OperatingPoints`]): What the config has got.
+        metrics (`dict[str, float]`): Of `model` on the validation split, uncalibrated; undefined ones are missing. They
+            chose the update, so they are too good: report metrics of a test split.
+        operating_points ([`OperatingPoints`]): Calibration and thresholds in the config.
         notes (`list[str]`): What a user has to know, a sentence each.
         trainable_parameters, parameters (`int`): Trained weights, and all, while training (adapters included).
     """
@@ -61,167 +70,248 @@ class FinetuneResult:
     parameters: int = 0
 
 
-def train_classifier(
-    model: ECGFMForMultiLabelClassification,
-    feature_extractor: ECGFMFeatureExtractor,
-    train: "Dataset",
-    valid: "Dataset | None",
-    settings: FinetuneSettings,
-    output_dir: str | Path,
-) -> FinetuneResult:
+class Finetuner:
     """
-    Trains a classifier on datasets at hand. [`finetune`] does the same from settings alone, and saves the result.
+    Fine-tune on a store, on one process or many, and write a model folder:
 
-        settings = FinetuneSettings(labels=["AFIB", "PVC"], epochs=20, learning_rate=1e-4, batch_size=32)
-        model = build_classifier(settings, settings.labels)
-        result = train_classifier(model, extractor, train, valid, settings, "run")
-        save_model_folder(result.model, extractor, "classifier")
+        OUTPUT/config.json, model.safetensors, ...          the classifier, with calibration and thresholds
+        OUTPUT/finetuning.json                              metrics on the validation split, and notes
+        OUTPUT/settings.yaml, metrics.jsonl, checkpoints/   the run
+        OUTPUT/training_ids.do-not-share.json               what the model has seen, for `ecgfm evaluate`
+        OUTPUT/adapters/                                    with lora: adapters and head by themselves
+        OUTPUT/store/                                       with source: the prepared data
+
+        result = Finetuner(read_recipe("finetune_small", ["data=store", "output_dir=out"], FinetuneSettings)).run()
+
+    A run that was killed resumes from its last checkpoint to weights that are bit-equal to those of an uninterrupted
+    run, on the same hardware and versions.
+
+    Datasets and models in memory can take the place of `data` and `init_from`:
+
+        settings = FinetuneSettings(labels=["AFIB", "PVC"], output_dir="out", num_train_epochs=20, learning_rate=1e-4)
+        data = FinetuneData.from_datasets(train, valid, feature_extractor, settings)
+        result = Finetuner(settings, data=data, model=build_classifier(settings, data.names)).run()
 
     Args:
-        model ([`ECGFMForMultiLabelClassification`]): Trained in place; its labels are those that are learnt.
-        feature_extractor ([`ECGFMFeatureExtractor`])
-        train, valid (`Dataset`): Splits of a store, as [`load_prepared`] gives them, or selections of them. Without
-            `valid` there is neither a choice of the best update nor calibration nor thresholds.
-        settings ([`FinetuneSettings`]): What says where data and model come from is not looked at.
-        output_dir (`str` or `Path`): For checkpoints and figures. A run that is found there is continued.
+        settings ([`FinetuneSettings`]): With `output_dir` and, without `data` below, `data`.
+        data ([`FinetuneData`], *optional*): In place of the store that settings name.
+        model (`ECGFMForMultiLabelClassification`, *optional*): Trained in place; its labels must be the data's. In
+            place of `init_from` and `model` in the settings.
 
     Raises:
-        [`SettingsError`]: labels that cannot be learnt, or are not the model's.
-        [`LeakError`]: a patient or recording in both datasets.
-        [`NonFiniteTrainingError`]: a loss, a gradient or the outputs became NaN or infinite.
+        [`SettingsError`]: impossible settings; `output_dir` holds another run.
+        [`LeakError`]: a recording or patient in two of the splits.
     """
-    check_splits({"train": train} | ({} if valid is None else {"valid": valid}))
-    labels = settings.labels
-    if labels is None and settings.problem_type != "single_label_classification":
-        labels = model.config.label_names
-    data = training_data(train, valid, feature_extractor, replace(settings, labels=labels))
-    return run_training(model, data, settings, output_dir)
+
+    def __init__(
+        self,
+        settings: FinetuneSettings,
+        *,
+        data: FinetuneData | None = None,
+        model: ECGFMForMultiLabelClassification | None = None,
+    ):
+        self.settings, self.folder = settings, RunFolder(settings)
+        self.processes = PartialState(cpu=settings.use_cpu)
+        settings.check_processes(self.processes.num_processes, "scripts/finetune.py")
+        check_trackers(settings.trackers)
+        if self.is_finished:
+            return
+        if settings.init_from is not None:
+            try:
+                check_guard(settings.init_from)
+            except ValueError as error:
+                raise SettingsError(f"init_from: {error}") from None
+        if data is None:
+            # One process makes the store and the copy of the data that all read.
+            with self.processes.main_process_first():
+                data = load_finetune_data(settings, build_extractor(settings))
+        elif not data.datasets:
+            raise SettingsError("data.datasets is empty: the model folder records which recordings a model has seen")
+        self.data, self.feature_extractor = data, data.feature_extractor
+        self.folder.check_same_data(data.digest, len(data.train), self.processes.num_processes)
+        model = prepare_for_training(build_classifier(settings, data.names) if model is None else model, settings)
+        check_leads(model.config, self.feature_extractor)
+        self.trainer = build_trainer(model, data, settings, self.folder.path)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the folder holds this run, finished."""
+        return self.folder.is_finished
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.processes.is_main_process
+
+    def describe(self) -> str:
+        """Describe the run that is about to begin, in lines."""
+        if self.is_finished:
+            return f"{self.folder.path} holds this run, finished"
+        settings, data, processes = self.settings, self.data, self.processes.num_processes
+        trainable, parameters = count_parameters(self.trainer.model)
+        valid = "none" if data.valid is None else f"{len(data.valid.recording_targets()):,} recordings"
+        begin = "from update 0" if self.folder.latest is None else f"resuming at update {self._first_update:,}"
+        lines = [
+            f"model            {parameters:,} parameters, {trainable:,} trained ({trainable / parameters:.2%}), "
+            f"from {settings.init_from or 'random weights'}",
+            f"task             {data.problem_type.replace('_', ' ')}, {len(data.names)} "
+            f"output{'s' if len(data.names) > 1 else ''}: "
+            f"{', '.join(data.names[:6])}{', ...' if len(data.names) > 6 else ''}",
+            f"data             {len(data.train.recording_targets()):,} recordings ({len(data.train):,} segments) to "
+            f"train, validation: {valid}",
+            f"effective batch  {settings.effective_batch(processes):,} segments: "
+            f"{settings.per_device_train_batch_size} x {processes} process{'es' if processes > 1 else ''} x "
+            f"{settings.gradient_accumulation_steps} accumulation",
+            f"updates          {self.trainer.total_updates:,} ({self.trainer.updates_per_epoch:,} an epoch), {begin}",
+            f"computing        {settings.precision} on {self.trainer.accelerator.device.type}",
+            *(f"note             {note}" for note in data.notes),
+        ]
+        return "\n".join(lines)
+
+    def run(self) -> FinetuneResult:
+        """
+        Train to the end, or until SIGTERM or Ctrl-C: then the update is finished and saved. A finished run is read.
+
+        Raises:
+            [`SettingsError`]: another run is writing to `output_dir`.
+            [`NonFiniteError`]: a loss, a gradient or the outputs are NaN or infinite.
+            `OSError`: a checkpoint or the model cannot be written.
+        """
+        if self.is_finished:
+            return read_result(self.folder.path)
+        with self.folder.claimed(self.processes):
+            # How long an interrupted run took before is unknown.
+            began = time.monotonic() if self.folder.latest is None else None
+            counts = count_parameters(self.trainer.model)
+            received = self._train()
+            update = self.trainer.state.global_step
+            if received:
+                return FinetuneResult(None, update, update, False, received, {}, notes=self.data.notes)
+            result = self._measure_and_merge(*counts)
+            if self.is_main_process:
+                self._write(result, None if began is None else round(time.monotonic() - began))
+            self.processes.wait_for_everyone()
+        return result
+
+    @property
+    def _first_update(self) -> int:
+        return 0 if self.folder.latest is None else update_of(self.folder.latest)
+
+    def _train(self) -> int:
+        """Train to the end, or until a signal, which is returned; 0 without."""
+        trainer, settings = self.trainer, self.settings
+        accelerator = trainer.accelerator
+        if settings.trackers:
+            # Not the Trainer's own reports, which contain paths.
+            accelerator.project_configuration.set_directories(str(self.folder.path))
+            accelerator.log_with = filter_trackers(settings.trackers, accelerator.logging_dir)
+        monitor = Monitor(accelerator, settings, trainer.total_updates, self._first_update)
+        with Interruption() as interruption:
+            stop = StopOnSignal(interruption, accelerator)
+            trainer.add_callback(stop)
+            trainer.add_callback(LogProgress(monitor, settings.effective_batch(accelerator.num_processes)))
+            latest = self.folder.latest
+            try:
+                trainer.train(resume_from_checkpoint=None if latest is None else str(latest))
+            finally:
+                monitor.close()
+        return stop.received
+
+    def _measure_and_merge(self, trainable: int, parameters: int) -> FinetuneResult:
+        """Validate the best model, fit its operating points, and merge its adapters; on all processes together."""
+        trainer, data, state = self.trainer, self.data, self.trainer.state
+        metrics: dict[str, float] = {}
+        points, best = OperatingPoints(), state.global_step
+        if data.valid is not None:
+            _, scores, found = trainer.recordings_of(data.valid)
+            metrics = {k: v for k, v in recording_metrics(scores, found, data.problem_type).items() if np.isfinite(v)}
+            best = state.best_global_step or state.global_step
+            if data.problem_type == "multi_label_classification":
+                weights = trainer.classifier.config.pos_weight
+                points = fit_operating_points(data.names, found, scores, weights, self.settings)
+        model = self._merged_model()
+        model.config.label_calibration = points.calibration or None
+        model.config.label_thresholds = points.thresholds or None
+        notes = [*data.notes, *points.notes]
+        return FinetuneResult(model, state.global_step, best, True, 0, metrics, points, notes, trainable, parameters)
+
+    @torch.no_grad()
+    def _merged_model(self) -> ECGFMForMultiLabelClassification:
+        """Return the trained classifier, with merged adapters and outputs in the targets' own units."""
+        classifier = self.trainer.classifier
+        if self.data.scale is not None:
+            head = classifier.classifier
+            head = head.modules_to_save[head.active_adapter] if hasattr(head, "modules_to_save") else head
+            mean, deviation = (torch.as_tensor(values).to(head.weight) for values in self.data.scale)
+            head.weight.mul_(deviation[:, None])
+            head.bias.mul_(deviation).add_(mean)
+        if self.settings.lora:
+            adapters = self.folder.path / ADAPTERS_FOLDER if self.is_main_process else None
+            classifier = merge_lora(self.trainer.accelerator.unwrap_model(self.trainer.model), adapters)
+        return classifier.eval()
+
+    def _write(self, result: FinetuneResult, seconds: int | None) -> None:
+        """Write the model folder, its guard and provenance, and last the result."""
+        path, init_from = self.folder.path, self.settings.init_from
+        ids = {split: _ids(dataset) for split, dataset in self.data.datasets.items()}
+        # Before the weights: no model may be without a record of what it has seen.
+        write_guard(path, ids["train"], ids.get("valid", ((), ())), began_from=init_from)
+        provenance = self._provenance(result, seconds)
+        config = result.model.config
+        if config.pos_weight is not None and (few := labels_of_few([provenance], config.label_names)):
+            # The folder is made to be shared, and only this training uses them.
+            config.pos_weight = None
+            result.notes.append(
+                "pos_weight is withheld from config.json: it reveals how few training recordings have, or do not have, "
+                f"{', '.join(few)}"
+            )
+        save_model_folder(result.model, self.feature_extractor, path)
+        add_step(path, "fine-tuning", provenance, began_from=init_from)
+        content = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name != "model"}
+        content["operating_points"] = dataclasses.asdict(result.operating_points)
+        content["metrics_are"] = "of the validation split, which chose the update; not of a test split"
+        write_json(path / RESULT_FILE, content)
+
+    def _provenance(self, result: FinetuneResult, seconds: int | None) -> dict[str, Any]:
+        settings, data = self.settings, self.data
+        used = {"train": data.train} | ({} if data.valid is None else {"valid": data.valid})
+        splits = {
+            split: summarize_split(
+                data.datasets[split], data.rows[split], data.names, segments.recording_targets(), data.problem_type
+            )
+            for split, segments in used.items()
+        }
+        weights = settings.pos_weight if data.problem_type == "multi_label_classification" else None
+        return {
+            "data": summarize_data(splits),
+            "updates": result.update,
+            "best_update": result.best_update,
+            "trained_parameters": result.trainable_parameters,
+            "effective_batch_segments": settings.effective_batch(self.processes.num_processes),
+            # The weights themselves reveal how many recordings have a label, however few.
+            "pos_weight": "given" if isinstance(weights, list) else weights,
+            "settings": told_settings(settings.to_dict(), _REPORTED),
+            "seconds": seconds,
+            "hardware": hardware(self.trainer.accelerator.device, self.processes.num_processes),
+            "versions": versions("torch", "transformers", "accelerate"),
+        }
 
 
-def run_training(
-    model: ECGFMForMultiLabelClassification, data: TrainingData, settings: FinetuneSettings, output_dir: str | Path
-) -> FinetuneResult:
-    """[`train_classifier`] with segments at hand."""
-    return train_to_end(build_trainer(model, data, settings, output_dir), data, settings, output_dir)
-
-
-def train_to_end(
-    trainer: ECGTrainer, data: TrainingData, settings: FinetuneSettings, output_dir: str | Path
-) -> FinetuneResult:
-    """What is left of a run once its Trainer is there; all processes together."""
-    output_dir = Path(output_dir)
-    counts = count_parameters(trainer.model)
-    latest = last_checkpoint(output_dir) if settings.resume_from_checkpoint else None
-    received = _train(trainer, settings, output_dir, latest)
-    state = trainer.state
-    if received:
-        return FinetuneResult(None, state.global_step, state.global_step, False, received, {}, notes=data.notes)
-    metrics, points = {}, OperatingPoints()
-    if data.valid is not None:
-        _, scores, found = trainer.recordings_of(data.valid)
-        metrics = {k: v for k, v in recording_metrics(scores, found, data.problem_type).items() if np.isfinite(v)}
-        if data.problem_type == "multi_label_classification":
-            points = fit_operating_points(data.names, found, scores, trainer.classifier.config.pos_weight, settings)
-    best = state.best_global_step if data.valid is not None and state.best_global_step else state.global_step
-    final = _finished_model(trainer, settings, output_dir, data.scale)
-    final.config.label_calibration = points.calibration or None
-    final.config.label_thresholds = points.thresholds or None
-    notes = [*data.notes, *points.notes]
-    return FinetuneResult(final, state.global_step, best, True, 0, metrics, points, notes, *counts)
-
-
-def build_trainer(
-    model: ECGFMForMultiLabelClassification, data: TrainingData, settings: FinetuneSettings, output_dir: str | Path
-) -> ECGTrainer:
-    """
-    The Trainer of a run: the model's config gets what the data says, and weights are frozen or adapted as asked for.
-
-    Raises:
-        [`SettingsError`]: the model's labels are not the data's, settings that contradict the data or the device.
-    """
-    config = model.config
-    if list(data.names) != config.label_names:
-        raise SettingsError(f"the model's labels are {config.label_names}, those to learn {list(data.names)}")
-    if (config.problem_type or data.problem_type) != data.problem_type:
-        raise SettingsError(f"the model's problem_type is {config.problem_type}, that of the data {data.problem_type}")
-    config.problem_type = data.problem_type
-    config.label_calibration = config.label_thresholds = None
-    config.pos_weight = _pos_weight(data, settings)
-    if settings.gradient_checkpointing:
-        checkpoint_activations(model)
-    if settings.freeze_encoder == "always":
-        model.ecgfm.requires_grad_(False)
-    trained = add_lora(model, settings.lora) if settings.lora else model
-    callbacks: list[TrainerCallback] = []
-    if settings.early_stopping_patience:
-        if data.valid is None:
-            raise SettingsError("early_stopping watches the validation split, and there is none")
-        if data.chooses:
-            callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience))
-    if settings.freeze_encoder not in (0, "always"):
-        callbacks.append(FreezeEncoder(encoder_parameters(trained), settings.freeze_encoder))
-    check_trackers(settings.trackers)
-    checkpoints = Path(output_dir) / CHECKPOINTS
+def read_result(output_dir: str | Path) -> FinetuneResult:
+    """Read the result of a finished run, with its model. [`SettingsError`] where it is damaged."""
+    path = Path(output_dir) / RESULT_FILE
     try:
-        trainer = ECGTrainer(trained, settings, data.train, data.valid, checkpoints, data.scale, callbacks=callbacks)
-    except (ValueError, ImportError) as error:
-        raise SettingsError(f"{settings.precision}, use_cpu={settings.use_cpu}: {error}") from None
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        points = OperatingPoints(**content.pop("operating_points"))
+        del content["metrics_are"]
+        model = load_model(output_dir, ECGFMForMultiLabelClassification)
+        return FinetuneResult(model=model, operating_points=points, **content)
+    except (ValueError, TypeError, KeyError, OSError, ModelFolderError) as error:
+        raise SettingsError(f"{path} is damaged: {error}") from None
 
 
-def _train(trainer: ECGTrainer, settings: FinetuneSettings, output_dir: Path, latest: Path | None) -> int:
-    """Trains to the end, or until a signal, which is returned; 0 without."""
-    first = 0 if latest is None else update_of(latest)
-    accelerator = trainer.accelerator
-    if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    if settings.trackers:
-        # Not the Trainer's own reports: those tell paths.
-        accelerator.project_configuration.set_directories(str(output_dir))
-        accelerator.log_with = filter_trackers(list(settings.trackers), accelerator.logging_dir)
-    monitor = Monitor(accelerator, replace(settings, output_dir=str(output_dir)), trainer.total_updates, first)
-    with Interruption() as interruption:
-        stop = StopOnSignal(interruption, accelerator)
-        trainer.add_callback(stop)
-        per_update = settings.effective_batch(accelerator.num_processes)
-        trainer.add_callback(TellProgress(monitor, per_update))
-        try:
-            trainer.train(resume_from_checkpoint=None if latest is None else str(latest))
-        finally:
-            monitor.close()
-    return stop.received
+def _ids(dataset: "Dataset") -> tuple[list[str], list[str | None]]:
+    return dataset["recording_id"][:], dataset["patient_id"][:]
 
 
-def _pos_weight(data: TrainingData, settings: FinetuneSettings) -> list[float] | None:
-    if data.problem_type != "multi_label_classification" or settings.pos_weight is None:
-        return None
-    if settings.pos_weight == "balanced":
-        return balanced_weights(data.train.recording_targets())
-    if len(settings.pos_weight) != len(data.names):
-        raise SettingsError(
-            f"pos_weight has {len(settings.pos_weight)} numbers, the model {len(data.names)} labels: "
-            f"{', '.join(data.names)}"
-        )
-    return list(settings.pos_weight)
-
-
-@torch.no_grad()
-def _finished_model(
-    trainer: ECGTrainer, settings: FinetuneSettings, output_dir: Path, scale: tuple[np.ndarray, np.ndarray] | None
-) -> ECGFMForMultiLabelClassification:
-    """The trained classifier by itself, its adapters merged and its outputs in the targets' own units."""
-    classifier = trainer.classifier
-    if scale is not None:
-        head = classifier.classifier
-        head = head.modules_to_save[head.active_adapter] if hasattr(head, "modules_to_save") else head
-        mean, deviation = (torch.as_tensor(values).to(head.weight) for values in scale)
-        head.weight.mul_(deviation[:, None])
-        head.bias.mul_(deviation).add_(mean)
-    if settings.lora:
-        adapters = output_dir / ADAPTERS_FOLDER if trainer.accelerator.is_main_process else None
-        classifier = merge_lora(trainer.accelerator.unwrap_model(trainer.model), adapters)
-    return classifier.eval()
-
-
-__all__ = ["FinetuneResult", "build_trainer", "run_training", "train_classifier", "train_to_end"]
+__all__ = ["FinetuneResult", "Finetuner", "read_result"]

@@ -1,40 +1,227 @@
 """
 Linear probing: the encoder stays as it is, its embeddings are computed once, and only heads are fitted.
 
-A head is fitted on a row a recording, the mean of its segments' embeddings: labels are of recordings, and long ones
+A head is fitted on one row per recording, the mean of its segments' embeddings: labels are of recordings, and long ones
 would count more otherwise. It is a linear layer on a segment's embedding all the same, so the result is an ordinary
 classifier whose logits, averaged over a recording's segments, are exactly those that were fitted.
 """
 
+import hashlib
+import itertools
+import json
+import logging
 import math
+import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ..configuration_ecgfm import LABEL_FIELDS
+from ..data.segments import as_model_inputs
+from ..data.store import label_columns
+from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..inference.predictions import Predictions
+from ..inference.scoring import run_recordings
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMModel
 from ..pipeline_ecgfm import recording_scores
-from .embeddings import Embeddings, LinearProbeError, embed_split
+from ..utils.errors import ECGFMError
+from ..utils.files import atomic_path
+from ..utils.precision import resolve_precision
 
-# Inverse of the L2 penalty, as scikit-learn has it, for features of unit deviation; ridge takes their inverses.
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+    from sklearn.linear_model import LogisticRegression
+
+logger = logging.getLogger(__name__)
+
+# Inverse of the L2 penalty, as in scikit-learn, for features of unit deviation; ridge takes their inverses.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 FOLDS = 5
 PROBLEM_TYPES = ("multi_label_classification", "regression")
+_CACHE_VERSION = 1
+
+
+class LinearProbeError(ECGFMError, ValueError):
+    """Embeddings or labels that no head can be fitted on. The message names what was found."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """
+    The embeddings of a split's segments.
+
+    Args:
+        values (`np.ndarray` (segments, hidden_size) float32): Embeddings, segments of a recording together.
+        recordings (`np.ndarray` (segments,) int64): The index of each one's recording in `recording_ids`.
+        recording_ids (`list[str]`, length n)
+        patient_ids (`list[str | None]`, length n): None where unknown.
+        label_names (`tuple[str, ...]`, length L)
+        labels (`np.ndarray` (n, L) float64): NaN where unknown.
+    """
+
+    values: np.ndarray
+    recordings: np.ndarray
+    recording_ids: list[str]
+    patient_ids: list[str | None]
+    label_names: tuple[str, ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.recording_ids)
+
+    def segments_of_recordings(self) -> list[slice]:
+        """Return the slice of `values` with the segments of each recording."""
+        bounds = np.searchsorted(self.recordings, np.arange(len(self) + 1))
+        return [slice(first, end) for first, end in itertools.pairwise(bounds)]
+
+    def recording_means(self) -> np.ndarray:
+        """Return the mean of each recording's segments, (n, hidden_size) float64."""
+        if not len(self):
+            return np.zeros((0, self.values.shape[1]))
+        return np.stack([self.values[own].mean(axis=0, dtype=np.float64) for own in self.segments_of_recordings()])
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Embeddings":
+        """Return these recordings (indices, or a boolean mask), in the order given."""
+        rows = np.arange(len(self))[np.asarray(rows)]
+        segments = self.segments_of_recordings()
+        values = [self.values[segments[row]] for row in rows]
+        return Embeddings(
+            np.concatenate([self.values[:0], *values]),
+            np.repeat(np.arange(len(rows)), [len(own) for own in values]),
+            [self.recording_ids[row] for row in rows],
+            [self.patient_ids[row] for row in rows],
+            self.label_names,
+            self.labels[rows],
+        )
+
+
+def embed_split(
+    model: ECGFMModel,
+    feature_extractor: ECGFMFeatureExtractor,
+    dataset: "Dataset",
+    labels: Sequence[str] | None = None,
+    *,
+    batch_size: int = 16,
+    num_workers: int = 0,
+    precision: str = "float32",
+    cache_dir: str | os.PathLike | None = None,
+    progress: bool = False,
+) -> Embeddings:
+    """
+    Embed the recordings of one split.
+
+    Args:
+        model ([`ECGFMModel`]): Runs on the device that it is on.
+        feature_extractor ([`ECGFMFeatureExtractor`]): With the policies for missing leads, NaN and so on.
+        dataset (`Dataset`): From `load_prepared(store, split)`.
+        labels: Columns, in this order. Defaults to the dataset's label columns.
+        batch_size, num_workers, precision, progress: As of `run_recordings`.
+        cache_dir: Folder to keep embeddings in, in a file named after the encoder's weights and settings, the feature
+            extractor, the precision and the dataset's fingerprint. Embeddings found there are not computed again.
+
+    Returns:
+        [`Embeddings`] of the recordings that the extractor does not refuse, in order of rows.
+
+    Raises:
+        [`LinearProbeError`]: a label that the dataset does not have, or without numbers; no recording to embed.
+    """
+    names = tuple(label_columns(dataset.column_names, dataset.features) if labels is None else labels)
+    if unknown := [name for name in names if name not in dataset.column_names]:
+        raise LinearProbeError(f"the dataset has no label {', '.join(unknown)}")
+    path = None
+    if cache_dir is not None:
+        key = _fingerprint(model, feature_extractor, dataset, resolve_precision(precision, model.device))
+        path = Path(cache_dir) / f"embeddings-{key}.npz"
+    found = None if path is None else _read_cache(path)
+    if found is None:
+        inputs = as_model_inputs(dataset, feature_extractor, labels=())
+        outputs = run_recordings(
+            model,
+            inputs,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            precision=precision,
+            embeddings=True,
+            progress=progress,
+        )
+        rows, values = [], []
+        for output in outputs:
+            rows.append(output.row)
+            values.append(output.embeddings)
+        if not rows:
+            raise LinearProbeError(f"none of the {len(dataset)} recordings can be embedded: {inputs.skipped}")
+        found = np.concatenate(values), np.repeat(np.array(rows, dtype=np.int64), [len(own) for own in values])
+        if path is not None:
+            _write_cache(path, *found)
+    values, segment_rows = found
+    rows, recordings = np.unique(segment_rows, return_inverse=True)
+    known = dataset.select_columns(list(dict.fromkeys(("recording_id", "patient_id", *names))))
+    known = known.with_format("arrow")[:].take(rows)
+    return Embeddings(
+        values,
+        recordings,
+        known["recording_id"].to_pylist(),
+        known["patient_id"].to_pylist(),
+        names,
+        np.stack([_numbers(known, name) for name in names], axis=1) if names else np.zeros((len(rows), 0)),
+    )
+
+
+def _fingerprint(
+    model: ECGFMModel, feature_extractor: ECGFMFeatureExtractor, dataset: "Dataset", precision: str
+) -> str:
+    """Return a digest of all that embeddings depend on. A dataset's fingerprint covers its files and all changes."""
+    digest = hashlib.blake2b(digest_size=16)
+    settings = {key: value for key, value in model.config.to_dict().items() if key not in LABEL_FIELDS}
+    about = [_CACHE_VERSION, precision, dataset._fingerprint, len(dataset), feature_extractor.to_dict(), settings]
+    digest.update(json.dumps(about, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _read_cache(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Read values and rows of segments; None where there is no file, or, with a warning, a damaged one."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays["values"], arrays["rows"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        logger.warning("%s is damaged (%s): embeddings are computed again", path, error)
+        return None
+
+
+def _write_cache(path: Path, values: np.ndarray, rows: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as scratch, scratch.open("wb") as file:
+        np.savez(file, values=values, rows=rows)
+
+
+def _numbers(table: "pa.Table", name: str) -> np.ndarray:
+    """Return a column (rows,) as float64, NaN where it is null."""
+    try:
+        return table[name].cast("float64").to_numpy()
+    except (ValueError, NotImplementedError):
+        raise LinearProbeError(f"label {name}: the column holds {table[name].type}, expected numbers") from None
 
 
 @dataclass(frozen=True)
 class LinearProbe:
     """
-    Heads that were fitted.
+    Fitted heads on an encoder.
 
     Args:
         model ([`ECGFMForMultiLabelClassification`]): The encoder (a copy) with them, ready to be saved.
-        strengths (`dict[str, float]`): Chosen for each label of the model, as `STRENGTHS` are.
-        notes (`dict[str, str]`): Why a label is not in the model, or how one was fitted otherwise.
+        strengths (`dict[str, float]`): The one of `STRENGTHS` that was chosen for each label of the model.
+        notes (`dict[str, str]`): Why a label is not in the model, or was fitted in another way.
     """
 
     model: ECGFMForMultiLabelClassification
@@ -42,7 +229,7 @@ class LinearProbe:
     notes: dict[str, str] = field(default_factory=dict)
 
     def predict(self, embeddings: Embeddings) -> Predictions:
-        """What the model says of recordings, from embeddings of the same encoder: equal to running it, in no time."""
+        """Score recordings from embeddings of the same encoder: the same scores as running the model, at once."""
         config, head = self.model.config, self.model.classifier
         weight = head.weight.detach().cpu().double().numpy()
         logits = embeddings.values.astype(np.float64) @ weight.T + head.bias.detach().cpu().double().numpy()
@@ -72,30 +259,30 @@ def fit_linear_probe(
     seed: int = 0,
 ) -> LinearProbe:
     """
-    Fits a head a label on embeddings: logistic regression, or ridge regression for values.
+    Fit a head for each label on embeddings: logistic regression, or ridge regression for values.
 
-    Features are standardised on these recordings, and the standardisation folded into the head's weights. How strongly
-    a label's weights are penalised is chosen by cross-validation (log loss, or squared error, of the recordings held
-    out), all recordings of a patient in the same fold; a recording of an unknown patient stands for itself. Recordings
-    whose label is unknown take no part in that label. A label of which there is one class only is not in the model, a
-    note says so; one with positives or negatives of a single patient cannot be cross-validated, and takes the median
-    of the other labels' strengths.
+    Features are standardised on these recordings, and the standardisation folded into the head's weights. The
+    penalty of a label's weights is chosen by cross-validation (log loss, or squared error, of the held-out recordings),
+    with all recordings of a patient in the same fold; a recording of an unknown patient counts as a patient of its own.
+    Recordings with an unknown label are skipped for that label. A label with one class only is not in the model, with a
+    note; one with positives or negatives of a single patient cannot be cross-validated, and takes the median of the
+    other labels' strengths.
 
     Args:
-        encoder ([`ECGFMModel`]): The one that made the embeddings. It is not changed.
+        encoder ([`ECGFMModel`]): That made the embeddings; not changed.
         embeddings ([`Embeddings`]): Of the training split.
         problem_type (`str`): One of `PROBLEM_TYPES`.
-        label_aggregation: For the model's config: how segments' scores become the recording's; mean where it says
-            nothing, which is what heads are fitted for.
-        strengths: To choose from: inverses of the penalty.
-        folds (`int`): At least 2; fewer where a class has fewer patients.
-        seed (`int`): Of the folds.
+        label_aggregation: For the model's config: how segments' scores become the recording's. The default is the
+            mean, which heads are fitted for.
+        strengths: Inverses of the penalty to choose from.
+        folds (`int`): At least 2; fewer are used where a class has fewer patients.
+        seed (`int`): For the folds.
 
     Returns:
         [`LinearProbe`]
 
     Raises:
-        [`LinearProbeError`]: no label that can be fitted; values that are no labels; another encoder.
+        [`LinearProbeError`]: no label that can be fitted; labels with other values; another encoder.
     """
     width = embeddings.values.shape[1]
     if width != encoder.config.hidden_size:
@@ -147,12 +334,13 @@ def fit_heads(
     seed: int = 0,
 ) -> Heads:
     """
-    [`fit_linear_probe`] for any features (n, features) of recordings, with labels (n, L), NaN unknown. Other arguments
-    and errors as there.
+    Fit heads on any features (n, features) of recordings, with labels (n, L), NaN unknown.
+
+    Other arguments and errors are those of [`fit_linear_probe`].
     """
     _check(features, labels, label_names, recording_ids, problem_type, strengths, folds)
     mean, scale = features.mean(axis=0), features.std(axis=0)
-    # A feature that never differs says nothing; its deviation is rounding.
+    # A constant feature carries no information; its deviation is rounding.
     scale = np.where(scale > 1e-6 * np.maximum(1.0, np.abs(mean)), scale, np.inf)
     features = (features - mean) / scale
     groups, strengths = _groups(patient_ids), sorted(strengths)
@@ -173,7 +361,9 @@ def fit_heads(
     for name, strength in chosen.items():
         if strength is None:
             chosen[name] = float(np.median(usual)) if usual else strengths[len(strengths) // 2]
-            notes[name] = f"strength {chosen[name]:g} is not its own: too few patients to cross-validate"
+            notes[name] = (
+                f"strength {chosen[name]:g} is the median of the other labels: too few patients to cross-validate"
+            )
     fits = [tasks[name].fit(chosen[name]) for name in chosen]
     weight = np.stack([coefficients for coefficients, _ in fits]) / scale
     return Heads(weight, np.array([intercept for _, intercept in fits]) - weight @ mean, chosen, notes)
@@ -209,8 +399,8 @@ class _Logistic:
         if not parts:
             return None
         best, least, since = None, math.inf, 0
-        # From strong penalties to weak ones, which take longest: each begins where the last ended, and once two in a
-        # row were worse than the best, those after them are not tried.
+        # From strong penalties to weak ones, which take longest: each begins where the last ended. After two in a row
+        # that are worse than the best, the rest is skipped.
         for strength in strengths:
             loss = sum(self._loss(regression, strength, *rows) for regression, *rows in parts)
             best, least, since = (strength, loss, 0) if loss < least else (best, least, since + 1)
@@ -218,8 +408,10 @@ class _Logistic:
                 break
         return best
 
-    def _loss(self, regression: Any, strength: float, train: np.ndarray, held_out: np.ndarray) -> float:
-        """Log loss, summed over the recordings held out."""
+    def _loss(
+        self, regression: "LogisticRegression", strength: float, train: np.ndarray, held_out: np.ndarray
+    ) -> float:
+        """Return the log loss, summed over the held-out recordings."""
         regression.set_params(C=strength).fit(self._features[train], self._targets[train])
         signs = 2 * self._targets[held_out] - 1
         return float(np.logaddexp(0, -signs * regression.decision_function(self._features[held_out])).sum())
@@ -229,7 +421,7 @@ class _Logistic:
         return regression.coef_[0], float(regression.intercept_[0])
 
     @staticmethod
-    def _regression() -> Any:
+    def _regression() -> "LogisticRegression":
         from sklearn.linear_model import LogisticRegression
 
         return LogisticRegression(warm_start=True, max_iter=1000)
@@ -259,9 +451,9 @@ class _Ridge:
         losses = np.zeros(len(strengths))
         splits = GroupKFold(folds, shuffle=True, random_state=seed)
         for train, held_out in splits.split(self._features, self._targets, self._groups):
-            for place, strength in enumerate(strengths):
+            for index, strength in enumerate(strengths):
                 regression = Ridge(1 / strength).fit(self._features[train], self._targets[train])
-                losses[place] += np.square(regression.predict(self._features[held_out]) - self._targets[held_out]).sum()
+                losses[index] += np.square(regression.predict(self._features[held_out]) - self._targets[held_out]).sum()
         return float(strengths[int(losses.argmin())])
 
     def fit(self, strength: float) -> tuple[np.ndarray, float]:
@@ -300,7 +492,7 @@ def _check(
 
 
 def _groups(patient_ids: Sequence[str | None]) -> np.ndarray:
-    """A number (n,) for each patient; a recording of nobody known has its own."""
+    """Return a number (n,) for each patient; a recording of an unknown patient has its own."""
     keys = [(None, row) if patient is None else (patient, 0) for row, patient in enumerate(patient_ids)]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return np.array([numbers[key] for key in keys], dtype=np.int64)
@@ -309,7 +501,7 @@ def _groups(patient_ids: Sequence[str | None]) -> np.ndarray:
 def _classifier(
     encoder: ECGFMModel, names: list[str], problem_type: str, label_aggregation: Mapping[str, str] | None
 ) -> ECGFMForMultiLabelClassification:
-    """A classifier of these labels with a copy of the encoder, in float32."""
+    """Build a classifier of these labels with a copy of the encoder, in float32."""
     content = encoder.config.to_dict()
     for name in (*LABEL_FIELDS, "num_labels"):
         content.pop(name, None)

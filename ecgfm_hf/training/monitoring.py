@@ -1,25 +1,28 @@
-"""What a run tells: a progress bar or lines, a local log, trackers, and a warning when it collapses."""
+"""What a run logs (progress bar, `metrics.jsonl`, trackers), and what stops it: signals and non-finite values."""
 
 import json
-import logging
+import signal
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from ..utils.errors import ECGFMError
+from ..utils.files import write_json, write_text
 from .settings import RunSettings, SettingsError
-
-logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 _TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
-# By itself Weights & Biases sends the command line, what is printed, the host's name and the code's repository: paths,
-# all of them.
+# By default Weights & Biases sends the command line, the output, the host's name and the code's repository, which all
+# contain paths.
 _WANDB_SETTINGS = {
-    "host": "",  # The machine's name stands in for None.
+    "host": "",  # With None it would send the machine's name.
     "console": "off",
     "disable_code": True,
     "disable_git": True,
@@ -41,12 +44,50 @@ _SHORT = {
     "mean_absolute_error_macro": "mae",
     "segments_per_s": "seg/s",
 }
-# Settings that may name institutions or people.
-_PRIVATE = ("data", "output_dir", "init_from", "prepare", "targets")
+# Settings that may name institutions, people or paths.
+_PRIVATE = ("data", "output_dir", "init_from", "prepare", "targets", "training_args")
 
 
-def check_trackers(names: list[str]) -> None:
-    """[`SettingsError`] for a tracker that accelerate does not know, or whose package is absent."""
+class NonFiniteError(ECGFMError, RuntimeError):
+    """
+    A loss, a gradient or outputs became NaN or infinite; no weight was changed by it. The message names the update.
+    """
+
+
+class Interruption:
+    """
+    A context manager that records SIGTERM and Ctrl-C, so that an update can be finished and saved first.
+
+    A second Ctrl-C raises `KeyboardInterrupt`. Outside the main thread nothing is recorded, since Python delivers
+    signals only there.
+
+    Attributes:
+        number (`int`): The signal that came, 0 while none did.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[signal.Signals, Any] = {}  # Any, as `signal.signal` returns
+
+    def __enter__(self) -> "Interruption":
+        self.number = 0
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._record) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        if self.number == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = int(number)
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise [`SettingsError`] for a tracker that accelerate does not have, or whose package is not installed."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     available = {str(name) for name in get_available_trackers()}
@@ -61,14 +102,13 @@ def check_trackers(names: list[str]) -> None:
 
 class Monitor:
     """
-    Tells how a run goes; only the main process speaks.
-
-    Nothing that names a recording is ever given to it.
+    The log of a run; only the main process writes. It is never given anything that names a recording.
 
     Args:
-        accelerator, settings
+        accelerator (`Accelerator`)
+        settings ([`RunSettings`])
         total_updates (`int`): Of the whole run.
-        first_update (`int`): Updates done before; what an interrupted run logged after them is forgotten.
+        first_update (`int`): Updates done before; lines that an interrupted run logged after them are removed.
     """
 
     def __init__(
@@ -80,8 +120,7 @@ class Monitor:
     ):
         self._accelerator, self._settings, self._total = accelerator, settings, total_updates
         self._main = accelerator.is_main_process
-        self._file = Path(settings.output_dir) / METRICS_FILE
-        self._collapsed = False
+        self._file = Path(settings.output_dir or ".") / METRICS_FILE
         self._bar = tqdm(
             total=total_updates,
             initial=first_update,
@@ -92,26 +131,26 @@ class Monitor:
         self._began, self._first = time.perf_counter(), first_update
         if self._main and self._file.is_file():
             lines = self._file.read_text(encoding="utf-8").splitlines(keepends=True)
-            self._file.write_text("".join(x for x in lines if _update_of(x) <= first_update), encoding="utf-8")
+            write_text(self._file, "".join(line for line in lines if _update_of(line) <= first_update))
         if settings.trackers:
             shown = {k: v for k, v in settings.to_dict().items() if k not in _PRIVATE}
             shown = {k: v if isinstance(v, (int, float, str, bool)) else json.dumps(v) for k, v in shown.items()}
-            # Beside TensorBoard's files, and not in whatever folder the command was given.
+            # Beside TensorBoard's files, and not in the working directory.
             of_wandb = {"dir": settings.output_dir, "settings": _WANDB_SETTINGS, "name": settings.run_name}
             accelerator.init_trackers(settings.project, config=shown, init_kwargs={"wandb": of_wandb})
 
     def advance(self) -> None:
-        """An update is done."""
+        """Move the progress bar by one update."""
         self._bar.update(1)
 
     def log(self, kind: str, update: int, values: dict[str, float]) -> None:
         """
-        Tells figures.
+        Log values.
 
         Args:
             kind (`str`): `train` or `valid`.
             update (`int`): Updates done.
-            values (`dict`): Figures by name.
+            values (`dict`): By name.
         """
         if self._settings.trackers:
             self._accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=update)
@@ -126,28 +165,15 @@ class Monitor:
         left = (self._total - update) * (time.perf_counter() - self._began) / max(1, update - self._first)
         figures = "  ".join(f"{name} {value}" for name, value in shown.items())
         time_left = f"  {tqdm.format_interval(left)} left" if kind == "train" else ""
-        self.say(f"{kind}  {update}/{self._total}  {figures}{time_left}")
+        self.write(f"{kind}  {update}/{self._total}  {figures}{time_left}")
 
-    def watch_collapse(self, update: int, values: dict[str, float]) -> None:
-        """Warns once when the codebook has collapsed, and again only if it recovers in between."""
-        collapsed = values["codebook_usage"] < self._settings.collapse_below
-        if collapsed and not self._collapsed:
-            self.say(
-                f"WARNING: update {update}: the codebook has collapsed: code perplexity "
-                f"{values['code_perplexity']:.1f}, usage {values['codebook_usage']:.3f}, below "
-                f"collapse_below={self._settings.collapse_below:g}. "
-                "The contrastive task is then easy and teaches little: raise model.diversity_loss_weight, lower "
-                "learning_rate, or let the Gumbel temperature fall more slowly."
-            )
-        self._collapsed = collapsed
-
-    def say(self, text: str) -> None:
-        """A line, above the progress bar."""
+    def write(self, text: str) -> None:
+        """Write a line to stderr, above the progress bar."""
         if self._main:
             tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        """Ends bar and trackers."""
+        """End the progress bar and the trackers."""
         self._bar.close()
         for tracker in self._accelerator.trackers:
             tracker.finish()
@@ -158,15 +184,17 @@ def _update_of(line: str) -> float:
     try:
         return json.loads(line)["update"]
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # The end of a file that a kill cut off.
+        return float("inf")  # A kill cut the line off.
 
 
-def write_bad_batch(output_dir: str, update: int, process: int, facts: list[dict[str, Any]]) -> Path:
-    """Which recordings were in an update whose loss was NaN or infinite: a local file, never a tracker."""
+def write_nonfinite_batch(
+    output_dir: str | Path, update: int, process: int, micro_batches: list[dict[str, Any]]
+) -> Path:
+    """Write which recordings were in an update that was not finite: to a local file, never to a tracker."""
     path = Path(output_dir) / "nonfinite" / f"update-{update:08d}-process-{process}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"update": update, "micro_batches": facts}, indent=1) + "\n", encoding="utf-8")
+    write_json(path, {"update": update, "micro_batches": micro_batches})
     return path
 
 
-__all__ = ["Monitor", "check_trackers", "write_bad_batch"]
+__all__ = ["Interruption", "Monitor", "NonFiniteError", "check_trackers", "write_nonfinite_batch"]

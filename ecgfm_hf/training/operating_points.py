@@ -12,12 +12,12 @@ from .settings import FinetuneSettings, parse_threshold_rule
 @dataclass(frozen=True)
 class OperatingPoints:
     """
-    What the config gets.
+    Calibration and thresholds for a model's config.
 
     Args:
-        calibration (`dict[str, dict[str, float]]`): Slope and intercept by label; labels without one stay scores.
-        thresholds (`dict[str, float]`): By label, on the calibrated score where there is a calibration.
-        cases (`dict[str, tuple[int, int]]`): Positive and negative recordings that they were fitted on, by label.
+        calibration (`dict[str, dict[str, float]]`): Slope and intercept by label, of labels that have one.
+        thresholds (`dict[str, float]`): By label, on the calibrated score if the label has a calibration.
+        cases (`dict[str, tuple[int, int]]`): Positive and negative recordings that were available, by label.
         notes (`list[str]`): What a user has to know, a sentence each.
     """
 
@@ -35,15 +35,15 @@ def fit_operating_points(
     settings: FinetuneSettings,
 ) -> OperatingPoints:
     """
-    Calibration, then thresholds on what it gives, both from the same recordings.
+    Fit a calibration, then thresholds on the calibrated scores, both on the same recordings.
 
-    A label with fewer than `min_cases` positives or negatives gets neither, nor does one whose positives do not score
-    higher than its negatives.
+    A label with fewer than `min_cases` positives or negatives gets neither. The same is true of a label whose positives
+    do not score higher than its negatives.
 
     Args:
         label_names (sequence of `str`)
         targets, scores (`np.ndarray` (recordings, L)): Of the validation split; scores are uncalibrated.
-        pos_weight (sequence of `float`, *optional*): Of the loss; its shift is undone before calibrating.
+        pos_weight (sequence of `float`, *optional*): Of the loss; its shift of the logits is undone before calibrating.
         settings ([`FinetuneSettings`]): `thresholds`, `calibration`, `min_cases`.
     """
     from ..evaluation import apply_calibration, auroc, fit_calibration, fit_thresholds
@@ -52,7 +52,7 @@ def fit_operating_points(
     if settings.calibration == "none" and rule is None:
         return OperatingPoints()
     positives, negatives = (targets == 1).sum(axis=0), (targets == 0).sum(axis=0)
-    # Where positives do not score higher, there is nothing to calibrate and no threshold that would help.
+    # Where positives do not score higher, neither a calibration nor a threshold helps.
     chance = ~(auroc(targets, scores) > 0.5)
     enough = (np.minimum(positives, negatives) >= settings.min_cases) & ~chance
     cases = {n: (int(p), int(q)) for n, p, q in zip(label_names, positives, negatives, strict=True)}
@@ -81,10 +81,10 @@ def _notes(
     notes = []
     few = [name for name in cases if min(cases[name]) < settings.min_cases]
     if few:
-        told = ", ".join(f"{name} ({cases[name][0]} positive, {cases[name][1]} negative)" for name in few)
+        listed = ", ".join(f"{name} ({cases[name][0]} positive, {cases[name][1]} negative)" for name in few)
         notes.append(
-            f"no calibration and no threshold, for fewer than min_cases={settings.min_cases} validation recordings of "
-            f"either kind: {told}"
+            f"no calibration and no threshold, as validation has fewer than min_cases={settings.min_cases} positives "
+            f"or negatives: {listed}"
         )
     useless = [name for name in useless if name not in few]
     if useless:

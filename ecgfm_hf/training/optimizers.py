@@ -10,11 +10,11 @@ from .settings import RunSettings
 
 class FairseqAdam(torch.optim.AdamW):
     """
-    The original's Adam: weight decay decoupled, `eps` added to the root of the second moment *before* the bias
+    Adam as in fairseq-signals: weight decay decoupled, `eps` added to the root of the second moment *before* the bias
     correction. torch's AdamW adds it after, and differs by up to 0.45 learning rates on the first update.
 
     The two formulas agree if torch's is given `eps / sqrt(1 - beta2 ** t)` at a parameter's update t, so torch's fused
-    kernel does the work: one pass over the weights on CPU and GPU.
+    kernel computes it: one pass over the weights on CPU and GPU.
 
     Args:
         params: Parameters or groups.
@@ -39,8 +39,8 @@ class FairseqAdam(torch.optim.AdamW):
     @torch.no_grad()
     def allocate_state(self) -> None:
         """
-        Takes the memory of the moments now, once the parameters are where they stay. Taken in the first update, among
-        freed activations, it leaves gaps that nothing fits into: a twentieth of the peak at base size.
+        Allocate the moments now, once the parameters are on their device. Allocated in the first update, between freed
+        activations, they leave gaps that nothing fits into: a twentieth of the peak at base size.
         """
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -53,7 +53,7 @@ class FairseqAdam(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
-        """An update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -71,7 +71,7 @@ class FairseqAdam(torch.optim.AdamW):
         return loss
 
     def _updates(self, parameter: torch.Tensor) -> int:
-        """How often a parameter has been updated: a number, since to read `step` would halt a GPU every time."""
+        """Return how often a parameter has been updated: kept as a number, as reading `step` synchronises a GPU."""
         state = self.state[parameter]
         if state and "updates" not in state:
             # Allocated and not used yet, or from the checkpoint of an engine that keeps tensors alone, as FSDP does.
@@ -79,7 +79,7 @@ class FairseqAdam(torch.optim.AdamW):
         return state.get("updates", 0)
 
     def _parts(self, group: dict) -> list[dict]:
-        """The group split by how often its parameters have been updated, almost always one part."""
+        """Split a group by how often its parameters have been updated: almost always one part."""
         parts: dict[int, list[torch.Tensor]] = {}
         for parameter in group["params"]:
             if parameter.grad is not None:
@@ -95,8 +95,8 @@ def build_optimizer(
     parameters: Iterable[torch.Tensor] | Iterable[dict], settings: RunSettings
 ) -> torch.optim.Optimizer:
     """
-    `FairseqAdam` or torch's AdamW (fused), over what is trainable among parameters, or over groups of them. Every
-    weight decays, as in the original.
+    Build [`FairseqAdam`] or torch's AdamW (fused) over the trainable ones of the parameters, or over groups of them.
+    Every weight decays, as in fairseq-signals.
     """
     trainable = [given for given in parameters if isinstance(given, dict) or given.requires_grad]
     arguments = {
@@ -112,7 +112,7 @@ def build_optimizer(
 
 def learning_rate_at(update: int, total_updates: int, settings: RunSettings) -> float:
     """
-    The learning rate of an update, a function of its number alone: there is no state to save.
+    Return the learning rate of an update, a function of its number alone: there is no state to save.
 
     Args:
         update (`int`): From 0.

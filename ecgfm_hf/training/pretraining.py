@@ -1,62 +1,73 @@
-"""The pretraining loop."""
+"""Pretraining with W2V + CMSC + RLM: from settings to a model folder, on one process or many, with accelerate."""
 
+import json
+import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import GradientAccumulationPlugin
 
 from ..model_folder import save_model_folder
 from ..provenance import FACTS_FILE, add_step, hardware, told_settings, versions
-from ..utils.errors import ECGFMError
-from .checkpoints import (
-    Checkpoints,
-    TrainerState,
-    check_same_data,
-    check_same_settings,
-    damage_told,
-    full_disk_told,
-    load_optimizer,
-    read_state,
-)
-from .data_facts import data_facts
-from .interruption import Interruption
-from .monitoring import Monitor, write_bad_batch
-from .objective import METRICS, batch_metrics
+from ..utils.files import write_json
+from .data_summary import summarize_data
+from .initial_model import build_pretraining_model
+from .monitoring import Interruption, Monitor, NonFiniteError, check_trackers, write_nonfinite_batch
+from .objective import METRICS, NonFiniteBatchError, Updater, batch_metrics
 from .optimizers import FairseqAdam, build_optimizer
-from .pair_batches import open_pairs, train_batches, valid_batches
-from .recipes import write_recipe
+from .pretraining_data import open_pairs, train_batches, valid_batches
+from .run_folder import STATE_FILE, RunFolder, reading_checkpoint, writing_to
 from .settings import PUBLISHED_EFFECTIVE_BATCH, PretrainSettings, SettingsError, steps_of
-from .start import build_accelerator, build_model
-from .update import NotFiniteError, Updater
 
-SETTINGS_FILE = "settings.yaml"
-# Settings that model cards tell: nothing that names a place, a person or an institution.
-_TOLD = ("augmentations", "model", "cmsc_positives", "cmsc_across_processes", "per_device_train_batch_size")
-_TOLD += ("gradient_accumulation_steps", "num_train_epochs", "max_steps", "optim", "learning_rate", "adam_beta1")
-_TOLD += ("adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "lr_scheduler_type", "warmup_steps")
-_TOLD += ("final_learning_rate", "seed", "bf16", "fp16")
+OPTIMIZER_FILE, ENGINE_FOLDER = "optimizer.pt", "engine"
+# Settings that model cards report: none that contains a path, a person or an institution.
+_REPORTED = ("augmentations", "model", "cmsc_positives", "cmsc_across_processes", "per_device_train_batch_size")
+_REPORTED += ("gradient_accumulation_steps", "num_train_epochs", "max_steps", "optim", "learning_rate", "adam_beta1")
+_REPORTED += ("adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "lr_scheduler_type", "warmup_steps")
+_REPORTED += ("final_learning_rate", "seed", "bf16", "fp16")
+# The variables by which accelerate's launcher passes on the engine that its configuration names.
+_ENGINES = {
+    "ACCELERATE_USE_DEEPSPEED": DistributedType.DEEPSPEED,
+    "ACCELERATE_USE_FSDP": DistributedType.FSDP,
+    "ACCELERATE_USE_MEGATRON_LM": DistributedType.MEGATRON_LM,
+}
 
 
-class NonFiniteLossError(ECGFMError, RuntimeError):
-    """The loss or gradient became NaN or infinite. The message names the update and the last good checkpoint."""
+@dataclass
+class TrainerState:
+    """
+    Where a run is; `trainer_state.json` of a checkpoint. Draws are seeded by their index in the run, so there is no
+    random state.
+
+    Args:
+        update (`int`): Updates done.
+        epoch, update_in_epoch (`int`): Epochs done, and updates done in the current one.
+        best_loss (`float`, *optional*): Least validation loss so far.
+    """
+
+    update: int = 0
+    epoch: int = 0
+    update_in_epoch: int = 0
+    best_loss: float | None = None
 
 
 @dataclass
 class PretrainResult:
     """
-    How a run ended.
+    The end of a pretraining run.
 
     Args:
         update (`int`): Updates done.
-        finished (`bool`): Whether all of them are; False after SIGTERM or Ctrl-C.
+        finished (`bool`): Whether all updates are done; False after SIGTERM or Ctrl-C.
         signal (`int`): The signal that ended it, 0 without.
         checkpoint (`Path`, *optional*): The last one written.
-        best (`Path`, *optional*): That of the least validation loss.
+        best (`Path`, *optional*): The checkpoint with the least validation loss.
         metrics (`dict[str, float]`): Of the last update of this call.
     """
 
@@ -70,15 +81,17 @@ class PretrainResult:
 
 class Pretrainer:
     """
-    Pretrains with W2V + CMSC + RLM, one process or many.
+    Pretrain with W2V + CMSC + RLM, on one process or many.
+
+        result = Pretrainer(read_recipe("pretrain_tiny", ["data=store", "output_dir=run"])).run()
 
     Every random draw (initialisation, order, masks, negatives, Gumbel noise, dropout, augmentations) is seeded by the
-    run's seed and its place in the run. A run that was killed therefore continues from its last checkpoint to weights
-    that are bit-equal to an uninterrupted run's, on the same hardware and versions. And draws are numbered over
-    processes and accumulation together: 2 processes x 2 accumulation steps draw what one process with 4 steps draws.
+    run's seed and the draw's index in the run. So a killed run resumes from its last checkpoint to weights that are
+    bit-equal to those of an uninterrupted run, on the same hardware and versions. Draws are numbered over processes and
+    accumulation together: 2 processes x 2 accumulation steps draw what one process with 4 steps draws.
 
     The gradient of an update is sum_i(n_i dL_i) / sum_i(n_i) over all its micro-batches, with n_i the masked frames of
-    micro-batch i and L_i its loss a masked frame, as in the original; diversity and CMSC are per micro-batch.
+    micro-batch i and L_i its loss per masked frame, as in fairseq-signals; diversity and CMSC are per micro-batch.
 
     Args:
         settings ([`PretrainSettings`]): With `data` and `output_dir`.
@@ -88,22 +101,13 @@ class Pretrainer:
     """
 
     def __init__(self, settings: PretrainSettings):
-        if settings.output_dir is None:
-            raise SettingsError("output_dir is required: the folder that checkpoints, logs and the model go to")
-        self.settings = settings
+        self.settings, self.folder = settings, RunFolder(settings)
         self.accelerator: Accelerator = build_accelerator(settings)
-        self.checkpoints = Checkpoints(settings.output_dir, settings.save_total_limit)
-        latest = self.checkpoints.latest()
-        if latest is not None and not settings.resume_from_checkpoint:
-            raise SettingsError(
-                f"{settings.output_dir} holds a run and resume_from_checkpoint is false: give another output_dir"
-            )
-        if latest is not None:
-            self.state = read_state(latest)
-            check_same_settings(self.state, settings)
-        with damage_told(latest):
-            model, self.feature_extractor = build_model(settings, latest)
-        # One process makes the copy of the data that all read. An error has to wait, as the others do.
+        latest = self.folder.latest
+        self.state = TrainerState() if latest is None else _read_state(latest)
+        with reading_checkpoint(latest):
+            model, self.feature_extractor = build_pretraining_model(settings, latest)
+        # One process makes the copy of the data that all read. Its error is raised after the others have waited.
         refused = None
         with self.accelerator.main_process_first():
             try:
@@ -113,8 +117,7 @@ class Pretrainer:
         if refused is not None:
             raise refused
         processes = self.accelerator.num_processes
-        self.micro_batches = processes * settings.gradient_accumulation_steps
-        self.updates_per_epoch = len(self.train_data) // (settings.pairs * self.micro_batches)
+        self.updates_per_epoch = 2 * len(self.train_data) // settings.effective_batch(processes)
         if self.updates_per_epoch == 0:
             raise SettingsError(
                 f"an update takes {settings.effective_batch(processes)} segments (per_device_train_batch_size "
@@ -123,38 +126,28 @@ class Pretrainer:
                 "per_device_train_batch_size or gradient_accumulation_steps"
             )
         self.total_updates = settings.total_steps(self.updates_per_epoch)
-
-        begun = TrainerState(
-            micro_batches=self.micro_batches,
-            num_pairs=len(self.train_data),
-            data=self.train_data.fingerprint,
-            settings=settings.to_dict(),
-        )
-        if latest is None:
-            self.state = begun
-        else:
-            check_same_data(self.state, begun)
-            self.state.settings, self.state.data = begun.settings, begun.data
+        self.folder.check_same_data(self.train_data.fingerprint, len(self.train_data), processes)
         optimizer = build_optimizer(model.parameters(), settings)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         if isinstance(optimizer, FairseqAdam):
             optimizer.allocate_state()
         self.updater = Updater(self.accelerator, settings, self.model, self.optimizer, self.total_updates)
         if latest is not None:
-            load_optimizer(latest, self.accelerator, self.optimizer)
+            self._load_optimizer(latest)
         self._last_checkpoint = latest
         self._began: float | None = None
         self._first_update = self.state.update
+        self._has_collapsed = False
 
     def describe(self) -> str:
-        """What is about to happen, in lines; the effective batch as the original counts it."""
+        """Describe the run that is about to begin, in lines; the effective batch is counted as in fairseq-signals."""
         settings, processes = self.settings, self.accelerator.num_processes
         batch = settings.effective_batch(processes)
         published = (
             "as published" if batch == PUBLISHED_EFFECTIVE_BATCH else f"published: {PUBLISHED_EFFECTIVE_BATCH:,}"
         )
         parameters = sum(parameter.numel() for parameter in self.updater.bare.parameters())
-        begin = f"continuing at update {self.state.update}" if self._last_checkpoint else "from update 0"
+        begin = f"resuming at update {self.state.update}" if self._last_checkpoint else "from update 0"
         source = settings.init_from or "random weights"
         kind = self.accelerator.distributed_type
         engine = "" if kind == DistributedType.NO else f", {kind.value}"
@@ -172,51 +165,40 @@ class Pretrainer:
 
     def run(self) -> PretrainResult:
         """
-        Trains to the end, or until SIGTERM or Ctrl-C: then the update is finished and saved.
+        Train to the end, or until SIGTERM or Ctrl-C: then the update is finished and saved.
 
         Raises:
-            [`NonFiniteLossError`]: the loss or gradient is NaN or infinite; the weights stay as they were.
-            [`SettingsError`]: another process is at work in `output_dir`.
+            [`NonFiniteError`]: the loss or gradient is NaN or infinite; the weights stay as they were.
+            [`SettingsError`]: another run is writing to `output_dir`.
             `OSError`: a checkpoint cannot be written.
         """
-        # All processes must learn that the main one has found the folder in use.
-        taken = self.accelerator.is_main_process and not self.checkpoints.claim()
-        if float(self.updater.sum(torch.tensor([float(taken)]))[0]):
-            raise SettingsError(f"{self.settings.output_dir} is in use: another run is writing there. Wait, or end it")
-        try:
-            return self._run()
-        finally:
-            self.checkpoints.release()
-
-    def _run(self) -> PretrainResult:
-        state, settings = self.state, self.settings
-        # How long an interrupted run took before nobody has noted.
-        self._began = time.monotonic() if state.update == 0 else None
-        if self.accelerator.is_main_process:
-            Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
-            write_recipe(settings, Path(settings.output_dir) / SETTINGS_FILE)
-        monitor = Monitor(self.accelerator, settings, self.total_updates, state.update)
-        metrics: dict[str, float] = {}
-        received = 0
-        try:
-            if state.update < self.total_updates:
-                self.updater.settle(self.feature_extractor.segment_samples)
-            with Interruption() as interruption:
-                while state.update < self.total_updates and not received:
-                    for metrics, received in self._epoch(monitor, interruption):  # noqa: B007 - the last ones count
-                        if received:
-                            break
-                if received and not self._is_saved():
-                    self._save()
-            finished = state.update >= self.total_updates
-            if finished:
-                self._write_model()
-        finally:
-            monitor.close()
-        return PretrainResult(state.update, finished, received, self._last_checkpoint, self.checkpoints.best(), metrics)
+        state = self.state
+        with self.folder.claimed(self.accelerator):
+            # How long an interrupted run took before is unknown.
+            self._began = time.monotonic() if state.update == 0 else None
+            monitor = Monitor(self.accelerator, self.settings, self.total_updates, state.update)
+            metrics: dict[str, float] = {}
+            received = 0
+            try:
+                if state.update < self.total_updates:
+                    self.updater.settle(self.feature_extractor.segment_samples)
+                with Interruption() as interruption:
+                    while state.update < self.total_updates and not received:
+                        for metrics, received in self._epoch(monitor, interruption):  # noqa: B007 - the last ones count
+                            if received:
+                                break
+                    if received and self._last_checkpoint != self.folder.checkpoint_path(state.update):
+                        self._save()
+                finished = state.update >= self.total_updates
+                if finished:
+                    self._write_model()
+            finally:
+                monitor.close()
+        best = self.folder.best_checkpoint()
+        return PretrainResult(state.update, finished, received, self._last_checkpoint, best, metrics)
 
     def _epoch(self, monitor: Monitor, interruption: Interruption) -> Iterator[tuple[dict[str, float], int]]:
-        """The rest of an epoch, update by update: metrics, and the signal that some process received."""
+        """Train the rest of an epoch, and yield the metrics of each update and the signal that any process received."""
         state, settings = self.state, self.settings
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         batches = train_batches(self.train_data, settings, state.epoch, state.update_in_epoch, process, processes)
@@ -225,8 +207,8 @@ class Pretrainer:
             micro_batches = list(islice(batches, settings.gradient_accumulation_steps))
             try:
                 metrics, received = self.updater.update(state.update, micro_batches, interruption.number)
-            except NotFiniteError as error:
-                raise self._stopped(error) from None
+            except NonFiniteBatchError as error:
+                raise self._explained(error) from None
             state.update += 1
             since += 1
             ends_epoch = in_epoch + 1 == self.updates_per_epoch
@@ -237,12 +219,12 @@ class Pretrainer:
                 metrics["segments_per_s"] = since * settings.effective_batch(processes) / seconds
                 metrics["epoch"] = state.epoch + state.update_in_epoch / self.updates_per_epoch
                 monitor.log("train", state.update, metrics)
-                monitor.watch_collapse(state.update, metrics)
+                self._watch_collapse(monitor, metrics)
                 since = 0
             monitor.advance()
             self._validate_and_save(monitor, ends_epoch, last)
             if since == 0:
-                began = time.perf_counter()  # What saving and validating took does not count.
+                began = time.perf_counter()  # Saving and validating do not count.
             yield metrics, received
             if last:
                 return
@@ -266,14 +248,14 @@ class Pretrainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """`METRICS` on the validation split, in eval mode, with masks and negatives that are the same every time."""
+        """Compute `METRICS` on the validation split in evaluation mode, with the same masks and negatives each time."""
         accelerator, updater = self.accelerator, self.updater
         self.model.eval()
         sums, total = torch.zeros(len(METRICS), dtype=torch.float64), 0
         rounds = valid_batches(self.valid_data, self.settings, accelerator.process_index, accelerator.num_processes)
-        for place, counts, batch in rounds:
-            mask = updater.mask("valid", 0, place, batch)
-            output, batch = updater.forward("valid", 0, place, batch, mask)
+        for index, counts, batch in rounds:
+            mask = updater.mask("valid", 0, index, batch)
+            output, batch = updater.forward("valid", 0, index, batch, mask)
             if counts:
                 sums += batch_metrics(output, batch, updater.bare).cpu() * int(mask.sum())
                 total += int(mask.sum())
@@ -281,53 +263,146 @@ class Pretrainer:
         sums = updater.sum(torch.cat([sums, torch.tensor([float(total)], dtype=torch.float64)]))
         return dict(zip(METRICS, (sums[:-1] / sums[-1]).tolist(), strict=True))
 
-    def _stopped(self, error: NotFiniteError) -> NonFiniteLossError:
+    def _watch_collapse(self, monitor: Monitor, metrics: dict[str, float]) -> None:
+        """Warn once when the codebook has collapsed, and again only if it recovers in between."""
+        collapsed = metrics["codebook_usage"] < self.settings.collapse_below
+        if collapsed and not self._has_collapsed:
+            monitor.write(
+                f"WARNING: update {self.state.update}: the codebook has collapsed: code perplexity "
+                f"{metrics['code_perplexity']:.1f}, usage {metrics['codebook_usage']:.3f}, below "
+                f"collapse_below={self.settings.collapse_below:g}. "
+                "The contrastive task is then easy and teaches little: raise model.diversity_loss_weight, lower "
+                "learning_rate, or let the Gumbel temperature fall more slowly."
+            )
+        self._has_collapsed = collapsed
+
+    def _explained(self, error: NonFiniteBatchError) -> NonFiniteError:
         update, where = self.state.update + 1, ""
-        if error.facts:
-            path = write_bad_batch(self.settings.output_dir, update, self.accelerator.process_index, error.facts)
-            where = f" The recordings of the batch are in {path}."
-        return NonFiniteLossError(
+        if error.micro_batches:
+            path = write_nonfinite_batch(self.folder.path, update, self.accelerator.process_index, error.micro_batches)
+            where = f" The recordings of the batch are listed in {path}."
+        return NonFiniteError(
             f"the {error.what} of update {update} is not finite; no weight was changed by it.{where} "
             f"Last good checkpoint: {self._last_checkpoint or 'none yet'}."
         )
 
-    def _is_saved(self) -> bool:
-        return self._last_checkpoint is not None and self._last_checkpoint.name == f"step-{self.state.update:08d}"
-
     def _save(self, best_loss: float | None = None) -> None:
-        path = self.checkpoints.save(self.state, self.accelerator, self.model, self.optimizer, self.feature_extractor)
-        self._last_checkpoint = path
-        if self.accelerator.is_main_process:
+        """Write a checkpoint aside, then rename it. All processes call."""
+        accelerator, folder, update = self.accelerator, self.folder, self.state.update
+        target = folder.checkpoint_path(update)
+        writing = folder.begin_checkpoint(update) if accelerator.is_main_process else folder.writing_path(update)
+        accelerator.wait_for_everyone()
+        weights = accelerator.get_state_dict(self.model)
+        with writing_to(target):
+            if _engine_holds_state(accelerator):
+                accelerator.save_state(str(writing / ENGINE_FOLDER))
+            if accelerator.is_main_process:
+                save_model_folder(self.updater.bare, self.feature_extractor, writing, state_dict=weights)
+                if not _engine_holds_state(accelerator):
+                    scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+                    torch.save({"optimizer": self.optimizer.state_dict(), "scaler": scaler}, writing / OPTIMIZER_FILE)
+        if accelerator.is_main_process:
+            write_json(writing / STATE_FILE, asdict(self.state))
+            folder.finish_checkpoint(update)
             if best_loss is not None:
-                self.checkpoints.mark_best(path, best_loss)
-            self.checkpoints.prune()
-        self.accelerator.wait_for_everyone()
+                folder.mark_best(target, best_loss)
+            folder.prune()
+        accelerator.wait_for_everyone()
+        self._last_checkpoint = target
+
+    def _load_optimizer(self, checkpoint: Path) -> None:
+        """Load the states of the optimiser and of the gradient scaler, after `accelerator.prepare`."""
+        if _engine_holds_state(self.accelerator):
+            self.accelerator.load_state(str(checkpoint / ENGINE_FOLDER))
+            return
+        with reading_checkpoint(checkpoint):
+            found = torch.load(checkpoint / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(found["optimizer"])
+        if self.accelerator.scaler is not None and found["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(found["scaler"])
 
     def _write_model(self) -> None:
         weights = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
-            folder = Path(self.settings.output_dir)
-            with full_disk_told(folder):
+            folder = self.folder.path
+            with writing_to(folder):
                 save_model_folder(self.updater.bare, self.feature_extractor, folder, state_dict=weights)
-                # A run that was finished before has nothing to add.
+                # A run that was finished before adds nothing.
                 if self.state.update > self._first_update or not (folder / FACTS_FILE).is_file():
-                    add_step(folder, "pretraining", self._facts(), began_from=self.settings.init_from)
+                    add_step(folder, "pretraining", self._provenance(), began_from=self.settings.init_from)
         self.accelerator.wait_for_everyone()
 
-    def _facts(self) -> dict[str, Any]:
+    def _provenance(self) -> dict[str, Any]:
         settings, processes = self.settings, self.accelerator.num_processes
         splits = {"train": self.train_data, "valid": self.valid_data}
         return {
             "objective": "W2V + CMSC",
-            "data": data_facts({n: d.facts for n, d in splits.items() if d is not None and d.facts is not None}),
+            "data": summarize_data(
+                {n: d.summary for n, d in splits.items() if d is not None and d.summary is not None}
+            ),
             "pairs": len(self.train_data),
             "updates": self.state.update,
             "effective_batch_segments": settings.effective_batch(processes),
-            "settings": told_settings(settings.to_dict(), _TOLD),
+            "settings": told_settings(settings.to_dict(), _REPORTED),
             "seconds": None if self._began is None else round(time.monotonic() - self._began),
             "hardware": hardware(self.accelerator.device, processes),
             "versions": versions("torch", "transformers", "accelerate"),
         }
 
 
-__all__ = ["NonFiniteLossError", "PretrainResult", "Pretrainer"]
+def build_accelerator(settings: PretrainSettings) -> Accelerator:
+    """
+    Build accelerate's object, with the engine that its configuration names.
+
+    Raises:
+        [`SettingsError`]: another number of processes than `processes` or the launcher asks for, an engine that
+            accelerate does not use here, a precision that the device does not have, an unknown tracker.
+    """
+    check_trackers(settings.trackers)
+    # Layers that are skipped at random get no gradient, which DistributedDataParallel has to expect.
+    skips_layers = float(settings.model.get("layerdrop", 0.0)) > 0
+    try:
+        accelerator = Accelerator(
+            cpu=settings.use_cpu,
+            mixed_precision="bf16" if settings.bf16 else "fp16" if settings.fp16 else "no",
+            # Batches are cut here, so accelerate sees no end of a data loader.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=settings.gradient_accumulation_steps, sync_with_dataloader=False
+            ),
+            log_with=list(settings.trackers) or None,
+            project_dir=settings.output_dir,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=skips_layers)],
+        )
+    except (ValueError, ImportError) as error:
+        raise SettingsError(f"{settings.precision}, use_cpu={settings.use_cpu}: {error}") from None
+    if settings.fp16 and accelerator.device.type == "cpu":
+        raise SettingsError("fp16=true needs a GPU, found a CPU: use bf16=true, or neither")
+    settings.check_processes(accelerator.num_processes, "scripts/pretrain.py")
+    for variable, engine in _ENGINES.items():
+        named = os.environ.get(variable, "false").lower() in ("true", "1")
+        # On CPUs accelerate does without an engine, and logs nothing.
+        if named and accelerator.distributed_type != engine:
+            found = f"{accelerator.device.type}, {accelerator.distributed_type.value}"
+            raise SettingsError(
+                f"accelerate's configuration names {engine.value}, which it does not use here ({found}): remove it "
+                "from the configuration, or run on GPUs, without use_cpu=true"
+            )
+    if settings.full_determinism:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return accelerator
+
+
+def _read_state(checkpoint: Path) -> TrainerState:
+    with reading_checkpoint(checkpoint):
+        try:
+            return TrainerState(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{STATE_FILE}: {error}") from None
+
+
+def _engine_holds_state(accelerator: Accelerator) -> bool:
+    return accelerator.distributed_type in _ENGINES.values()
+
+
+__all__ = ["PretrainResult", "Pretrainer"]

@@ -17,7 +17,7 @@ Settings = TypeVar("Settings", bound=RunSettings)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: `5e-5` is a number, and a key given twice is an error."""
+    """YAML as people expect it: `5e-5` is a number, `no` is text, and a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
@@ -35,23 +35,23 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-# YAML 1.1 takes `5e-5` for text, as it lacks a decimal point.
+# YAML 1.1 takes `5e-5` for text, as it has no decimal point.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
 
 def recipe_names(kind: str = "") -> list[str]:
-    """The recipes that come with the package: all, or those of a kind, `pretrain` or `finetune`."""
+    """List the recipes that come with the package: all, or those of a kind, `pretrain` or `finetune`."""
     return sorted(path.stem for path in RECIPES.glob(f"{kind}*.yaml"))
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
     """
-    A recipe's file.
+    Return a recipe's file.
 
     Raises:
-        [`SettingsError`]: there is no file of this path and no recipe of this name.
+        [`SettingsError`]: there is neither a file with this path nor a recipe with this name.
     """
     text = str(name_or_path)
     own = RECIPES / f"{text.removesuffix('.yaml')}.yaml"
@@ -69,23 +69,22 @@ def read_recipe(
     name_or_path: str | Path, overrides: Sequence[str] = (), settings_class: type[Settings] = PretrainSettings
 ) -> Settings:
     """
-    The settings of a recipe.
+    Read the settings of a recipe.
 
     Args:
         name_or_path (`str` or `Path`): Such as `pretrain_base` or `my/recipe.yaml`.
         overrides (sequence of `str`): `key=value`, the value in YAML. `model.hidden_dropout=0.0` changes one key of a
             mapping; `model={}` replaces it.
-        settings_class (type): Of the settings; [`PretrainSettings`] or [`FinetuneSettings`].
+        settings_class (type): [`PretrainSettings`] or [`FinetuneSettings`].
 
     Raises:
-        [`SettingsError`]: no such recipe, no YAML, unknown keys (the message suggests one that is close), impossible
-            values.
+        [`SettingsError`]: no such recipe, no YAML, unknown keys (the message suggests a close one), impossible values.
     """
     path = find_recipe(name_or_path)
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is no YAML: {error}") from None
+        raise SettingsError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise SettingsError(f"{path} must hold key: value lines, found {type(values).__name__}")
     check_names(values, settings_class, f"{path}: ")
@@ -98,11 +97,6 @@ def read_recipe(
         raise SettingsError(f"{path.name}{' as changed' if overrides else ''}: {error}") from None
 
 
-def write_recipe(settings: Any, path: Path) -> None:
-    """Writes settings as a recipe, for the record and for `--config`."""
-    path.write_text(yaml.safe_dump(settings.to_dict(), sort_keys=False), encoding="utf-8")
-
-
 def _override(values: dict[str, Any], override: str, settings_class: type) -> None:
     key, sign, text = override.partition("=")
     key = key.strip()
@@ -111,13 +105,13 @@ def _override(values: dict[str, Any], override: str, settings_class: type) -> No
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise SettingsError(f"{key}: {text!r} is no YAML: {error}") from None
+        raise SettingsError(f"{key}: {text!r} is not YAML: {error}") from None
     first, *rest = key.split(".")
     check_names([first], settings_class)
-    # Mappings, whose keys are checked by those who read them.
+    # The keys of mappings are checked where they are used.
     nested = [spec.name for spec in dataclasses.fields(settings_class) if "dict" in str(spec.type)]
     if rest and first not in nested:
-        raise SettingsError(f"{key}: {first} is no mapping (those are {', '.join(nested)})")
+        raise SettingsError(f"{key}: {first} is not a mapping (mappings: {', '.join(nested)})")
     target, name = values, first
     for part in rest:
         inner = target.get(name)
@@ -126,4 +120,4 @@ def _override(values: dict[str, Any], override: str, settings_class: type) -> No
     target[name] = value
 
 
-__all__ = ["find_recipe", "read_recipe", "recipe_names", "write_recipe"]
+__all__ = ["find_recipe", "read_recipe", "recipe_names"]

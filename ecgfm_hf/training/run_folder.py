@@ -1,96 +1,315 @@
-"""The folder of a fine-tuning run: its checkpoints, and whether it is the same run."""
+"""
+The folder of a run: whose it is, whether it is the same run as before, and its checkpoints.
+
+    OUTPUT/settings.yaml             the run's settings
+    OUTPUT/checkpoints/run.json      the data and the batches that its checkpoints were trained on
+    OUTPUT/checkpoints/best.json     which checkpoint has the least validation loss (pretraining)
+    OUTPUT/checkpoints/step-00000100/   (pretraining) or checkpoint-100/ (fine-tuning)
+"""
 
 import json
+import pickle
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import Accelerator, PartialState
+from accelerate.utils import gather_object
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
-from .settings import FinetuneSettings, SettingsError, check_names
-from .training_data import TrainingData
+from ..utils.files import sync, write_json, write_text
+from .settings import FinetuneSettings, RunSettings, SettingsError, check_names
 
 CHECKPOINTS = "checkpoints"
-SETTINGS_FILE = "settings.yaml"
-# The Trainer writes it last: a checkpoint that a kill cut off lacks it, or has it cut off.
-_STATE_FILE = "trainer_state.json"
-# What may change between a run and its continuation without another outcome.
+SETTINGS_FILE, STATE_FILE = "settings.yaml", "trainer_state.json"
+# Written last: fine-tuning is finished.
+RESULT_FILE = "finetuning.json"
+_RUN_FILE, _BEST_FILE, _LOCK_FILE, _UNFINISHED = "run.json", "best.json", ".lock", ".writing-"
+# Settings that may change between a run and its continuation, as they do not change the result.
 _FREE = {"output_dir", "dataloader_num_workers", "processes", "use_cpu", "report_to", "project", "run_name"}
-_FREE |= {"resume_from_checkpoint", "logging_steps", "save_total_limit", "test_split"}
+_FREE |= {"resume_from_checkpoint", "logging_steps", "save_total_limit"}
+_FREE_IN_PRETRAINING = {"data", "collapse_below", "valid_split"}
+_FREE_IN_PRETRAINING |= {"save_strategy", "save_steps", "eval_strategy", "eval_steps"}
+# Checked together with the number of processes: their product must stay.
+_FREE_IN_PRETRAINING |= {"gradient_accumulation_steps"}
+_FREE_IN_FINETUNING = {"test_split"}
 # What is done after training, and may change until then.
-_AFTER = {"thresholds", "calibration", "min_cases"}
-# A digest of the data, among the checkpoints that were trained on it.
-_DATA_FILE = "data.sha256"
+_AFTER_TRAINING = {"thresholds", "calibration", "min_cases"}
+# Without one of these, what the Trainer resumes differs from the run that was interrupted.
+_TRAINER_FILES = ("optimizer.pt", "scheduler.pt")
+
+
+class RunFolder:
+    """
+    The folder of one run.
+
+    Args:
+        settings ([`RunSettings`]): `output_dir` is the folder.
+
+    Raises:
+        [`SettingsError`]: there is no `output_dir`; the folder holds a run with other settings, or any where
+            `resume_from_checkpoint` is false.
+    """
+
+    def __init__(self, settings: RunSettings):
+        if settings.output_dir is None:
+            raise SettingsError("output_dir is required: the folder for checkpoints, logs and the model")
+        self.path, self._settings = Path(settings.output_dir), settings
+        self.checkpoints = self.path / CHECKPOINTS
+        self._finetunes = isinstance(settings, FinetuneSettings)
+        self._lock: FileLock | None = None
+        self._run: dict[str, Any] = {}
+        self.is_finished = self._finetunes and (self.path / RESULT_FILE).is_file()
+        # The checkpoint to resume from, None for a new run.
+        self.latest = self.latest_checkpoint()
+        if self.latest is None and not self.is_finished:
+            return
+        if not settings.resume_from_checkpoint:
+            raise SettingsError(f"{self.path} holds a run and resume_from_checkpoint is false: give another output_dir")
+        self._check_same_settings()
+        if self.latest is not None and self._finetunes and not self.is_finished:
+            _check_trainer_files(self.latest)
+
+    @contextmanager
+    def claimed(self, processes: Accelerator | PartialState) -> Iterator[None]:
+        """
+        Keep the folder to this run while the context lasts: two runs would remove each other's checkpoints.
+
+        Args:
+            processes (`Accelerator` or `PartialState`): All call; only the main one takes the lock.
+
+        Raises:
+            [`SettingsError`]: another run has the folder, or has written checkpoints since this one read it.
+            `OSError`: the folder cannot be made.
+        """
+        free, unchanged = True, True
+        if processes.is_main_process:
+            free = self.claim()
+            unchanged = not free or self.latest_checkpoint() == self.latest
+        answers = gather_object([(free, unchanged)])
+        try:
+            if not all(answer[0] for answer in answers):
+                raise SettingsError(f"{self.path} is in use: another run is writing there. Wait for it, or end it")
+            if not all(answer[1] for answer in answers):
+                raise SettingsError(f"another run has written checkpoints to {self.path} meanwhile: start again")
+            if processes.is_main_process:
+                write_text(self.path / SETTINGS_FILE, yaml.safe_dump(self._settings.to_dict(), sort_keys=False))
+                write_json(self.checkpoints / _RUN_FILE, self._run)
+            yield
+        finally:
+            self.release()
+
+    def claim(self) -> bool:
+        """Take the folder for this process, until [`release`] or its end. False where another process has it."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.checkpoints / _LOCK_FILE)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        except NotImplementedError:  # a file system without locks
+            return True
+        self._lock = lock
+        return True
+
+    def release(self) -> None:
+        """Let others have the folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    # Same run ---------------------------------------------------------------------------------------------------------
+
+    def _check_same_settings(self) -> None:
+        file = self.path / SETTINGS_FILE
+        try:
+            before: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        except FileNotFoundError:
+            raise SettingsError(
+                f"{self.path} holds checkpoints but no {SETTINGS_FILE}, so their settings are unknown: give another "
+                "output_dir, and init_from=CHECKPOINT to begin from their weights"
+            ) from None
+        except (ValueError, yaml.YAMLError) as error:
+            raise SettingsError(f"{file} is damaged: {error}") from None
+        settings, now = self._settings, self._settings.to_dict()
+        check_names(before, type(settings), f"{self.path} holds a run that cannot be resumed. {file} has ")
+        free = _FREE | (_FREE_IN_FINETUNING if self._finetunes else _FREE_IN_PRETRAINING)
+        if not self.is_finished:
+            free |= _AFTER_TRAINING
+        # With a constant learning rate a pretraining may be made longer; other schedules depend on its length.
+        if not self._finetunes and settings.lr_scheduler_type.startswith("constant"):
+            free |= set() if 0 < settings.warmup_steps < 1 else {"num_train_epochs", "max_steps"}
+        self._refuse([text for k in now if k not in free for text in _differences(k, before.get(k), now[k])])
+
+    def check_same_data(self, digest: str, items: int, processes: int) -> None:
+        """
+        Check that the data and the updates are those that the checkpoints were trained on; [`claimed`] records them.
+
+        If the splits had been drawn anew, the model would have seen patients that are supposed to be new.
+
+        Args:
+            digest (`str`): Of the recordings in their order, and their targets; empty where that is unknown.
+            items (`int`): Segments or pairs to train on.
+            processes (`int`)
+
+        Raises:
+            [`SettingsError`]: other data, the same in another order, or updates of another size.
+        """
+        now = {"data": digest, "items": items, "micro_batches": processes * self._settings.gradient_accumulation_steps}
+        file = self.checkpoints / _RUN_FILE
+        if self.latest is None:
+            self._run = now
+            return
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+            changed = []
+            if before["micro_batches"] != now["micro_batches"]:
+                changed.append(
+                    f"processes x gradient_accumulation_steps was {before['micro_batches']}, now {now['micro_batches']}"
+                )
+            if before["items"] != items:
+                kind = "segments" if self._finetunes else "pairs"
+                changed.append(f"the training data had {before['items']} {kind}, now {items}")
+            elif before["data"] and before["data"] != digest:
+                changed.append("the data had other recordings, splits or targets, or these in another order")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SettingsError(
+                f"{file} cannot be read, so the data of the run's checkpoints is unknown: {error}. Give another "
+                "output_dir, and init_from=CHECKPOINT to begin from their weights"
+            ) from None
+        self._refuse(changed)
+        self._run = now
+
+    def _refuse(self, changed: list[str]) -> None:
+        if changed:
+            raise SettingsError(
+                f"{self.path} holds another run: {'; '.join(changed)}. Resume it as it was; or begin a new run from "
+                "its weights with init_from=CHECKPOINT and another output_dir"
+            )
+
+    # Checkpoints ------------------------------------------------------------------------------------------------------
+
+    def all_checkpoints(self) -> list[Path]:
+        """Return the checkpoints that were written to their end, oldest first."""
+        found = [
+            path
+            for path in self.checkpoints.glob("checkpoint-*" if self._finetunes else "step-*")
+            if re.fullmatch(r"[a-z]+-\d+", path.name) and self._is_whole(path)
+        ]
+        return sorted(found, key=update_of)
+
+    def latest_checkpoint(self) -> Path | None:
+        """Return the last checkpoint that was written to its end, None without one."""
+        return (self.all_checkpoints() or [None])[-1]
+
+    def best_checkpoint(self) -> Path | None:
+        """Return the pretraining checkpoint with the least validation loss, None without validation."""
+        try:
+            name = json.loads((self.checkpoints / _BEST_FILE).read_text(encoding="utf-8"))["checkpoint"]
+        except (FileNotFoundError, ValueError):  # no validation yet, or a file that is damaged
+            return None
+        return self.checkpoints / name if (self.checkpoints / name).is_dir() else None
+
+    def mark_best(self, checkpoint: Path, loss: float) -> None:
+        """Note a checkpoint as the best one, which keeps it."""
+        write_json(self.checkpoints / _BEST_FILE, {"checkpoint": checkpoint.name, "valid_loss": loss}, indent=None)
+
+    def begin_checkpoint(self, update: int) -> Path:
+        """Make the folder that a pretraining checkpoint is written to."""
+        writing = self.writing_path(update)
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+        return writing
+
+    def writing_path(self, update: int) -> Path:
+        """Return the path that a pretraining checkpoint has until it is whole."""
+        return self.checkpoints / f"{_UNFINISHED}{self.checkpoint_path(update).name}"
+
+    def checkpoint_path(self, update: int) -> Path:
+        """Return the path of a pretraining checkpoint."""
+        return self.checkpoints / f"step-{update:08d}"
+
+    def finish_checkpoint(self, update: int) -> None:
+        """Rename the folder of [`begin_checkpoint`] to its final name: a kill leaves it whole or not there."""
+        writing, target = self.writing_path(update), self.checkpoint_path(update)
+        for path in writing.rglob("*"):
+            sync(path)
+        shutil.rmtree(target, ignore_errors=True)
+        writing.rename(target)
+        sync(self.checkpoints)
+
+    def prune(self) -> None:
+        """Remove the oldest checkpoints beyond `save_total_limit`, and what a kill left half written."""
+        found, best, limit = self.all_checkpoints(), self.best_checkpoint(), self._settings.save_total_limit
+        # As transformers counts: the best one is among those kept, and the last is always kept.
+        others = [path for path in found if path != best]
+        room = len(others) if limit is None else max(0, limit - (best is not None))
+        kept = {*others[max(0, len(others) - room) :], best, *found[-1:]}
+        for path in self.checkpoints.iterdir() if self.checkpoints.is_dir() else ():
+            if path.is_dir() and path not in kept and (path.name.startswith(_UNFINISHED) or path in found):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _is_whole(self, checkpoint: Path) -> bool:
+        if not self._finetunes:
+            # Renamed when it was whole; a damaged file is reported when it is read.
+            return (checkpoint / STATE_FILE).is_file()
+        try:
+            # The Trainer writes it last: a checkpoint that a kill cut off has none, or part of one.
+            return "global_step" in json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
 
 
 def update_of(checkpoint: Path) -> int:
-    """The update that a checkpoint was written after."""
+    """Return the number of updates before a checkpoint."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def last_checkpoint(output_dir: str | Path) -> Path | None:
-    """The last checkpoint that was written to its end, None without one."""
-    found = [p for p in (Path(output_dir) / CHECKPOINTS).glob("checkpoint-*") if re.fullmatch(r"\D+-\d+", p.name)]
-    return next((path for path in sorted(found, key=update_of, reverse=True) if _is_whole(path)), None)
-
-
-def _is_whole(checkpoint: Path) -> bool:
+@contextmanager
+def reading_checkpoint(checkpoint: Path | None) -> Iterator[None]:
+    """Turn errors in reading a checkpoint's files into a [`SettingsError`] that says what to do."""
     try:
-        return "global_step" in json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-
-
-def check_same_run(output_dir: Path, settings: FinetuneSettings, finished: bool = False) -> None:
-    """
-    Whether settings continue the run in a folder, or are those of one that is finished.
-
-    Raises:
-        [`SettingsError`]: settings that would change the outcome differ.
-    """
-    file = output_dir / SETTINGS_FILE
-    if not file.is_file():
-        return
-    before: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    now = settings.to_dict()
-    check_names(before, FinetuneSettings, f"{output_dir} holds a run that cannot be resumed: ")
-    free = _FREE if finished else _FREE | _AFTER
-    changed = [f"{k} was {before.get(k)!r}, now {now[k]!r}" for k in now if k not in free and before.get(k) != now[k]]
-    if changed:
+        yield
+    except (SafetensorError, ValueError, OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+        if checkpoint is None:
+            raise
         raise SettingsError(
-            f"{output_dir} holds another run: {'; '.join(changed)}. Continue it as it was, or give another output_dir"
+            f"{checkpoint} cannot be read: {str(error) or type(error).__name__}. If its files are damaged, remove it "
+            "to continue from the checkpoint before it"
+        ) from None
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn what safetensors and torch raise where a file cannot be written into an `OSError`."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        raise OSError(f"{folder} cannot be written (is the disk full?): {error}") from error
+
+
+def _check_trainer_files(checkpoint: Path) -> None:
+    missing = [name for name in _TRAINER_FILES if not (checkpoint / name).is_file()]
+    # rng_state.pth of one process, rng_state_0.pth, ... of several.
+    missing += [] if any(checkpoint.glob("rng_state*.pth")) else ["rng_state.pth"]
+    if missing:
+        raise SettingsError(
+            f"{checkpoint} has no {', '.join(missing)}, so the run cannot be resumed exactly: remove it to continue "
+            "from the checkpoint before it, or begin from its weights with init_from and another output_dir"
         )
 
 
-def note_data(output_dir: Path, data: TrainingData) -> None:
-    """Notes in a run's folder which data it is trained on."""
-    folder = output_dir / CHECKPOINTS
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _DATA_FILE).write_text(data.digest + "\n", encoding="ascii")
+def _differences(name: str, before: Any, now: Any) -> list[str]:
+    """List what is not the same, key by key in mappings."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = dict.fromkeys([*before, *now])
+        return [text for key in keys for text in _differences(f"{name}.{key}", before.get(key), now.get(key))]
+    return [] if before == now else [f"{name} was {before!r}, now {now!r}"]
 
 
-def check_same_data(output_dir: Path, data: TrainingData) -> None:
-    """
-    Whether a run's data are those that its checkpoints were trained on: were the splits drawn anew, the model would
-    have seen patients that are said to be new.
-
-    Raises:
-        [`SettingsError`]: other recordings, splits or targets.
-    """
-    file = output_dir / CHECKPOINTS / _DATA_FILE
-    if file.is_file() and file.read_text(encoding="ascii").strip() != data.digest:
-        raise SettingsError(
-            f"{output_dir} holds a run on other data: the recordings of the splits, or their targets, have changed "
-            "since. Give another output_dir"
-        )
-
-
-__all__ = [
-    "CHECKPOINTS",
-    "SETTINGS_FILE",
-    "check_same_data",
-    "check_same_run",
-    "last_checkpoint",
-    "note_data",
-    "update_of",
-]
+__all__ = ["RESULT_FILE", "SETTINGS_FILE", "RunFolder", "reading_checkpoint", "update_of", "writing_to"]

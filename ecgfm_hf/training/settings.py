@@ -5,7 +5,9 @@ What `transformers.TrainingArguments` has, too, has its name and its meaning her
 """
 
 import dataclasses
+import hashlib
 import math
+import os
 import re
 import types
 import typing
@@ -267,6 +269,16 @@ class RunSettings:
         """Return names and values, as a recipe has them."""
         return dataclasses.asdict(self)
 
+    def check_processes(self, found: int, script: str) -> None:
+        """Raise [`SettingsError`] where there are not as many processes as `processes` or the launcher asks for."""
+        expected = int(os.environ.get("WORLD_SIZE", "1")) if self.processes is None else self.processes
+        if found != expected:
+            # `accelerate launch --cpu --num_processes 2`, also with a configuration for MULTI_CPU, runs one process.
+            raise SettingsError(
+                f"expected {expected} processes, found {found}. `accelerate launch` runs one process on CPUs; for "
+                f"several: torchrun --standalone --nproc_per_node N {script} ... use_cpu=true"
+            )
+
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the number of updates of the whole run."""
         return self.max_steps if self.max_steps > 0 else math.ceil(self.num_train_epochs * steps_per_epoch)
@@ -473,6 +485,17 @@ def parse_threshold_rule(text: str) -> tuple[str, float | None] | None:
     return "sensitivity", float(found[1])
 
 
+def derived_seed(*parts: int | str) -> int:
+    """
+    Derive a seed of 63 bits from what names a draw, such as `(seed, "train", update, micro-batch)`.
+
+    Every draw of a run has its own, so checkpoints hold no random state, and draws depend neither on the number of
+    processes nor on where the run was interrupted.
+    """
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
 def steps_of(steps: int | float, total_steps: int) -> int:
     """Return a number of steps: `steps`, or that share of the run if it is below 1, rounded up."""
     return math.ceil(steps * total_steps) if steps < 1 else int(steps)
@@ -523,6 +546,7 @@ __all__ = [
     "RunSettings",
     "SettingsError",
     "check_names",
+    "derived_seed",
     "parse_threshold_rule",
     "steps_of",
 ]

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -12,13 +12,20 @@ import numpy as np
 import torch
 
 from ecgfm_hf import ECGFMFeatureExtractor, ECGFMModel
+from ecgfm_hf.data import load_prepared
 from ecgfm_hf.evaluation import auroc, macro
-from ecgfm_hf.training import FinetuneSettings, build_classifier
-from ecgfm_hf.training.finetuning import run_training
-from ecgfm_hf.training.labelled_segments import LabelledSegments
-from ecgfm_hf.training.linear_probe import Embeddings, embed_split, fit_heads, fit_linear_probe
-from ecgfm_hf.training.lora import ADAPTERS_FOLDER
-from ecgfm_hf.training.training_data import TrainingData
+from ecgfm_hf.training import (
+    Embeddings,
+    FinetuneData,
+    Finetuner,
+    FinetuneSettings,
+    build_classifier,
+    embed_split,
+    fit_heads,
+    fit_linear_probe,
+)
+from ecgfm_hf.training.finetuning_data import LabelledSegments
+from ecgfm_hf.training.trainable_weights import ADAPTERS_FOLDER
 
 from .cohort import SegmentsOfRows, Split, StudyFolder, draw_rows
 from .settings import FEATURES, LORA, PROBE, SCRATCH, Cell, Study
@@ -56,13 +63,14 @@ def run_cell(study: Study, folder: StudyFolder, cell: Cell) -> dict:
     started = time.perf_counter()
     run_dir = folder.path / "runs" / cell.name
     shutil.rmtree(run_dir, ignore_errors=True)
-    settings = cell_settings(study, folder, cell)
+    settings = replace(cell_settings(study, folder, cell), output_dir=str(run_dir))
     train, judge = load_split(folder, cell.split), load_split(folder, cell.judge)
     rows = rows_of_draw(study, folder, cell.split, cell.labels, cell.draw)
     segments = LabelledSegments(SegmentsOfRows(train, rows), train.labels[rows])
-    data = TrainingData(train.label_names, settings.problem_type, segments, None)
-    model = build_classifier(settings, train.label_names)
-    result = run_training(model, data, settings, run_dir)
+    data = FinetuneData(train.label_names, settings.problem_type, segments, None)
+    data.datasets = {"train": load_prepared(folder.store, cell.split).select(rows)}
+    data.rows = {"train": np.arange(len(rows))}
+    result = Finetuner(settings, data=data).run()
     if not result.finished:
         raise KeyboardInterrupt
     scores = score(result.model, judge)
@@ -132,9 +140,8 @@ def cell_settings(study: Study, folder: StudyFolder, cell: Cell) -> FinetuneSett
         per_device_train_batch_size=study.batch_size,
         gradient_accumulation_steps=1,
         max_steps=cell.steps,
-        # At the end only: nothing is chosen by it.
-        eval_strategy="steps",
-        eval_steps=cell.steps,
+        valid_split=None,
+        # At the end only.
         save_strategy="steps",
         save_steps=cell.steps,
         logging_steps=cell.steps,
@@ -172,8 +179,6 @@ def score(model: torch.nn.Module, split: Split, batch_size: int = 64) -> np.ndar
 
 def embed(folder: StudyFolder, model_dir: Path, split: str) -> tuple[ECGFMModel, Embeddings]:
     """An encoder and its embeddings of a split, from the cache where they are there."""
-    from ecgfm_hf.data import load_prepared
-
     encoder = ECGFMModel.from_pretrained(model_dir).eval()
     found = embed_split(
         encoder,
@@ -226,7 +231,7 @@ def _probe_scores(folder: StudyFolder, model_dir: Path, draws: list[np.ndarray])
 
 def features_of(folder: StudyFolder, split: str) -> np.ndarray:
     """Hand-made features (recordings, features) of a split, kept on disk."""
-    from ecgfm_hf.data import load_prepared, record_from_row
+    from ecgfm_hf.data import record_from_row
 
     from .handmade_features import feature_table
 

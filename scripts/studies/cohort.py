@@ -74,10 +74,10 @@ def pretrain_settings(study: Study, folder: StudyFolder) -> Any:
 def save_random(study: Study, folder: StudyFolder) -> None:
     """Keeps the model that pretraining begins with."""
     from ecgfm_hf import save_model_folder
-    from ecgfm_hf.training.start import build_model
+    from ecgfm_hf.training.initial_model import build_pretraining_model
 
     if not (folder.random / "preprocessor_config.json").is_file():  # written last
-        save_model_folder(*build_model(pretrain_settings(study, folder), None), folder.random)
+        save_model_folder(*build_pretraining_model(pretrain_settings(study, folder)), folder.random)
 
 
 def pretrain(study: Study, folder: StudyFolder) -> None:
@@ -97,7 +97,7 @@ def write_segments(folder: StudyFolder, split: str) -> None:
     inputs = as_model_inputs(load_prepared(folder.store, split), ECGFMFeatureExtractor(), labels=())
     recordings = inputs.recordings[-1] + 1
     counts = np.bincount(inputs.recordings, minlength=recordings)
-    if inputs.left_out or len(set(counts.tolist())) != 1:
+    if inputs.skipped or len(set(counts.tolist())) != 1:
         raise ValueError(f"{split}: all recordings must have as many segments, found {set(counts.tolist())}")
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.{os.getpid()}.partial")

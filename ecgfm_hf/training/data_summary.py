@@ -1,4 +1,4 @@
-"""What may be told of the recordings that a model was trained on: counts, and none of few patients."""
+"""Counts of the recordings that a model was trained on, for its provenance; none of few patients."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def data_facts(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """For `model_facts.json`: [`split_facts`] of the splits that were used, by what they were used for."""
+def summarize_data(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Combine the summaries of the splits that were used, by what they were used for, for `model_facts.json`."""
     return {"smallest_cell": SMALLEST_CELL, "splits": dict(splits)}
 
 
-def split_facts(
+def summarize_split(
     dataset: "Dataset",
     rows: np.ndarray,
     label_names: Sequence[str] = (),
@@ -25,25 +25,24 @@ def split_facts(
     problem_type: str = "multi_label_classification",
 ) -> dict[str, Any]:
     """
-    What is told of a split.
+    Summarize the recordings of a split.
 
     Args:
-        dataset (`Dataset`): Of a store.
+        dataset (`Dataset`): From a store.
         rows (`np.ndarray` (n,) int): Which of its recordings were used.
-        label_names (sequence of `str`): Learnt labels.
+        label_names (sequence of `str`): That were learnt.
         targets (`np.ndarray`, *optional*): Of these rows: (n, L) with NaN, or (n,) class numbers, negative if unknown.
         problem_type (`str`)
 
     Returns:
-        `dict`: `"recordings"`; `"patients"`, null where no patient is known; and unless there are fewer than ten
-        patients `"sources"`, `"sexes"`, `"age"` (quartiles in years), each only if known, and `"labels"` (by name:
-        counts as of an evaluation).
+        `dict`: `"recordings"`; `"patients"`, null where no patient is known; and if there are ten patients or more,
+        `"sources"`, `"sexes"`, `"age"` (quartiles in years), each only if known, and `"labels"` (counts by name).
     """
     columns = [name for name in ("patient_id", "source", "sex", "age") if name in dataset.column_names]
     table = dataset.select_columns(columns).with_format("arrow")[:].take(np.asarray(rows, dtype=np.int64))
     patients = table["patient_id"].to_pylist()
     known = set(patients) - {None}
-    return _facts(
+    return _summarize(
         len(rows),
         patients,
         len(known) or None,
@@ -54,18 +53,18 @@ def split_facts(
     )
 
 
-def counted_facts(
+def summarize_recordings(
     patients: Sequence[str | None],
     label_names: Sequence[str],
     targets: np.ndarray,
     problem_type: str = "multi_label_classification",
 ) -> dict[str, Any]:
-    """[`split_facts`] of recordings of which patients (None where unknown) and targets are at hand, and no more."""
+    """Summarize recordings by their patients (None where unknown) and targets alone; see [`summarize_split`]."""
     known = set(patients) - {None}
-    return _facts(len(patients), patients, len(known) or None, {}, label_names, targets, problem_type)
+    return _summarize(len(patients), patients, len(known) or None, {}, label_names, targets, problem_type)
 
 
-def _facts(
+def _summarize(
     recordings: int,
     patients: Sequence[str | None],
     known_patients: int | None,
@@ -96,4 +95,4 @@ def _facts(
     return redact(exact)
 
 
-__all__ = ["counted_facts", "data_facts", "split_facts"]
+__all__ = ["summarize_data", "summarize_recordings", "summarize_split"]

@@ -1,4 +1,4 @@
-"""Pairs of adjacent segments in batches: which pair comes when depends on the seed and the epoch alone."""
+"""Pairs of adjacent segments in batches: the order of pairs depends on the seed and the epoch alone."""
 
 import hashlib
 import signal
@@ -19,9 +19,8 @@ from ..data.store import REPORT_FILE, StoreError, load_prepared, read_report
 from ..fairseq.folder_reading import load_fairseq_folder
 from ..fairseq.manifests import FairseqFolderError
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
-from .data_facts import split_facts
-from .masking import derived_seed
-from .settings import PretrainSettings, SettingsError
+from .data_summary import summarize_split
+from .settings import PretrainSettings, SettingsError, derived_seed
 
 
 @dataclass
@@ -30,9 +29,9 @@ class PairBatch:
     A micro-batch.
 
     Args:
-        input_values (`torch.FloatTensor` (2 pairs, leads, samples)): First and second segments in turn.
-        ids (`torch.LongTensor` (2 pairs,)): Equal where CMSC takes segments for positives.
-        segment_ids (`torch.LongTensor` (2 pairs,)): 0 and 1 in turn.
+        input_values (`torch.FloatTensor` (2 pairs, leads, samples)): First and second segments alternate.
+        ids (`torch.LongTensor` (2 pairs,)): Equal where segments are positives of each other in CMSC.
+        segment_ids (`torch.LongTensor` (2 pairs,)): 0 and 1 alternate.
         recording_ids (`list[str]`): One a pair; for local files only.
     """
 
@@ -44,15 +43,15 @@ class PairBatch:
 
 class PairDataset(Dataset):
     """
-    Pairs by number, augmented.
+    Pairs by index, augmented.
 
     Args:
         pairs: Items as [`as_model_inputs`] (`pairs=True`) or [`load_fairseq_folder`] (`pairs=True`) give them.
         transform: `(input_values, item) -> input_values`, of an item's (2, leads, samples); what it draws must depend
-            on seed, epoch and item only, as those of [`build_augmentations`] do.
-        signal_transform: Acts in the dataset; here only to tell it the epoch.
-        fingerprint (`str`): Of which recordings come in which order; empty where that is not known.
-        facts (`dict`, *optional*): What may be told of the recordings, as [`split_facts`]; None where nothing is known.
+            on seed, epoch and item only, as in [`build_augmentations`].
+        signal_transform: Acts in the dataset; here it only gets the epoch.
+        fingerprint (`str`): Of the recordings in their order; empty where unknown.
+        summary (`dict`, *optional*): From [`summarize_split`]; None where nothing is known of the recordings.
     """
 
     def __init__(
@@ -61,13 +60,13 @@ class PairDataset(Dataset):
         transform: Callable | None = None,
         signal_transform: Callable | None = None,
         fingerprint: str = "",
-        facts: dict[str, Any] | None = None,
+        summary: dict[str, Any] | None = None,
     ):
         self.pairs, self._transform, self._signal_transform = pairs, transform, signal_transform
-        self.fingerprint, self.facts = fingerprint, facts
+        self.fingerprint, self.summary = fingerprint, summary
 
     def set_epoch(self, epoch: int) -> None:
-        """Tells the augmentations which epoch begins; before workers are started, which inherit it."""
+        """Give the augmentations the epoch that begins; before workers are started, which inherit it."""
         for transform in (self._transform, self._signal_transform):
             if hasattr(transform, "set_epoch"):
                 transform.set_epoch(epoch)
@@ -90,11 +89,11 @@ def open_pairs(
     settings: PretrainSettings, feature_extractor: ECGFMFeatureExtractor
 ) -> tuple[PairDataset, PairDataset | None]:
     """
-    Training and validation pairs of a store, of several (the splits of one name are one after the other), or of
-    fairseq-signals' processed folder; only training is augmented.
+    Open the training and validation pairs of a store, of several stores (their splits of one name are concatenated), or
+    of a processed folder of fairseq-signals. Only training is augmented.
 
     Raises:
-        [`SettingsError`]: `data` names neither, lacks a split, has no pair, or asks for what it cannot do.
+        [`SettingsError`]: `data` is neither, misses a split, or has no pair; augmentations that it does not allow.
     """
     if settings.data is None:
         raise SettingsError("data is required: a store (`ecgfm prepare`) or a processed folder of fairseq-signals")
@@ -126,7 +125,7 @@ def open_pairs(
                 if absent := [s for s in (settings.train_split, settings.valid_split) if s not in (None, *splits)]:
                     raise SettingsError(
                         f"{store} has no split {', '.join(absent)}, only {', '.join(splits)}: "
-                        "`ecgfm split` makes splits; without validation, train_split=NAME valid_split=null"
+                        "make splits with `ecgfm split`; or, without validation, set train_split=NAME valid_split=null"
                     )
 
         def open_split(split: str, *transforms: Callable | None) -> PairDataset:
@@ -135,8 +134,8 @@ def open_pairs(
             rows = load_prepared(folders if len(folders) > 1 else folder, split)
             on_signals = transforms[1] if transforms else None
             pairs = as_model_inputs(rows, feature_extractor, pairs=True, signal_transform=on_signals)
-            facts = split_facts(rows, np.unique(pairs.recordings))
-            return PairDataset(pairs, *transforms, fingerprint=_fingerprint(rows, pairs), facts=facts)
+            summary = summarize_split(rows, np.unique(pairs.recordings))
+            return PairDataset(pairs, *transforms, fingerprint=_fingerprint(rows, pairs), summary=summary)
 
         train = open_split(settings.train_split, transform, signal_transform)
         valid = None if settings.valid_split is None else open_split(settings.valid_split)
@@ -144,7 +143,7 @@ def open_pairs(
         raise SettingsError(f"data: {error}") from None
     except DatasetGenerationError as error:
         raise SettingsError(
-            f"data: {named} cannot be copied to the cache of datasets (HF_DATASETS_CACHE says where): "
+            f"data: {named} cannot be copied to the cache of datasets (set HF_DATASETS_CACHE to another folder): "
             f"{error.__cause__ or error}"
         ) from None
     for split, found in ((settings.train_split, train), (settings.valid_split, valid)):
@@ -157,17 +156,17 @@ def open_pairs(
 
 
 def _fingerprint(rows: HFDataset, pairs: ModelInputs) -> str:
-    """Which recording each pair is from. Not of the samples, which would take as long as an epoch."""
+    """Return a digest of the recording of each pair. One of the samples would take as long as an epoch."""
     names = rows.select_columns(["recording_id"]).with_format("arrow")[:]["recording_id"].to_pylist()
     if len(set(names)) < len(names):
         # Pairs of one id are each other's positives.
         twice = next(name for name, count in Counter(names).items() if count > 1)
-        raise StoreError(f"recording {twice} is in more than one store: ids must tell all recordings apart")
+        raise StoreError(f"recording {twice} is in more than one store: recording ids must be unique over all stores")
     return hashlib.blake2b(repr(names).encode() + pairs.recordings.tobytes(), digest_size=16).hexdigest()
 
 
 def epoch_order(num_pairs: int, seed: int, epoch: int) -> np.ndarray:
-    """All pairs (num_pairs,) int64 in an order that (seed, epoch) alone decides."""
+    """Return all pairs (num_pairs,) int64 in an order that depends on (seed, epoch) alone."""
     return np.random.default_rng(derived_seed(seed, "order", epoch)).permutation(num_pairs)
 
 
@@ -180,11 +179,11 @@ def train_batches(
     processes: int,
 ) -> Iterator[PairBatch]:
     """
-    This process's micro-batches of an epoch, from an update on.
+    Iterate over this process's micro-batches of an epoch, from an update on.
 
     Micro-batch `a` of process `r` is number `a * processes + r` of its update, so that as many micro-batches on other
-    numbers of processes hold the same pairs. What is left over at the end of an epoch and fills no update is left
-    out; every epoch it is something else.
+    numbers of processes hold the same pairs. Pairs at the end of an epoch that do not fill an update are skipped; they
+    are others in every epoch.
     """
     order = epoch_order(len(dataset), settings.seed, epoch)
     a_update = settings.pairs * settings.gradient_accumulation_steps * processes
@@ -202,8 +201,10 @@ def valid_batches(
     dataset: PairDataset, settings: PretrainSettings, process: int, processes: int
 ) -> Iterator[tuple[int, bool, PairBatch]]:
     """
-    `(number, counts, batch)`: this process's share of the validation batches, which are the same for any number of
-    processes. All get equally many: what a process has too few of is filled up with batches that do not count.
+    Iterate over `(number, counts, batch)` of this process's share of the validation batches.
+
+    The batches are the same for any number of processes. All processes get equally many: where one has too few, batches
+    that do not count are repeated.
     """
     numbers = [list(range(b, min(b + settings.pairs, len(dataset)))) for b in range(0, len(dataset), settings.pairs)]
     rounds = -(-len(numbers) // processes)
@@ -219,22 +220,22 @@ def _loader(dataset: PairDataset, numbers: list[list[int]], settings: PretrainSe
         batch_sampler=numbers,
         collate_fn=_Collate(settings.cmsc_positives),
         num_workers=settings.dataloader_num_workers,
-        worker_init_fn=_outlive_signals,
+        worker_init_fn=_ignore_signals,
         pin_memory=torch.cuda.is_available() and not settings.use_cpu,
     )
 
 
-def _outlive_signals(worker: int) -> None:
+def _ignore_signals(worker: int) -> None:
     """
-    Ctrl-C in a terminal, and many a batch system's SIGTERM, reach workers as well: they serve the update that is still
-    to be finished. They end with the process that started them.
+    Let a worker ignore Ctrl-C and SIGTERM, which terminals and batch systems send to it as well: it is needed for the
+    update that is being finished. It ends with the process that started it.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 class _Collate:
-    """Items to a [`PairBatch`]."""
+    """Make a [`PairBatch`] of items."""
 
     def __init__(self, positives: str):
         self._positives = positives
@@ -246,7 +247,7 @@ class _Collate:
         return PairBatch(values, ids.repeat_interleave(2), segments, [str(item["recording_id"]) for item in items])
 
     def _id(self, item: dict[str, Any]) -> int:
-        # A recording of nobody known stands for itself.
+        # A recording of an unknown patient is a positive of itself only.
         by_patient = self._positives == "patient" and item["patient_id"] is not None
         text = f"patient {item['patient_id']}" if by_patient else f"recording {item['recording_id']}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
