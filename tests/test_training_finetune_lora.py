@@ -1,17 +1,18 @@
 """LoRA: few trained weights, an ordinary model at the end, adapters that load again."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from finetune_cases import TINY_MODEL, make_store, train_in_memory
+from transformers import TrainerCallback
 
 from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, ECGFMForMultiLabelClassification
 from ecgfm_hf.data import load_prepared
-from ecgfm_hf.training import FinetuneData, FinetuneSettings, SettingsError, build_classifier
+from ecgfm_hf.training import FinetuneData, Finetuner, FinetuneSettings, SettingsError, build_classifier
 from ecgfm_hf.training.recipes import read_recipe
 from ecgfm_hf.training.trainable_weights import add_lora, count_parameters
-from ecgfm_hf.training.trainer import build_trainer
 
 LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]}
 
@@ -80,9 +81,10 @@ def test_a_run_continues_from_its_adapters(store, tmp_path):
     settings, data, model = prepared(store, num_train_epochs=3)
     whole = train_in_memory(model, data, settings, tmp_path / "whole")
     settings, data, model = prepared(store, num_train_epochs=3)
-    trainer = build_trainer(model, data, settings, tmp_path / "cut")
-    trainer.add_callback(StopAfter(trainer.updates_per_epoch))
-    trainer.train()
+    cut = Finetuner(replace(settings, output_dir=str(tmp_path / "cut")), data=data, model=model)
+    cut.trainer.add_callback(BreakOff())
+    with pytest.raises(BrokenPipeError):
+        cut.run()
     settings, data, model = prepared(store, num_train_epochs=3)
     rest = train_in_memory(model, data, settings, tmp_path / "cut")
     assert rest.update == whole.update
@@ -111,7 +113,7 @@ def test_the_published_base_model_has_under_2_percent_to_train(lora):
     [
         ({"r": 2, "target_modules": ["nothing"]}, "lora: "),
         ({"rank": 2, "target_modules": ["q_proj"]}, "lora: .*rank"),
-        ({"modules_to_save": ["x"]}, "lora.modules_to_save: the head is always trained"),
+        ({"modules_to_save": ["x"]}, "lora.modules_to_save cannot be set: .*the head is always trained"),
         (
             {"r": 16, "target_modules": ["pos_conv_embed.conv"]},
             r"adapts ecgfm\.encoder\.pos_conv_embed\.conv.*merged",
@@ -136,11 +138,9 @@ def test_convolutions_are_adapted_only_where_a_gradient_reaches_them(store, tmp_
     assert moved == {name for name in after if name.endswith("conv.weight")}
 
 
-def StopAfter(updates):
-    from transformers import TrainerCallback
+class BreakOff(TrainerCallback):
+    """An error at the beginning of the second epoch."""
 
-    class Stop(TrainerCallback):
-        def on_epoch_end(self, args, state, control, **_):
-            control.should_training_stop = state.global_step >= updates
-
-    return Stop()
+    def on_epoch_begin(self, args, state, control, **_):
+        if state.global_step:
+            raise BrokenPipeError

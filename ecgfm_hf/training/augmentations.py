@@ -94,7 +94,8 @@ class Noise:
         """
         if not self.apply_probability > random.uniform():
             return signal
-        noisy = signal + self._draw(*signal.shape, sampling_rate, random)
+        num_leads, num_samples = signal.shape
+        noisy = signal + self._draw(num_leads, num_samples, sampling_rate, random)
         constant = signal.max(axis=1) == signal.min(axis=1)
         if self.dependency:
             sound = ~constant & np.isfinite(signal).all(axis=1)
@@ -282,21 +283,17 @@ class _Draws:
     So draws do not depend on the order of reading, on the number of workers, or on where a run was resumed.
     """
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, epoch: torch.Tensor | None = None):
         self._seed = int(seed)
         # In shared memory, as persistent workers hold a copy of this object from their start.
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_() if epoch is None else epoch
         self._bits = np.random.Philox(0)
         self._generator = np.random.Generator(self._bits)
         self._beginning = self._bits.state
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[type["_Draws"], tuple[int, torch.Tensor]]:
         # A copied generator would no longer draw from the copied bits.
-        return {"seed": self._seed, "epoch": self._epoch}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["seed"])
-        self._epoch = state["epoch"]
+        return _Draws, (self._seed, self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(int(epoch))
@@ -394,7 +391,7 @@ def build_augmentations(
     steps = {name: _build(name, settings[name]) for name in AUGMENTATIONS if name in settings}
     draws = _Draws(seed)
     noises = {name: step for name, step in steps.items() if isinstance(step, Noise)}
-    maskings = {name: step for name, step in steps.items() if name not in noises}
+    maskings = {name: step for name, step in steps.items() if isinstance(step, RandomLeadMasking)}
     return (
         SignalAugmentations(noises, draws) if noises else None,
         InputAugmentations(maskings, draws) if maskings else None,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 # Settings that model cards report: none that contains a path, a person or an institution.
-_REPORTED = ("augmentations", "problem_type", "untrainable_labels", "model", "freeze_encoder", "lora")
+_REPORTED: tuple[str, ...] = ("augmentations", "problem_type", "untrainable_labels", "model", "freeze_encoder", "lora")
 _REPORTED += ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps")
 _REPORTED += ("early_stopping_patience", "optim", "learning_rate", "layer_decay", "adam_beta1", "adam_beta2")
 _REPORTED += ("adam_epsilon", "weight_decay", "max_grad_norm", "lr_scheduler_type", "warmup_steps")
@@ -148,7 +148,7 @@ class Finetuner:
         if self.is_finished:
             return f"{self.folder.path} holds this run, finished"
         settings, data, processes = self.settings, self.data, self.processes.num_processes
-        trainable, parameters = count_parameters(self.trainer.model)
+        trainable, parameters = count_parameters(self.trainer.trained_model)
         valid = "none" if data.valid is None else f"{len(data.valid.recording_targets()):,} recordings"
         begin = "from update 0" if self.folder.latest is None else f"resuming at update {self._first_update:,}"
         lines = [
@@ -182,14 +182,14 @@ class Finetuner:
         with self.folder.claimed(self.processes):
             # How long an interrupted run took before is unknown.
             began = time.monotonic() if self.folder.latest is None else None
-            counts = count_parameters(self.trainer.model)
+            counts = count_parameters(self.trainer.trained_model)
             received = self._train()
             update = self.trainer.state.global_step
             if received:
                 return FinetuneResult(None, update, update, False, received, {}, notes=self.data.notes)
             result = self._measure_and_merge(*counts)
-            if self.is_main_process:
-                self._write(result, None if began is None else round(time.monotonic() - began))
+            if self.is_main_process and result.model is not None:
+                self._write(result, result.model, None if began is None else round(time.monotonic() - began))
             self.processes.wait_for_everyone()
         return result
 
@@ -240,7 +240,7 @@ class Finetuner:
         """Return the trained classifier, with merged adapters and outputs in the targets' own units."""
         classifier = self.trainer.classifier
         if self.data.scale is not None:
-            head = classifier.classifier
+            head: Any = classifier.classifier  # peft wraps it in a class without attributes
             head = head.modules_to_save[head.active_adapter] if hasattr(head, "modules_to_save") else head
             mean, deviation = (torch.as_tensor(values).to(head.weight) for values in self.data.scale)
             head.weight.mul_(deviation[:, None])
@@ -250,14 +250,14 @@ class Finetuner:
             classifier = merge_lora(self.trainer.accelerator.unwrap_model(self.trainer.model), adapters)
         return classifier.eval()
 
-    def _write(self, result: FinetuneResult, seconds: int | None) -> None:
+    def _write(self, result: FinetuneResult, model: ECGFMForMultiLabelClassification, seconds: int | None) -> None:
         """Write the model folder, its guard and provenance, and last the result."""
         path, init_from = self.folder.path, self.settings.init_from
         ids = {split: _ids(dataset) for split, dataset in self.data.datasets.items()}
         # Before the weights: no model may be without a record of what it has seen.
         write_guard(path, ids["train"], ids.get("valid", ((), ())), began_from=init_from)
         provenance = self._provenance(result, seconds)
-        config = result.model.config
+        config = model.config
         if config.pos_weight is not None and (few := labels_of_few([provenance], config.label_names)):
             # The folder is made to be shared, and only this training uses them.
             config.pos_weight = None
@@ -265,7 +265,7 @@ class Finetuner:
                 "pos_weight is withheld from config.json: it reveals how few training recordings have, or do not have, "
                 f"{', '.join(few)}"
             )
-        save_model_folder(result.model, self.feature_extractor, path)
+        save_model_folder(model, self.feature_extractor, path)
         add_step(path, "fine-tuning", provenance, began_from=init_from)
         content = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name != "model"}
         content["operating_points"] = dataclasses.asdict(result.operating_points)

@@ -263,7 +263,7 @@ class LabelledSegments(Dataset):
     def __init__(self, inputs: ModelInputs, targets: np.ndarray, transforms: Sequence[Callable | None] = ()):
         self.inputs, self.targets = inputs, targets
         self.epoch = 0
-        self._transforms = [transform for transform in transforms if hasattr(transform, "set_epoch")]
+        self._transforms = [t for t in transforms if t is not None and hasattr(t, "set_epoch")]
 
     @property
     def rows(self) -> np.ndarray:

@@ -169,7 +169,8 @@ def prepare_for_training(model: ModelT, settings: RunSettings) -> ModelT:
         enable({"use_reentrant": False})
     if settings.torch_compile:
         # It is most of the work, and its shapes never change, while the number of masked frames does.
-        model.base_model.encoder.compile()
+        encoder = model.get_submodule("ecgfm.encoder")
+        encoder.compile()
     return model.train()
 
 

@@ -150,13 +150,11 @@ def embed_split(
             embeddings=True,
             progress=progress,
         )
-        rows, values = [], []
-        for output in outputs:
-            rows.append(output.row)
-            values.append(output.embeddings)
-        if not rows:
+        embedded = [(output.row, output.embeddings) for output in outputs if output.embeddings is not None]
+        if not embedded:
             raise LinearProbeError(f"none of the {len(dataset)} recordings can be embedded: {inputs.skipped}")
-        found = np.concatenate(values), np.repeat(np.array(rows, dtype=np.int64), [len(own) for own in values])
+        row_of = np.repeat(np.array([row for row, _ in embedded], np.int64), [len(own) for _, own in embedded])
+        found = np.concatenate([own for _, own in embedded]), row_of
         if path is not None:
             _write_cache(path, *found)
     values, segment_rows = found
@@ -243,7 +241,7 @@ class LinearProbe:
             label_names=names,
             scores=np.array(scores, dtype=np.float64).reshape(len(embeddings), len(names)),
             labels=embeddings.labels[:, [embeddings.label_names.index(name) for name in names]],
-            problem_type=config.problem_type,
+            problem_type=config.problem_type or "multi_label_classification",
             calibrated=tuple(name in (config.label_calibration or {}) for name in names),
         )
 
@@ -346,7 +344,9 @@ def fit_heads(
     groups, strengths = _groups(patient_ids), sorted(strengths)
     kind = _Ridge if problem_type == "regression" else _Logistic
 
-    chosen, notes, tasks = {}, {}, {}
+    chosen: dict[str, float | None] = {}
+    tasks: dict[str, _Logistic | _Ridge] = {}
+    notes: dict[str, str] = {}
     for name, column in zip(label_names, labels.T, strict=True):
         known = ~np.isnan(column)
         reason = kind.refusal(column[known])
@@ -358,15 +358,14 @@ def fit_heads(
     if not tasks:
         raise LinearProbeError(f"there is no label to fit: {notes or 'none was given'}")
     usual = [strength for strength in chosen.values() if strength is not None]
+    median = float(np.median(usual)) if usual else strengths[len(strengths) // 2]
     for name, strength in chosen.items():
         if strength is None:
-            chosen[name] = float(np.median(usual)) if usual else strengths[len(strengths) // 2]
-            notes[name] = (
-                f"strength {chosen[name]:g} is the median of the other labels: too few patients to cross-validate"
-            )
-    fits = [tasks[name].fit(chosen[name]) for name in chosen]
+            notes[name] = f"strength {median:g} is the median of the other labels: too few patients to cross-validate"
+    fitted = {name: median if strength is None else strength for name, strength in chosen.items()}
+    fits = [tasks[name].fit(strength) for name, strength in fitted.items()]
     weight = np.stack([coefficients for coefficients, _ in fits]) / scale
-    return Heads(weight, np.array([intercept for _, intercept in fits]) - weight @ mean, chosen, notes)
+    return Heads(weight, np.array([intercept for _, intercept in fits]) - weight @ mean, fitted, notes)
 
 
 class _Logistic:

@@ -106,12 +106,12 @@ class _GatherWithGradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:  # Any: torch gives it attributes at will
         ctx.count = len(rows)
         return _gather(rows.contiguous())
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         return gradient[dist.get_rank() * ctx.count : (dist.get_rank() + 1) * ctx.count]
@@ -140,7 +140,7 @@ def forward_loss(
     if not (across_processes and dist.is_initialized() and dist.get_world_size() > 1):
         return model(**inputs, patient_ids=batch.ids, segment_ids=batch.segment_ids)
     output = model(**inputs)
-    embeddings = _GatherWithGradient.apply(output.pooler_output.float())
+    embeddings = _GatherWithGradient.apply(output.pooler_output.float())  # type: ignore[union-attr]  # with a mask
     # The loss is the same on every process, and so is the sum of its gradients.
     cmsc_loss = bare._cmsc_loss(embeddings, _gather(batch.ids), _gather(batch.segment_ids))
     output.cmsc_loss = bare.config.cmsc_loss_weight * cmsc_loss
@@ -159,9 +159,12 @@ def batch_metrics(output: ECGFMForPreTrainingOutput, batch: PairBatch, model: EC
     - `cmsc_accuracy`: share of segments whose nearest other half is from their own recording (patient), within the
       micro-batch; 1 for a single pair.
     """
-    config = model.config
+    # Optional in the output's class, but always there in pretraining.
+    pooled, perplexity, config = output.pooler_output, output.code_perplexity, model.config
+    if pooled is None or perplexity is None:
+        raise ValueError("the output has no embeddings or codes: give the model mask_time_indices")
     groups, codes = config.num_codevector_groups, config.num_codevectors_per_group
-    embeddings = F.normalize(output.pooler_output.float(), dim=-1)
+    embeddings = F.normalize(pooled.float(), dim=-1)
     spread = embeddings.std(dim=0, unbiased=False).square().sum().sqrt()
     first, second = batch.segment_ids == 0, batch.segment_ids == 1
     similarity = embeddings[first] @ embeddings[second].T
@@ -169,7 +172,7 @@ def batch_metrics(output: ECGFMForPreTrainingOutput, batch: PairBatch, model: EC
     rows = positive.gather(1, similarity.argmax(dim=1, keepdim=True))
     columns = positive.gather(0, similarity.argmax(dim=0, keepdim=True))
     values = {part: getattr(output, part) for part in METRICS[: METRICS.index("codebook_usage")]}
-    values["codebook_usage"] = (output.code_perplexity - groups) / max(1, groups * codes - groups)
+    values["codebook_usage"] = (perplexity - groups) / max(1, groups * codes - groups)
     values["embedding_std"] = spread
     values["cmsc_accuracy"] = torch.cat([rows.flatten(), columns.flatten()]).float().mean()
     return torch.stack([values[name].detach().double().reshape(()) for name in METRICS])
@@ -249,12 +252,13 @@ class Updater:
             with accelerator.accumulate(self.model):
                 output, batch = self.forward("train", number, index, batch, mask)
                 sums += batch_metrics(output, batch, self.bare).cpu() * count
-                losses.append(float(output.loss.detach()))
+                loss: torch.Tensor = output.loss  # type: ignore[assignment]  # optional without targets
+                losses.append(float(loss.detach()))
                 if len(losses) == len(batches):
                     # Before the last backward pass, as some engines step in it.
                     sums, received = self._agree(sums, losses, batches, signal_number)
                 # accelerate divides by the accumulation steps, and engines average over processes.
-                accelerator.backward(output.loss * (count * share))
+                accelerator.backward(loss * (count * share))
                 norm = self._gradient_norm(losses, batches) if accelerator.sync_gradients else None
                 self.optimizer.step()
                 self.optimizer.zero_grad()
@@ -275,13 +279,14 @@ class Updater:
         values = torch.randn(2, self.bare.config.num_leads, num_samples)
         batch = PairBatch(values, torch.zeros(2, dtype=torch.long), torch.arange(2), [])
         output, _ = self.forward("settle", 0, 0, batch, self.mask("settle", 0, 0, batch))
-        self.accelerator.backward(output.loss * 0.0)
+        self.accelerator.backward(output.loss * 0.0)  # type: ignore[operator]  # optional without targets
         self.optimizer.zero_grad()
 
     def mask(self, kind: str, number: int, index: int, batch: PairBatch) -> torch.Tensor:
         """Draw the mask (rows, frames) of a micro-batch: a function of the seed and its index in the run."""
         seed = derived_seed(self.settings.seed, kind, "mask", number, index)
-        return draw_mask(self.bare.config, *batch.input_values.shape[::2], seed)
+        rows, _, samples = batch.input_values.shape
+        return draw_mask(self.bare.config, rows, samples, seed)
 
     def forward(
         self, kind: str, number: int, index: int, batch: PairBatch, mask: torch.Tensor
@@ -289,8 +294,8 @@ class Updater:
         """Compute the model's output for a micro-batch; return it and the micro-batch on the model's device."""
         device = self.accelerator.device
         tensors = (batch.input_values, batch.ids, batch.segment_ids, mask)
-        *tensors, mask = (tensor.to(device, non_blocking=True) for tensor in tensors)
-        batch = PairBatch(*tensors, batch.recording_ids)
+        values, ids, segment_ids, mask = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        batch = PairBatch(values, ids, segment_ids, batch.recording_ids)
         # Dropout, negatives and Gumbel noise are torch's draws, on every device from this seed.
         torch.manual_seed(derived_seed(self.settings.seed, kind, number, index))
         across = self.settings.cmsc_across_processes and kind != "valid"
@@ -310,10 +315,11 @@ class Updater:
         """Sum over all processes; all stop where one has a non-finite loss or has received a signal."""
         bad = not all(map(math.isfinite, losses))
         flags = torch.tensor([float(bad), float(signal_number > 0)], dtype=torch.float64)
-        *sums, bad_anywhere, received = self.sum(torch.cat([sums, flags])).unbind()
+        sums = self.sum(torch.cat([sums, flags]))
+        bad_anywhere, received = sums[-2:].tolist()
         if bad_anywhere:
             raise NonFiniteBatchError("loss", _micro_batches(losses, batches) if bad else [])
-        return torch.stack(sums), (signal_number or int(signal.SIGTERM)) if received else 0
+        return sums[:-2], (signal_number or int(signal.SIGTERM)) if received else 0
 
     def _gradient_norm(self, losses: list[float], batches: list[PairBatch]) -> float | None:
         accelerator, clip = self.accelerator, self.settings.max_grad_norm

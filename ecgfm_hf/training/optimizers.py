@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
@@ -52,7 +53,7 @@ class FairseqAdam(torch.optim.AdamW):
                     }
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # as in torch, whose step is overloaded
         """Update every parameter that has a gradient."""
         loss = None
         if closure is not None:
@@ -98,16 +99,12 @@ def build_optimizer(
     Build [`FairseqAdam`] or torch's AdamW (fused) over the trainable ones of the parameters, or over groups of them.
     Every weight decays, as in fairseq-signals.
     """
-    trainable = [given for given in parameters if isinstance(given, dict) or given.requires_grad]
-    arguments = {
-        "lr": settings.learning_rate,
-        "betas": (settings.adam_beta1, settings.adam_beta2),
-        "eps": settings.adam_epsilon,
-        "weight_decay": settings.weight_decay,
-    }
+    # Any: torch accepts a list of parameters or of groups, which mypy cannot tell from a list of both.
+    trainable: Any = [given for given in parameters if isinstance(given, dict) or given.requires_grad]
+    rate, betas = settings.learning_rate, (settings.adam_beta1, settings.adam_beta2)
     if settings.optim == "adamw_torch_fused":
-        return torch.optim.AdamW(trainable, fused=True, **arguments)
-    return FairseqAdam(trainable, **arguments)
+        return torch.optim.AdamW(trainable, rate, betas, settings.adam_epsilon, settings.weight_decay, fused=True)
+    return FairseqAdam(trainable, rate, betas, settings.adam_epsilon, settings.weight_decay)
 
 
 def learning_rate_at(update: int, total_updates: int, settings: RunSettings) -> float:

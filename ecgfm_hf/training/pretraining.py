@@ -27,10 +27,16 @@ from .settings import PUBLISHED_EFFECTIVE_BATCH, PretrainSettings, SettingsError
 
 OPTIMIZER_FILE, ENGINE_FOLDER = "optimizer.pt", "engine"
 # Settings that model cards report: none that contains a path, a person or an institution.
-_REPORTED = ("augmentations", "model", "cmsc_positives", "cmsc_across_processes", "per_device_train_batch_size")
-_REPORTED += ("gradient_accumulation_steps", "num_train_epochs", "max_steps", "optim", "learning_rate", "adam_beta1")
-_REPORTED += ("adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "lr_scheduler_type", "warmup_steps")
-_REPORTED += ("final_learning_rate", "seed", "bf16", "fp16")
+_REPORTED: tuple[str, ...] = (
+    "augmentations",
+    "model",
+    "cmsc_positives",
+    "cmsc_across_processes",
+    "per_device_train_batch_size",
+)
+_REPORTED += ("gradient_accumulation_steps", "num_train_epochs", "max_steps", "optim", "learning_rate")
+_REPORTED += ("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "lr_scheduler_type")
+_REPORTED += ("warmup_steps", "final_learning_rate", "seed", "bf16", "fp16")
 # The variables by which accelerate's launcher passes on the engine that its configuration names.
 _ENGINES = {
     "ACCELERATE_USE_DEEPSPEED": DistributedType.DEEPSPEED,
@@ -249,6 +255,8 @@ class Pretrainer:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Compute `METRICS` on the validation split in evaluation mode, with the same masks and negatives each time."""
+        if self.valid_data is None:
+            raise SettingsError("there is no validation split: set valid_split")
         accelerator, updater = self.accelerator, self.updater
         self.model.eval()
         sums, total = torch.zeros(len(METRICS), dtype=torch.float64), 0

@@ -68,7 +68,7 @@ class PairDataset(Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Give the augmentations the epoch that begins; before workers are started, which inherit it."""
         for transform in (self._transform, self._signal_transform):
-            if hasattr(transform, "set_epoch"):
+            if transform is not None and hasattr(transform, "set_epoch"):
                 transform.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -122,20 +122,21 @@ def open_pairs(
         if is_store:
             for store in folders:
                 splits = list(read_report(store)["splits"]["recordings"])
-                if absent := [s for s in (settings.train_split, settings.valid_split) if s not in (None, *splits)]:
+                if absent := [s for s in (settings.train_split, settings.valid_split) if s and s not in splits]:
                     raise SettingsError(
                         f"{store} has no split {', '.join(absent)}, only {', '.join(splits)}: "
                         "make splits with `ecgfm split`; or, without validation, set train_split=NAME valid_split=null"
                     )
 
-        def open_split(split: str, *transforms: Callable | None) -> PairDataset:
+        def open_split(
+            split: str, transform: Callable | None = None, signal_transform: Callable | None = None
+        ) -> PairDataset:
             if not is_store:
-                return PairDataset(load_fairseq_folder(folder, split, pairs=True), *transforms)
+                return PairDataset(load_fairseq_folder(folder, split, pairs=True), transform, signal_transform)
             rows = load_prepared(folders if len(folders) > 1 else folder, split)
-            on_signals = transforms[1] if transforms else None
-            pairs = as_model_inputs(rows, feature_extractor, pairs=True, signal_transform=on_signals)
+            pairs = as_model_inputs(rows, feature_extractor, pairs=True, signal_transform=signal_transform)
             summary = summarize_split(rows, np.unique(pairs.recordings))
-            return PairDataset(pairs, *transforms, fingerprint=_fingerprint(rows, pairs), summary=summary)
+            return PairDataset(pairs, transform, signal_transform, _fingerprint(rows, pairs), summary)
 
         train = open_split(settings.train_split, transform, signal_transform)
         valid = None if settings.valid_split is None else open_split(settings.valid_split)

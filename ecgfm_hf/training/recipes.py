@@ -5,7 +5,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import yaml
 
@@ -65,9 +65,19 @@ def find_recipe(name_or_path: str | Path) -> Path:
     )
 
 
+@overload
+def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> PretrainSettings: ...
+
+
+@overload
 def read_recipe(
-    name_or_path: str | Path, overrides: Sequence[str] = (), settings_class: type[Settings] = PretrainSettings
-) -> Settings:
+    name_or_path: str | Path, overrides: Sequence[str] = (), settings_class: type[Settings] = ...
+) -> Settings: ...
+
+
+def read_recipe(
+    name_or_path: str | Path, overrides: Sequence[str] = (), settings_class: type[RunSettings] = PretrainSettings
+) -> RunSettings:
     """
     Read the settings of a recipe.
 

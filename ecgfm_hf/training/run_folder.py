@@ -205,7 +205,8 @@ class RunFolder:
 
     def latest_checkpoint(self) -> Path | None:
         """Return the last checkpoint that was written to its end, None without one."""
-        return (self.all_checkpoints() or [None])[-1]
+        found = self.all_checkpoints()
+        return found[-1] if found else None
 
     def best_checkpoint(self) -> Path | None:
         """Return the pretraining checkpoint with the least validation loss, None without validation."""

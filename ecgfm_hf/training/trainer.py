@@ -20,7 +20,6 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_utils import EvalPrediction
 
 from ..configuration_ecgfm import ECGFMConfig
@@ -60,7 +59,7 @@ def build_trainer(
         raise SettingsError(f"the model's labels are {config.label_names}, those of the data {list(data.names)}")
     if (config.problem_type or data.problem_type) != data.problem_type:
         raise SettingsError(f"the model's problem_type is {config.problem_type}, but the data's is {data.problem_type}")
-    config.problem_type = data.problem_type
+    config.problem_type = data.problem_type  # type: ignore[assignment]  # transformers lists the names
     # They belong to the weights that the run begins with.
     config.label_calibration = config.label_thresholds = None
     config.pos_weight = _pos_weight(data, settings)
@@ -108,6 +107,8 @@ class ECGTrainer(Trainer):
 
     # `compute_loss` has divided by the targets of the whole update.
     loss_is_scaled_for_ga = True
+    optimizer: torch.optim.Optimizer | None
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
 
     def __init__(
         self,
@@ -120,11 +121,12 @@ class ECGTrainer(Trainer):
         **kwargs: Any,
     ):
         self.settings = settings
+        self.trained_model, self._train_data = model, train_dataset
         self._scale = scale
         self._micro_batch = 0
         super().__init__(
             model=model,
-            args=_training_arguments(settings, checkpoints, eval_dataset is not None, model.config.problem_type),
+            args=_training_arguments(settings, checkpoints, eval_dataset is not None, settings.problem_type),
             data_collator=collate_segments,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -138,7 +140,7 @@ class ECGTrainer(Trainer):
         self.args.max_steps = self.total_updates
 
     @property
-    def classifier(self) -> PreTrainedModel:
+    def classifier(self) -> ECGFMForMultiLabelClassification:
         """The classifier, without the wrappers of distributed training and of peft."""
         bare = self.accelerator.unwrap_model(self.model)
         return bare.get_base_model() if hasattr(bare, "get_base_model") else bare
@@ -148,7 +150,7 @@ class ECGTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         processes = self.accelerator.num_processes
         multiple = 1 if processes == 1 else self.settings.per_device_train_batch_size * processes
-        return EpochOrder(self.train_dataset, self.settings.seed, multiple)
+        return EpochOrder(self._train_data, self.settings.seed, multiple)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -162,7 +164,7 @@ class ECGTrainer(Trainer):
     # Loss -------------------------------------------------------------------------------------------------------------
 
     def training_step(
-        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """Run a micro-batch forward and backward. [`NonFiniteError`] where the loss is not finite."""
         index = self._micro_batch * self.accelerator.num_processes + self.accelerator.process_index
@@ -178,7 +180,7 @@ class ECGTrainer(Trainer):
         model: torch.nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """
         Compute the share of a micro-batch in an update's loss: the sum over its known targets, divided by the number of
@@ -188,7 +190,7 @@ class ECGTrainer(Trainer):
         loss = outputs["loss"]
         if num_items_in_batch is not None:
             # The model's loss is a mean over the batch's known targets; engines average over processes.
-            share = count_known(inputs["labels"]) / num_items_in_batch.clamp_min(1)
+            share = count_known(inputs["labels"]) / torch.as_tensor(num_items_in_batch).clamp_min(1)
             loss = loss * (share * self.accelerator.num_processes)
         return (loss, outputs) if return_outputs else loss
 
@@ -196,28 +198,30 @@ class ECGTrainer(Trainer):
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimiser of the settings, with a learning rate for each depth."""
-        if self.optimizer is None:
-            layers = self.model.config.num_hidden_layers
-            groups = parameter_groups(self.model if model is None else model, layers, self.settings)
-            self.optimizer = build_optimizer(groups, self.settings)
-            if isinstance(self.optimizer, FairseqAdam) and model is None:
-                self.optimizer.allocate_state()
-        return self.optimizer
+        if self.optimizer is not None:
+            return self.optimizer
+        layers = self.classifier.config.num_hidden_layers
+        groups = parameter_groups(self.trained_model if model is None else model, layers, self.settings)
+        self.optimizer = optimizer = build_optimizer(groups, self.settings)
+        if isinstance(optimizer, FairseqAdam) and model is None:
+            optimizer.allocate_state()
+        return optimizer
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """Build a schedule whose learning rate is a function of the update's number."""
-        if self.lr_scheduler is None:
-            settings, rate = self.settings, self.settings.learning_rate
+        if self.lr_scheduler is not None:
+            return self.lr_scheduler
+        settings, rate = self.settings, self.settings.learning_rate
 
-            def factor(update: int) -> float:
-                return learning_rate_at(update, num_training_steps, settings) / rate if rate else 0.0
+        def factor(update: int) -> float:
+            return learning_rate_at(update, num_training_steps, settings) / rate if rate else 0.0
 
-            optimizer = self.optimizer if optimizer is None else optimizer
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
+        optimizer = self.create_optimizer() if optimizer is None else optimizer
+        self.lr_scheduler = scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        self._created_lr_scheduler = True
+        return scheduler
 
     # Evaluation -------------------------------------------------------------------------------------------------------
 
@@ -229,7 +233,7 @@ class ECGTrainer(Trainer):
             The dataset's rows (recordings,), uncalibrated scores and targets (recordings, L) float64.
         """
         found = self.predict(dataset)
-        return self._table(dataset, found.predictions, found.label_ids)
+        return self._table(dataset, np.asarray(found.predictions), np.asarray(found.label_ids))
 
     def _table(
         self, dataset: LabelledSegments, logits: np.ndarray, labels: np.ndarray
@@ -242,10 +246,11 @@ class ECGTrainer(Trainer):
         return recording_table(dataset.rows, logits, labels, self.classifier.config, self._scale)
 
     def _metrics(self, found: EvalPrediction) -> dict[str, float]:
-        dataset, classifier = self.callback_handler.eval_dataloader.dataset, self.classifier
-        _, scores, targets = self._table(dataset, found.predictions, found.label_ids)
+        dataset: LabelledSegments = self.callback_handler.eval_dataloader.dataset  # type: ignore[union-attr]  # evaluating
+        logits, labels, classifier = np.asarray(found.predictions), np.asarray(found.label_ids), self.classifier
+        _, scores, targets = self._table(dataset, logits, labels)
         # Over all known targets; the Trainer's own value is a mean of the batches' means.
-        loss = classifier._loss(torch.from_numpy(found.predictions), torch.from_numpy(found.label_ids))
+        loss = classifier._loss(torch.from_numpy(logits), torch.from_numpy(labels))
         return {"loss": loss.item(), **recording_metrics(scores, targets, classifier.config.problem_type)}
 
 
@@ -293,16 +298,16 @@ def _training_arguments(
 
 
 def _pos_weight(data: FinetuneData, settings: FinetuneSettings) -> list[float] | None:
-    if data.problem_type != "multi_label_classification" or settings.pos_weight is None:
+    weights = settings.pos_weight
+    if data.problem_type != "multi_label_classification" or weights is None:
         return None
-    if settings.pos_weight == "balanced":
+    if isinstance(weights, str):  # balanced
         return balanced_weights(data.train.recording_targets())
-    if len(settings.pos_weight) != len(data.names):
+    if len(weights) != len(data.names):
         raise SettingsError(
-            f"pos_weight has {len(settings.pos_weight)} numbers, the model {len(data.names)} labels: "
-            f"{', '.join(data.names)}"
+            f"pos_weight has {len(weights)} numbers, the model {len(data.names)} labels: {', '.join(data.names)}"
         )
-    return list(settings.pos_weight)
+    return list(weights)
 
 
 class _StopAtNonFiniteGradients(TrainerCallback):
@@ -346,10 +351,9 @@ class LogProgress(TrainerCallback):
         self._since += 1
         self._monitor.advance()
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         """Log the values of training; those of validation come by `on_evaluate`."""
+        logs: dict[str, float] = given["logs"]
         if "loss" in logs:
             values = {name: logs[key] for key, name in _LOGGED.items() if key in logs}
             seconds = time.perf_counter() - self._began
@@ -357,11 +361,9 @@ class LogProgress(TrainerCallback):
             self._monitor.log("train", state.global_step, values)
             self._began, self._since = time.perf_counter(), 0
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         """Log the metrics of the validation split."""
-        values = {k.removeprefix("eval_"): v for k, v in metrics.items() if not k.endswith(_NOT_LOGGED)}
+        values = {k.removeprefix("eval_"): v for k, v in given["metrics"].items() if not k.endswith(_NOT_LOGGED)}
         self._monitor.log("valid", state.global_step, values)
         self._began, self._since = time.perf_counter(), 0  # Validating does not count.
 
@@ -423,7 +425,7 @@ def recording_table(
     targets = labels[first]
     if targets.ndim == 1:
         classes = targets
-        targets = (classes[:, None] == np.arange(config.num_labels)).astype(np.float64)
+        targets = (classes[:, None] == np.arange(len(config.label_names))).astype(np.float64)
         targets[classes < 0] = np.nan
     return rows[first], np.array(scores).reshape(len(first), -1), targets.astype(np.float64)
 
