@@ -92,7 +92,7 @@ def test_torchs_adamw_differs_from_the_original_where_gradients_are_small(checkp
     With eps 1e-8 the two formulas differ where a gradient is small: after one update by up to 0.45 learning rates, by
     more than a thousandth of one in 24% of the weights, by 0.00014 in the median.
     """
-    case, _, after, _, _ = stepped(checkpoint_path, tmp_path, "adamw")
+    case, _, after, _, _ = stepped(checkpoint_path, tmp_path, "adamw_torch_fused")
     expected = expected_weights(case)
     differences = torch.cat(
         [

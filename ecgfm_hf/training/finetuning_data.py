@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from ..data import loading
-from ..data.segments import ModelInputs, as_model_inputs
 from ..data.leakage import check_splits
+from ..data.segments import ModelInputs, as_model_inputs
 from ..data.store import StoreError, load_prepared, read_report
 from ..data.targets import UNKNOWN_CLASS, TargetColumns, read_targets, untrainable
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
