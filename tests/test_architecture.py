@@ -42,7 +42,7 @@ KNOWN_UPWARD = {
 }
 KNOWN_CIRCLES = [["synthetic.cohort", "synthetic.writing"]]
 KNOWN_PRINTING = {"training.monitoring"}
-KNOWN_PARSING = {"app.page", "evaluation.subjects", "utils.name_lists"}
+KNOWN_PARSING = {"app.page", "utils.name_lists"}
 
 
 def modules() -> dict[str, Path]:

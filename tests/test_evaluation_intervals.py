@@ -1,11 +1,13 @@
 """Intervals: over patients, the same by the same seed, honest where there is little to tell from."""
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -167,6 +169,38 @@ def test_where_nothing_can_be_told_there_is_no_interval_but_a_reason():
     nothing = ev.bootstrap_intervals(ev.ranking_statistics(labels[:, :1], scores[:, :1]), patients)["auroc"].macro
     assert np.isnan([nothing.value, nothing.low, nothing.high]).all()
     assert nothing.reason == "no label has a value"
+
+
+def test_the_interval_of_a_mean_is_students():
+    # A mean's interval is known: t standard errors of the sample. Of 6 patients a bootstrap's own deviation is 9% less.
+    errors = np.array([-3.0, -1.0, 0.5, 1.0, 2.0, 4.5])
+    found = ev.bootstrap_intervals(
+        ev.regression_statistics(np.zeros((6, 1)), errors[:, None]), list("abcdef"), resamples=20_000
+    )["bias"]
+    expected = scipy.stats.t.interval(0.95, 5, errors.mean(), errors.std(ddof=1) / np.sqrt(6))
+    assert (found.low[0], found.high[0]) == pytest.approx(expected, rel=0.02)
+    assert (found.macro.low, found.macro.high) == pytest.approx(expected, rel=0.02)
+
+
+def test_the_interval_of_a_mean_over_labels_has_welchs_degrees_of_freedom():
+    # Two labels of other patients, 4 and 12 of them: half the difference of two samples' means, by Welch's t-test.
+    first, second = (
+        np.array([-2.0, 0.0, 1.0, 5.0]),
+        np.array([-1.0, 0.0, 0.0, 1.0, 2.0, -2.0, 1.5, 0.5, -0.5, 3.0, 1, -1]),
+    )
+    targets = np.full((16, 2), np.nan)
+    targets[:4, 0], targets[4:, 1] = 0, 0
+    predicted = np.stack([np.append(first, np.zeros(12)), np.append(np.zeros(4), -second)], axis=1)
+    resampled = np.random.default_rng(0)
+    draws = [
+        values[resampled.integers(len(values), size=(20_000, len(values)))].mean(axis=1) for values in (first, second)
+    ]
+    one = ev.bootstrap_intervals(ev.regression_statistics(targets, predicted), list(range(16)), resamples=100)["bias"]
+    # Patients of both labels are drawn together, so that their numbers vary; with them fixed the variance is known.
+    fixed = dataclasses.replace(one, resampled=np.stack([draws[0], -draws[1]]))
+    expected = scipy.stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    # The degrees of freedom are from the deviations of resamples, so a few more than Welch's own.
+    assert (2 * fixed.macro.low, 2 * fixed.macro.high) == pytest.approx((expected.low, expected.high), rel=0.035)
 
 
 def test_a_perfect_value_is_no_certainty():

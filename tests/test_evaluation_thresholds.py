@@ -36,7 +36,7 @@ def test_fitted_thresholds_are_the_best_of_all(seed, n, steps):
     labels, scores = (generator.random(n) < 0.4).astype(float), generator.integers(0, steps + 1, n) / steps
     found = {how: ev.fit_thresholds(labels, scores, how)[0] for how in ("youden", "f1")}
     found["sensitivity"] = ev.fit_thresholds(labels, scores, "sensitivity", 0.8)[0]
-    if len(set(labels)) < 2 or len(set(scores)) < 2:
+    if not ev.auroc(labels, scores)[0] > 0.5:
         assert np.isnan(list(found.values())).all()
         return
     rates = [_rates(labels, scores, threshold) for threshold in _all_thresholds(scores)]
@@ -55,10 +55,25 @@ def test_a_threshold_lies_between_scores_and_unknown_labels_do_not_move_it():
     assert ev.fit_thresholds(labels, scores, "sensitivity", 0.5)[0] == pytest.approx(0.65)
 
 
-def test_labels_without_both_classes_have_no_threshold():
-    labels = np.array([[1.0, 0.0, 1.0, np.nan], [1.0, 0.0, 0.0, 0.0]])
-    scores = np.array([[0.1, 0.2, 0.4, 0.4], [0.7, 0.8, 0.4, 0.6]])
+def test_labels_without_both_classes_have_no_threshold(caplog):
+    labels = np.array([[1.0, 0.0, np.nan], [1.0, 0.0, 0.0]])
+    scores = np.array([[0.1, 0.2, 0.4], [0.7, 0.8, 0.6]])
     assert np.isnan(ev.fit_thresholds(labels, scores)).all()
+    assert not caplog.records
+
+
+def test_labels_that_are_not_above_chance_get_no_threshold_and_a_warning(caplog):
+    labels = np.array([[1.0] * 4, [0.0] * 4, [1.0] * 4, [0.0] * 4])
+    # Above chance (0.75), at chance with all scores equal, at chance (0.5), below (0.25).
+    scores = np.array([[0.9, 0.4, 0.9, 0.1], [0.2, 0.4, 0.7, 0.2], [0.4, 0.4, 0.1, 0.3], [0.5, 0.4, 0.7, 0.9]])
+    found = ev.fit_thresholds(labels, scores, label_names=["above", "equal", "at", "below"])
+    assert np.isnan(found).tolist() == [False, True, True, True]
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
+        "equal gets no threshold: its AUROC is 0.500, not above chance (0.5)",
+        "at gets no threshold: its AUROC is 0.500, not above chance (0.5)",
+        "below gets no threshold: its AUROC is 0.250, not above chance (0.5)",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -57,14 +58,21 @@ def run_evaluate(args: argparse.Namespace) -> int:
     Returns:
         `int`: 0 evaluated, 1 the results cannot be written, 2 usage.
     """
+    from ..evaluation.prediction_sources import distinct_names, load_predictions
     from ..evaluation.results import compare_predictions, evaluate_predictions
-    from ..evaluation.subjects import read_subject, told_apart
 
     output = Path(args.output)
     try:
         _check_output(output, args.overwrite)
-        first = read_subject(args.model, args)
-        second = None if args.compare is None else read_subject(args.compare, args)
+        _quiet()
+        names = ("split", "labels", "targets", "class_column", "thresholds", "allow_seen", "batch_size", "num_workers")
+        options = {name: getattr(args, name) for name in (*names, "precision", "device")}
+        options["progress"] = sys.stderr.isatty()
+        first, second = load_predictions(args.model, args.dataset, **options), None
+        if args.compare is not None:
+            # A file has its own labels.
+            dataset = None if os.path.isfile(args.compare) else args.dataset
+            second = load_predictions(args.compare, dataset, **options)
         results = evaluate_predictions(
             first.predictions,
             model=first.name,
@@ -87,7 +95,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
             results["comparison"] = compare_predictions(
                 first.predictions,
                 second.predictions,
-                names=told_apart(first.name, second.name),
+                names=distinct_names(first.name, second.name),
                 resamples=args.resamples,
                 seed=args.seed,
                 smallest_cell=args.smallest_cell,
@@ -111,8 +119,18 @@ def run_evaluate(args: argparse.Namespace) -> int:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
+def _quiet() -> None:
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+
+
 def _check_output(output: Path, overwrite: bool) -> None:
-    from ..evaluation.subjects import EvaluateError
+    from ..evaluation.prediction_sources import EvaluateError
 
     if output.exists() and not output.is_dir():
         raise EvaluateError(f"{output} is not a folder")

@@ -1,33 +1,45 @@
-"""Thresholds of scores, fitted on a validation split: there is no default, and 0.5 is none."""
+"""Thresholds of scores, fitted on a validation split. There is no default: 0.5 has no meaning for a score."""
+
+import logging
+from collections.abc import Sequence
 
 import numpy as np
 
-from .metrics import MetricInputError, label_arrays, threshold_counts
+from .metrics import MetricInputError, auroc, label_arrays, threshold_counts
+
+logger = logging.getLogger(__name__)
 
 HOW = ("youden", "f1", "sensitivity")
 
 
 def fit_thresholds(
-    labels: np.ndarray, scores: np.ndarray, how: str = "youden", target: float | None = None
+    labels: np.ndarray,
+    scores: np.ndarray,
+    how: str = "youden",
+    target: float | None = None,
+    label_names: Sequence[str] | None = None,
 ) -> np.ndarray:
     """
-    A threshold for each label, to be fitted on the validation split and never on the recordings that it is judged on.
-    A recording is positive where its score reaches the threshold. Scores are as they will be used: calibrated, if the
-    config calibrates.
+    Return a threshold for each label. A recording is positive if its score reaches the threshold.
+
+    Fit on the validation split, never on the recordings that the decisions are evaluated on. Give the scores as they
+    will be used: calibrated, if the config calibrates.
 
     Args:
-        labels (`np.ndarray` (n, L) or (n,)): 1, 0, or NaN where unknown; a label's unknown recordings are left out.
+        labels (`np.ndarray` (n, L) or (n,)): 1, 0, or NaN where unknown; a label's unknown recordings are excluded.
         scores (`np.ndarray` of the same shape)
         how (`str`): `"youden"` maximises sensitivity + specificity - 1, `"f1"` the F1 score; `"sensitivity"` takes the
             highest threshold that reaches the `target` sensitivity, so the best specificity.
         target (`float`, *optional*): For `"sensitivity"`, above 0 and at most 1.
+        label_names (sequence of `str`, *optional*): For warnings.
 
     Returns:
-        (L,) float64: between two neighbouring scores, halfway; of several that are equally good the one with fewest
-        flagged. NaN where a label lacks positives or negatives, or has one score throughout: nothing can be fitted.
+        (L,) float64: halfway between two neighbouring scores; of equally good thresholds the one that flags fewest. NaN
+        where a label has no positives or no negatives, and, with a warning, where its AUROC is not above 0.5: positives
+        do not score higher than negatives, so no threshold helps.
 
     Raises:
-        `MetricInputError`: shapes that differ, an unknown `how`, a target that is missing, senseless or not asked for.
+        `MetricInputError`: shapes that differ, an unknown `how`, a target that is missing, impossible or not needed.
     """
     if how not in HOW:
         raise MetricInputError(f"how must be one of {', '.join(HOW)}, found: {how!r}")
@@ -37,17 +49,21 @@ def fit_thresholds(
             f"target={target}"
         )
     labels, scores = label_arrays(labels, scores)
-    pairs = zip(labels.T, scores.T, strict=True)
-    return np.array([_fit(label, score, how, target) for label, score in pairs], dtype=np.float64)
+    names = [f"label {index}" for index in range(labels.shape[1])] if label_names is None else label_names
+    thresholds = np.full(labels.shape[1], np.nan)
+    for index, area in enumerate(auroc(labels, scores)):
+        if area > 0.5:
+            thresholds[index] = _fit(labels[:, index], scores[:, index], how, target)
+        elif area <= 0.5:
+            logger.warning("%s gets no threshold: its AUROC is %.3f, not above chance (0.5)", names[index], area)
+    return thresholds
 
 
 def _fit(label: np.ndarray, score: np.ndarray, how: str, target: float | None) -> float:
     true_positive, false_positive, values = (column[1:] for column in threshold_counts(label, score))
-    if len(values) < 2 or true_positive[-1] == 0 or false_positive[-1] == 0:
-        return float("nan")
     positives, negatives = true_positive[-1], false_positive[-1]
     if how == "sensitivity":
-        # A hair less than asked: 0.9 of 10 is 9, which binary fractions may miss.
+        # Slightly less, for rounding: 0.9 of 10 is 9, which binary fractions may miss.
         best = int(np.argmax(true_positive >= target * positives * (1 - 1e-12)))
     elif how == "f1":
         best = int(np.argmax(2 * true_positive / (true_positive + false_positive + positives)))
@@ -62,14 +78,14 @@ def _fit(label: np.ndarray, score: np.ndarray, how: str, target: float | None) -
 
 def at_thresholds(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """
-    Decisions (n, L) float64: 1 where a score reaches its label's threshold, otherwise 0, NaN where the label has none.
+    Return decisions (n, L) float64: 1 where a score reaches its label's threshold, otherwise 0, NaN without threshold.
 
     Args:
         scores (`np.ndarray` (n, L))
-        thresholds (`np.ndarray` (L,)): NaN where there is none.
+        thresholds (`np.ndarray` (L,)): NaN where a label has none.
 
     Raises:
-        `MetricInputError`: another number of thresholds than of labels.
+        `MetricInputError`: the numbers of thresholds and labels differ.
     """
     scores, thresholds = np.asarray(scores, dtype=np.float64), np.asarray(thresholds, dtype=np.float64)
     if scores.ndim != 2 or thresholds.shape != scores.shape[1:]:
