@@ -10,6 +10,7 @@ import wfdb
 
 import ecgfm_hf
 from ecgfm_hf.cli.synthesize import add_synthesize_arguments, run_synthesize
+from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 from ecgfm_hf.synthetic import (
     EPISODIC_LABELS,
     LABEL_NAMES,
@@ -19,6 +20,7 @@ from ecgfm_hf.synthetic import (
     write_record,
 )
 from ecgfm_hf.synthetic.dipoles import DOWER, INDEPENDENT_LEADS
+from ecgfm_hf.utils.errors import SettingsError
 
 SILENT = CohortSettings(
     white_mv=(0.0, 0.0), muscle_mv=(0.0, 0.0), wander_mv=(0.0, 0.0), mains_mv=(0.0, 0.0), contact_share=0.0
@@ -145,6 +147,10 @@ def test_limb_leads_obey_einthoven_and_goldberger_to_the_digital_resolution(reco
         assert np.abs(avr + (i + ii) / 2).max() <= 0.5
         assert np.abs(avl - (i - ii / 2)).max() <= 0.5
         assert np.abs(avf - (ii - i / 2)).max() <= 0.5
+
+
+def test_the_leads_are_the_standard_ones(recordings):
+    assert recordings[0].lead_names == STANDARD_LEADS
 
 
 def test_signals_are_of_the_shape_unit_and_size_of_an_ecg(recordings):
@@ -513,18 +519,18 @@ def read_csv(path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("arguments", "message"),
     [
-        ({"num_patients": 0}, ValueError, "num_patients must be from 1"),
-        ({"num_patients": 2.5}, TypeError, "num_patients must be a whole number"),
-        ({"num_patients": 1, "seed": -1}, ValueError, "seed must be from 0"),
-        ({"num_patients": 1, "seconds": 12}, ValueError, "multiple of 5"),
-        ({"num_patients": 1, "sampling_rate": 50}, ValueError, "sampling_rate"),
-        ({"num_patients": 1, "settings": {"pacemaker": 0.5}}, TypeError, "must be CohortSettings"),
+        ({"num_patients": 0}, "num_patients is 0, expected a number from 1"),
+        ({"num_patients": 2.5}, "num_patients is 2.5, expected a whole number"),
+        ({"num_patients": 1, "seed": -1}, "seed is -1, expected a number from 0"),
+        ({"num_patients": 1, "seconds": 12}, "seconds is 12, expected a multiple of 5"),
+        ({"num_patients": 1, "sampling_rate": 50}, "sampling_rate"),
+        ({"num_patients": 1, "settings": {"pacemaker": 0.5}}, "settings is a dict, expected CohortSettings"),
     ],
 )
-def test_wrong_arguments_are_refused(arguments, error, message):
-    with pytest.raises(error, match=message):
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises(SettingsError, match=message):
         SyntheticCohort(**arguments)
 
 
@@ -541,7 +547,7 @@ def test_wrong_arguments_are_refused(arguments, error, message):
     ],
 )
 def test_wrong_settings_are_refused(settings):
-    with pytest.raises(ValueError, match=next(iter(settings))):
+    with pytest.raises(SettingsError, match=next(iter(settings))):
         CohortSettings(**settings)
 
 
@@ -551,7 +557,7 @@ def test_another_population_can_be_asked_for():
 
 
 def test_a_patient_outside_the_cohort_is_refused():
-    with pytest.raises(ValueError, match="patient must be in"):
+    with pytest.raises(SettingsError, match=r"patient is 3, expected a number in range\(0, 3\)"):
         SyntheticCohort(3).patient(3)
 
 

@@ -5,8 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from ..synthetic.cohort import SyntheticCohort
-from ..synthetic.writing import WrittenCohort
+from ..synthetic.cohort import SyntheticCohort, WrittenCohort
 
 
 def add_synthesize_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,8 +1,8 @@
 """
 A synthetic cohort: labelled 12-lead recordings whose truth is known, for demonstrations, tests and benchmarks.
 
-Nothing in it comes from a person, and nothing measured on it says anything about patients. `settings.py` has the
-labels, their thresholds and the frozen defaults of the population. Nothing is imported until it is asked for.
+No recording comes from a person, and nothing measured on the cohort applies to patients. `settings.py` has the labels,
+their thresholds and the frozen defaults of the population.
 """
 
 import lazy_loader

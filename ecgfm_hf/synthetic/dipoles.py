@@ -1,5 +1,5 @@
 """
-The heart as a moving dipole: waves that are Gaussians in time along directions in space, and the leads that see them.
+The heart as a moving dipole: waves that are Gaussians in time along directions in space, and the leads that show them.
 
 Axes are Frank's, as in the lead matrix: x to the patient's left, y to the feet, z to the back. Vectors are in mV.
 """
@@ -28,7 +28,7 @@ DOWER = np.array(
 )
 DOWER.setflags(write=False)
 
-# A wave is taken to begin and to end where its outermost Gaussian has fallen to 4% of its peak.
+# A wave begins and ends where its outermost Gaussian falls to 4% of its peak.
 REACH = 2.5
 
 # Each wave of a QRS complex: (centre, width) as shares of its duration, direction and size in mV. Widths are standard
@@ -47,18 +47,18 @@ _LEFT_BLOCK_QRS = (
     (0.60, 0.090, (0.56, 0.06, 0.72)),
     (0.77, 0.088, (0.72, 0.02, 0.52)),
 )
-# Right bundle branch block: the left ventricle as ever, then the right one late and slowly, to the right and front.
+# Right bundle branch block: the left ventricle as usual, then the right one late and slowly, to the right and front.
 # Its one wave is placed from the end of the whole complex, in seconds: (before the end, width).
 _RIGHT_BLOCK_WAVE = (0.049, 0.0190, (-0.54, -0.02, -0.86))
 
-# Ventricular beats: main direction, terminal direction, and how the focus is called. Each is one patient's mean.
+# Ventricular beats: main and terminal direction by the name of the focus. Each is a patient's mean.
 VENTRICULAR_FOCI = {
     "right outflow tract": ((0.25, 1.15, 0.75), (0.45, 0.35, 0.75)),
     "right apex": ((0.75, -0.75, 0.65), (0.20, -0.85, 0.35)),
     "left free wall": ((-0.85, 0.25, -0.95), (-0.35, 0.55, -0.55)),
     "left posterior": ((-0.15, -0.95, -0.95), (0.45, -0.60, -0.25)),
 }
-# Centre and width as above, then how much of the main and of the terminal direction.
+# Centre and width as above, then the weights of the main and the terminal direction.
 _VENTRICULAR_QRS = (
     (0.24, 0.096, 0.45, 0.00),
     (0.44, 0.105, 0.95, 0.10),
@@ -69,13 +69,13 @@ PACED_DIRECTIONS = ((0.70, -0.80, 0.60), (0.45, -0.70, 0.70))
 
 # Right atrium downwards and forwards, then left atrium to the left and back: V1 goes up and down.
 P_WAVES = ((0.042, 0.0168, (0.030, 0.105, -0.055)), (0.072, 0.0152, (0.085, 0.070, 0.045)))
-# The same of a premature beat's P wave, by where its focus lies.
+# The same for a premature beat's P wave, by the height of its focus.
 ATRIAL_FOCI = {
     "low": np.array([[0.045, -0.095, -0.050], [0.060, -0.085, 0.015]]),
     "high": np.array([[-0.030, 0.135, -0.080], [0.060, 0.060, 0.030]]),
 }
 T_VECTOR = np.array([0.31, 0.27, -0.20])
-# Directions in which the heart's current of injury points (ST) and from which an inverted T wave retreats.
+# Directions of the heart's current of injury (ST), and those opposite to an inverted T wave.
 REGIONS = {
     "anterior": np.array([0.42, 0.10, -0.90]),
     "inferior": np.array([-0.15, 0.97, -0.10]),
@@ -87,10 +87,10 @@ _MAX_QRS_WAVES = 9
 @dataclass(frozen=True)
 class BeatShape:
     """
-    One kind of beat: QRS complex and what follows, with time 0 at its fiducial point (the main wave's peak).
+    One kind of beat, with time 0 at its fiducial point (the main wave's peak).
 
     Attributes:
-        qrs_at, qrs_width: (9,) s: centres and standard deviations of the waves; unused ones have the vector 0.
+        qrs_at, qrs_width: (9,) s: centres and standard deviations of the waves; unused waves have the vector 0.
         qrs_vectors: (9, 3) mV.
         onset, end: of the QRS complex, s.
         t_vector, st_vector: (3,) mV.
@@ -109,15 +109,15 @@ def conducted_beat(
     duration: float, left: float, right: float, shape: np.ndarray, axis: float, t_vector: np.ndarray, st: np.ndarray
 ) -> BeatShape:
     """
-    A beat that came through the bundles, with some delay of the left or the right one.
+    Return a beat that is conducted through the bundles, with some delay of the left or the right one.
 
     Args:
-        duration: of the QRS complex without delay, s.
-        left, right: severities of the delays, 0 to about 1; see [`block_duration`] for what they do to the duration.
+        duration: Of the QRS complex without delay, s.
+        left, right: Severities of the delays, 0 to about 1. [`block_duration`] gives their effect on the duration.
         shape: (9,) sizes of the single waves, 1 for the usual ones.
-        axis: rotation of the left ventricle's waves in the frontal plane, radians; positive turns it to the right.
+        axis: Rotation of the left ventricle's waves in the frontal plane, radians; positive turns it to the right.
         t_vector: (3,) mV, the T wave without delay; a delayed bundle adds its opposite ("secondary change").
-        st: (3,) mV.
+        st: (3,) mV, the ST segment.
     """
     whole = block_duration(duration, left, right)
     weight = min(1.0, 1.25 * left)
@@ -127,19 +127,19 @@ def conducted_beat(
     waves.append((whole - before_end, width, size, min(1.0, 1.1 * right)))
     at, widths, sizes, weights = (np.array(values) for values in zip(*waves, strict=True))
     vectors = sizes * (weights * shape)[:, None]
-    vectors[:-1] = vectors[:-1] @ frontal_rotation(axis).T  # a hemiblock turns the left ventricle, not the right one
+    vectors[:-1] = vectors[:-1] @ frontal_rotation(axis).T  # a hemiblock turns only the left ventricle
     fiducial = 0.48 * (duration * (1 - weight) + whole * weight)
     secondary = weight * np.array([-0.62, -0.12, -0.42]) + right * np.array([0.10, 0.02, 0.34])
     return BeatShape(at - fiducial, widths, vectors, -fiducial, whole - fiducial, t_vector + secondary, st)
 
 
-def block_duration(duration, left, right):
-    """Duration of the QRS complex in s with the bundles' delays: 70 ms for a complete left, 62 for a right one."""
+def block_duration(duration: float, left: float, right: float) -> float:
+    """Return the QRS duration in s with the bundles' delays: 70 ms more for a complete left one, 62 for a right one."""
     return duration + 0.070 * left + 0.062 * right
 
 
 def ventricular_beat(duration: float, main: np.ndarray, terminal: np.ndarray, size: float) -> BeatShape:
-    """A beat that began in the ventricles or at a pacemaker's electrode; its T wave points the other way."""
+    """Return a beat from the ventricles or a pacemaker's electrode; its T wave points the other way."""
     at, width, main_weight, terminal_weight = np.array(_VENTRICULAR_QRS).T
     vectors = size * (main_weight[:, None] * main + terminal_weight[:, None] * terminal)
     blank = np.zeros(_MAX_QRS_WAVES - len(at))
@@ -156,13 +156,13 @@ def ventricular_beat(duration: float, main: np.ndarray, terminal: np.ndarray, si
 
 
 def frontal_rotation(angle: float) -> np.ndarray:
-    """(3, 3) rotation about the axis from front to back; positive angles (radians) turn left towards the feet."""
+    """Return the (3, 3) rotation about the axis from front to back; positive radians turn left towards the feet."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
 
 
 def small_rotation(angles: np.ndarray) -> np.ndarray:
-    """(3, 3) rotation by (3,) radians about x, y and z, one after another."""
+    """Return the (3, 3) rotation by (3,) radians about x, y and z, one after another."""
     (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
@@ -172,16 +172,26 @@ def small_rotation(angles: np.ndarray) -> np.ndarray:
 
 def frontal_axis(beat: BeatShape, matrix: np.ndarray) -> float:
     """
-    Electrical axis of the QRS complex in degrees, -180 to 180, from the areas under leads I and aVF; `matrix` (8, 3)
-    has the rows of `INDEPENDENT_LEADS`. aVF is enlarged by 2 / sqrt(3), which Goldberger's leads lack. The late wave of
-    right bundle branch block does not count, as readers leave it out.
+    Return the electrical axis of the QRS complex in degrees, -180 to 180, from the areas under leads I and aVF.
+
+    `matrix` (8, 3) has the rows of `INDEPENDENT_LEADS`. aVF is multiplied by 2 / sqrt(3), the factor that Goldberger's
+    leads are too small by. The late wave of right bundle branch block is excluded, as readers do.
     """
     area = matrix[:2] @ (beat.qrs_vectors * beat.qrs_width[:, None])[:-1].sum(axis=0)
     lead_i, avf = area[0], area[1] - area[0] / 2
     return float(np.degrees(np.arctan2(avf * 2 / np.sqrt(3), lead_i)))
 
 
-def add_waves(vcg, sampling_rate, origin, times, at, widths, vectors, half_window) -> None:
+def add_waves(
+    vcg: np.ndarray,
+    sampling_rate: float,
+    origin: int,
+    times: np.ndarray,
+    at: np.ndarray,
+    widths: np.ndarray,
+    vectors: np.ndarray,
+    half_window: tuple[float, float],
+) -> None:
     """
     Add Gaussian waves to a vectorcardiogram, in place.
 
@@ -190,15 +200,15 @@ def add_waves(vcg, sampling_rate, origin, times, at, widths, vectors, half_windo
         times: (events,) s; `at`, `widths` (events, waves): centres after the event and standard deviations in s, the
             latter optionally (events, waves, 2) for the sides before and after the peak.
         vectors: (events, waves, 3) mV.
-        half_window: (before, after) the event in s, beyond which the waves are negligible. Events whose window leaves
-            `vcg` are cut at its ends.
+        half_window: (before, after) the event in s; the waves are negligible outside. Windows are cut at the ends of
+            `vcg`.
     """
     if len(times) == 0:
         return
     before, after = half_window
     length = int(np.ceil((before + after) * sampling_rate)) + 1
     start = np.ceil((times - before) * sampling_rate).astype(np.int64)
-    # Time of every sample of every window, relative to its event: the fraction of a sample is kept.
+    # Time of every sample of every window, relative to its event, to a fraction of a sample.
     clock = (start / sampling_rate - times)[:, None, None] + np.arange(length) / sampling_rate
     z = clock - at[:, :, None]
     if widths.ndim == 3:

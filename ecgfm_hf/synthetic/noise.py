@@ -1,9 +1,13 @@
 """
-What the electrodes add. Noise arises at electrodes and reaches the leads as differences of their potentials, so that
-the limb leads keep to Einthoven's law, and the arms' and the leg's noise is in the chest leads too.
+Noise of the electrodes, and the atria's waves in fibrillation.
+
+Noise arises at electrodes and reaches the leads as differences of potentials. The limb leads therefore obey Einthoven's
+law, and the chest leads contain the noise of the limbs.
 """
 
 import numpy as np
+
+from .settings import CohortSettings
 
 # Potentials of RA, LA, LL, V1..V6 to the eight independent leads; chest leads refer to Wilson's central terminal.
 _LEADS_FROM_ELECTRODES = np.zeros((8, 9))
@@ -13,19 +17,21 @@ _LEADS_FROM_ELECTRODES[2:, 3:] = np.eye(6)
 _LEADS_FROM_ELECTRODES[2:, :3] = -1 / 3
 
 
-def lognormal(rng, median_and_log_sd: tuple[float, float]) -> float:
-    """A draw from the log-normal distribution with that median and that standard deviation of the logarithm."""
+def lognormal(rng: np.random.Generator, median_and_log_sd: tuple[float, float]) -> float:
+    """Draw from the log-normal distribution with this median and standard deviation of the logarithm."""
     median, log_sd = median_and_log_sd
     return float(median * np.exp(log_sd * rng.standard_normal()))
 
 
-def electrode_noise(rng, samples: int, sampling_rate: float, settings) -> tuple[np.ndarray, dict[str, float]]:
+def electrode_noise(
+    rng: np.random.Generator, samples: int, sampling_rate: float, settings: CohortSettings
+) -> tuple[np.ndarray, dict[str, float]]:
     """
-    Noise of the eight independent leads.
+    Draw the noise of the eight independent leads.
 
     Returns:
-        (8, samples) mV, and what it was made of: `white_mv`, `muscle_mv`, `wander_mv`, `mains_mv` (each of one
-        electrode), `mains_hz`, `contact_mv` (0 where no electrode jumped).
+        (8, samples) mV, and its amounts: `white_mv`, `muscle_mv`, `wander_mv`, `mains_mv` (each for one electrode),
+        `mains_hz`, `contact_mv` (0 if no electrode jumped).
     """
     amounts = {
         "white_mv": lognormal(rng, settings.white_mv),
@@ -37,7 +43,7 @@ def electrode_noise(rng, samples: int, sampling_rate: float, settings) -> tuple[
     }
     clock = np.arange(samples) / sampling_rate
 
-    # A difference over two samples passes what muscles emit and stops what is slow; the share comes and goes.
+    # A difference of two samples passes the frequencies of muscles and stops slow ones; the amount varies in time.
     gap = max(1, round(0.004 * sampling_rate))
     potentials = rng.standard_normal((9, samples + gap))
     centre, spread = rng.uniform(0, clock[-1]), rng.uniform(0.4, 4)
@@ -47,7 +53,7 @@ def electrode_noise(rng, samples: int, sampling_rate: float, settings) -> tuple[
     potentials = potentials[:, gap:] * amounts["white_mv"]
     potentials += muscle
 
-    # Breathing and slower drift: three frequencies, every electrode with its own mixture of them.
+    # Breathing and slower drift: three frequencies, in a mixture of its own for each electrode.
     frequencies = np.array([rng.uniform(0.17, 0.33), rng.uniform(0.04, 0.15), rng.uniform(0.3, 0.6)])
     turns = np.exp(2j * np.pi * frequencies[:, None] * clock)
     slow = rng.standard_normal((9, 6)) * np.repeat(amounts["wander_mv"] * np.array([0.6, 0.7, 0.25]), 2)
@@ -65,18 +71,19 @@ def electrode_noise(rng, samples: int, sampling_rate: float, settings) -> tuple[
     return _LEADS_FROM_ELECTRODES @ potentials, amounts
 
 
-def _jump(rng, potential: np.ndarray, clock: np.ndarray, size: float) -> None:
-    """An electrode that moves: its potential jumps and creeps back, once to three times, in place."""
+def _jump(rng: np.random.Generator, potential: np.ndarray, clock: np.ndarray, size: float) -> None:
+    """Let an electrode's potential jump and creep back, once to three times, in place."""
     for _ in range(int(rng.integers(1, 4))):
         since = clock - rng.uniform(0, clock[-1])
         height, recovery = rng.normal(0, size), rng.uniform(0.05, 0.8)
         potential += height * np.where(since >= 0, np.exp(-np.maximum(since, 0) / recovery), 0)
 
 
-def fibrillation_waves(rng, samples: int, sampling_rate: float, size: float) -> np.ndarray:
+def fibrillation_waves(rng: np.random.Generator, samples: int, sampling_rate: float, size: float) -> np.ndarray:
     """
-    The atria's activity in fibrillation as a vectorcardiogram (3, samples) in mV: waves at 4 to 8 Hz whose phase and
-    size wander, largest towards V1.
+    Draw the atria's activity in fibrillation as a vectorcardiogram (3, samples) in mV.
+
+    The waves have 4 to 8 Hz, wandering phase and size, and are largest towards V1.
     """
     clock = np.arange(samples) / sampling_rate
     frequency = rng.uniform(4.2, 8.2)

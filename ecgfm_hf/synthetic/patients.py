@@ -1,4 +1,4 @@
-"""Patients: what stays the same from one recording to the next, drawn from the patient's own random numbers."""
+"""Patients: the traits that all recordings of a patient share, drawn from the patient's own random numbers."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,9 @@ from .settings import CohortSettings
 
 def generator(seed: int, patient: int, visit: int | None = None) -> np.random.Generator:
     """
-    Random numbers of one patient, or of one recording (`visit`) of theirs. They depend on these three numbers alone:
-    not on the size of the cohort, the order in which it is made, or the process that makes it.
+    Return the random numbers of one patient, or of one of their recordings (`visit`).
+
+    They depend on these three numbers only: not on the size of the cohort, the order, or the process.
     """
     key = (patient,) if visit is None else (patient, visit)
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
@@ -21,11 +22,11 @@ def generator(seed: int, patient: int, visit: int | None = None) -> np.random.Ge
 @dataclass(frozen=True)
 class Patient:
     """
-    A patient's lasting traits. Times in s, voltages in mV, angles in radians; severities of bundle delays 0 to 1.
+    A patient's lasting traits. Times are in s, voltages in mV, angles in radians, severities of bundle delays 0 to 1.
 
-    `fibrillation` is "none", "paroxysmal" or "permanent"; `matrix` (8, 3) is the lead matrix with this patient's heart
-    position, chest and habitus; `ectopic_main`, `ectopic_terminal` (3,) are the directions of their ventricular beats,
-    `paced_main` and `paced_terminal` of those that a pacemaker causes.
+    `fibrillation` is "none", "paroxysmal" or "permanent". `matrix` (8, 3) is the lead matrix with this patient's heart
+    position, chest and habitus. `ectopic_main` and `ectopic_terminal` (3,) are the directions of their ventricular
+    beats, `paced_main` and `paced_terminal` those of paced beats.
     """
 
     num_recordings: int
@@ -62,9 +63,9 @@ class Patient:
 
 
 def draw_patient(rng: np.random.Generator, settings: CohortSettings) -> Patient:
-    """A patient from the population that `settings` describe."""
+    """Draw a patient from the population in `settings`."""
 
-    def either(share: float, usual, other) -> float:
+    def either(share: float, usual: tuple[float, float], other: tuple[float, float]) -> float:
         return rng.normal(*(other if rng.random() < share else usual))
 
     shares = np.cumsum(settings.recordings_per_patient)
@@ -92,7 +93,7 @@ def draw_patient(rng: np.random.Generator, settings: CohortSettings) -> Patient:
         left = severity
     elif delay < settings.left_bundle_delay + settings.right_bundle_delay:
         right = severity
-    else:  # everyone's right ventricle is a little late
+    else:  # the right ventricle is always a little late
         right = float(min(0.12, abs(rng.normal(0, 0.04))))
 
     turn, usual = rng.random(), rng.normal(*settings.axis_degrees)
@@ -148,7 +149,7 @@ def draw_patient(rng: np.random.Generator, settings: CohortSettings) -> Patient:
 
 
 def place_chest_electrodes(rng: np.random.Generator, matrix: np.ndarray, amount: float) -> np.ndarray:
-    """(8, 3) lead matrix with the rows of V1..V6 changed by errors of `amount` mV/mV; neighbours err alike."""
+    """Return the (8, 3) lead matrix with errors of `amount` mV/mV in the rows of V1..V6, alike in neighbours."""
     errors = amount * rng.standard_normal((8, 3))
     placed = matrix.copy()
     placed[2:] += (errors[:6] + errors[1:7] + errors[2:]) / np.sqrt(3)

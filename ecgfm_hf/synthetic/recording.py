@@ -1,4 +1,4 @@
-"""One synthetic recording: its samples, its labels, and everything that is true of it."""
+"""One synthetic recording: its samples, its labels, and the truth that they follow from."""
 
 from dataclasses import asdict, dataclass, field
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from . import settings as limits
 from .dipoles import (
+    INDEPENDENT_LEADS,
     P_WAVES,
     REACH,
     BeatShape,
@@ -30,10 +31,11 @@ from .rhythm import (
 )
 from .settings import LABEL_NAMES, SEGMENT_SECONDS, CohortSettings
 
-LEAD_NAMES = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+# The rows that `digitise` makes of the independent leads. (The extractor's list would import transformers.)
+LEAD_NAMES = (*INDEPENDENT_LEADS[:2], "III", "aVR", "aVL", "aVF", *INDEPENDENT_LEADS[2:])
 GAIN = 1000  # digital units per mV, as in most of PhysioNet 2021
 
-# Rows of the independent leads, and pairs of neighbours in which an ST segment or T wave must be abnormal.
+# Rows of the independent leads, and pairs of neighbours: both must show an abnormal ST segment or T wave.
 _I, _II, _V1 = 0, 1, 2
 _LIMB = {"I": (1, 0), "II": (0, 1), "III": (-1, 1), "aVL": (1, -0.5), "aVF": (-0.5, 1)}  # of I and II
 _ST_PAIRS = (("II", "aVF"), ("III", "aVF"), ("I", "aVL"), *((f"V{i}", f"V{i + 1}") for i in range(1, 6)))
@@ -48,24 +50,25 @@ _ST_SCALE = 1 / (1 + 2 * np.exp(-0.5 * (0.3 / _ST_WIDTH) ** 2))
 @dataclass(frozen=True, kw_only=True)
 class SyntheticTruth:
     """
-    What is true of a recording, by construction and without noise.
+    The truth of a recording, by construction and without noise.
 
     Attributes:
         rhythm: "sinus", "fibrillation" or "paced".
-        beat_times: s from the recording's start, of each beat's main QRS peak; only beats within the recording.
-        beat_kinds: of each beat, one of `rhythm.BEAT_KINDS`.
-        rate: beats/min of the underlying rhythm.
-        pr_ms: from the P wave's onset to the QRS complex's, None without P waves.
-        qrs_ms: duration of the dominant beats' QRS complex.
-        qt_ms: its onset to the T wave's end.
-        qtc_ms: QT at 60 beats/min by Fridericia's formula, less what the QRS complex has over 95 ms.
-        axis_degrees: frontal QRS axis of the dominant beats, -180 to 180.
-        st_mv: largest ST elevation that two neighbouring leads share, 60 ms after the J point, without what bundle
+        beat_times: Seconds from the recording's start to each beat's main QRS peak; only beats within the recording.
+        beat_kinds: The kind of each beat, one of `rhythm.BEAT_KINDS`.
+        rate: Beats/min of the underlying rhythm.
+        pr_ms: From the onset of the P wave to that of the QRS complex; None without P waves.
+        qrs_ms: Duration of the dominant beats' QRS complex.
+        qt_ms: From its onset to the T wave's end.
+        qtc_ms: QT at 60 beats/min by Fridericia's formula, minus the excess of the QRS complex over 95 ms.
+        axis_degrees: Frontal QRS axis of the dominant beats, -180 to 180.
+        st_mv: Largest ST elevation in two neighbouring leads, 60 ms after the J point, without the part that bundle
             branch block adds.
-        t_mv: lowest T wave that two neighbouring leads share, of those where it should be upright; likewise.
-        left_bundle_delay, right_bundle_delay: severities, 0 to 1; `qrs_ms` follows from them.
-        arrhythmia: change of sinus intervals with breathing, a share; `f_wave_mv`: size of fibrillation waves, or 0.
-        noise: amounts in mV, and the mains' frequency.
+        t_mv: Lowest T wave in two neighbouring leads, among leads where it should be upright; likewise.
+        left_bundle_delay, right_bundle_delay: Severities, 0 to 1; `qrs_ms` follows from them.
+        arrhythmia: Change of sinus intervals with breathing, as a share.
+        f_wave_mv: Size of fibrillation waves, or 0.
+        noise: Amounts in mV, and the mains' frequency.
     """
 
     rhythm: str
@@ -86,7 +89,7 @@ class SyntheticTruth:
     noise: dict[str, float]
 
     def to_dict(self) -> dict:
-        """Plain values, for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
@@ -96,15 +99,16 @@ class SyntheticRecording:
     A synthetic 12-lead recording.
 
     Attributes:
-        recording_id, patient_id: both begin with "synthetic".
-        samples: (12, n) int16, read-only; `GAIN` of them are 1 mV.
+        recording_id, patient_id: Both begin with "synthetic".
+        samples: (12, n) int16, read-only; `GAIN` units are 1 mV.
         sampling_rate: Hz.
-        lead_names: the twelve standard leads, in their usual order.
-        age: years; `sex`: "Female" or "Male".
+        lead_names: The twelve standard leads, in their usual order.
+        age: Years.
+        sex: "Female" or "Male".
         labels: 0 or 1 by name, in the order of `LABEL_NAMES`.
-        segment_labels: the same for every segment of 5 s. Premature beats count where their QRS peak lies, all else
-            holds for the whole recording; a recording's label is the largest of its segments'.
-        truth: what the labels were derived from.
+        segment_labels: The same for every segment of 5 s. A premature beat counts in the segment of its QRS peak, all
+            other labels hold for the whole recording. A recording's label is the largest of its segments' labels.
+        truth: The values that the labels follow from.
     """
 
     recording_id: str
@@ -120,13 +124,13 @@ class SyntheticRecording:
 
     @property
     def signal(self) -> np.ndarray:
-        """(12, n) float64 in mV: exactly the stored samples divided by the gain."""
+        """(12, n) float64 in mV: the stored samples divided by the gain."""
         return self.samples / GAIN
 
 
 @dataclass(frozen=True)
 class _Visit:
-    """What one recording has of its own."""
+    """The traits of one recording."""
 
     rhythm: str
     beats: Beats
@@ -148,7 +152,7 @@ def make_recording(
     recording_id: str,
     patient_id: str,
 ) -> SyntheticRecording:
-    """A recording of `patient`; all that the patient's traits leave open is drawn from `rng`."""
+    """Make a recording of `patient`; `rng` decides what the patient's traits leave open."""
     repositioned = small_rotation(np.radians(settings.repositioning_degrees) * rng.standard_normal(3))
     matrix = place_chest_electrodes(rng, patient.matrix @ repositioned, settings.chest_placement / 2)
     visit = _draw_visit(rng, patient, settings, seconds, matrix)
@@ -183,8 +187,10 @@ def make_recording(
 
 def digitise(leads: np.ndarray) -> np.ndarray:
     """
-    (8, n) mV of the independent leads to (12, n) int16. The four dependent leads are computed from the *stored* I and
-    II: III and the sums that Einthoven's law makes are exact, Goldberger's leads within half a digital unit.
+    Convert (8, n) mV of the independent leads to (12, n) int16.
+
+    The four dependent leads are computed from the *stored* I and II. III and the sums of Einthoven's law are therefore
+    exact, and Goldberger's leads are within half a digital unit.
     """
     # The lowest 16-bit value means "no sample" in WFDB.
     eight = np.clip(np.rint(leads * GAIN), -16383, 16383)
@@ -199,7 +205,9 @@ def digitise(leads: np.ndarray) -> np.ndarray:
     return out
 
 
-def _draw_visit(rng, patient: Patient, settings: CohortSettings, seconds: int, matrix: np.ndarray) -> _Visit:
+def _draw_visit(
+    rng: np.random.Generator, patient: Patient, settings: CohortSettings, seconds: int, matrix: np.ndarray
+) -> _Visit:
     fibrillates = patient.fibrillation == "permanent" or (patient.fibrillation == "paroxysmal" and rng.random() < 0.5)
     rate = patient.sinus_rate * lognormal(rng, (1.0, settings.sinus_rate_visit_log_sd))
     rr = 60 / float(np.clip(rate, 38, 160))
@@ -252,14 +260,14 @@ def _draw_visit(rng, patient: Patient, settings: CohortSettings, seconds: int, m
 
 
 def _shared_to_dipole(matrix: np.ndarray, direction: np.ndarray) -> float:
-    """Length of a dipole in `direction` with which the best pair of neighbouring leads shares 1 mV of elevation."""
+    """Return the length of a dipole in `direction` that gives the best pair of neighbouring leads 1 mV of elevation."""
     shared = _shared(matrix @ direction, _ST_PAIRS, largest=True)
-    # Hardly a direction is seen by no pair; such a one would need an enormous dipole.
+    # A direction that no pair shows well would need an enormous dipole.
     return 1 / max(shared, 0.45)
 
 
-def _shared(values: np.ndarray, pairs, largest: bool) -> float:
-    """Of (8,) values in the independent leads: the largest elevation, or the deepest value, that neighbours share."""
+def _shared(values: np.ndarray, pairs: tuple[tuple[str, str], ...], largest: bool) -> float:
+    """Return the largest elevation, or the lowest value, in two neighbouring leads of (8,) independent leads."""
     of = {f"V{i}": values[1 + i] for i in range(1, 7)}
     of |= {name: a * values[_I] + b * values[_II] for name, (a, b) in _LIMB.items()}
     if largest:
@@ -267,15 +275,17 @@ def _shared(values: np.ndarray, pairs, largest: bool) -> float:
     return float(min(max(of[a], of[b]) for a, b in pairs))
 
 
-def _add_beats(rng, vcg: np.ndarray, sampling_rate: int, margin: int, visit: _Visit, patient: Patient) -> None:
-    """Draw every wave of every beat into `vcg` (3, samples), whose sample `margin` is at time 0."""
+def _add_beats(
+    rng: np.random.Generator, vcg: np.ndarray, sampling_rate: int, margin: int, visit: _Visit, patient: Patient
+) -> None:
+    """Add every wave of every beat to `vcg` (3, samples), whose sample `margin` is at time 0."""
     beats, shapes = visit.beats, visit.shapes
     row = np.select(
         [beats.kinds == ATRIAL_PREMATURE, beats.kinds == VENTRICULAR_PREMATURE, beats.kinds == PACED], [1, 2, 3], 0
     )
     inside = (beats.times > -MARGIN) & (beats.times < vcg.shape[1] / sampling_rate - MARGIN)
     times, row = beats.times[inside], row[inside]
-    # Breathing moves heart and chest: whole beats become larger and smaller.
+    # Breathing moves heart and chest, which changes the size of whole beats.
     breath = 1 + 0.05 * np.sin(2 * np.pi * rng.uniform(0.17, 0.33) * times + rng.uniform(0, 2 * np.pi))
     breath *= 1 + 0.012 * rng.standard_normal(len(times))
 
@@ -283,7 +293,7 @@ def _add_beats(rng, vcg: np.ndarray, sampling_rate: int, margin: int, visit: _Vi
     at, widths, vectors = (values[row] for values in of_kind)
     add_waves(vcg, sampling_rate, margin, times, at, widths, vectors * breath[:, None, None], (0.11, 0.15))
 
-    # Repolarisation: QT keeps to the mean rate, which it follows slowly; premature beats' is a little shorter.
+    # Repolarisation: QT follows the mean rate, not single intervals; it is a little shorter after premature beats.
     onset = np.array([shape.onset for shape in shapes])
     end = np.array([shape.end for shape in shapes])
     excess = np.maximum(0, end - onset - 0.095)
@@ -302,13 +312,13 @@ def _add_beats(rng, vcg: np.ndarray, sampling_rate: int, margin: int, visit: _Vi
     vectors = t_vectors[row] * breath[:, None, None]
     add_waves(vcg, sampling_rate, margin, times, t_at[row], t_width[row], vectors, (0.05, after))
 
-    # P waves: their onset lies PR before the onset of the QRS complex that they lead to.
+    # The onset of a P wave lies PR before the onset of its QRS complex.
     has_p = ~np.isnan(beats.p_times) & (beats.p_times > -MARGIN)
     has_p &= beats.p_times < vcg.shape[1] / sampling_rate - MARGIN
     p_onset = shapes[3].onset if visit.rhythm == "paced" else shapes[0].onset
     p_times = beats.p_times[has_p] + p_onset - visit.pr + 0.0015 * rng.standard_normal(np.count_nonzero(has_p))
     p_vectors = np.broadcast_to(patient.p_vectors, (len(p_times), 2, 3))
-    # Premature atrial beats come from the patient's focus, elsewhere than the sinus node.
+    # Premature atrial beats come from the patient's ectopic focus.
     ectopic = beats.kinds[has_p] == ATRIAL_PREMATURE
     p_vectors = np.where(ectopic[:, None, None], patient.ectopic_p_vectors, p_vectors)
     p_at, p_width = (np.array(values) for values in list(zip(*P_WAVES, strict=True))[:2])
@@ -327,20 +337,29 @@ def _add_beats(rng, vcg: np.ndarray, sampling_rate: int, margin: int, visit: _Vi
         _add_spikes(rng, vcg, sampling_rate, margin, times[row == 3] + onset[3], p_times)
 
 
-def _add_spikes(rng, vcg, sampling_rate: int, margin: int, ventricular: np.ndarray, atrial: np.ndarray) -> None:
-    """A pacemaker's pulses, large from unipolar electrodes and small from bipolar ones."""
+def _add_spikes(
+    rng: np.random.Generator,
+    vcg: np.ndarray,
+    sampling_rate: int,
+    margin: int,
+    ventricular: np.ndarray,
+    atrial: np.ndarray,
+) -> None:
+    """Add a pacemaker's pulses, large from unipolar electrodes and small from bipolar ones."""
     size = lognormal(rng, (0.9, 0.4)) if rng.random() < 0.4 else lognormal(rng, (0.16, 0.5))
     direction = np.array([0.5, 0.75, 0.25]) + 0.25 * rng.standard_normal(3)
     paces_atria = len(atrial) > 0 and rng.random() < 0.5
     times = np.concatenate([ventricular - 0.004, atrial - 0.004]) if paces_atria else ventricular - 0.004
     width = max(0.0011, 0.55 / sampling_rate)
-    # Below the sampling theorem's limit a pulse looks different every time, as it does in real recordings.
+    # A pulse is shorter than the sampling interval, so it looks different every time, as in real recordings.
     at, widths = np.zeros((len(times), 1)), np.full((len(times), 1), width)
     vectors = np.broadcast_to(size * direction, (len(times), 1, 3))
     add_waves(vcg, sampling_rate, margin, times, at, widths, vectors, (0.008, 0.008))
 
 
-def _truth(visit: _Visit, patient: Patient, matrix: np.ndarray, seconds: int, f_wave: float, noise) -> SyntheticTruth:
+def _truth(
+    visit: _Visit, patient: Patient, matrix: np.ndarray, seconds: int, f_wave: float, noise: dict[str, float]
+) -> SyntheticTruth:
     beats = visit.beats
     inside = (beats.times >= 0) & (beats.times < seconds)
     dominant = visit.shapes[3] if visit.rhythm == "paced" else visit.shapes[0]
@@ -370,8 +389,10 @@ def _truth(visit: _Visit, patient: Patient, matrix: np.ndarray, seconds: int, f_
 
 def _labels(truth: SyntheticTruth, start: float, end: float) -> dict[str, int]:
     """
-    Labels of the part from `start` to `end` s. Where a pacemaker drives the ventricles, their complexes say nothing
-    about conduction, axis, ST segment, T wave and QT: these labels are 0, as a reader would leave them out.
+    Return the labels of the part from `start` to `end` s.
+
+    If a pacemaker drives the ventricles, the labels of conduction, axis, ST segment, T wave and QT are 0, since paced
+    complexes do not show them.
     """
     here = {kind for time, kind in zip(truth.beat_times, truth.beat_kinds, strict=True) if start <= time < end}
     sinus, native = truth.rhythm == "sinus", truth.rhythm != "paced"
@@ -383,7 +404,7 @@ def _labels(truth: SyntheticTruth, start: float, end: float) -> dict[str, int]:
         "premature atrial contraction": BEAT_KINDS[ATRIAL_PREMATURE] in here,
         "premature ventricular contractions": BEAT_KINDS[VENTRICULAR_PREMATURE] in here,
         "pacing rhythm": not native,
-        "1st degree av block": sinus and truth.pr_ms > limits.LONG_PR_MS,
+        "1st degree av block": sinus and truth.pr_ms is not None and truth.pr_ms > limits.LONG_PR_MS,
         "left bundle branch block": wide and truth.left_bundle_delay > truth.right_bundle_delay,
         "right bundle branch block": wide and truth.right_bundle_delay > truth.left_bundle_delay,
         "st elevation": native and truth.st_mv >= limits.ST_ELEVATION_MV,

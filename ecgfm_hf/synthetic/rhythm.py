@@ -1,15 +1,15 @@
-"""When the heart beats, and from where."""
+"""Rhythm: the time and origin of every beat."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from .settings import PREMATURE_FRACTION, SEGMENT_SECONDS
+from .settings import PREMATURE_FRACTION, SEGMENT_SECONDS, CohortSettings
 
 SINUS, ATRIAL_PREMATURE, VENTRICULAR_PREMATURE, PACED, FIBRILLATION = range(5)
 BEAT_KINDS = ("sinus", "atrial premature", "ventricular premature", "paced", "conducted from fibrillation")
 
-# Beats are made for a little more than the recording, so that waves of beats outside reach into it.
+# Seconds before and after the recording with beats, whose waves reach into it.
 MARGIN = 1.5
 _SHORTEST_RR = 0.30
 _COMPLEX = 0.20  # s: from a ventricular beat's main peak to where it is recognised, rounded up
@@ -23,8 +23,8 @@ class Beats:
     Attributes:
         times: (beats,) s from the recording's start, of the fiducial points.
         kinds: (beats,) indices into `BEAT_KINDS`.
-        p_times: (beats,) s: the sinus node's schedule, that is when the beat would have its fiducial point by it. NaN
-            where the atria do not contract. After a premature ventricular beat's P wave nothing is conducted.
+        p_times: (beats,) s: the fiducial point that the beat would have by the sinus node's schedule. NaN where the
+            atria do not contract. The P wave of a premature ventricular beat is not conducted.
         rate: beats/min of the underlying rhythm within the recording.
     """
 
@@ -35,10 +35,16 @@ class Beats:
 
 
 def sinus_beats(
-    rng, seconds: float, rr: float, arrhythmia: float, atrial: float, ventricular: float, settings
+    rng: np.random.Generator,
+    seconds: float,
+    rr: float,
+    arrhythmia: float,
+    atrial: float,
+    ventricular: float,
+    settings: CohortSettings,
 ) -> Beats:
     """
-    Sinus rhythm that follows breathing, with premature beats in it.
+    Draw a sinus rhythm that follows breathing, with premature beats.
 
     Args:
         rr: mean interval, s.
@@ -71,13 +77,13 @@ def sinus_beats(
     for i in np.flatnonzero(is_ventricular | is_atrial):
         low, high = settings.ventricular_coupling if is_ventricular[i] else settings.atrial_coupling
         coupled = max((low + (high - low) * couplings[i]) * intervals[i - 1], _SHORTEST_RR)
-        if not _shown(times[i - 1], times[i - 1] + coupled, seconds):
+        if not _shows_prematurity(times[i - 1], times[i - 1] + coupled, seconds):
             continue
-        if is_ventricular[i]:  # leaves the sinus node alone: the pause compensates for the early beat
+        if is_ventricular[i]:  # does not reset the sinus node: the pause compensates for the early beat
             kinds[i] = VENTRICULAR_PREMATURE
             times[i] = times[i - 1] + coupled
         else:  # resets the sinus node, which hesitates: every later beat moves
-            if coupled <= (1 - PREMATURE_FRACTION) * intervals[i - 1]:  # otherwise it is not told from arrhythmia
+            if coupled <= (1 - PREMATURE_FRACTION) * intervals[i - 1]:  # otherwise it looks like sinus arrhythmia
                 kinds[i] = ATRIAL_PREMATURE
             shift = coupled - intervals[i - 1]
             pause = settings.atrial_pause * intervals[i] * pauses[i]
@@ -88,8 +94,19 @@ def sinus_beats(
     return Beats(times, kinds, np.where(kinds == VENTRICULAR_PREMATURE, scheduled, times), float(rate))
 
 
-def fibrillation_beats(rng, seconds: float, rr: float, irregularity: float, ventricular: float, settings) -> Beats:
-    """Fibrillation: intervals are independent, gamma distributed with that coefficient of variation; no P waves."""
+def fibrillation_beats(
+    rng: np.random.Generator,
+    seconds: float,
+    rr: float,
+    irregularity: float,
+    ventricular: float,
+    settings: CohortSettings,
+) -> Beats:
+    """
+    Draw atrial fibrillation: independent intervals without P waves.
+
+    The intervals are gamma distributed, with `irregularity` as the coefficient of variation.
+    """
     count = int((seconds + 2 * MARGIN) / rr * 1.6) + 8
     shape = 1 / irregularity**2
     intervals = np.maximum(rng.gamma(shape, rr / shape, count), _SHORTEST_RR)
@@ -99,7 +116,7 @@ def fibrillation_beats(rng, seconds: float, rr: float, irregularity: float, vent
     couplings = rng.random(count)
     for i in np.flatnonzero(_isolated(rng.random(count) < ventricular)):
         moved = times[i - 1] + max((low + (high - low) * couplings[i]) * rr, _SHORTEST_RR)
-        if not _shown(times[i - 1], moved, seconds):
+        if not _shows_prematurity(times[i - 1], moved, seconds):
             continue
         kinds[i] = VENTRICULAR_PREMATURE
         pause = max(1.1 * rr, times[i + 1] - times[i])
@@ -110,8 +127,10 @@ def fibrillation_beats(rng, seconds: float, rr: float, irregularity: float, vent
     return Beats(times, kinds, np.full(count, np.nan), float(rate))
 
 
-def paced_beats(rng, seconds: float, rr: float, atria: bool, ventricular: float, settings) -> Beats:
-    """A pacemaker's rhythm, exactly regular; `atria` says whether P waves precede it (they fibrillate otherwise)."""
+def paced_beats(
+    rng: np.random.Generator, seconds: float, rr: float, atria: bool, ventricular: float, settings: CohortSettings
+) -> Beats:
+    """Draw a pacemaker's regular rhythm. With `atria`, P waves precede it; else the atria fibrillate."""
     count = int((seconds + 2 * MARGIN) / rr * 1.2) + 6
     times = -MARGIN - rng.uniform(0, rr) + np.arange(count) * rr + 0.001 * rng.standard_normal(count)
     kinds = np.full(count, PACED)
@@ -119,7 +138,7 @@ def paced_beats(rng, seconds: float, rr: float, atria: bool, ventricular: float,
     couplings = rng.random(count)
     for i in np.flatnonzero(_isolated(rng.random(count) < ventricular)):
         moved = times[i - 1] + max((low + (high - low) * couplings[i]) * rr, _SHORTEST_RR)
-        if not _shown(times[i - 1], moved, seconds):
+        if not _shows_prematurity(times[i - 1], moved, seconds):
             continue
         kinds[i] = VENTRICULAR_PREMATURE
         times[i + 1 :] -= times[i] - moved  # the device waits its interval after the beat it senses
@@ -128,10 +147,12 @@ def paced_beats(rng, seconds: float, rr: float, atria: bool, ventricular: float,
     return Beats(times, kinds, p_times, 60 / rr)
 
 
-def _shown(before: float, time: float, seconds: float) -> bool:
+def _shows_prematurity(before: float, time: float, seconds: float) -> bool:
     """
-    Whether a segment shows that a beat at `time` is premature: it must hold the beat before it and its own complex.
-    Others are not made, since nothing could answer to their label; outside the recording anything goes.
+    Return whether a segment shows that a beat at `time` is premature.
+
+    The segment must contain the beat before it and its own complex. Other premature beats are not made, since no
+    segment would show their label. Outside the recording all are allowed.
     """
     if not -1 < time < seconds + 1:
         return True
@@ -140,7 +161,7 @@ def _shown(before: float, time: float, seconds: float) -> bool:
 
 
 def _isolated(wanted: np.ndarray) -> np.ndarray:
-    """`wanted` without the first two and last two beats and without any that directly follows another."""
+    """Return `wanted` without the first and last two beats, and without beats that directly follow another."""
     kept = wanted.copy()
     kept[:2] = kept[-2:] = False
     for i in np.flatnonzero(kept):
@@ -150,6 +171,7 @@ def _isolated(wanted: np.ndarray) -> np.ndarray:
 
 
 def _beside(marked: np.ndarray) -> np.ndarray:
+    """Return the marked beats and their neighbours."""
     near = marked.copy()
     near[1:] |= marked[:-1]
     near[:-1] |= marked[1:]

@@ -1,12 +1,15 @@
-"""What the synthetic cohort contains: its labels, and the frozen defaults of everything that varies in it.
+"""
+Labels of the synthetic cohort, and the frozen defaults of its population.
 
-This is the one place with figures of the population. They were chosen so that the labels are neither trivial nor
-noise, and frozen before any training figure was quoted: a change of any of them, or of how the generator uses its
-random numbers, makes another cohort and raises `COHORT_VERSION`.
+All figures of the population are here. They were chosen so that the labels are neither trivial nor noise, and frozen
+before any training figure was published. A change of a figure, or of the use of random numbers, makes another cohort
+and raises `COHORT_VERSION`.
 """
 
 import math
 from dataclasses import dataclass, fields
+
+from ..utils.errors import SettingsError
 
 COHORT_VERSION = 1
 
@@ -20,9 +23,9 @@ LONG_QTC_MS = 460.0
 ST_ELEVATION_MV = 0.10
 T_INVERSION_MV = -0.10
 LEFT_AXIS_DEGREES, RIGHT_AXIS_DEGREES = -30.0, 90.0
-PREMATURE_FRACTION = 0.15  # an atrial beat that comes earlier than expected by this share of the interval
+PREMATURE_FRACTION = 0.15  # an atrial beat is premature if it comes earlier by this share of the interval
 
-# Name -> SNOMED CT code as PhysioNet 2021 uses it (of a merged pair, the first). The order is that of every table.
+# Name -> SNOMED CT code as in PhysioNet 2021 (the first of a merged pair). Every table has this order.
 LABELS = {
     "sinus tachycardia": "427084000",
     "sinus bradycardia": "426177001",
@@ -40,7 +43,7 @@ LABELS = {
     "right axis deviation": "47665007",
 }
 LABEL_NAMES = tuple(LABELS)
-# Only these come and go within a recording: they hold for the segments that contain such a beat.
+# These vary within a recording: they hold for the segments that contain such a beat.
 EPISODIC_LABELS = ("premature atrial contraction", "premature ventricular contractions")
 SINUS_RHYTHM_CODE = "426783006"  # in headers, beside the labels
 
@@ -48,26 +51,30 @@ SINUS_RHYTHM_CODE = "426783006"  # in headers, beside the labels
 @dataclass(frozen=True, kw_only=True)
 class CohortSettings:
     """
-    The population. Shares are probabilities a patient or a recording; pairs are (mean, standard deviation), or
-    (median, standard deviation of the logarithm) where the comment says so.
+    The population of a cohort.
+
+    Shares are probabilities for each patient or recording. Pairs are (mean, standard deviation), or (median, standard
+    deviation of the logarithm) where a comment says so.
 
     Raises:
-        ValueError: a share outside 0 to 1, or a spread or amount below 0 or not finite.
+        `SettingsError`: a share outside 0 to 1, or a spread or amount that is negative or not finite.
     """
 
     # Patients
     recordings_per_patient: tuple[float, ...] = (0.45, 0.30, 0.15, 0.10)  # shares of 1, 2, 3, 4 recordings
     age: tuple[float, float] = (61.0, 17.0)
     body_gain_log_sd: float = 0.18  # body habitus: all voltages together
-    heart_rotation_degrees: float = 10.0  # of the heart in the chest, about each axis, a patient
+    heart_rotation_degrees: float = 10.0  # of the heart in the chest about each axis, for each patient
     repositioning_degrees: float = 3.0  # the same between recordings of one patient
-    chest_placement: float = 0.05  # of the lead matrix's chest rows, mV/mV, a patient; half of it a recording
-    wave_shape_log_sd: float = 0.14  # sizes of single waves, a patient
+    chest_placement: float = (
+        0.05  # of the lead matrix's chest rows, mV/mV, for each patient; half of it for each recording
+    )
+    wave_shape_log_sd: float = 0.14  # sizes of single waves, for each patient
     t_size_log_sd: float = 0.30
     p_size_log_sd: float = 0.30
 
     # Rhythm
-    sinus_rate: tuple[float, float] = (73.0, 0.19)  # median beats/min and log sd, a patient
+    sinus_rate: tuple[float, float] = (73.0, 0.19)  # median beats/min and log sd, for each patient
     sinus_rate_visit_log_sd: float = 0.17
     respiratory_arrhythmia: tuple[float, float] = (0.03, 0.70)  # median share of RR and log sd
     fibrillation_permanent: float = 0.09
@@ -125,24 +132,24 @@ class CohortSettings:
             values = getattr(self, field.name)
             values = values if isinstance(values, tuple) else (values,)
             if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-                raise ValueError(f"{field.name} must be finite numbers, found {getattr(self, field.name)!r}")
+                raise SettingsError(f"{field.name} is {getattr(self, field.name)!r}, expected finite numbers")
             if isinstance(field.default, float) and not _allowed(field.name, values[0]):
-                raise ValueError(f"{field.name} is out of range, found {values[0]!r}")
+                raise SettingsError(f"{field.name} is {values[0]!r}, which is out of range")
             if isinstance(field.default, tuple) and field.name != "recordings_per_patient" and len(values) != 2:
-                raise ValueError(f"{field.name} must be a pair, found {values!r}")
+                raise SettingsError(f"{field.name} is {values!r}, expected a pair")
         shares = self.recordings_per_patient
         if not shares or min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
-            raise ValueError(f"recordings_per_patient must be shares that add up to 1, found {shares!r}")
+            raise SettingsError(f"recordings_per_patient is {shares!r}, expected shares that add up to 1")
         for one, other in (
             ("fibrillation_permanent", "fibrillation_paroxysmal"),
             ("left_axis_share", "right_axis_share"),
             ("left_bundle_delay", "right_bundle_delay"),
         ):
             if getattr(self, one) + getattr(self, other) > 1:
-                raise ValueError(f"{one} and {other} exclude each other and add up to more than 1")
+                raise SettingsError(f"{one} and {other} add up to more than 1; a patient has at most one of them")
 
 
-_AMOUNTS = ("_sd", "_degrees", "_placement")  # single numbers that are no shares
+_AMOUNTS = ("_sd", "_degrees", "_placement")  # name endings of single numbers that are not shares
 
 
 def _allowed(name: str, value: float) -> bool:

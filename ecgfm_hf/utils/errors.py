@@ -16,10 +16,18 @@ class SettingsError(ECGFMError, ValueError):
     """A setting that is unknown or impossible. The message names the key, what was found and what is expected."""
 
 
+class InputNotFoundError(ECGFMError, FileNotFoundError):
+    """A file or folder to read that does not exist. The message names it."""
+
+
+class OutputExistsError(ECGFMError, FileExistsError):
+    """Something exists where an output would be written. The message names it and says how to go on."""
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean NAME?` where a known name is close to `name`, else an empty string."""
     close = difflib.get_close_matches(str(name), list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-__all__ = ["ECGFMError", "SettingsError", "suggestion"]
+__all__ = ["ECGFMError", "InputNotFoundError", "OutputExistsError", "SettingsError", "suggestion"]

@@ -1,10 +1,11 @@
-"""The one way to write a file: whole or not at all."""
+"""The one way to write a file or a folder: whole or not at all."""
 
 import contextlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,43 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     sync(target.parent)
 
 
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str], check: Callable[[], None], *, keep: bool = True) -> Iterator[Path]:
+    """
+    Yield a new folder beside `path` to write to; on success rename it to `path`, on any error remove it.
+
+    Args:
+        path: The folder to write or replace. Missing parents are made.
+        check: Raises an error if `path` must not be replaced. It runs again at the end, since the block may take long
+            enough for others to write there.
+        keep: If False, remove the new folder on success, too.
+
+    Raises:
+        `OSError`: the folder cannot be written.
+    """
+    target = Path(os.path.abspath(path))
+    check()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    new, old = work / "new", work / "old"
+    try:
+        new.mkdir()  # with the user's own permissions; mkdtemp's are private
+        yield new
+        if keep:
+            check()
+            if target.is_dir() and any(target.iterdir()):
+                target.rename(old)
+            try:
+                new.rename(target)  # to a missing or an empty folder: the system refuses any other
+            except OSError:
+                if old.is_dir():
+                    old.rename(target)
+                raise
+            sync(target.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` to `path` in UTF-8, whole or not at all."""
     with atomic_path(path) as scratch:
@@ -68,4 +106,4 @@ def _umask() -> int:
     return umask
 
 
-__all__ = ["atomic_path", "sync", "write_json", "write_text"]
+__all__ = ["atomic_folder", "atomic_path", "sync", "write_json", "write_text"]
