@@ -126,6 +126,29 @@ def labels_of_few(steps: Sequence[Mapping[str, Any]], label_names: Sequence[str]
     return [name for name in label_names if name in few]
 
 
+def num_updates(steps: Sequence[Mapping[str, Any]]) -> int | None:
+    """
+    Return the training updates of a model's weights so far, as fairseq-signals counts them.
+
+    Continued pretraining counts on; fine-tuning counts anew. The Gumbel temperature depends on the count.
+
+    Args:
+        steps: Of the provenance file, in order.
+
+    Returns:
+        None where a step has no count.
+    """
+    total = 0
+    for step in reversed(steps):
+        updates = step.get("updates")
+        if type(updates) is not int:
+            return None
+        total += updates
+        if step["step"] != "pretraining":
+            return total
+    return total if steps and steps[0]["step"] == "pretraining" else None
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Python's version, this package's, and those of others."""
     return {name: version(name) for name in ("ecgfm-hf", *packages)} | {"python": platform.python_version()}
@@ -179,6 +202,7 @@ __all__ = [
     "file_digest",
     "hardware",
     "labels_of_few",
+    "num_updates",
     "read_steps",
     "splits_of",
     "told_settings",

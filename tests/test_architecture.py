@@ -35,12 +35,9 @@ ALLOWED_UPWARD = {("pipeline_ecgfm", "records")}
 # To be emptied.
 KNOWN_UPWARD = {
     ("app.answering", "cli.predict_output"),
-    ("fairseq.folder_reading", "data.labels"),
-    ("fairseq.folder_writing", "data.labels"),
-    ("fairseq.folder_writing", "data.published_splits"),
     ("hub.cards.building", "cli.evaluate"),
 }
-KNOWN_CIRCLES = [["synthetic.cohort", "synthetic.writing"]]
+KNOWN_CIRCLES: list[list[str]] = []
 KNOWN_PRINTING = {"training.monitoring"}
 KNOWN_PARSING = {"app.page", "utils.name_lists"}
 

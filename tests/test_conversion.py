@@ -23,8 +23,6 @@ from ecgfm_hf.fairseq import (
     PHYSIONET26,
     PHYSIONET_CLASSES,
     CheckpointError,
-    LabelError,
-    VerificationError,
     build_model,
     config_from_checkpoint,
     convert,
@@ -32,12 +30,13 @@ from ecgfm_hf.fairseq import (
     convert_state_dict,
     load_fairseq_checkpoint,
     parse_conv_feature_layers,
-    read_tensor_facts,
+    read_architecture,
     reference_forward,
     resolve_labels,
     revert_state_dict,
     verify_conversion,
 )
+from ecgfm_hf.utils.errors import SettingsError
 
 FIXTURES = Path(__file__).parent / "fixtures" / "checkpoints"
 SHARED = Path(os.environ.get("ECGFM_SHARED", Path(__file__).parents[2] / "shared"))
@@ -112,7 +111,7 @@ def test_old_and_new_weight_norm_names_give_the_same_model():
 def test_a_tensor_without_a_place_is_named_with_the_setting_it_belongs_to():
     tensors = dict(load_fairseq_checkpoint(FIXTURES / "pretrain.pt").tensors)
     tensors["target_glu.0.weight"] = torch.ones(2, 2)
-    with pytest.raises(CheckpointError, match=r"target_glu\.0\.weight; they belong to target_glu"):
+    with pytest.raises(CheckpointError, match=r"target_glu\.0\.weight; they come from target_glu"):
         convert_state_dict(tensors)
 
 
@@ -140,9 +139,9 @@ def reshape(name, *shape):
         (drop("quantizer.vars"), "quantize_targets=False"),
         (reshape("encoder.layers.0.self_attn.q_proj.weight", 32, 16), "size mismatch"),
         (reshape("quantizer.vars", 1, 15, 8), "quantizer: 15 codes"),
-        (reshape("encoder.layers.7.fc1.bias", 64), "numbered from 0 without gaps"),
-        (reshape("encoder.layers.0.something", 3), "no place"),
-        (lambda content: content.update(model={"a": torch.ones(1)}), "not the tensors of an ECG-FM"),
+        (reshape("encoder.layers.7.fc1.bias", 64), "expected numbers from 0 without gaps"),
+        (reshape("encoder.layers.0.something", 3), "do not belong to a pretraining model"),
+        (lambda content: content.update(model={"a": torch.ones(1)}), "not those of an ECG-FM encoder"),
     ],
 )
 def test_loading_is_strict_both_ways(edit, tmp_path, change, message):
@@ -210,6 +209,28 @@ def test_fine_tuning_settings_are_carried_over():
     assert config.mask_time_prob == 0.0
     assert config.feature_grad_multiplier == 0.0
     assert config.num_labels == 8
+
+
+def conv_gradient(path, folder):
+    """The gradient of the first convolution in a converted classifier; None if it is frozen."""
+    convert_checkpoint(path, folder, overwrite=True)
+    model = ECGFMForMultiLabelClassification.from_pretrained(folder)
+    inputs = torch.randn(2, 12, 500, generator=torch.Generator().manual_seed(0))
+    model(inputs).logits.sum().backward()
+    return model.ecgfm.feature_extractor.conv_layers[0].conv.weight.grad
+
+
+@pytest.mark.parametrize("stated", [0, -1, -0.5, 0.1])
+def test_a_gradient_multiplier_of_0_or_less_freezes_the_convolutions_as_in_fairseq_signals(edit, tmp_path, stated):
+    """There: `if feature_grad_mult > 0: scale the gradient, else: run the convolutions without gradients`."""
+    path = edit("finetune", model={"feature_grad_mult": stated})
+    assert settings_of(path).config.feature_grad_multiplier == max(stated, 0)
+    found = conv_gradient(path, tmp_path / "out")
+    if stated <= 0:
+        assert found is None
+    else:
+        whole = conv_gradient(edit("finetune", model={"feature_grad_mult": 1}), tmp_path / "out")
+        torch.testing.assert_close(found, stated * whole)
 
 
 @needs_shared
@@ -325,7 +346,7 @@ def test_a_checkpoint_that_agrees_with_itself_gives_no_warning():
 
 
 def test_default_settings_leave_the_heads_open():
-    with pytest.raises(CheckpointError, match=r"(?s)says 12.*width 32.*--heads.*--like"):
+    with pytest.raises(CheckpointError, match=r"(?s)is 12.*width 32.*--heads.*--like"):
         settings_of("finetune_default_cfg")
 
 
@@ -342,19 +363,19 @@ def test_heads_of_default_settings_are_not_believed_even_where_they_would_divide
         content["model"]["encoder.conv_pos.pos_conv.0.parametrizations.weight.original1"] = torch.ones(48, 12, 16)
 
     path = edit("finetune_default_cfg", widen)
-    with pytest.raises(CheckpointError, match="holds the original's defaults"):
+    with pytest.raises(CheckpointError, match="holds the defaults of fairseq-signals"):
         settings_of(path)
     assert settings_of(path, heads=4).config.num_attention_heads == 4
 
 
 def test_heads_for_another_width_are_not_believed(edit):
-    with pytest.raises(CheckpointError, match=r"for a width of 64, not the tensors' 32"):
+    with pytest.raises(CheckpointError, match="for a width of 64, but the tensors have width 32"):
         settings_of(edit("pretrain", model={"encoder_embed_dim": 64}))
 
 
 @pytest.mark.parametrize("heads", [0, -4, 5, 64])
 def test_impossible_heads_are_refused(heads):
-    with pytest.raises(ValueError, match=f"divide the encoder's width of 32, found: {heads}"):
+    with pytest.raises(ValueError, match=f"heads is {heads}, expected a divisor of the encoder's width of 32"):
         settings_of("finetune_default_cfg", heads=heads)
 
 
@@ -400,18 +421,18 @@ def test_the_pretrained_checkpoint_decides_pre_norm_and_strides(edit):
 
 def test_a_pretrained_checkpoint_of_another_shape_is_refused(edit):
     like = edit("pretrain", reshape("encoder.layers.0.fc1.weight", 63, 32))
-    with pytest.raises(CheckpointError, match=r"edited\.pt is not the model it began from"):
+    with pytest.raises(CheckpointError, match=r"edited\.pt is not the model that it started from"):
         settings_of("finetune_default_cfg", like=like)
 
 
 def test_a_pretrained_checkpoint_with_unknown_heads_does_not_help(edit):
     like = edit("pretrain", lambda content: content["cfg"]["model"].pop("encoder_attention_heads"))
-    with pytest.raises(CheckpointError, match=r"edited\.pt.*does not say encoder_attention_heads"):
+    with pytest.raises(CheckpointError, match=r"edited\.pt.*encoder_attention_heads is missing"):
         settings_of("finetune_default_cfg", like=like)
 
 
 def test_heads_and_pretrained_checkpoint_must_agree():
-    with pytest.raises(ValueError, match="heads is 8, but the checkpoint given by like has 4"):
+    with pytest.raises(ValueError, match="heads is 8, but the checkpoint given as like has 4"):
         settings_of("finetune_default_cfg", like=FIXTURES / "pretrain.pt", heads=8)
 
 
@@ -503,7 +524,7 @@ def test_pretraining_without_cmsc_is_converted_without_its_loss(edit):
 def test_the_tensors_tell_the_kind_of_model(edit):
     settings = settings_of(edit("finetune", model={"_name": "wav2vec2_cmsc"}))
     assert settings.kind == "classification"
-    assert any("_name says 'wav2vec2_cmsc'" in warning for warning in settings.warnings)
+    assert any("_name is 'wav2vec2_cmsc'" in warning for warning in settings.warnings)
     assert settings_of(edit("finetune", model={"_name": None})).kind == "classification"
 
 
@@ -517,7 +538,7 @@ def test_loss_weights_are_read_as_the_original_reads_them(edit, value, expected)
 def test_a_pos_weight_that_cannot_be_is_left_out_with_a_warning(edit, value):
     settings = settings_of(edit("finetune", criterion={"pos_weight": value}))
     assert settings.config.pos_weight is None
-    assert any("pos_weight is left out" in warning for warning in settings.warnings)
+    assert any("it is not carried over" in warning for warning in settings.warnings)
 
 
 @pytest.mark.parametrize("value", [[2.0], 2.0, np.full(8, 2.0), [2] * 8])
@@ -561,7 +582,7 @@ def test_leads_are_asked_for_where_the_file_does_not_tell(edit):
     with pytest.raises(CheckpointError, match=r"takes 3 leads.*--leads"):
         settings_of(path)
     assert settings_of(path, lead_names=["I", "II", "V2"]).lead_names == ("I", "II", "V2")
-    with pytest.raises(ValueError, match="must be 3 different leads"):
+    with pytest.raises(ValueError, match="expected 3 different leads"):
         settings_of(path, lead_names=["I", "I", "V2"])
 
 
@@ -651,7 +672,7 @@ def test_labels_come_from_a_list():
 
 
 def test_labels_of_another_number_are_told_the_known_set_that_has_it():
-    with pytest.raises(LabelError, match="26 outputs, but mimic17 has 17 labels; physionet26 has as many"):
+    with pytest.raises(SettingsError, match="26 outputs, but mimic17 has 17 labels; physionet26 has as many"):
         resolve_labels("mimic17", 26)
 
 
@@ -661,27 +682,27 @@ def test_labels_of_another_number_are_told_the_known_set_that_has_it():
         ("mimic17", "has 8 outputs, but mimic17 has 17 labels"),
         ("physionet26", "has 8 outputs, but physionet26 has 26 labels$"),
         ("a,b,c", "has 8 outputs, but the list given has 3 labels"),
-        ("mimic18", "known label sets: mimic17, physionet26"),
+        ("mimic18", "label sets by name: mimic17, physionet26"),
         ("a,b,c,d,e,f,g,a", "more than once: a"),
         ("a,b,c,d,e,f,g,", "label 7 of the list given is empty"),
         (["a"] * 9, "has 8 outputs, but the list given has 9 labels"),
-        (list(range(8)), "must be names"),
+        (list(range(8)), "expected names"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(tmp_path, labels, message):
-    with pytest.raises(LabelError, match=message):
+    with pytest.raises(SettingsError, match=message):
         convert_checkpoint(FIXTURES / "finetune.pt", tmp_path / "out", labels=labels)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "holds no labels"), ("a;b\nx,y\n", "several columns"), ("label,count\na,1\n", "none is called 'name'")],
+    [("", "has no labels"), ("a;b\nx,y\n", "several columns"), ("label,count\na,1\n", "none is called 'name'")],
 )
 def test_a_label_file_without_names_is_refused(tmp_path, text, message):
     path = tmp_path / "labels.csv"
     path.write_text(text)
-    with pytest.raises(LabelError, match=message):
+    with pytest.raises(SettingsError, match=message):
         resolve_labels(path, 2)
 
 
@@ -689,12 +710,12 @@ def test_a_label_file_that_is_missing_or_no_text_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file of labels"):
         resolve_labels(str(tmp_path / "nothing.csv"), 2)
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(LabelError, match="UTF-8"):
+    with pytest.raises(SettingsError, match="UTF-8"):
         resolve_labels(tmp_path / "binary.csv", 2)
 
 
 def test_labels_for_a_model_without_a_classifier_are_refused():
-    with pytest.raises(LabelError, match="without a classifier"):
+    with pytest.raises(SettingsError, match="without a classifier"):
         settings_of("pretrain", labels="a,b")
 
 
@@ -810,7 +831,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match=r"is not empty|holds other things"):
+        with pytest.raises(FileExistsError, match=r"is not empty|is not an ECG-FM model folder"):
             convert_checkpoint(FIXTURES / "pretrain.pt", out, overwrite=overwrite)
     assert [file.name for file in out.iterdir()] == ["thesis.tex"]
     with pytest.raises(FileExistsError, match="is not a folder"):
@@ -848,7 +869,7 @@ def test_what_appears_in_the_folder_meanwhile_is_not_removed(tmp_path, monkeypat
         (out / "thesis.tex").write_text("years of work")
 
     monkeypatch.setattr(convert, "_save", save_slowly)
-    with pytest.raises(FileExistsError, match=r"is not empty|holds other things"):
+    with pytest.raises(FileExistsError, match=r"is not empty|is not an ECG-FM model folder"):
         convert_checkpoint(FIXTURES / "finetune.pt", out, overwrite=overwrite)
     assert [file.name for file in out.iterdir()] == ["thesis.tex"]
 
@@ -1038,14 +1059,14 @@ def test_verification_compares_with_what_was_written(tmp_path, monkeypatch):
         save(model, settings, folder)
 
     monkeypatch.setattr(convert, "_save", save_wrongly)
-    with pytest.raises(VerificationError, match=r"1 written tensors differ from the source's: final_proj\.weight"):
+    with pytest.raises(CheckpointError, match=r"1 written tensors differ from the source's: final_proj\.weight"):
         convert_checkpoint(FIXTURES / "pretrain.pt", tmp_path / "out", verify=True)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_difference_fails_the_conversion(tmp_path, monkeypatch):
     monkeypatch.setattr(convert, "verify_conversion", lambda *_: {"frames": float("nan")})
-    with pytest.raises(VerificationError, match="frames nan"):
+    with pytest.raises(CheckpointError, match="frames nan"):
         convert_checkpoint(FIXTURES / "pretrain.pt", tmp_path / "out", verify=True)
     assert list(tmp_path.iterdir()) == []
 
@@ -1068,9 +1089,9 @@ def test_full_size_models_have_the_original_s_tensors_to_the_unit(name, paramete
     shapes = json.loads((full / f"{name}_keys_shapes.json").read_text())
     with torch.device("meta"):
         tensors = {key: torch.empty(shape) for key, (shape, _) in shapes.items()}
-        facts = read_tensor_facts(tensors)
+        architecture = read_architecture(tensors)
         size = ECGFMConfig.large if "large" in name else ECGFMConfig.base
-        if facts.kind == "classification":
+        if architecture.kind == "classification":
             model = ECGFMForMultiLabelClassification(size(mask_time_prob=0.0, num_labels=17))
         else:
             model = ECGFMForPreTraining(size())
@@ -1085,8 +1106,8 @@ def test_full_size_models_have_the_original_s_tensors_to_the_unit(name, paramete
         "num_conv_pos_embedding_groups",
         "num_leads",
     ):
-        assert getattr(facts, field) == getattr(preset, field)
-    for field, value in facts.quantizer.items():
+        assert getattr(architecture, field) == getattr(preset, field)
+    for field, value in architecture.quantizer.items():
         assert value == getattr(preset, field)
 
 
@@ -1113,7 +1134,7 @@ def test_the_command_converts_and_summarises(tmp_path, capsys):
 def test_the_command_prints_warnings_and_a_dry_run_says_so(tmp_path, capsys):
     assert run(FIXTURES / "finetune_default_cfg.pt", tmp_path / "out", "--heads", 4, "--dry-run") == 0
     printed = capsys.readouterr()
-    assert "warning: cfg.model.encoder_layers says 12, the tensors have 2; the tensors win" in printed.err
+    assert "warning: cfg.model.encoder_layers is 12, but the tensors have 2, which is used" in printed.err
     assert "nothing (dry run)" in printed.out
     assert list(tmp_path.iterdir()) == []
 
@@ -1126,9 +1147,9 @@ def test_the_command_prints_warnings_and_a_dry_run_says_so(tmp_path, capsys):
         (["nothing.pt", "out"], 2, "no such file"),
         (["finetune.pt", "out", "--labels", "a,b"], 2, "has 8 outputs, but the list given has 2 labels"),
         (["finetune.pt", "out", "--labels", "missing.csv"], 2, "no such file of labels"),
-        (["finetune_default_cfg.pt", "out", "--heads", "5"], 2, "heads must divide"),
+        (["finetune_default_cfg.pt", "out", "--heads", "5"], 2, "heads is 5, expected a divisor"),
         (["finetune_default_cfg.pt", "out", "--like", "gone.pt"], 2, "gone.pt: no such file"),
-        (["pretrain.pt", "out", "--leads", "I,II"], 2, "lead_names must be 12 different leads"),
+        (["pretrain.pt", "out", "--leads", "I,II"], 2, "expected 12 different leads"),
         (["finetune.pt", "."], 2, "is not empty"),
     ],
 )

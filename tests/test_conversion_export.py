@@ -12,7 +12,6 @@ from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForMultiLabelClassification, EC
 from ecgfm_hf.cli.convert import add_convert_arguments, run_convert
 from ecgfm_hf.fairseq import (
     CheckpointError,
-    VerificationError,
     config_from_checkpoint,
     convert_checkpoint,
     export_checkpoint,
@@ -20,7 +19,8 @@ from ecgfm_hf.fairseq import (
     load_fairseq_checkpoint,
     parse_conv_feature_layers,
 )
-from ecgfm_hf.model_folder import save_model_folder
+from ecgfm_hf.model_folder import ModelFolderError, save_model_folder
+from ecgfm_hf.provenance import add_step, num_updates, read_steps
 
 VARIANTS = [f"{name}_{kind}" for name in ("conv_bias", "latent_dim", "ln_first") for kind in ("pretrain", "classifier")]
 SECTIONS = (
@@ -69,7 +69,7 @@ def test_a_checkpoint_converted_and_exported_has_the_same_tensors_and_settings(t
     assert back.tensors.keys() == source.tensors.keys()
     assert all(torch.equal(back.tensors[key], tensor) for key, tensor in source.tensors.items())
     assert config_from_checkpoint(back).config.to_dict() == config_from_checkpoint(source).config.to_dict()
-    assert report.not_held == {}
+    assert report.lost_settings == {}
     assert report.largest_difference < 1e-5
     convert_checkpoint(tmp_path / "back.pt", tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
@@ -98,7 +98,7 @@ def test_a_layer_norm_extractor_goes_back_and_the_original_s_crash_is_told(tmp_p
     back = load_fairseq_checkpoint(tmp_path / "back.pt").tensors
     assert back.keys() == source.tensors.keys()
     assert all(torch.equal(back[key], tensor) for key, tensor in source.tensors.items())
-    assert any("the original crashes" in note for note in report.notes)
+    assert any("fairseq-signals crashes" in note for note in report.warnings)
 
 
 @pytest.mark.parametrize("name", ["pretrain", "finetune"])
@@ -151,7 +151,7 @@ def test_settings_unlike_the_defaults_come_back(tmp_path, tiny_config):
     report = export_fairseq_checkpoint(folder, tmp_path / "out.pt", verify=True)
     back = config_from_checkpoint(tmp_path / "out.pt").config
     assert {name: getattr(back, name) for name in settings} == settings
-    assert report.not_held == {}
+    assert report.lost_settings == {}
     cfg = torch.load(tmp_path / "out.pt", weights_only=True)["cfg"]["model"]
     layers = list(zip(settings["conv_dim"], settings["conv_kernel"], settings["conv_stride"], strict=True))
     assert parse_conv_feature_layers(cfg["conv_feature_layers"]) == layers
@@ -181,7 +181,7 @@ def test_a_classifier_with_a_mask_embedding_keeps_it(tmp_path, tiny_config):
     back = load_fairseq_checkpoint(tmp_path / "out.pt")
     assert "encoder.mask_emb" in back.tensors
     assert back.model_cfg["apply_mask"] is True
-    assert any("never masks" in note for note in report.notes)
+    assert any("never masks" in note for note in report.warnings)
 
 
 def test_weights_in_several_files_are_read_whole(tmp_path, tiny_config):
@@ -198,7 +198,47 @@ def test_half_precision_is_written_as_it_is_stored(tmp_path, classifier):
     report = export_fairseq_checkpoint(classifier, tmp_path / "out.pt", verify=True)
     written = load_fairseq_checkpoint(tmp_path / "out.pt").tensors
     assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
-    assert any("bfloat16" in note for note in report.notes)
+    assert any("bfloat16" in note for note in report.warnings)
+
+
+# The number of updates
+
+
+@pytest.mark.parametrize(("name", "updates"), [("pretrain", 6), ("finetune", 12)])
+def test_the_number_of_updates_goes_to_the_provenance_file_and_back(tmp_path, checkpoint_path, name, updates):
+    report = convert_checkpoint(checkpoint_path(name), tmp_path / "model")
+    assert report.num_updates == updates
+    (step,) = read_steps(tmp_path / "model")
+    assert step["updates"] == updates
+    exported = export_fairseq_checkpoint(tmp_path / "model", tmp_path / "back.pt")
+    assert exported.num_updates == updates
+    assert torch.load(tmp_path / "back.pt", weights_only=True)["optimizer_history"][-1]["num_updates"] == updates
+    assert load_fairseq_checkpoint(tmp_path / "back.pt").num_updates == updates
+
+
+def test_continued_pretraining_counts_on_and_fine_tuning_counts_anew(tmp_path, checkpoint_path):
+    convert_checkpoint(checkpoint_path("pretrain"), tmp_path / "model")
+    (tmp_path / "longer").mkdir()
+    add_step(tmp_path / "longer", "pretraining", {"updates": 100}, began_from=tmp_path / "model")
+    assert num_updates(read_steps(tmp_path / "longer")) == 106
+    (tmp_path / "tuned").mkdir()
+    add_step(tmp_path / "tuned", "fine-tuning", {"updates": 30}, began_from=tmp_path / "longer")
+    assert num_updates(read_steps(tmp_path / "tuned")) == 30
+    assert num_updates([{"step": "unknown"}, {"step": "pretraining", "updates": 100}]) is None
+    assert num_updates([{"step": "pretraining", "updates": 100}]) == 100
+    assert num_updates([]) is None
+
+
+@pytest.mark.parametrize("history", [None, [], [{}], "text", [{"num_updates": -1}], [{"num_updates": True}]])
+def test_a_missing_number_of_updates_is_reported_both_ways(tmp_path, checkpoint_path, history):
+    content = torch.load(checkpoint_path("pretrain"), weights_only=False) | {"optimizer_history": history}
+    torch.save(content, tmp_path / "without.pt")
+    report = convert_checkpoint(tmp_path / "without.pt", tmp_path / "model")
+    assert report.num_updates is None
+    assert any("no number of updates" in warning for warning in report.warnings)
+    exported = export_fairseq_checkpoint(tmp_path / "model", tmp_path / "back.pt")
+    assert exported.num_updates is None
+    assert any("no number of updates: 0 is written" in warning for warning in exported.warnings)
 
 
 # What the format cannot hold
@@ -218,7 +258,7 @@ def test_what_the_format_cannot_hold_is_told(tmp_path, tiny_config):
     report = export_fairseq_checkpoint(folder, tmp_path / "out.pt", verify=True)
     expected = {**lost, "label_names": ["A", "B", "C"]}
     quantizer = ("num_codevectors_per_group", "codevector_dim", "proj_codevector_dim")
-    found = {name: value for name, value in report.not_held.items() if name not in quantizer}
+    found = {name: value for name, value in report.lost_settings.items() if name not in quantizer}
     expected |= {"feature extractor's nan_samples": "zero", "feature extractor's segment_seconds": 10.0}
     assert found == expected
 
@@ -227,7 +267,7 @@ def test_what_the_format_cannot_hold_is_told(tmp_path, tiny_config):
 def test_a_model_that_the_original_cannot_compute_is_refused(tmp_path, tiny_config, setting, value):
     config = tiny_config(mask_time_prob=0.0, **{setting: value})
     folder = folder_of(tmp_path, ECGFMForMultiLabelClassification(config))
-    with pytest.raises(CheckpointError, match=f"no place for {setting}="):
+    with pytest.raises(CheckpointError, match=f"cannot represent {setting}="):
         export_fairseq_checkpoint(folder, tmp_path / "out.pt")
     assert not (tmp_path / "out.pt").exists()
 
@@ -237,7 +277,7 @@ def test_a_model_that_the_original_cannot_compute_is_refused(tmp_path, tiny_conf
 
 def test_an_encoder_alone_is_refused(tmp_path, tiny_config):
     folder = folder_of(tmp_path, ECGFMModel(tiny_config()))
-    with pytest.raises(CheckpointError, match="no quantizer and no classifier"):
+    with pytest.raises(CheckpointError, match="without quantizer or classifier"):
         export_fairseq_checkpoint(folder, tmp_path / "out.pt")
 
 
@@ -245,20 +285,20 @@ def test_weights_that_do_not_fit_the_config_are_refused(tmp_path, classifier):
     tensors = load_file(classifier / "model.safetensors")
     tensors.pop("classifier.bias")
     save_file(tensors, classifier / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"do not fit its config\.json.*(?s:.*)classifier\.bias"):
+    with pytest.raises(ModelFolderError, match=r"missing tensors: classifier\.bias"):
         export_fairseq_checkpoint(classifier, tmp_path / "out.pt")
 
 
 @pytest.mark.parametrize("missing", ["config.json", "preprocessor_config.json", "model.safetensors"])
 def test_a_folder_without_one_of_its_files_is_refused_by_that_name(tmp_path, classifier, missing):
     (classifier / missing).unlink()
-    with pytest.raises(FileNotFoundError, match=missing):
+    with pytest.raises(ModelFolderError, match=missing):
         export_fairseq_checkpoint(classifier, tmp_path / "out.pt")
 
 
 def test_damaged_weights_are_refused(tmp_path, classifier):
     (classifier / "model.safetensors").write_bytes(b"nothing of the kind")
-    with pytest.raises(CheckpointError, match="cannot be read as a model folder"):
+    with pytest.raises(ModelFolderError, match=r"model\.safetensors is damaged"):
         export_fairseq_checkpoint(classifier, tmp_path / "out.pt")
 
 
@@ -270,11 +310,11 @@ def test_a_file_in_use_is_left_alone_unless_it_is_a_checkpoint_to_be_overwritten
     out.write_text("letters")
     with pytest.raises(FileExistsError, match="exists"):
         export_fairseq_checkpoint(classifier, out)
-    with pytest.raises(FileExistsError, match="other than a checkpoint"):
+    with pytest.raises(FileExistsError, match="is not a checkpoint"):
         export_fairseq_checkpoint(classifier, out, overwrite=True)
     with pytest.raises(FileExistsError, match="is a folder"):
         export_fairseq_checkpoint(classifier, classifier, overwrite=True)
-    with pytest.raises(FileExistsError, match="other than a checkpoint"):
+    with pytest.raises(FileExistsError, match="is not a checkpoint"):
         export_fairseq_checkpoint(classifier, classifier / "model.safetensors", overwrite=True)
     assert out.read_text() == "letters"
     torch.save({"model": {}}, out)
@@ -293,7 +333,7 @@ def test_an_export_that_fails_leaves_nothing_and_what_was_there(tmp_path, classi
 
     save = torch.save
     monkeypatch.setattr(export_checkpoint.torch, "save", save_wrongly)
-    with pytest.raises(VerificationError, match=r"proj\.bias"):
+    with pytest.raises(CheckpointError, match=r"proj\.bias"):
         export_fairseq_checkpoint(classifier, out, overwrite=True)
     assert out.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out.pt"]
@@ -315,10 +355,10 @@ def test_no_path_gets_into_the_file(tmp_path, classifier):
 def test_the_command_exports_and_tells_what_is_lost(tmp_path, classifier, capsys):
     assert run("--to-fairseq", classifier, tmp_path / "out.pt", "--verify") == 0
     printed = capsys.readouterr()
-    texts = ("ECGFMForMultiLabelClassification", "read back bit-equal", "not held: label_names", "A, B, C")
+    texts = ("ECGFMForMultiLabelClassification", "read back bit-equal", "lost: label_names", "A, B, C")
     for text in (*texts, "difference, logits", str(tmp_path / "out.pt")):
         assert text in printed.out
-    assert printed.err == ""
+    assert "warning" not in printed.err
 
 
 @pytest.mark.parametrize(
@@ -327,7 +367,7 @@ def test_the_command_exports_and_tells_what_is_lost(tmp_path, classifier, capsys
         (["--to-fairseq", "model", "out.pt", "--labels", "a,b,c"], 2, "--labels cannot be used with --to-fairseq"),
         (["--to-fairseq", "model", "out.pt", "--heads", "4", "--leads", "I"], 2, "--heads, --leads cannot"),
         (["model", "out.pt", "--old-weight-norm"], 2, "is for --to-fairseq"),
-        (["--to-fairseq", "gone", "out.pt"], 2, "gone is no folder"),
+        (["--to-fairseq", "gone", "out.pt"], 2, "gone: no such folder"),
         (["--to-fairseq", "model", "model"], 2, "is a folder"),
     ],
 )

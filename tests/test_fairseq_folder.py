@@ -14,22 +14,19 @@ from ecgfm_hf import ECGFMFeatureExtractor
 from ecgfm_hf.cli import export_fairseq as command
 from ecgfm_hf.data.labels import read_label_csv
 from ecgfm_hf.data.store import row_from_record
-from ecgfm_hf.fairseq import (
-    FairseqFolder,
-    FairseqFolderError,
-    export_fairseq_folder,
-    load_fairseq_folder,
-)
-from ecgfm_hf.fairseq.manifests import (
+from ecgfm_hf.fairseq import FairseqFolder, FairseqFolderError, export_fairseq_folder, load_fairseq_folder
+from ecgfm_hf.fairseq.segments import (
     read_cmsc_manifest,
     read_manifest,
+    read_segment,
     write_cmsc_manifest,
     write_manifest,
+    write_mat,
 )
-from ecgfm_hf.fairseq.mat_file import read_segment, write_mat
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 from ecgfm_hf.records import ECGReadError, ECGRecord, read_ecg
 
+GOLDEN = Path(__file__).parent / "fixtures" / "splits"
 SHARED = Path(os.environ.get("ECGFM_SHARED", Path(__file__).parents[2] / "shared"))
 KEYS = ("org_sample_rate", "curr_sample_rate", "org_sample_size", "curr_sample_size", "feats", "idx", "mean", "std")
 
@@ -87,7 +84,7 @@ def prepared(row):
     return extractor(signal, sampling_rate=row["sampling_rate"], lead_names=row["lead_names"])["input_values"]
 
 
-def table(path):
+def table_of(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
 
@@ -149,7 +146,7 @@ def test_the_report_counts_what_is_in_no_manifest(tmp_path, rows):
     assert report.unlabelled == {"train": 1, "valid": 0}
     assert report.unpaired == {"train": 0, "valid": 1}
     assert report.label_names == ("A", "B")
-    assert (report.left_out, report.notes) == ([], ())
+    assert (report.skipped, report.warnings) == ([], ())
 
 
 def test_a_folder_read_and_a_torch_loader_agree(folder):
@@ -208,8 +205,8 @@ def test_tables_and_manifests_are_in_the_original_s_form(folder):
     segmented = (folder / "segmented_split.csv").read_text().splitlines()
     assert segmented[:2] == ["idx,save_file,split,path,sample_size", f"0,a.mat,train,{root}a_0.mat,2500"]
     assert len(segmented) == 1 + 9
-    assert [row["idx"] for row in table(folder / "labels" / "meta_split_labeled.csv")] == ["0", "1", "3", "4"]
-    meta = table(folder / "meta.csv")
+    assert [row["idx"] for row in table_of(folder / "labels" / "meta_split_labeled.csv")] == ["0", "1", "3", "4"]
+    meta = table_of(folder / "meta.csv")
     assert [row["patient_id"] for row in meta] == ["p1", "p1", "p2", "", ""]
     shown = {"save_file": "b.mat", "sample_rate": "400", "sample_size": "4000", "age": "61.0", "nan_any": "False"}
     assert {key: meta[1][key] for key in shown} == shown
@@ -219,7 +216,7 @@ def test_labels_are_counted_over_the_recordings_in_the_manifests(folder):
     labels = np.load(folder / "labels" / "y.npy")
     assert labels.dtype == np.float64
     assert labels.tolist() == [[1, 0], [0, 1], [0, 0], [0, 0], [1, 1]]
-    assert table(folder / "labels" / "label_def.csv")[0] == {
+    assert table_of(folder / "labels" / "label_def.csv")[0] == {
         **{"name": "A", "pos_count_train": "1", "pos_count_valid": "1", "pos_percent_train": "0.5"},
         **{"pos_percent_valid": "0.5", "pos_weight_train": "1.0", "pos_weight_valid": "1.0"},
         **{"pos_count_all": "2", "pos_percent_all": "0.5"},
@@ -227,12 +224,30 @@ def test_labels_are_counted_over_the_recordings_in_the_manifests(folder):
     assert (folder / "labels" / "pos_weight.txt").read_text() == "[1.0,1.0]"
 
 
+@pytest.mark.parametrize(
+    "case", ["labels_bool_missing", "labels_float_missing", "labels_int_all_labelled_zero_positive"]
+)
+def test_the_label_array_is_the_original_s(tmp_path, case):
+    table = read_label_csv(GOLDEN / case / "labels.csv")
+    labels = dict(zip(table.ids, table.values.tolist(), strict=True))
+    expected, rows = np.load(GOLDEN / case / "y.npy"), []
+    for idx in range(len(expected)):
+        values = [None if value != value else int(value) for value in labels.get(str(idx), [float("nan")] * 4)]
+        rows.append(recording(f"r{idx}", seconds=5, seed=idx, **dict(zip(table.names, values, strict=True))))
+    export_fairseq_folder({"train": rows}, tmp_path / "out")
+    found = np.load(tmp_path / "out" / "labels" / "y.npy")
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == expected.dtype
+    labelled = [int(row["idx"]) for row in table_of(tmp_path / "out" / "labels" / "meta_split_labeled.csv")]
+    assert labelled == sorted(int(recording) for recording in table.ids)
+
+
 def test_a_label_without_positives_gives_no_weights_and_a_note_that_names_it(tmp_path, rows):
     for row in rows["train"]:
         row["B"] = 0
     report = export_fairseq_folder(rows, tmp_path / "out")
     assert not (tmp_path / "out" / "labels" / "pos_weight.txt").exists()
-    (note,) = report.notes
+    (note,) = report.warnings
     assert "no positives in train for 'B'" in note
     assert load_fairseq_folder(tmp_path / "out")[0]["labels"].tolist() == [1, 0]
 
@@ -250,7 +265,12 @@ def test_without_labels_every_recording_is_in_the_manifests(tmp_path, rows):
 def test_rows_without_splits_are_one_split_called_all(tmp_path, rows):
     report = export_fairseq_folder(rows["train"], tmp_path / "out")
     assert report.recordings == {"all": 3}
-    assert list(table(tmp_path / "out" / "labels" / "label_def.csv")[0]) == ["name", "pos_count_all", "pos_percent_all"]
+    (definition, _) = table_of(tmp_path / "out" / "labels" / "label_def.csv")
+    assert list(definition) == [
+        "name",
+        "pos_count_all",
+        "pos_percent_all",
+    ]
     assert len(load_fairseq_folder(tmp_path / "out", "all", pairs=True)) == 3
     assert FairseqFolder(tmp_path / "out").label_names == ("A", "B")
 
@@ -295,7 +315,7 @@ def test_a_dead_lead_and_a_missing_one_are_written_as_zeros(tmp_path):
     assert content["mean"][[3, 11], 0] == pytest.approx([0.5, 0])
 
 
-def test_recordings_that_the_extractor_refuses_are_errors_or_left_out(tmp_path, rows):
+def test_recordings_that_the_extractor_refuses_are_errors_or_skipped(tmp_path, rows):
     short = recording("short", seconds=3, A=0, B=0)
     lacking = recording("lacking", leads=STANDARD_LEADS[:11], A=0, B=0)
     broken = {**recording("broken", A=0, B=0), "num_samples": 7}
@@ -304,13 +324,13 @@ def test_recordings_that_the_extractor_refuses_are_errors_or_left_out(tmp_path, 
         export_fairseq_folder(rows, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     report = export_fairseq_folder(rows, tmp_path / "out", errors="skip")
-    assert [name for name, _ in report.left_out] == ["short", "lacking", "broken"]
-    assert "missing lead V6" in report.left_out[1][1]
+    assert [name for name, _ in report.skipped] == ["short", "lacking", "broken"]
+    assert "missing lead V6" in report.skipped[1][1]
     assert len(load_fairseq_folder(tmp_path / "out")) == 4
 
 
-def test_padding_which_a_segment_s_file_cannot_say_is_left_out(tmp_path):
-    with pytest.raises(FairseqFolderError, match="no padding there"):
+def test_padding_which_a_segment_s_file_cannot_say_is_skipped(tmp_path):
+    with pytest.raises(FairseqFolderError, match="cannot hold padding"):
         export_fairseq_folder(
             [recording("a", seconds=3)], tmp_path / "out", ECGFMFeatureExtractor(short_recordings="pad")
         )
@@ -326,14 +346,14 @@ def test_derived_leads_come_with_the_voltages_they_were_derived_to(tmp_path):
 
 def test_another_order_of_leads_is_refused(tmp_path, rows):
     extractor = ECGFMFeatureExtractor(lead_names=["I", "II"])
-    with pytest.raises(FairseqFolderError, match="found: I, II at 500 Hz"):
+    with pytest.raises(FairseqFolderError, match="delivers I, II at 500 Hz"):
         export_fairseq_folder(rows, tmp_path / "out", extractor)
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path, rows):
     (tmp_path / "out").mkdir()
     export_fairseq_folder(rows, tmp_path / "out")
-    with pytest.raises(FileExistsError, match="is in use"):
+    with pytest.raises(FileExistsError, match="is not empty"):
         export_fairseq_folder(rows, tmp_path / "out")
 
 
@@ -360,10 +380,10 @@ def test_nothing_to_export_is_an_error(tmp_path):
 )
 def test_names_that_lead_out_of_the_folder_are_refused_with_their_line(tmp_path, folder, name):
     (folder / "manifests" / "train.tsv").write_text(f"\t/d/\na_0.mat\t2500\n{name}\t2500\n")
-    with pytest.raises(FairseqFolderError, match=r"train\.tsv, line 3: .*is no file below"):
+    with pytest.raises(FairseqFolderError, match=r"train\.tsv, line 3: .*expected a file below"):
         load_fairseq_folder(folder)
     (folder / "manifests" / "cmsc" / "train.tsv").write_text(f"/d/\nmat\n{name.removesuffix('_0.mat')}\t2500\t0\t0,1\n")
-    with pytest.raises(FairseqFolderError, match=r"train\.tsv, line 3: .*is no file below"):
+    with pytest.raises(FairseqFolderError, match=r"train\.tsv, line 3: .*expected a file below"):
         load_fairseq_folder(folder, pairs=True)
 
 
@@ -395,7 +415,7 @@ def test_segments_are_found_where_folders_have_them(tmp_path, folder, place):
 
 def test_segments_are_found_below_a_root_that_is_given(tmp_path, folder):
     shutil.move(folder / "segmented", tmp_path / "far")
-    with pytest.raises(FairseqFolderError, match=r"a_0\.mat is in none of .*segmented.*\(root\)"):
+    with pytest.raises(FairseqFolderError, match=r"a_0\.mat is in none of .*segmented.*as root"):
         load_fairseq_folder(folder)
     assert len(load_fairseq_folder(folder, root=tmp_path / "far")) == 4
 
@@ -480,21 +500,21 @@ def test_lines_that_give_nothing_are_skipped_and_accounted_for_if_asked(folder):
     damage(folder)
     found = load_fairseq_folder(folder, errors="skip")
     assert [(item["recording_id"], item["segment"]) for item in found] == [("b", 1)]
-    assert [(left.line, left.recording_id) for left in found.left_out] == [(2, "a"), (3, "a"), (4, "b")]
-    reasons = [left.reason for left in found.left_out]
+    assert [(left.line, left.recording_id) for left in found.skipped] == [(2, "a"), (3, "a"), (4, "b")]
+    reasons = [left.reason for left in found.skipped]
     for reason, text in zip(
-        reasons, ("truncated", "no such file", "lead aVL has samples that are no finite"), strict=True
+        reasons, ("truncated", "no such file", "lead aVL has samples that are not finite"), strict=True
     ):
         assert text in reason
     pairs = load_fairseq_folder(folder, pairs=True, errors="skip")
-    assert ([item["recording_id"] for item in pairs], len(pairs.left_out)) == (["c"], 2)
+    assert ([item["recording_id"] for item in pairs], len(pairs.skipped)) == (["c"], 2)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"curr_sample_rate": np.array([[250]])}, "has 250.0 Hz, expected 500"),
-        ({"segment_i": np.array([[1]])}, "has 1 as its number, expected 0"),
+        ({"curr_sample_rate": np.array([[250]])}, "has 250 Hz, expected 500 Hz"),
+        ({"segment_i": np.array([[1]])}, "has segment_i 1, expected 0"),
         ({"feats": np.zeros((12, 100))}, "has 100 samples, expected 2500"),
         ({"feats": np.zeros((8, 2500))}, r"found feats of shape \(8, 2500\)"),
         ({"idx": np.array([[99]])}, "idx is 99, but y.npy has rows 0 to 4"),
@@ -548,10 +568,10 @@ def test_recordings_that_were_not_labelled_have_unknown_labels_not_zeros(folder)
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("y.npy", b"nonsense", "is no array of labels"),
+        ("y.npy", b"nonsense", "is not an array of labels"),
         ("label_def.csv", b"name,pos_count_all,pos_percent_all\nA,1,0.5\n", "y.npy has 2 labels, label_def.csv 1"),
         ("pos_weight.txt", b"[1.0]", "pos_weight.txt 1"),
-        ("pos_weight.txt", b"nonsense", "is no list of weights"),
+        ("pos_weight.txt", b"nonsense", "is not a list of weights"),
     ],
 )
 def test_labels_that_contradict_one_another_are_refused(folder, file, content, message):
@@ -562,7 +582,7 @@ def test_labels_that_contradict_one_another_are_refused(folder, file, content, m
 
 def test_a_pickle_in_place_of_labels_is_not_opened(folder):
     np.save(folder / "labels" / "y.npy", np.array([[{}]], dtype=object), allow_pickle=True)
-    with pytest.raises(FairseqFolderError, match="is no array of labels"):
+    with pytest.raises(FairseqFolderError, match="is not an array of labels"):
         FairseqFolder(folder)
 
 
@@ -571,9 +591,9 @@ def test_the_folder_tells_splits_labels_and_weights(folder):
     assert (found.splits, found.label_names, found.pos_weight.tolist()) == (("train", "valid"), ("A", "B"), [1, 1])
     with pytest.raises(FairseqFolderError, match=r"test\.tsv: no such manifest"):
         found.dataset("test")
-    with pytest.raises(FairseqFolderError, match="no name of a split"):
+    with pytest.raises(FairseqFolderError, match="cannot be the name of a split"):
         found.dataset("../train")
-    with pytest.raises(ValueError, match="errors must be"):
+    with pytest.raises(ValueError, match="errors is 'ignore', expected"):
         found.dataset("train", errors="ignore")
     with pytest.raises(FairseqFolderError, match="no such folder"):
         FairseqFolder(folder / "gone")
@@ -604,8 +624,8 @@ def test_the_command_exports_and_accounts(tmp_path, capsys, opened, rows):
     rows["train"].append(recording("lacking", leads=STANDARD_LEADS[:11], A=0, B=0))
     assert run("store", tmp_path / "two") == 1
     printed = capsys.readouterr()
-    assert "left out 1: missing lead V6" in printed.out
-    assert "left out lacking: lacking: missing lead V6" in printed.err
+    assert "skipped 1: missing lead V6" in printed.out
+    assert "skipped lacking: lacking: missing lead V6" in printed.err
     assert run("store", tmp_path / "three", "--missing-leads", "zero") == 0
 
 
@@ -635,7 +655,7 @@ def test_the_original_s_manifests_are_written_as_they_were_read(tmp_path, split)
 
 def test_code_15_is_exported_as_the_original_exported_it(tmp_path):
     code_15 = _shared("data", "code_15")
-    meta = {row["save_file"]: row for row in table(code_15 / "meta.csv")}
+    meta = {row["save_file"]: row for row in table_of(code_15 / "meta.csv")}
     labels = read_label_csv(code_15 / "labels" / "labels.csv")
     rows = []
     for file, facts in sorted(meta.items(), key=lambda item: int(item[1]["idx"])):
@@ -656,7 +676,7 @@ def test_code_15_is_exported_as_the_original_exported_it(tmp_path):
 
 def test_the_original_s_segments_are_read_as_they_are(tmp_path):
     code_15 = _shared("data", "code_15")
-    segments = table(code_15 / "segmented.csv")
+    segments = table_of(code_15 / "segmented.csv")
     (tmp_path / "manifests").mkdir()
     write_manifest(
         tmp_path / "manifests" / "train.tsv", "/x", [(row["path"], int(row["sample_size"])) for row in segments]

@@ -16,18 +16,18 @@ from ecgfm_hf.data.labels import (
     LabelTable,
     LabelTableError,
     define_labels,
-    fairseq_label_array,
     label_table,
     merge_label_tables,
     pos_weight,
     read_label_csv,
     read_label_def,
-    read_pos_weight,
     write_label_def,
-    write_pos_weight,
 )
 from ecgfm_hf.data.sources.physionet2021 import UNSCORED_CODES, snomed_labels
 from ecgfm_hf.data.splits import read_split_csv
+from ecgfm_hf.fairseq import FairseqFolderError
+from ecgfm_hf.fairseq.folder_reading import read_pos_weight
+from ecgfm_hf.fairseq.folder_writing import write_pos_weight
 from ecgfm_hf.fairseq.label_sets import PHYSIONET26, PHYSIONET_CLASSES
 
 GOLDEN = Path(__file__).parent / "fixtures" / "splits"
@@ -90,18 +90,6 @@ def test_where_the_original_writes_inf_or_crashes_the_label_is_named(case):
     assert np.isfinite(pos_weight(kept, splits)).all()
 
 
-@pytest.mark.parametrize(
-    "case", ["labels_bool_missing", "labels_float_missing", "labels_int_all_labelled_zero_positive"]
-)
-def test_the_label_array_is_the_originals_and_says_what_it_cannot(case):
-    table = read_label_csv(GOLDEN / case / "labels.csv")
-    values, incomplete = fairseq_label_array(table, 60)
-    expected = np.load(GOLDEN / case / "y.npy")
-    np.testing.assert_array_equal(values, expected)
-    assert values.dtype == expected.dtype
-    assert np.flatnonzero(~incomplete).tolist() == sorted(int(recording) for recording in table.ids)
-
-
 def test_the_published_label_definition_of_mimic_iv_ecg_comes_back_to_the_byte(tmp_path):
     file = _shared("data", "mimic_iv_ecg", "label_def.csv")
     definition = read_label_def(file)
@@ -126,9 +114,6 @@ def test_label_files_of_code_15_are_read():
     assert definition.weights == {}
     table = read_label_csv(_shared("data", "code_15", "labels", "labels.csv"))
     assert table.names == definition.names
-    values, incomplete = fairseq_label_array(table)
-    np.testing.assert_array_equal(values, np.load(_shared("data", "code_15", "labels", "y.npy")))
-    assert not incomplete.any()
 
 
 # Reading
@@ -197,7 +182,7 @@ def test_a_bad_label_definition_is_refused(tmp_path, text, message):
 @pytest.mark.parametrize("text", ["", "1,2", "[1;2]", "[]", "[a]"])
 def test_a_bad_weight_file_is_refused(tmp_path, text):
     (tmp_path / "pos_weight.txt").write_text(text)
-    with pytest.raises(LabelTableError, match="no list of weights"):
+    with pytest.raises(FairseqFolderError, match="not a list of weights"):
         read_pos_weight(tmp_path / "pos_weight.txt")
 
 
@@ -309,11 +294,6 @@ def test_an_undefined_fraction_is_an_empty_cell(tmp_path):
     write_label_def(tmp_path / "label_def.csv", definition)
     assert (tmp_path / "label_def.csv").read_text().splitlines()[1] == "A,0,,,0,"
     assert np.isnan(read_label_def(tmp_path / "label_def.csv").weights["train"]).all()
-
-
-def test_the_array_by_idx_needs_whole_numbers():
-    with pytest.raises(LabelTableError, match="recording 'r1' is no number"):
-        fairseq_label_array(label_table(["r1"], {"A": [1]}))
 
 
 def test_a_table_refuses_values_that_are_no_labels():

@@ -18,8 +18,8 @@ from ecgfm_hf.data.splits import (
     import_split,
     read_split_csv,
     split_recordings,
-    write_split_csv,
 )
+from ecgfm_hf.fairseq.folder_writing import write_split_csv
 from ecgfm_hf.utils.ids import IdError, canonical_id
 
 GOLDEN = Path(__file__).parent / "fixtures" / "splits"

@@ -10,8 +10,8 @@ from typing import Any
 from ..fairseq.checkpoint import CheckpointError
 from ..fairseq.convert import ConversionReport, convert_checkpoint
 from ..fairseq.export_checkpoint import ExportReport, export_fairseq_checkpoint
-from ..fairseq.label_sets import LabelError
-from ..fairseq.reference import VerificationError
+from ..model_folder import ModelFolderError, ModelNotFoundError
+from ..utils.errors import InputNotFoundError, OutputExistsError, SettingsError
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,16 +84,19 @@ def run_convert(args: argparse.Namespace, card: Callable[[str, Mapping[str, Any]
     try:
         _check_together(args)
         report = _export(args) if args.to_fairseq else _convert(args, card)
-    except (CheckpointError, VerificationError) as error:
+    except (ModelNotFoundError, SettingsError, InputNotFoundError, OutputExistsError) as error:
+        print(f"ecgfm convert: {error}", file=sys.stderr)
+        return 2
+    except (CheckpointError, ModelFolderError) as error:
         print(f"ecgfm convert: {error}", file=sys.stderr)
         return 1
-    except (LabelError, FileNotFoundError, FileExistsError, ValueError) as error:
+    except ValueError as error:
         print(f"ecgfm convert: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # no space, no permission
         print(f"ecgfm convert: {error}", file=sys.stderr)
         return 1
-    for warning in report.notes if args.to_fairseq else report.warnings:
+    for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(_export_summary(report) if args.to_fairseq else _summary(report))
     return 0
@@ -146,6 +149,7 @@ def _summary(report: ConversionReport) -> str:
         ),
         ("leads", " ".join(report.lead_names)),
         ("parameters", f"{report.num_parameters:,}"),
+        ("updates", "not in the file" if report.num_updates is None else f"{report.num_updates:,}"),
     ]
     if "classifier" in report.parameters:
         rows.append(("labels", f"{config.num_labels}: {', '.join(config.label_names)}"))
@@ -160,10 +164,11 @@ def _export_summary(report: ExportReport) -> str:
         ("model", report.model_class),
         ("leads", " ".join(report.lead_names)),
         ("parameters", f"{report.num_parameters:,}"),
+        ("updates", "unknown, 0 was written" if report.num_updates is None else f"{report.num_updates:,}"),
         ("tensors", f"{report.num_tensors}, read back bit-equal"),
-        ("settings", "read back equal, but for what is listed" if report.not_held else "read back equal"),
+        ("settings", "read back equal, except those listed as lost" if report.lost_settings else "read back equal"),
     ]
-    rows.extend((f"not held: {name}", _shortened(value)) for name, value in report.not_held.items())
+    rows.extend((f"lost: {name}", _shortened(value)) for name, value in report.lost_settings.items())
     return _table(rows, report)
 
 

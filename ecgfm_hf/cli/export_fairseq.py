@@ -5,8 +5,8 @@ import functools
 import sys
 from pathlib import Path
 
-from ..fairseq.folder_writing import ExportedFolder, export_fairseq_folder, reasons
-from ..fairseq.manifests import FairseqFolderError
+from ..fairseq.folder_writing import ExportedFolder, export_fairseq_folder
+from ..fairseq.segments import FairseqFolderError
 
 _POLICIES = {
     "missing_leads": ("error", "zero"),
@@ -69,11 +69,11 @@ def run_export(args: argparse.Namespace) -> int:
         print(f"ecgfm export-fairseq: {error}", file=sys.stderr)
         return 1
     print(_summary(report))
-    for note in report.notes:
-        print(f"warning: {note}", file=sys.stderr)
-    for recording, reason in report.left_out[:5]:
-        print(f"left out {recording}: {reason}", file=sys.stderr)
-    return 1 if report.left_out else 0
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    for recording, reason in report.skipped[:5]:
+        print(f"skipped {recording}: {reason}", file=sys.stderr)
+    return 1 if report.skipped else 0
 
 
 def _summary(report: ExportedFolder) -> str:
@@ -84,12 +84,12 @@ def _summary(report: ExportedFolder) -> str:
         lines.append(f"{split:<10}" + "".join(f"{number:>12,}" for number in numbers))
     if any(report.unlabelled.values()):
         lines.append(
-            "unlabelled: some label is unknown, so they are in the CMSC manifests only (y.npy cannot say unknown)"
+            "unlabelled: a label is unknown, so they are in the CMSC manifests only (y.npy has no unknown labels)"
         )
     if any(report.unpaired.values()):
-        lines.append("unpaired: of one segment, so they are in no CMSC manifest")
-    for reason, count in reasons(report.left_out).most_common():
-        lines.append(f"left out {count:,}: {reason}")
+        lines.append("unpaired: they have one segment, so they are in no CMSC manifest")
+    for reason, count in report.skip_reasons().most_common():
+        lines.append(f"skipped {count:,}: {reason}")
     lines.append(f"labels: {', '.join(report.label_names) or 'none'}")
     lines.append(f"written to {report.path}")
     return "\n".join(lines)

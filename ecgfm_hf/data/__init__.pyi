@@ -39,7 +39,6 @@ from .splits import SplitSettings as SplitSettings
 from .splits import import_split as import_split
 from .splits import read_split_csv as read_split_csv
 from .splits import split_recordings as split_recordings
-from .splits import write_split_csv as write_split_csv
 from .store import StoreError as StoreError
 from .store import label_columns as label_columns
 from .store import load_prepared as load_prepared

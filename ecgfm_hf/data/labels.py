@@ -262,45 +262,6 @@ def read_label_def(path: str | Path) -> LabelDefinition:
     )
 
 
-def write_pos_weight(path: str | Path, weights: Sequence[float]) -> None:
-    """Write `pos_weight.txt`: `[0.518519,47.0]`, six decimals, no line end. A shell passes it on as one argument."""
-    if not np.isfinite(weights).all():
-        raise LabelTableError(f"weights must be finite, found: {list(weights)}")
-    text = ",".join(str(weight) for weight in np.round(np.asarray(weights, dtype=np.float64), 6).tolist())
-    Path(path).write_text(f"[{text}]", encoding="utf-8")
-
-
-def read_pos_weight(path: str | Path) -> np.ndarray:
-    """The weights `(L,)` float64 of a `pos_weight.txt`. `LabelTableError` if it holds anything else."""
-    text = Path(path).read_text(encoding="utf-8").strip()
-    try:
-        if not (text.startswith("[") and text.endswith("]")):
-            raise ValueError("no list in brackets")
-        return np.array([float(part) for part in text[1:-1].split(",")])
-    except ValueError as error:
-        raise LabelTableError(f"{path} is no list of weights such as [1.5,2.0]: {error}") from None
-
-
-def fairseq_label_array(table: LabelTable, num_rows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """
-    The array of fairseq-signals' `y.npy`, whose row is the recording's `idx`, and the rows that must not be used.
-
-    Args:
-        table ([`LabelTable`]): With whole numbers as ids.
-        num_rows (`int`, *optional*): Rows if more than the highest `idx` + 1.
-
-    Returns:
-        `(rows, L)` float64, with 0 also for what is unknown, and `(rows,)` bool: True where any label is unknown. That
-        format cannot say unknown, so leave these recordings out of its manifests.
-    """
-    if other := [recording for recording in table.ids if not (recording.isascii() and recording.isdigit())]:
-        raise LabelTableError(f"y.npy is indexed by idx, but recording {other[0]!r} is no number from 0")
-    rows = np.array([int(recording) for recording in table.ids], dtype=np.int64)
-    values = np.full((max(int(rows.max(initial=-1)) + 1, num_rows or 0), len(table.names)), np.nan)
-    values[rows] = table.values
-    return np.nan_to_num(values, nan=0.0), np.isnan(values).any(axis=1)
-
-
 def known_ids(ids: Iterable[Hashable]) -> list[str]:
     found = [canonical_id(recording) for recording in ids]
     if None in found:

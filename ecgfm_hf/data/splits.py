@@ -516,14 +516,6 @@ def import_split(
     return finish_split(SplitResult(recordings, splits, names, "imported", excluded=excluded), people, assumptions)
 
 
-def write_split_csv(path: str | Path, idx: Sequence[int], save_files: Sequence[str], splits: Sequence[str | None]):
-    """Write `idx, save_file, split` as fairseq-signals does, without recordings that are in no split."""
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("idx", "save_file", "split"))
-        writer.writerows(row for row in zip(idx, save_files, splits, strict=True) if row[2] is not None)
-
-
 def match_published_splits(table: pa.Table, source: str, published: Mapping[str, str]) -> list[str | None]:
     """
     Return the published split of each recording, or None.

@@ -1,4 +1,4 @@
-"""fairseq-signals checkpoints to this package's model folders, and back."""
+"""fairseq-signals: its checkpoints and processed folders, read and written."""
 
 import lazy_loader
 

@@ -1,14 +1,17 @@
 """
-Opening fairseq-signals checkpoints without running anything that is in them.
+Checkpoints of fairseq-signals, opened without running anything in them.
 
 A `.pt` file is a pickle, that is, a program. torch's restricted unpickler (`weights_only=True`) refuses every import
-that is not on its list. Checkpoints need a few more names: numpy arrays sit among the validation meters of fine-tuned
-files, and old files keep their settings in an `argparse.Namespace`. Handing torch the real numpy functions would let a
-file write dtype states and raw memory of its choosing into numpy objects. So those names are bound to inert
-stand-ins, which only keep what they are given; plain numbers are decoded from there, and only where they are wanted.
+that is not on its list. Checkpoints need a few more names: fine-tuned files hold numpy arrays in their validation
+metrics, and old files keep their settings in an `argparse.Namespace`. With the real numpy functions, a file could write
+any dtype state and any memory into numpy objects. These names are therefore bound to inert stand-ins, which only store
+their arguments. Plain numbers are decoded from the stand-ins, and only where a setting needs them.
+
+`conv_feature_layers` is Python source text in the file: it is parsed, never evaluated.
 """
 
 import _compat_pickle
+import ast
 import pickletools
 import re
 import warnings
@@ -22,8 +25,9 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from ..utils.errors import ECGFMError
+from ..utils.errors import ECGFMError, InputNotFoundError
 
+_MAX_CONV_LAYERS = 64
 _MAX_NESTING = 20
 _MAX_SETTINGS = 100_000
 _MAX_SCANNED_BYTES = 64 * 2**20
@@ -32,20 +36,25 @@ _PLAIN_NUMBERS = re.compile(r"[biuf][1248]")
 
 
 class CheckpointError(ECGFMError, ValueError):
-    """A checkpoint that cannot be read, or not be converted faithfully. The message names the file and the reason."""
+    """
+    A checkpoint or model folder that cannot be read, or cannot be converted without changing what the model computes.
+
+    The message names the file and the reason.
+    """
 
 
 @dataclass(frozen=True)
 class FairseqCheckpoint:
     """
-    What conversion needs of a fairseq-signals checkpoint; nothing else of the file is kept.
+    The content of a fairseq-signals checkpoint that conversion uses.
 
     Args:
-        path (`Path`): The file.
-        tensors (`dict[str, torch.Tensor]`): Its state dict, on the CPU, names and dtypes as stored.
-        model_cfg, criterion_cfg, task_cfg (`dict[str, Any]`):
-            Settings as plain Python values (numbers, strings, lists, dicts, `None`); empty where the file has none.
-        settings_name (`str`): Where they were found, `"cfg.model"` or `"args"`; empty where the file has none.
+        path: The file.
+        tensors: Its state dict, on the CPU, names and dtypes as stored.
+        model_cfg, criterion_cfg, task_cfg:
+            Settings as plain Python values (numbers, strings, lists, dicts, `None`); empty if the file has none.
+        settings_name: Where the settings were found, `"cfg.model"` or `"args"`; empty if the file has none.
+        num_updates: Training updates so far (`optimizer_history[-1]["num_updates"]`); `None` if the file has no count.
     """
 
     path: Path
@@ -54,45 +63,45 @@ class FairseqCheckpoint:
     criterion_cfg: dict[str, Any] = field(default_factory=dict)
     task_cfg: dict[str, Any] = field(default_factory=dict)
     settings_name: str = ""
+    num_updates: int | None = None
 
 
 def load_fairseq_checkpoint(path: str | Path) -> FairseqCheckpoint:
     """
-    Opens a checkpoint that fairseq-signals wrote, pretrained or fine-tuned, in torch's zip or in its older format.
+    Read a checkpoint of fairseq-signals, pretrained or fine-tuned, in torch's zip format or in its older one.
+
+    Nothing in the file is run, whatever it contains.
 
     Args:
-        path (`str` or `Path`): The `.pt` file.
-
-    Returns:
-        [`FairseqCheckpoint`]
+        path: The `.pt` file.
 
     Raises:
-        `FileNotFoundError`: there is no such file.
-        `CheckpointError`: the file is not a checkpoint, is damaged, lacks `model`, has weights that are not finite
-            numbers, or wants to import something that weights do not need. Nothing in it is run in any case.
+        `InputNotFoundError`: there is no such file.
+        `CheckpointError`: the file is not a checkpoint, is damaged, has no `model`, has weights that are not finite
+            numbers, or would import something that weights do not need.
     """
     path = Path(path)
     is_zip = _check_container(path)
     content = _unpickle(path, is_zip)
     if not isinstance(content, dict):
         raise CheckpointError(
-            f"{path} is not a fairseq-signals checkpoint: it holds a {type(content).__name__}, no dict"
+            f"{path} is not a fairseq-signals checkpoint: it holds a {type(content).__name__}, expected a dict"
         )
     if "model" not in content:
         keys = ", ".join(_show(str(key)) for key in list(content)[:8])
         bare = content and all(isinstance(value, torch.Tensor) for value in content.values())
-        hint = "; it looks like a bare state dict, without the settings that conversion needs" if bare else ""
+        hint = "; it looks like a bare state dict without settings, which conversion needs" if bare else ""
         raise CheckpointError(f"{path} is not a fairseq-signals checkpoint: it has no 'model' (found: {keys}){hint}")
     tensors = _state_dict(path, content["model"])
-    return FairseqCheckpoint(path, tensors, **_settings(path, content))
+    return FairseqCheckpoint(path, tensors, **_settings(path, content), num_updates=_num_updates(content))
 
 
 def _check_container(path: Path) -> bool:
-    """Whether the file is a zip archive; raises [`CheckpointError`] for what is certainly no checkpoint."""
+    """Return whether the file is a zip archive. Raise [`CheckpointError`] for a file that cannot be a checkpoint."""
     if path.is_dir():
-        raise CheckpointError(f"{path} is a directory; give the checkpoint file (.pt) itself")
+        raise CheckpointError(f"{path} is a directory; give the checkpoint file (.pt)")
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise InputNotFoundError(f"{path}: no such file")
     with path.open("rb") as file:
         head = file.read(64)
     if not head:
@@ -103,12 +112,12 @@ def _check_container(path: Path) -> bool:
     if head.startswith(b"\x80"):
         return False
     if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < path.stat().st_size:
-        raise CheckpointError(f"{path} is a safetensors file; conversion starts from fairseq-signals' own .pt file")
+        raise CheckpointError(f"{path} is a safetensors file; expected the .pt file that fairseq-signals wrote")
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the file it points to; run `git lfs pull`")
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise CheckpointError(f"{path} is a web page, not a checkpoint; the download went wrong")
-    raise CheckpointError(f"{path} is not a PyTorch checkpoint: it begins with {head[:12]!r}")
+        raise CheckpointError(f"{path} is a web page, not a checkpoint; download the file again")
+    raise CheckpointError(f"{path} is not a PyTorch checkpoint: it starts with {head[:12]!r}")
 
 
 def _check_archive(path: Path) -> None:
@@ -122,9 +131,9 @@ def _check_archive(path: Path) -> None:
                 raise CheckpointError(f"{path} is a zip archive, but not one that torch.save wrote")
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise CheckpointError(
-                    f"{path} was compressed again after torch.save wrote it; unpack it and zip it stored"
+                    f"{path} was compressed again after torch.save wrote it; unpack it and zip it without compression"
                 )
-            # torch does not compare checksums when it reads, so a flipped bit would silently become another weight.
+            # torch does not compare checksums: a flipped bit would silently change a weight.
             damaged = archive.testzip()
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
         raise CheckpointError(f"{path} is damaged or cut short: {error}") from error
@@ -133,7 +142,7 @@ def _check_archive(path: Path) -> None:
 
 
 class _StoredArray:
-    """Stands in for `numpy.ndarray` and numpy scalars while a file is read: keeps the state, interprets nothing."""
+    """Stands in for `numpy.ndarray` and numpy scalars while a file is read: stores the state, interprets nothing."""
 
     state: Any = None
 
@@ -144,7 +153,7 @@ class _StoredArray:
         self.state = state
 
     def numbers(self) -> Any:
-        """Its values as (nested) Python numbers; `None` for anything but a consistent array of plain numbers."""
+        """Return the values as (nested) Python numbers; `None` unless it is a consistent array of plain numbers."""
         if not (isinstance(self.state, tuple) and len(self.state) == 5):
             return None
         _, shape, dtype, fortran, data = self.state
@@ -172,7 +181,7 @@ class _StoredDtype:
         self.state = state
 
     def name(self) -> str | None:
-        """A numpy dtype name with its byte order, `None` for anything but plain numbers."""
+        """Return the numpy dtype name with its byte order; `None` unless it is a type of plain numbers."""
         if not isinstance(self.kind, str) or not _PLAIN_NUMBERS.fullmatch(self.kind) or self.kind in ("b2", "b4", "b8"):
             return None
         order = self.state[1] if isinstance(self.state, tuple) and len(self.state) > 1 else "="
@@ -218,23 +227,23 @@ _STAND_INS = {
 
 
 def _unpickle(path: Path, is_zip: bool) -> Any:
-    # Whatever else the process has allowed for its own files is not allowed here.
+    # What the process allows for its own files is not allowed here.
     allowed_elsewhere = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:
         torch.serialization.add_safe_globals([(stand_in, name) for name, stand_in in _STAND_INS.items()])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Mapped into memory, the optimizer's state (two thirds of a training file) is never read.
+            # With memory mapping, the optimizer's state (two thirds of a training file) is never read.
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # a hostile or damaged pickle can make the unpickler raise anything
-        raise _explained(path, is_zip, error) from error
+        raise _load_error(path, is_zip, error) from error
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(allowed_elsewhere)
 
 
-def _explained(path: Path, is_zip: bool, error: Exception) -> CheckpointError:
+def _load_error(path: Path, is_zip: bool, error: Exception) -> CheckpointError:
     verdict = _UNPICKLER_VERDICT.search(str(error))
     imports = {name for name in _imports(path, is_zip) if not _is_harmless(name)}
     if verdict is not None:
@@ -242,22 +251,22 @@ def _explained(path: Path, is_zip: bool, error: Exception) -> CheckpointError:
     if imports:
         shown = ", ".join(_show(name) for name in sorted(imports)[:6]) + (", ..." if len(imports) > 6 else "")
         return CheckpointError(
-            f"{path} was refused: opening it would import {shown}. Weights and settings need no such thing, and "
-            "importing it could run code of the file's author. Reading stopped there; nothing in the file was run. If "
-            "you trust where it comes from, open it where it was written, and save it again with only 'model' and a "
-            "plain dict 'cfg'."
+            f"{path} was refused: opening it would import {shown}. Weights and settings do not need this, and the "
+            "import could run code of the file's author. Reading stopped there; nothing in the file was run. If you "
+            "trust its source, open it where it was written, and save it again with only 'model' and a plain dict "
+            "'cfg'."
         )
     reason = _show(str(error).strip().partition("\n")[0][:200])
     if is_zip:
         return CheckpointError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {reason}")
     return CheckpointError(
-        f"{path} cannot be read as a checkpoint: it is a bare pickle, or torch's older format, damaged "
+        f"{path} cannot be read as a checkpoint: it is a bare pickle, or a damaged file in torch's older format "
         f"({type(error).__name__}: {reason})"
     )
 
 
 def _qualified(name: str) -> str:
-    # torch leaves `builtins.` out of what it prints.
+    # torch prints built-in names without `builtins.`.
     return name if "." in name else f"builtins.{name}"
 
 
@@ -266,7 +275,7 @@ def _is_harmless(name: str) -> bool:
 
 
 def _imports(path: Path, is_zip: bool) -> Iterator[str]:
-    """Everything that the file's pickles name for import, read off the opcodes without executing them."""
+    """Yield each name that the file's pickles import, read off the opcodes without executing them."""
     if is_zip:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
@@ -298,24 +307,25 @@ def _imports_of_pickle(file: IO[bytes]) -> Iterator[str]:
             elif isinstance(argument, str) and "UNICODE" in opcode.name:
                 strings = [*strings[-1:], argument]
     except Exception:
-        # The opcodes only explain a refusal that has already happened; after damage there is no more to say.
+        # The opcodes only explain a refusal that has already happened.
         return
 
 
 def _show(text: str) -> str:
-    """Text from an untrusted file, without control characters that could drive a terminal."""
+    """Return text of an untrusted file without control characters, which could drive a terminal."""
     shown = "".join(char if char.isprintable() else "?" for char in text)
     return shown if len(shown) <= 200 else shown[:200] + "..."
 
 
 def _state_dict(path: Path, model: Any) -> dict[str, torch.Tensor]:
     if not isinstance(model, (dict, OrderedDict)) or not model:
-        raise CheckpointError(f"{path}: 'model' is no state dict, found: {type(model).__name__} of length 0 or no dict")
+        found = "an empty dict" if isinstance(model, dict) else type(model).__name__
+        raise CheckpointError(f"{path}: 'model' is {found}, expected a state dict")
     tensors = {}
     for name, tensor in model.items():
         if not isinstance(name, str) or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
             raise CheckpointError(
-                f"{path}: 'model' holds {_show(repr(name))} of type {type(tensor).__name__}, no tensor"
+                f"{path}: {_show(repr(name))} in 'model' is of type {type(tensor).__name__}, expected a tensor"
             )
         tensor = tensor.detach()
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
@@ -324,9 +334,9 @@ def _state_dict(path: Path, model: Any) -> dict[str, torch.Tensor]:
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise CheckpointError(f"{path}: tensor {_show(name)} claims {tensor.numel()} values, but stores fewer")
         if not tensor.is_floating_point():
-            raise CheckpointError(f"{path}: tensor {_show(name)} is of type {tensor.dtype}; weights are floating point")
+            raise CheckpointError(f"{path}: tensor {_show(name)} is of type {tensor.dtype}, expected floating point")
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path}: tensor {_show(name)} holds NaN or infinity; the training had diverged")
+            raise CheckpointError(f"{path}: tensor {_show(name)} holds NaN or infinity, as after a diverged training")
         tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
     return tensors
 
@@ -342,7 +352,7 @@ def _settings(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
         if args is not None:
             flat = _plain({"args": _section(args)})["args"]
             if flat:
-                # The old command line had one namespace for all sections, and called the model `arch`.
+                # Old files have one namespace for all sections, where the model is called `arch`.
                 name = flat.get("_name") or flat.get("arch")
                 criterion = {**flat, "_name": flat.get("criterion")}
                 return {
@@ -352,8 +362,15 @@ def _settings(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
                     "settings_name": "args",
                 }
     except _TooDeep:
-        raise CheckpointError(f"{path}: its settings are nested too deeply or too many to be a configuration") from None
+        raise CheckpointError(f"{path}: its settings are nested too deeply, or too many, for a configuration") from None
     return {}
+
+
+def _num_updates(content: Mapping[str, Any]) -> int | None:
+    history = content.get("optimizer_history")
+    last = history[-1] if isinstance(history, list) and history else None
+    count = last.get("num_updates") if isinstance(last, dict) else None
+    return count if type(count) is int and 0 <= count < 2**53 else None
 
 
 def _section(value: Any) -> Any:
@@ -367,7 +384,11 @@ class _TooDeep(Exception):
 
 
 def _plain(value: Any) -> Any:
-    """Numbers, strings, lists and dicts; anything else becomes `None`. Bounded, since a pickle can hold cycles."""
+    """
+    Return a value as numbers, strings, lists and dicts; anything else becomes `None`.
+
+    Depth and size are limited, since a pickle can hold cycles.
+    """
     budget = _MAX_SETTINGS
 
     def walk(value: Any, depth: int) -> Any:
@@ -388,3 +409,74 @@ def _plain(value: Any) -> Any:
         return value if value is None or type(value) in (bool, int, float, str) else None
 
     return walk(value, 0)
+
+
+def parse_conv_feature_layers(value: Any) -> list[tuple[int, int, int]]:
+    """
+    Parse `conv_feature_layers`, Python source text such as `"[(256, 2, 2)] * 3 + [(512, 2, 2)]"`.
+
+    Only this grammar is read (lists of three-integer tuples, `+`, and `*` by an integer); nothing is evaluated.
+
+    Args:
+        value: The text, or the layers as a list.
+
+    Returns:
+        `(channels, kernel, stride)` of each layer.
+
+    Raises:
+        `CheckpointError`: anything else, or more than 64 layers.
+    """
+    if isinstance(value, str):
+        try:
+            if len(value) > 2000:
+                raise ValueError("too long")
+            layers = _layers(ast.parse(value.strip(), mode="eval").body)
+        except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
+            raise CheckpointError(f"conv_feature_layers cannot be read: {value[:80]!r} ({error})") from error
+    else:
+        layers = list(value) if isinstance(value, (list, tuple)) else []
+    if not 0 < len(layers) <= _MAX_CONV_LAYERS or not all(_is_layer(layer) for layer in layers):
+        raise CheckpointError(
+            f"conv_feature_layers must be 1 to {_MAX_CONV_LAYERS} triples (channels, kernel, stride), found: "
+            f"{str(value)[:80]!r}"
+        )
+    return [tuple(layer) for layer in layers]
+
+
+def _layers(node: ast.expr) -> list[Any]:
+    if isinstance(node, ast.List):
+        return [_triple(item) for item in node.elts]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        layers = _layers(node.left) + _layers(node.right)
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        left, right = node.left, node.right
+        if isinstance(left, ast.Constant):
+            left, right = right, left
+        times = _integer(right)
+        if times > _MAX_CONV_LAYERS:
+            raise ValueError(f"{times} repetitions")
+        layers = _layers(left) * times
+    else:
+        raise ValueError("expected a list of tuples, or sums and multiples of such lists")
+    if len(layers) > _MAX_CONV_LAYERS:
+        raise ValueError("too many layers")
+    return layers
+
+
+def _triple(node: ast.expr) -> tuple[int, ...]:
+    if not isinstance(node, (ast.Tuple, ast.List)):
+        raise ValueError("a layer must be a tuple")
+    return tuple(_integer(item) for item in node.elts)
+
+
+def _integer(node: ast.expr) -> int:
+    if not isinstance(node, ast.Constant) or type(node.value) is not int:
+        raise ValueError("only integers are allowed")
+    return node.value
+
+
+def _is_layer(layer: Any) -> bool:
+    return isinstance(layer, (list, tuple)) and len(layer) == 3 and all(type(n) is int and 0 < n < 10**6 for n in layer)
+
+
+__all__ = ["CheckpointError", "FairseqCheckpoint", "load_fairseq_checkpoint", "parse_conv_feature_layers"]

@@ -1,32 +1,34 @@
 """
-From one of this package's model folders back to a checkpoint of fairseq-signals.
+Export of a model folder to a checkpoint of fairseq-signals.
 
-What that code asks of a file beside the tensors: its loader opens the last item of `optimizer_history` and
-`extra_state.train_iterator`, whatever it is for; fine-tuning from the file replaces `cfg.criterion` and
-`cfg.lr_scheduler`, which must be there; and it reads every field of `cfg.model` and `cfg.task`. So all are written,
-those that this package has no setting for with the value that does nothing.
+fairseq-signals needs more of a file than tensors. Its loader always opens the last item of `optimizer_history` and
+`extra_state.train_iterator`. Fine-tuning replaces `cfg.criterion` and `cfg.lr_scheduler`, which must exist. Every field
+of `cfg.model` and `cfg.task` is read. All of these are written; a field without a counterpart in this package gets the
+value that has no effect.
 """
 
 import inspect
-import os
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..configuration_ecgfm import ECGFMConfig
 from ..feature_extraction_ecgfm import STANDARD_LEADS, ECGFMFeatureExtractor
+from ..model_folder import ModelNotFoundError, load_feature_extractor, load_model
+from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMForPreTraining, ECGFMPreTrainedModel
+from ..provenance import ModelFactsError, num_updates, read_steps
+from ..utils.errors import OutputExistsError
+from ..utils.files import atomic_path
 from .checkpoint import CheckpointError, load_fairseq_checkpoint
-from .convert import _MODEL_CLASSES, VERIFICATION_TOLERANCE
-from .reference import VerificationError, verify_conversion
+from .convert import ConvertedModel
+from .reference import check_differences, verify_conversion
 from .settings import config_from_checkpoint
 from .state_dict import ModelKind, revert_state_dict
 
@@ -36,31 +38,34 @@ _CRITERIA = {
     "single_label_classification": "cross_entropy",
     "regression": "mse",
 }
-# Without these the exported model would compute something else, so a loss here is no matter of telling.
+# Settings that decide what the model computes: an export that loses one is an error.
 _DECIDE_OUTPUTS = (
     *("num_leads", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
     *("layer_norm_eps", "feat_extract_norm", "feat_extract_activation", "conv_dim", "conv_kernel", "conv_stride"),
     *("conv_bias", "num_conv_pos_embeddings", "num_conv_pos_embedding_groups", "do_stable_layer_norm"),
 )
-_EXTRACTOR_SETTINGS = ("segment_seconds", "missing_leads", "nan_samples", "constant_leads", "short_recordings")
-# What a fairseq-signals run fixes beside the model: nothing of it is known here, or needed to load the file.
+_EXTRACTOR_SETTINGS = (
+    *("sampling_rate", "segment_seconds", "missing_leads", "nan_samples", "constant_leads", "short_recordings"),
+)
+# Sections of a fairseq-signals run without a counterpart here; loading the file does not need them.
 _OTHER_SECTIONS = ("common", "common_eval", "distributed_training", "dataset", "optimization", "checkpoint")
 
 
 @dataclass(frozen=True)
 class ExportReport:
     """
-    What an export did.
+    The result of an export.
 
     Args:
-        model_dir (`Path`): The folder read.
-        output (`Path`, *optional*): The file written; `None` for a dry run.
-        model_class (`str`): `"ECGFMForPreTraining"` or `"ECGFMForMultiLabelClassification"`.
-        lead_names (`tuple[str, ...]`): Leads of the input, in order.
-        num_tensors, num_parameters (`int`)
-        not_held (`dict[str, Any]`): What of the folder the format has no place for, by setting: it is lost.
-        notes (`tuple[str, ...]`): What else to know about the file.
-        differences (`dict[str, float]`, *optional*): With `verify`, as in [`verify_conversion`].
+        model_dir: The folder read.
+        output: The file written; `None` after a dry run.
+        model_class: `"ECGFMForPreTraining"` or `"ECGFMForMultiLabelClassification"`.
+        lead_names: Leads of the input, in order.
+        num_tensors, num_parameters: How many were written.
+        num_updates: Training updates written; `None` if the folder has no count, and 0 was written.
+        lost_settings: Settings of the folder that the format cannot hold, by name.
+        warnings: Other facts that a user of the file must know.
+        differences: With `verify`, as in [`verify_conversion`].
     """
 
     model_dir: Path
@@ -69,8 +74,9 @@ class ExportReport:
     lead_names: tuple[str, ...]
     num_tensors: int
     num_parameters: int
-    not_held: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    num_updates: int | None = None
+    lost_settings: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
     differences: dict[str, float] | None = None
 
     @property
@@ -89,51 +95,56 @@ def export_fairseq_checkpoint(
     dry_run: bool = False,
 ) -> ExportReport:
     """
-    Writes a model folder as a fairseq-signals checkpoint, the inverse of [`convert_checkpoint`].
+    Write a model folder as a fairseq-signals checkpoint, the inverse of [`convert_checkpoint`].
 
-    The file is read back before it takes its place: tensors must come back bit-equal, and the configuration equal in
-    all that the format holds. It opens with `torch.load(weights_only=True)` and holds no optimizer state.
+    The file is read back before it replaces `output`: its tensors must be bit-equal, and its configuration equal in all
+    that the format can hold. It opens with `torch.load(weights_only=True)` and has no optimizer state.
 
     Args:
-        model_dir (`str` or `Path`):
-            Folder with `config.json`, safetensors weights of `ECGFMForPreTraining` or
+        model_dir: Folder with `config.json`, safetensors weights of `ECGFMForPreTraining` or
             `ECGFMForMultiLabelClassification`, and `preprocessor_config.json`.
-        output (`str` or `Path`): The `.pt` file to write.
-        old_weight_norm (`bool`, defaults to `False`): For fairseq-signals from before 2025-01-20.
-        verify (`bool`, defaults to `False`): Also compare the model's outputs with [`reference_forward`] of the file.
-        overwrite (`bool`, defaults to `False`): Replace `output` if it is a checkpoint.
-        dry_run (`bool`, defaults to `False`): Do everything but keep the file.
-
-    Returns:
-        [`ExportReport`]
+        output: The `.pt` file to write.
+        old_weight_norm: Use the tensor names of fairseq-signals from before 2025-01-20.
+        verify: Also compare the model's outputs with [`reference_forward`] of the file.
+        overwrite: Replace `output` if it is a checkpoint.
+        dry_run: Do everything, but do not keep the file.
 
     Raises:
-        `FileNotFoundError`: no such folder, or it lacks a file.
-        `FileExistsError`: `output` is in use.
-        `CheckpointError`: the folder holds no such model, or one that fairseq-signals cannot describe.
-        `VerificationError`: what was written reads differently. No file is left behind.
+        `ModelFolderError`: there is no such folder, or its files do not make a whole model.
+        `OutputExistsError`: `output` holds something that must not be replaced.
+        `CheckpointError`: fairseq-signals has no such model, or the file reads differently from what was written.
     """
     model_dir, output = Path(model_dir), Path(output).absolute()
-    _check_output(output, model_dir, overwrite)
-    config, leads, ours = _read_folder(model_dir)
-    kind: ModelKind = "classification" if "classifier.weight" in ours else "pretraining"
-    model = _check_tensors(model_dir, kind, config, ours)
+    _check_output(output, overwrite)
+    model = _load(model_dir)
+    config, extractor = model.config, load_feature_extractor(model_dir, config=model.config)
+    leads = tuple(extractor.lead_names)
+    kind: ModelKind = "pretraining" if isinstance(model, ECGFMForPreTraining) else "classification"
+    # The tensors are written as they are stored, so not those of the model, which are float32.
+    stored: dict[str, torch.Tensor] = {}
+    for file in sorted(model_dir.glob("model*.safetensors")):
+        stored |= load_file(file)
     tensors = revert_state_dict(
-        ours, layer_norm_extractor=config.feat_extract_norm == "layer", old_weight_norm=old_weight_norm
+        stored, layer_norm_extractor=config.feat_extract_norm == "layer", old_weight_norm=old_weight_norm
     )
-    notes = []
+    updates, warnings = _updates(model_dir), []
+    if kind == "pretraining" and updates is None:
+        warnings.append(
+            "the folder has no number of updates: 0 is written, and pretraining that continues from the file starts at "
+            "the highest Gumbel temperature"
+        )
     if dtypes := {tensor.dtype for tensor in tensors.values()} - {torch.float32}:
-        stored = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-        notes.append(f"tensors are written as they are stored, in {stored}; converting back gives float32")
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        warnings.append(f"tensors are written as they are stored, in {names}; converting back gives float32")
     if config.feat_extract_norm == "layer":
-        notes.append("the original crashes on a feature encoder with extractor_mode=layer_norm, which this one has")
+        warnings.append("fairseq-signals crashes on this model's feature encoder (extractor_mode=layer_norm)")
     content = {
         "args": None,
         "cfg": fairseq_settings(config, kind, leads, masks=config.mask_time_prob > 0),
         "model": tensors,
         "criterion": None,
-        # Whoever trains on starts anew: the optimizer's moments are not in a model folder.
-        "optimizer_history": [{"lr_scheduler_state": {}, "num_updates": 0}],
+        # A model folder has no optimizer state: training continues with new moments.
+        "optimizer_history": [{"lr_scheduler_state": {}, "num_updates": updates or 0}],
         "task_state": {},
         "extra_state": {
             "train_iterator": {"version": 2, "epoch": 1, "iterations_in_epoch": 0, "shuffle": True},
@@ -142,17 +153,21 @@ def export_fairseq_checkpoint(
         "last_optimizer_state": None,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    try:
-        written = work / output.name
+    differences = None
+    with ExitStack() as stack:
+        if dry_run:
+            folder = tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".partial", dir=output.parent)
+            written = Path(stack.enter_context(folder)) / output.name
+        else:
+            written = stack.enter_context(atomic_path(output))
         torch.save(content, written)
-        lost, more = _read_back(written, output, config, leads, tensors)
-        differences = _compare_outputs(output, model.float(), tensors) if verify else None
-        if not dry_run:
-            _check_output(output, model_dir, overwrite)
-            os.replace(written, output)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        lost, read_warnings = _read_back(written, output, config, leads, tensors)
+        if verify:
+            differences = verify_conversion(model, {name: tensor.float() for name, tensor in tensors.items()})
+            if config.padding_safe:  # differs from fairseq-signals in padded recordings, on purpose
+                differences = {name: value for name, value in differences.items() if not name.endswith("_padded")}
+            check_differences(differences, f"{output}: its outputs differ from the model folder's")
+        _check_output(output, overwrite)
     return ExportReport(
         model_dir=model_dir,
         output=None if dry_run else output,
@@ -160,8 +175,9 @@ def export_fairseq_checkpoint(
         lead_names=leads,
         num_tensors=len(tensors),
         num_parameters=sum(tensor.numel() for tensor in tensors.values()),
-        not_held=lost | _extractor_settings(model_dir),
-        notes=(*notes, *more),
+        num_updates=updates,
+        lost_settings=lost | _extractor_settings(extractor),
+        warnings=(*warnings, *read_warnings),
         differences=differences,
     )
 
@@ -170,13 +186,13 @@ def fairseq_settings(
     config: ECGFMConfig, kind: ModelKind, lead_names: Sequence[str] = STANDARD_LEADS, *, masks: bool
 ) -> dict[str, Any]:
     """
-    `cfg` of a fairseq-signals checkpoint: plain nested dicts.
+    Return `cfg` of a fairseq-signals checkpoint as plain nested dicts.
 
     Args:
-        config ([`ECGFMConfig`])
-        kind (`str`): `"pretraining"` or `"classification"`.
-        lead_names (sequence of `str`): Leads of the input, in order.
-        masks (`bool`): Whether the model has a mask embedding.
+        config: The model's configuration.
+        kind: `"pretraining"` or `"classification"`.
+        lead_names: Leads of the input, in order.
+        masks: Whether the model has a mask embedding.
     """
     layers = zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True)
     runs = [(layer, len(list(run))) for layer, run in groupby(layers)]
@@ -215,7 +231,7 @@ def fairseq_settings(
             "cmsc_weights": config.cmsc_loss_weight,
         }
     else:
-        # With its own weights in the file, no pretrained checkpoint has to be found first.
+        # The file has all weights: fairseq-signals must not look for a pretrained checkpoint.
         model |= {"model_path": None, "no_pretrained_weights": True, "freeze_finetune_updates": 0}
         model |= {"final_dropout": config.final_dropout, "num_labels": config.num_labels}
         criterion = {"_name": _CRITERIA[config.problem_type]}
@@ -244,7 +260,7 @@ def _pretraining_settings(config: ECGFMConfig) -> dict[str, Any]:
 
 
 def _task_settings(kind: ModelKind, lead_names: Sequence[str]) -> dict[str, Any]:
-    # fairseq-signals names leads by their place among the twelve; None takes a file's leads as they are.
+    # fairseq-signals names leads by their index among the twelve; None takes all leads of a file.
     leads = None if tuple(lead_names) == STANDARD_LEADS else str([STANDARD_LEADS.index(name) for name in lead_names])
     task = {
         "_name": "ecg_pretraining" if kind == "pretraining" else "ecg_classification",
@@ -260,56 +276,38 @@ def _task_settings(kind: ModelKind, lead_names: Sequence[str]) -> dict[str, Any]
     return task if kind == "pretraining" else task | labelled
 
 
-def _read_folder(folder: Path) -> tuple[ECGFMConfig, tuple[str, ...], dict[str, torch.Tensor]]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; give a model folder of this package")
-    for name in ("config.json", "preprocessor_config.json"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}; give a model folder of this package")
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} has no weights in safetensors (model.safetensors)")
-    try:
-        config = ECGFMConfig.from_pretrained(folder)
-        leads = tuple(ECGFMFeatureExtractor.from_pretrained(folder).lead_names)
-        tensors: dict[str, torch.Tensor] = {}
-        for file in files:
-            tensors |= load_file(file)
-    except (SafetensorError, StrictDataclassError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder} cannot be read as a model folder: {error}") from error
-    if len(leads) != config.num_leads:
-        raise CheckpointError(f"{folder}: the model takes {config.num_leads} leads, its feature extractor {len(leads)}")
-    return config, leads, tensors
-
-
-def _check_tensors(folder: Path, kind: ModelKind, config: ECGFMConfig, tensors: Mapping[str, torch.Tensor]):
-    """The model in eval mode, holding these very tensors."""
-    if kind == "pretraining" and "quantizer.codevectors" not in tensors:
+def _load(model_dir: Path) -> ConvertedModel:
+    if not model_dir.is_dir():
+        raise ModelNotFoundError(f"{model_dir}: no such folder; give a model folder of this package")
+    model: ECGFMPreTrainedModel = load_model(model_dir)
+    if not isinstance(model, ECGFMForPreTraining | ECGFMForMultiLabelClassification):
         raise CheckpointError(
-            f"{folder} holds neither ECGFMForPreTraining nor ECGFMForMultiLabelClassification: its weights have no "
-            "quantizer and no classifier, and fairseq-signals has no file for an encoder alone"
+            f"{model_dir} holds an encoder without quantizer or classifier, which fairseq-signals has no file for; "
+            "expected ECGFMForPreTraining or ECGFMForMultiLabelClassification"
         )
-    with torch.device("meta"):
-        model = _MODEL_CLASSES[kind](config)
+    return model
+
+
+def _updates(model_dir: Path) -> int | None:
     try:
-        model.load_state_dict(dict(tensors), strict=True, assign=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder}: its weights do not fit its config.json: {error}") from error
-    return model.eval()
+        return num_updates(read_steps(model_dir))
+    except ModelFactsError:
+        return None
 
 
-def _extractor_settings(folder: Path) -> dict[str, Any]:
-    """Settings of the feature extractor that differ from its defaults; the format has none of them."""
-    found, usual = ECGFMFeatureExtractor.from_pretrained(folder), ECGFMFeatureExtractor()
-    names = ("sampling_rate", *_EXTRACTOR_SETTINGS)
-    changed = {name: getattr(found, name) for name in names if getattr(found, name) != getattr(usual, name)}
-    return {f"feature extractor's {name}": value for name, value in changed.items()}
+def _extractor_settings(extractor: ECGFMFeatureExtractor) -> dict[str, Any]:
+    """Return the settings of the feature extractor that differ from its defaults; the format holds none of them."""
+    defaults = ECGFMFeatureExtractor()
+    settings = {name: getattr(extractor, name) for name in _EXTRACTOR_SETTINGS}
+    return {
+        f"feature extractor's {name}": value for name, value in settings.items() if value != getattr(defaults, name)
+    }
 
 
 def _read_back(
     file: Path, output: Path, config: ECGFMConfig, leads: tuple[str, ...], tensors: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, Any], list[str]]:
-    """What the written file does not hold, by setting, and what reading it warns of."""
+    """Return the settings that the written file does not hold, by name, and the warnings that reading it gives."""
     read = load_fairseq_checkpoint(file)
     different = [
         name
@@ -320,43 +318,36 @@ def _read_back(
         or not torch.equal(tensors[name], read.tensors[name])
     ]
     if different:
-        raise VerificationError(f"{output}: {len(different)} tensors read back differently, such as {different[0]}")
+        raise CheckpointError(f"{output}: {len(different)} tensors read back differently, such as {different[0]}")
     settings = config_from_checkpoint(read)
     if settings.lead_names != leads:
-        raise VerificationError(f"{output}: leads read back as {', '.join(settings.lead_names)}, expected {leads}")
+        raise CheckpointError(f"{output}: leads read back as {', '.join(settings.lead_names)}, expected {leads}")
     lost = _lost_settings(config, settings.config, settings.kind == "classification")
     if changed := [f"{name}={lost[name]!r}" for name in _DECIDE_OUTPUTS if name in lost]:
-        raise CheckpointError(f"fairseq-signals has no such model: it has no place for {', '.join(changed)}")
+        raise CheckpointError(f"fairseq-signals has no such model: it cannot represent {', '.join(changed)}")
     return lost, [warning for warning in settings.warnings if not warning.startswith("no labels were given")]
 
 
-def _lost_settings(config: ECGFMConfig, back: ECGFMConfig, labelled: bool) -> dict[str, Any]:
+def _lost_settings(config: ECGFMConfig, read: ECGFMConfig, labelled: bool) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         return list(value) if isinstance(value, tuple) else value
 
     names = [*inspect.get_annotations(ECGFMConfig), "problem_type", *(["label_names"] if labelled else [])]
-    lost = {name: plain(getattr(config, name)) for name in names if getattr(config, name) is not None}
-    return {name: value for name, value in lost.items() if value != plain(getattr(back, name)) and value != {}}
+    settings = {name: plain(getattr(config, name)) for name in names if getattr(config, name) is not None}
+    return {name: value for name, value in settings.items() if value != plain(getattr(read, name)) and value != {}}
 
 
-def _compare_outputs(output: Path, model: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    differences = verify_conversion(model, {name: tensor.float() for name, tensor in tensors.items()})
-    if model.config.padding_safe:  # where the two differ by intent
-        differences = {name: value for name, value in differences.items() if not name.endswith("_padded")}
-    wrong = {name: value for name, value in differences.items() if not value <= VERIFICATION_TOLERANCE}
-    if wrong:
-        raise VerificationError(f"{output}: its weights compute something else than the model folder: {wrong}")
-    return differences
-
-
-def _check_output(output: Path, model_dir: Path, overwrite: bool) -> None:
+def _check_output(output: Path, overwrite: bool) -> None:
     if output.is_dir():
-        raise FileExistsError(f"{output} is a folder; give the file to write (.pt)")
+        raise OutputExistsError(f"{output} is a folder; give the file to write (.pt)")
     if not output.exists():
         return
     if not overwrite:
-        raise FileExistsError(f"{output} exists; choose another name, or allow overwriting (--overwrite)")
+        raise OutputExistsError(f"{output} exists; choose another name, or allow overwriting (--overwrite)")
     with output.open("rb") as file:
         head = file.read(4)
     if head != b"PK\x03\x04" and head[:1] != b"\x80":
-        raise FileExistsError(f"{output} holds something other than a checkpoint; it is not overwritten")
+        raise OutputExistsError(f"{output} is not a checkpoint, so it is not overwritten")
+
+
+__all__ = ["ExportReport", "export_fairseq_checkpoint", "fairseq_settings"]

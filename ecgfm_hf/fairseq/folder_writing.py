@@ -1,55 +1,43 @@
-"""From recordings of a store to a processed folder of fairseq-signals."""
+"""Processed folders of fairseq-signals, written from the rows of a store."""
 
 import csv
+import math
 import re
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data.labels import (
-    LabelDefinition,
-    LabelTable,
-    LabelTableError,
-    define_labels,
-    fairseq_label_array,
-    label_table,
-    pos_weight,
-    write_label_def,
-    write_pos_weight,
-)
-from ..data.splits import write_split_csv
 from ..feature_extraction_ecgfm import STANDARD_LEADS, ECGFMFeatureExtractor, PreparedRecording
+from ..labeler.label_def import LabelCounts
 from ..records.record import ECGRecord
 from ..records.rows import label_columns, record_from_row
+from ..utils.errors import OutputExistsError, SettingsError
+from ..utils.files import atomic_folder
 from .folder_reading import LABELED_SPLITS_FILE
-from .manifests import FairseqFolderError, write_cmsc_manifest, write_manifest
-from .mat_file import write_mat
+from .segments import FairseqFolderError, write_cmsc_manifest, write_manifest, write_mat
 
-UNSPLIT = "all"
-TRAINING = "train"
+_UNSPLIT = "all"
+_TRAINING = "train"
 _META = ("recording_id", "patient_id", "source", "age", "sex")
 
 
 @dataclass
 class ExportedFolder:
     """
-    What [`export_fairseq_folder`] wrote.
+    The result of [`export_fairseq_folder`].
 
     Args:
-        path (`Path`)
-        recordings, segments (`dict[str, int]`): By split.
-        label_names (`tuple[str, ...]`)
-        unlabelled (`dict[str, int]`):
-            By split, recordings with an unknown label: their segments are in the CMSC manifests only.
-        unpaired (`dict[str, int]`): By split, recordings of one segment, which are in no CMSC manifest.
-        left_out (`list[tuple[str, str]]`): Recordings that gave no segments, with the reason.
-        notes (`tuple[str, ...]`): What was not written, and why.
+        path: The folder.
+        recordings, segments: How many, by split.
+        label_names: Labels in the order of `y.npy`'s columns.
+        unlabelled: Recordings with an unknown label, by split: their segments are in the CMSC manifests only.
+        unpaired: Recordings of one segment, by split, which are in no CMSC manifest.
+        skipped: Recordings that gave no segments, with the reason.
+        warnings: Files that were not written, with the reason.
     """
 
     path: Path
@@ -58,66 +46,67 @@ class ExportedFolder:
     label_names: tuple[str, ...] = ()
     unlabelled: dict[str, int] = field(default_factory=dict)
     unpaired: dict[str, int] = field(default_factory=dict)
-    left_out: list[tuple[str, str]] = field(default_factory=list)
-    notes: tuple[str, ...] = ()
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    warnings: tuple[str, ...] = ()
+
+    def skip_reasons(self) -> Counter[str]:
+        """Count the reasons in `skipped`, each without its recording and numbers."""
+        return Counter(
+            re.sub(r"(?<![A-Za-z])\d+(\.\d+)?", "N", reason.partition(": ")[2] or reason) for _, reason in self.skipped
+        )
 
 
 def export_fairseq_folder(
-    dataset: Any,
+    dataset: Mapping[str, Iterable[Mapping[str, Any]]] | Iterable[Mapping[str, Any]],
     out: str | Path,
     feature_extractor: ECGFMFeatureExtractor | None = None,
     *,
     root: str | None = None,
     errors: str = "raise",
-    progress: Callable[[Iterable], Iterable] | None = None,
+    progress: Callable[[Iterable[Mapping[str, Any]]], Iterable[Mapping[str, Any]]] | None = None,
 ) -> ExportedFolder:
     """
     Write a processed folder that fairseq-signals trains from.
 
     Args:
-        dataset (mapping of `str` to iterables of rows, or one iterable):
-            A store by split ([`load_prepared`], streaming or not); rows of one iterable are of split `all`.
-        out (`str` or `Path`): New or empty folder. It appears whole or not at all.
-        feature_extractor ([`ECGFMFeatureExtractor`], *optional*):
-            Its twelve leads must be the standard ones. Defaults to the published model's.
-        root (`str`, *optional*): Where the manifests say that the segments are. Defaults to `out/segmented`.
-        errors (`str`, defaults to `"raise"`):
-            `"skip"`: recordings that the extractor refuses go to `left_out` with the reason.
-        progress (callable, *optional*): Wrapped around each split's rows, such as `tqdm`.
-
-    Returns:
-        [`ExportedFolder`]
+        dataset: A store's rows by split ([`load_prepared`], streaming or not), or one iterable of rows, which form
+            the split `all`.
+        out: New or empty folder. It is written whole or not at all.
+        feature_extractor: Must deliver the twelve standard leads. Defaults to the published model's.
+        root: Folder of the segments in the manifests. Defaults to `out/segmented`.
+        errors: `"raise"`, or `"skip"`: recordings that the extractor refuses are listed in `skipped` with the reason.
+        progress: Wrapped around each split's rows, such as `tqdm`.
 
     Raises:
-        `FileExistsError`: `out` is in use.
-        `FairseqFolderError`: another extractor, no recordings, with `errors="raise"` a recording without segments.
+        `OutputExistsError`: `out` is not empty.
+        `FairseqFolderError`: an extractor with other leads, no recordings, or with `errors="raise"` a recording
+            without segments.
 
-    The files are the original's, but for this: `feats` is float64 there and made of float64; here it holds the float32
-    that this package's models see, so that both differ by rounding (1e-7). `mean` and `std` turn `feats` back into mV.
-    `y.npy` cannot say unknown: a recording with any unknown label is in none of the classification manifests, nor in
-    the counts of `label_def.csv`.
+    The files are those of fairseq-signals with one difference: `feats` is float64 and computed in float64 there; here
+    it holds the float32 values that this package's models see, so the two differ by rounding (1e-7). `mean` and `std`
+    restore mV from `feats`. `y.npy` cannot represent an unknown label: a recording with one is in no classification
+    manifest, and is not counted in `label_def.csv`.
     """
     out, extractor = Path(out).absolute(), feature_extractor or ECGFMFeatureExtractor()
     if errors not in ("raise", "skip"):
-        raise ValueError(f"errors must be 'raise' or 'skip', found: {errors!r}")
+        raise SettingsError(f"errors is {errors!r}, expected 'raise' or 'skip'")
     if tuple(extractor.lead_names) != STANDARD_LEADS or extractor.sampling_rate != int(extractor.sampling_rate):
         found = f"{', '.join(extractor.lead_names)} at {extractor.sampling_rate:g} Hz"
-        raise FairseqFolderError(f"segments hold the twelve standard leads at a whole number of Hz, found: {found}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is in use; give a new or empty folder")
-    by_split = dataset if isinstance(dataset, Mapping) else {UNSPLIT: dataset}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    try:
-        writer = _FolderWriter(work / "new", extractor, str(out / "segmented") if root is None else root, errors)
+        raise FairseqFolderError(
+            f"the feature extractor delivers {found}; segments hold the twelve standard leads at a whole number of Hz"
+        )
+
+    def check_empty() -> None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise OutputExistsError(f"{out} is not empty; choose a new or empty folder")
+
+    by_split = dataset if isinstance(dataset, Mapping) else {_UNSPLIT: dataset}
+    with atomic_folder(out, check_empty) as folder:
+        writer = _FolderWriter(folder, extractor, str(out / "segmented") if root is None else root, errors)
         for split, rows in by_split.items():
             for row in progress(rows) if progress else rows:
                 writer.add(split, row)
-        report = writer.finish(out)
-        (work / "new").rename(out)  # onto a missing or an empty folder: the system refuses any other
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return report
+        return writer.write_tables(out)
 
 
 @dataclass
@@ -134,9 +123,9 @@ class _FolderWriter:
         self.folder, self.extractor, self.root, self.errors = folder, extractor, root, errors
         self.label_names: tuple[str, ...] | None = None
         self.recordings: list[_Recording] = []
-        self.left_out: list[tuple[str, str]] = []
+        self.skipped: list[tuple[str, str]] = []
         self._names: set[str] = set()
-        (folder / "segmented").mkdir(parents=True)
+        (folder / "segmented").mkdir()
 
     def add(self, split: str, row: Mapping[str, Any]) -> None:
         labels = label_columns(list(row))
@@ -150,23 +139,20 @@ class _FolderWriter:
         except ValueError as error:
             if self.errors == "raise":
                 raise FairseqFolderError(f"recording {identity}: {error}") from error
-            self.left_out.append((identity, str(error)))
+            self.skipped.append((identity, str(error)))
             return
         idx, name = len(self.recordings), self._free_name(identity)
         self._write(name, idx, record, prepared)
         meta = {key: row.get(key) for key in _META} | {
-            **{
-                "dataset": row.get("source"),
-                "sample_rate": _whole(record.sampling_rate),
-                "sample_size": row["num_samples"],
-            },
-            **{
-                "lead_order": list(record.lead_names),
-                "avail_leads": [lead for lead in STANDARD_LEADS if lead in record.lead_names],
-            },
-            **{"nan_any": any(row.get("nan_samples") or ()), "constant_leads_any": any(row.get("constant") or ())},
+            "dataset": row.get("source"),
+            "sample_rate": _whole(record.sampling_rate),
+            "sample_size": row["num_samples"],
+            "lead_order": list(record.lead_names),
+            "avail_leads": [lead for lead in STANDARD_LEADS if lead in record.lead_names],
+            "nan_any": any(row.get("nan_samples") or ()),
+            "constant_leads_any": any(row.get("constant") or ()),
         }
-        # Tables of other libraries say NaN for null.
+        # Other table libraries write NaN for null.
         values = tuple(None if row[label] != row[label] else row[label] for label in labels)
         self.recordings.append(_Recording(name, split, len(prepared.segments), meta, values))
 
@@ -175,7 +161,9 @@ class _FolderWriter:
             record.signal, record.sampling_rate, record.lead_names, "mV", name=record.recording_id, inspect=False
         )
         if prepared.valid_samples < self.extractor.segment_samples:
-            raise FairseqFolderError(f"only {prepared.valid_samples} samples long, and segments have no padding there")
+            raise FairseqFolderError(
+                f"{prepared.valid_samples} samples are too few: a segment's file cannot hold padding"
+            )
         return prepared
 
     def _write(self, name: str, idx: int, record: ECGRecord, prepared: PreparedRecording) -> None:
@@ -197,7 +185,7 @@ class _FolderWriter:
             write_mat(self.folder / "segmented" / f"{name}_{segment_i}.mat", variables)
 
     def _free_name(self, recording_id: str) -> str:
-        """A name for files; ids that are none, or that differ in case only, get a number."""
+        """Return a name for files. Ids that cannot be file names, or differ in case only, get a number."""
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", recording_id).strip(".-") or "recording"
         if name != recording_id or name.lower() in self._names or len(name) > 100:
             name = f"{name[:100]}-{len(self.recordings)}"
@@ -206,12 +194,12 @@ class _FolderWriter:
         self._names.add(name.lower())
         return name
 
-    def finish(self, out: Path) -> ExportedFolder:
+    def write_tables(self, out: Path) -> ExportedFolder:
         if not self.recordings:
-            why = f"; the first of {len(self.left_out)} left out: {self.left_out[0][1]}" if self.left_out else ""
+            why = f"; the first of {len(self.skipped)} skipped: {self.skipped[0][1]}" if self.skipped else ""
             raise FairseqFolderError(f"there is no recording to export{why}")
         splits = list(dict.fromkeys(recording.split for recording in self.recordings))
-        report = ExportedFolder(out, label_names=self.label_names or (), left_out=self.left_out)
+        report = ExportedFolder(out, label_names=self.label_names or (), skipped=self.skipped)
         self._write_meta()
         samples = self.extractor.segment_samples
         numbered = list(enumerate(self.recordings))
@@ -232,7 +220,7 @@ class _FolderWriter:
             report.unpaired[split] = len(here) - len(pairs)
         if self.label_names:
             labelled = [(idx, recording) for idx, recording in numbered if None not in recording.labels]
-            report.notes = self._write_labels(labelled)
+            report.warnings = self._write_labels(labelled)
         return report
 
     def _write_meta(self) -> None:
@@ -255,39 +243,61 @@ class _FolderWriter:
                     writer.writerow(row)
 
     def _write_labels(self, labelled: list[tuple[int, _Recording]]) -> tuple[str, ...]:
-        """Files of labels, from the recordings whose labels are all known; returns what was not written, and why."""
-        folder, names, notes = self.folder / "labels", self.label_names, []
+        """Write the files of labels, for the recordings whose labels are all known; return warnings."""
+        folder, names, warnings = self.folder / "labels", self.label_names or (), []
         folder.mkdir()
-        splits = [recording.split for _, recording in labelled]
-        columns = {name: [recording.labels[place] for _, recording in labelled] for place, name in enumerate(names)}
-        table = label_table([idx for idx, _ in labelled], columns)
-        values, _ = fairseq_label_array(table, len(self.recordings))
+        values = np.zeros((len(self.recordings), len(names)))
+        counts = LabelCounts(names)
+        for idx, recording in labelled:
+            values[idx] = recording.labels
+            counts.add(values[idx].tolist(), recording.split)
         np.save(folder / "y.npy", values)
-        write_label_def(folder / "label_def.csv", _definition(table, splits))
+        counts.write(folder / "label_def.csv")
         try:
-            write_pos_weight(folder / "pos_weight.txt", pos_weight(table, splits, TRAINING))
-        except LabelTableError as error:
-            notes.append(f"pos_weight.txt was not written: {error}")
+            write_pos_weight(folder / "pos_weight.txt", self._training_weights(counts))
+        except FairseqFolderError as error:
+            warnings.append(f"pos_weight.txt was not written: {error}")
         self._write_splits(f"labels/{LABELED_SPLITS_FILE}", "labels/segmented_split_labeled.csv", labelled)
-        return tuple(notes)
+        return tuple(warnings)
+
+    def _training_weights(self, counts: LabelCounts) -> list[float]:
+        try:
+            weights = counts.pos_weight(_TRAINING)
+        except KeyError:
+            raise FairseqFolderError(f"no labelled recording is in split {_TRAINING!r}") from None
+        for problem, value in (("no positives", math.inf), ("no negatives", 0.0)):
+            if labels := [repr(name) for name, weight in zip(counts.labels, weights, strict=True) if weight == value]:
+                raise FairseqFolderError(
+                    f"{problem} in {_TRAINING} for {', '.join(labels)}; exclude or merge the label"
+                )
+        return weights
+
+
+def write_split_csv(
+    path: str | Path, idx: Sequence[int], save_files: Sequence[str], splits: Sequence[str | None]
+) -> None:
+    """Write `idx, save_file, split` as fairseq-signals does, without recordings that are in no split."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("idx", "save_file", "split"))
+        writer.writerows(row for row in zip(idx, save_files, splits, strict=True) if row[2] is not None)
+
+
+def write_pos_weight(path: str | Path, weights: Sequence[float]) -> None:
+    """
+    Write `pos_weight.txt`: `[0.518519,47.0]`, six decimals, no line end, which a shell passes on as one argument.
+
+    Raises:
+        `FairseqFolderError`: a weight is not finite.
+    """
+    if not np.isfinite(weights).all():
+        raise FairseqFolderError(f"weights are {list(weights)}, expected finite numbers")
+    text = ",".join(str(weight) for weight in np.round(np.asarray(weights, dtype=np.float64), 6).tolist())
+    Path(path).write_text(f"[{text}]", encoding="utf-8")
 
 
 def _whole(value: float) -> int | float:
     return int(value) if value == int(value) else value
 
 
-def _definition(table: LabelTable, splits: list[str]) -> LabelDefinition:
-    if UNSPLIT not in splits:
-        return define_labels(table, splits)
-    # An unsplit folder has only the columns of all recordings.
-    whole = define_labels(table, ["unsplit"] * len(splits))
-    return LabelDefinition(
-        whole.names, {UNSPLIT: whole.positives[UNSPLIT]}, {UNSPLIT: whole.fractions[UNSPLIT]}, {}, {}
-    )
-
-
-def reasons(left_out: Iterable[tuple[str, str]]) -> Counter[str]:
-    """How often each reason occurs, without what is particular to one recording."""
-    return Counter(
-        re.sub(r"(?<![A-Za-z])\d+(\.\d+)?", "N", reason.partition(": ")[2] or reason) for _, reason in left_out
-    )
+__all__ = ["ExportedFolder", "export_fairseq_folder", "write_pos_weight", "write_split_csv"]

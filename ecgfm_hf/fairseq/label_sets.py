@@ -1,27 +1,23 @@
-"""The label sets of published ECG-FM classifiers, and how a user names others."""
+"""Label sets of the published ECG-FM classifiers, and labels that a user gives by name, list or file."""
 
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..labeler.presets.mimic17 import LABELS as MIMIC17_LABELS
-from ..utils.errors import ECGFMError
-
-
-class LabelError(ECGFMError, ValueError):
-    """Label names that cannot belong to the classifier. The message gives what was found and what was expected."""
+from ..labeler.presets import MIMIC17_LABELS
+from ..utils.errors import InputNotFoundError, SettingsError
 
 
 @dataclass(frozen=True)
 class LabelSet:
     """
-    Names of a classifier's outputs in their order, with what is known about them.
+    Names of a classifier's outputs in their order, with their aggregation and notes.
 
     Args:
-        names (`tuple[str, ...]`): One an output.
-        aggregation (`dict[str, str]`): `"mean"` or `"max"` over a recording's segments, by name; mean where absent.
-        notes (`dict[str, str]`): What a user must know about a label, by name.
+        names: One for each output.
+        aggregation: `"mean"` or `"max"` over a recording's segments, by name; mean for names that are missing.
+        notes: Warnings for users of a label, by name.
     """
 
     names: tuple[str, ...]
@@ -52,7 +48,7 @@ MIMIC17 = LabelSet(
 )
 
 # The 26 classes that the PhysioNet/CinC Challenge 2021 scores, in the order of its weights.csv: SNOMED CT codes (two
-# where its scoring takes them for one), its abbreviations, name.
+# if its scoring merges them), abbreviations, name.
 PHYSIONET_CLASSES: tuple[tuple[tuple[int, ...], str, str], ...] = (
     ((164889003,), "AF", "atrial fibrillation"),
     ((164890007,), "AFL", "atrial flutter"),
@@ -104,46 +100,49 @@ LABEL_SETS = {"mimic17": MIMIC17, "physionet26": PHYSIONET26}
 
 def resolve_labels(labels: str | Path | Sequence[str] | LabelSet, num_labels: int) -> LabelSet:
     """
-    The label set a user means.
+    Return the label set that a user gives by name, list or file.
 
     Args:
-        labels (`str`, `Path`, sequence of `str` or [`LabelSet`]):
-            `"mimic17"`, `"physionet26"`, a file (a CSV with a column `name`, such as fairseq-signals' `label_def.csv`,
-            or one name a line), names separated by commas, or the names themselves.
-        num_labels (`int`): Outputs of the classifier.
+        labels: `"mimic17"`, `"physionet26"`, a file (a CSV with a column `name`, such as fairseq-signals'
+            `label_def.csv`, or one name on each line), names separated by commas, or a sequence of names.
+        num_labels: Outputs of the classifier.
 
     Returns:
-        [`LabelSet`] with exactly `num_labels` names.
+        A label set with exactly `num_labels` names.
 
     Raises:
-        `LabelError`: another number of names, an empty or repeated name, a file without names.
-        `FileNotFoundError`: `labels` looks like a file that does not exist.
+        `SettingsError`: another number of names, an empty or repeated name, a file without names.
+        `InputNotFoundError`: `labels` looks like a file that does not exist.
     """
     if isinstance(labels, LabelSet):
         label_set, origin = labels, "the label set"
     elif isinstance(labels, str) and labels in LABEL_SETS:
         label_set, origin = LABEL_SETS[labels], labels
     elif isinstance(labels, Path) or (isinstance(labels, str) and _is_file(labels)):
-        label_set, origin = LabelSet(_read_names(Path(labels))), str(labels)
+        label_set, origin = LabelSet(read_label_names(labels)), str(labels)
     elif isinstance(labels, str):
         label_set, origin = LabelSet(tuple(name.strip() for name in labels.split(","))), "the list given"
     else:
         if not all(isinstance(name, str) for name in labels):
-            raise LabelError(f"labels must be names, found: {list(labels)!r}")
+            raise SettingsError(f"labels is {list(labels)!r}, expected names")
         label_set, origin = LabelSet(tuple(name.strip() for name in labels)), "the list given"
     names = label_set.names
     if len(names) != num_labels:
-        known = f" (known label sets: {', '.join(LABEL_SETS)})" if len(names) == 1 else ""
+        known = f" (label sets by name: {', '.join(LABEL_SETS)})" if len(names) == 1 else ""
         fitting = "".join(f"; {name} has as many" for name, one in LABEL_SETS.items() if len(one.names) == num_labels)
-        raise LabelError(
+        raise SettingsError(
             f"the classifier has {num_labels} outputs, but {origin} has {len(names)} labels{known}{fitting}"
         )
+    _check_names(names, origin)
+    return label_set
+
+
+def _check_names(names: tuple[str, ...], origin: str) -> None:
     if "" in names:
-        raise LabelError(f"label {names.index('')} of {origin} is empty")
+        raise SettingsError(f"label {names.index('')} of {origin} is empty")
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise LabelError(f"{origin} names labels more than once: {', '.join(repeated)}")
-    return label_set
+        raise SettingsError(f"{origin} names labels more than once: {', '.join(repeated)}")
 
 
 def _is_file(text: str) -> bool:
@@ -155,20 +154,42 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def _read_names(path: Path) -> tuple[str, ...]:
+def read_label_names(path: str | Path) -> tuple[str, ...]:
+    """
+    Read label names from a CSV with a column `name`, such as `label_def.csv`, or from one name on each line.
+
+    Raises:
+        `SettingsError`: the file is not text, has no labels, an empty or repeated one, or several columns of which
+            none is called `name`.
+        `InputNotFoundError`: there is no such file.
+    """
+    path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of labels")
+        raise InputNotFoundError(f"{path}: no such file of labels")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise LabelError(f"{path} is not a text file in UTF-8: {error}") from error
+        raise SettingsError(f"{path} is not a text file in UTF-8: {error}") from error
     rows = [row for row in csv.reader(text.splitlines()) if any(cell.strip() for cell in row)]
     if not rows:
-        raise LabelError(f"{path} holds no labels")
+        raise SettingsError(f"{path} has no labels")
     header = [cell.strip() for cell in rows[0]]
     if "name" in header:
         column = header.index("name")
-        return tuple(row[column].strip() if column < len(row) else "" for row in rows[1:])
+        names = tuple(row[column].strip() if column < len(row) else "" for row in rows[1:])
+        _check_names(names, str(path))
+        return names
     if any(len(row) > 1 for row in rows):
-        raise LabelError(f"{path} has several columns, but none is called 'name' (found: {', '.join(header[:8])})")
+        raise SettingsError(f"{path} has several columns, but none is called 'name' (found: {', '.join(header[:8])})")
     return tuple(row[0].strip() for row in rows)
+
+
+__all__ = [
+    "LABEL_SETS",
+    "MIMIC17",
+    "PHYSIONET26",
+    "PHYSIONET_CLASSES",
+    "LabelSet",
+    "read_label_names",
+    "resolve_labels",
+]

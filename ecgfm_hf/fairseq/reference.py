@@ -1,33 +1,37 @@
 """
-An independent evaluation of fairseq-signals weights, to check converted models against.
+An independent evaluation of fairseq-signals weights, to verify converted models.
 
-Plain tensor arithmetic on the source's own names; nothing of this package's modeling is imported.
+It is plain tensor arithmetic on the source's own names, and imports nothing of this package's modeling.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..utils.errors import ECGFMError
+from .checkpoint import CheckpointError
 
+if TYPE_CHECKING:
+    from .convert import ConvertedModel
+
+# Of the largest value. Rounding is near a tenth of this at full size (24 layers of width 1024).
+VERIFICATION_TOLERANCE = 1e-5
 _EPS = 1e-5
-
-
-class VerificationError(ECGFMError, RuntimeError):
-    """The converted model does not compute what the source's weights say."""
 
 
 @dataclass(frozen=True)
 class ReferenceOutput:
     """
+    Outputs of [`reference_forward`].
+
     Args:
-        frames (`torch.Tensor` of shape `(batch, frames, width)`): The encoder's output; padded frames are as they come.
-        pooled (`torch.Tensor` of shape `(batch, width)`): The published embedding.
-        logits (`torch.Tensor` of shape `(batch, labels)`, *optional*): For classifiers.
-        frame_mask (`torch.BoolTensor` of shape `(batch, frames)`): `True` where a frame is valid.
+        frames: (batch, frames, width), the encoder's output; padded frames are not zeroed.
+        pooled: (batch, width), the published embedding.
+        logits: (batch, labels) of a classifier, else `None`.
+        frame_mask: (batch, frames) bool, `True` where a frame is valid.
     """
 
     frames: Tensor
@@ -47,16 +51,16 @@ def reference_forward(
     pre_norm: bool,
 ) -> ReferenceOutput:
     """
-    What the original computes in eval mode, without masking.
+    Compute the outputs of fairseq-signals in eval mode, without masking.
 
     Args:
-        tensors (`Mapping[str, torch.Tensor]`): State dict with fairseq-signals names, pretrained or fine-tuned.
-        input_values (`torch.Tensor` of shape `(batch, leads, samples)`): Standardised segments.
-        num_samples (sequence of `int`, *optional*): Valid samples of each row, all by default.
-        strides, heads, pre_norm: What the tensors cannot tell.
+        tensors: State dict with fairseq-signals names, pretrained or fine-tuned.
+        input_values: (batch, leads, samples), standardised segments.
+        num_samples: Valid samples of each row; all by default.
+        strides, heads, pre_norm: The settings that the tensors do not show.
 
     Returns:
-        [`ReferenceOutput`] in the input's dtype.
+        The outputs in the input's dtype.
     """
     prefix = "encoder." if "proj.weight" in tensors else ""
 
@@ -64,17 +68,20 @@ def reference_forward(
         tensor = tensors.get(prefix + name)
         return None if tensor is None else tensor.to(input_values.dtype)
 
+    def weight_of(name: str) -> Tensor:
+        return tensors[f"{prefix}{name}.weight"].to(input_values.dtype)
+
     def norm(x: Tensor, name: str) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], get(f"{name}.weight"), get(f"{name}.bias"), _EPS)
 
     def linear(x: Tensor, name: str) -> Tensor:
-        return F.linear(x, get(f"{name}.weight"), get(f"{name}.bias"))
+        return F.linear(x, weight_of(name), get(f"{name}.bias"))
 
     x = input_values
     lengths = torch.tensor([x.shape[-1]] * x.shape[0] if num_samples is None else list(num_samples))
     for i, stride in enumerate(strides):
         conv = f"feature_extractor.conv_layers.{i}"
-        weight = get(f"{conv}.0.weight")
+        weight = weight_of(f"{conv}.0")
         x = F.conv1d(x, weight, get(f"{conv}.0.bias"), stride=stride)
         lengths = (lengths - weight.shape[-1]) // stride + 1
         if get(f"{conv}.2.weight") is not None:
@@ -116,7 +123,7 @@ def reference_forward(
     if pre_norm:
         x = norm(x, "encoder.layer_norm")
 
-    # The original divides each channel by its own number of nonzero values.
+    # fairseq-signals divides each channel by its own number of nonzero values.
     zeroed = x * valid[..., None]
     pooled = zeroed.sum(1) / (zeroed != 0).sum(1)
     logits = None
@@ -125,12 +132,14 @@ def reference_forward(
     return ReferenceOutput(x, pooled, logits, valid)
 
 
-def _position(x: Tensor, get) -> Tensor:
-    """Convolutional position embedding of (batch, frames, width); padded frames are seen as they are."""
+def _position(x: Tensor, get: Callable[[str], Tensor | None]) -> Tensor:
+    """Return the convolutional position embedding of (batch, frames, width). It sees padded frames unchanged."""
     name = "conv_pos.pos_conv.0"
     magnitude, direction = get(f"{name}.weight_g"), get(f"{name}.weight_v")
     if magnitude is None:
         magnitude, direction = (get(f"{name}.parametrizations.weight.original{i}") for i in (0, 1))
+    if magnitude is None or direction is None:
+        raise CheckpointError(f"tensor {name}.parametrizations.weight.original0 or original1 is missing")
     weight = magnitude * direction / direction.square().sum((0, 1), keepdim=True).sqrt()
     kernel = weight.shape[-1]
     groups = weight.shape[0] // weight.shape[1]
@@ -141,18 +150,19 @@ def _position(x: Tensor, get) -> Tensor:
 
 
 @torch.no_grad()
-def verify_conversion(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, float]:
+def verify_conversion(model: "ConvertedModel", tensors: Mapping[str, Tensor]) -> dict[str, float]:
     """
-    Runs a converted model and [`reference_forward`] on the same seeded noise: two whole segments, then two of which one
-    is padded.
+    Compare a converted model with [`reference_forward`] on the same seeded noise.
+
+    Both see two whole segments, then a whole and a padded one.
 
     Args:
-        model ([`ECGFMForPreTraining`] or [`ECGFMForMultiLabelClassification`]): On the CPU, in float32.
-        tensors (`Mapping[str, torch.Tensor]`): The source's, with fairseq-signals names.
+        model: The converted model, on the CPU, in float32.
+        tensors: The source's tensors, with fairseq-signals names.
 
     Returns:
-        Largest absolute difference of each output, relative to the largest absolute value of the reference:
-        `frames`, `logits` (classifiers) and the same with `_padded`. Padded frames are left out.
+        The largest absolute difference of each output, relative to the reference's largest absolute value: `frames`,
+        `logits` (classifiers) and the same with `_padded`. Padded frames are not compared.
     """
     config = model.config
     samples = max(2500, 4 * config.min_samples)
@@ -175,7 +185,7 @@ def verify_conversion(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> 
         attention_mask = None if inside.all() else inside.long()
         frames = model.ecgfm(segment, attention_mask=attention_mask).last_hidden_state
         if frames.shape != reference.frames.shape:
-            raise VerificationError(
+            raise CheckpointError(
                 f"the model gives frames of shape {tuple(frames.shape)}, the source {tuple(reference.frames.shape)}"
             )
         seen = reference.frame_mask
@@ -189,3 +199,20 @@ def verify_conversion(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def check_differences(differences: Mapping[str, float], problem: str) -> None:
+    """
+    Check the result of [`verify_conversion`].
+
+    Raises:
+        `CheckpointError`: a difference above `VERIFICATION_TOLERANCE`; the message begins with `problem`.
+    """
+    # `not <=` also catches NaN.
+    wrong = {name: value for name, value in differences.items() if not value <= VERIFICATION_TOLERANCE}
+    if wrong:
+        shown = ", ".join(f"{name} {value:.2e}" for name, value in wrong.items())
+        raise CheckpointError(f"{problem} by more than {VERIFICATION_TOLERANCE} of the largest value: {shown}")
+
+
+__all__ = ["VERIFICATION_TOLERANCE", "ReferenceOutput", "check_differences", "reference_forward", "verify_conversion"]

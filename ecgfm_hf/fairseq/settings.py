@@ -1,7 +1,7 @@
 """
-From a fairseq-signals checkpoint to an [`ECGFMConfig`].
+Settings of a fairseq-signals checkpoint as an [`ECGFMConfig`].
 
-Sizes are read off the tensors and the file's settings are checked against them: a fine-tuned file repeats the
+Sizes are read off the tensors, and the file's settings are checked against them: a fine-tuned file repeats the
 architecture only if its user typed it again, and otherwise holds fairseq-signals' defaults. Three things leave no trace
 in any tensor: the number of attention heads, pre-norm or post-norm layers, and the strides of the convolutions.
 """
@@ -16,17 +16,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_ecgfm import ECGFMConfig
-from .checkpoint import CheckpointError, FairseqCheckpoint, load_fairseq_checkpoint
-from .grammar import parse_conv_feature_layers
-from .label_sets import LabelError, LabelSet, resolve_labels
-from .state_dict import FAIRSEQ_PREFIX, ModelKind, model_kind
-from .tensor_facts import read_tensor_facts
-from .training_settings import TrainingSettings
+from ..feature_extraction_ecgfm import STANDARD_LEADS
+from ..utils.errors import SettingsError
+from .checkpoint import CheckpointError, FairseqCheckpoint, load_fairseq_checkpoint, parse_conv_feature_layers
+from .label_sets import LabelSet, resolve_labels
+from .state_dict import FAIRSEQ_PREFIX, ModelKind, model_kind, read_architecture
 
-STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
-
-# fairseq-signals' defaults. Where the settings contradict the tensors with just these values, nobody typed them, and
-# whatever else equals its default is no knowledge either.
+# fairseq-signals' defaults. If the settings contradict the tensors with exactly these values, its user left them
+# untouched, and other settings that equal their defaults mean nothing either.
 _DEFAULT_ARCHITECTURE = {
     "encoder_layers": 12,
     "encoder_embed_dim": 768,
@@ -40,22 +37,51 @@ _DEFAULT_ARCHITECTURE = {
 }
 _DEFAULT_HEADS = 12
 
-_KNOWN_MODELS: dict[str, ModelKind] = {
+_MODEL_TYPES: dict[str, ModelKind] = {
     "wav2vec2": "pretraining",
     "wav2vec2_cmsc": "pretraining",
     "ecg_transformer_classifier": "classification",
 }
 _EXTRACTOR_MODES = {"default": "group", "layer_norm": "layer"}
+_PROBLEM_TYPES = {
+    "binary_cross_entropy_with_logits": "multi_label_classification",
+    "cross_entropy": "single_label_classification",
+    "mse": "regression",
+}
+# Pretraining settings that this package does not implement. In a fine-tuned file they have no effect any more.
+_NOT_IMPLEMENTED = (
+    "target_glu",
+    "quantize_input",
+    "same_quantizer",
+    "negatives_from_everywhere",
+    "no_mask_overlap",
+    "codebook_negatives",
+    "cross_sample_negatives",
+    "mask_channel_prob",
+)
+# fairseq-signals' name, ours, the published pretraining run's value (fine-tuning: 0).
+_REGULARISATION = (
+    ("dropout", "hidden_dropout", 0.1),
+    ("attention_dropout", "attention_dropout", 0.1),
+    ("activation_dropout", "activation_dropout", 0.0),
+    ("dropout_input", "feat_proj_dropout", 0.1),
+    ("dropout_features", "feat_quantizer_dropout", 0.1),
+    ("final_dropout", "final_dropout", 0.0),
+    ("encoder_layerdrop", "layerdrop", 0.0),
+    ("feature_grad_mult", "feature_grad_multiplier", 0.1),
+)
 
 
 @dataclass(frozen=True)
 class ConvertedSettings:
     """
+    The settings of a checkpoint in this package's terms.
+
     Args:
-        config (`ECGFMConfig`): Complete, labels included.
-        kind (`str`): `"pretraining"` or `"classification"`.
-        lead_names (`tuple[str, ...]`): Leads of the input, in order.
-        warnings (`tuple[str, ...]`): What was decided against, or without, the file's settings.
+        config: Complete, labels included.
+        kind: `"pretraining"` or `"classification"`.
+        lead_names: Leads of the input, in order.
+        warnings: Each setting that was replaced, assumed or not carried over.
     """
 
     config: ECGFMConfig
@@ -73,99 +99,95 @@ def config_from_checkpoint(
     lead_names: Sequence[str] | None = None,
 ) -> ConvertedSettings:
     """
-    The configuration of the model in a fairseq-signals checkpoint.
+    Return the configuration of the model in a fairseq-signals checkpoint.
 
     Args:
-        checkpoint ([`FairseqCheckpoint`] or path)
-        labels (*optional*): A classifier's labels, as in [`resolve_labels`]. Without it they are called `LABEL_i`.
-        heads (`int`, *optional*): Attention heads, where the file's settings do not describe its weights.
-        like ([`FairseqCheckpoint`] or path, *optional*):
-            The pretrained checkpoint that a fine-tuned one began from. What tensors cannot tell is taken from it.
-        lead_names (sequence of `str`, *optional*):
-            Leads of the input in order; by default the standard twelve, or the file's own `leads_to_load`.
-
-    Returns:
-        [`ConvertedSettings`]
+        checkpoint: The checkpoint or its path.
+        labels: A classifier's labels, as in [`resolve_labels`]. The labels are `LABEL_0`, `LABEL_1`, ... by default.
+        heads: Attention heads, for files whose settings do not describe their weights.
+        like: The pretrained checkpoint that a fine-tuned one started from. It supplies what tensors do not show.
+        lead_names: Leads of the input in order. Defaults to the file's `leads_to_load`, or to the standard twelve.
 
     Raises:
-        `CheckpointError`: settings that this package does not implement (all are named), that contradict the tensors
-            beyond repair, or that leave the attention heads or strides open.
-        [`LabelError`], `ValueError`: `labels`, `heads` or `lead_names` do not fit the tensors.
+        `CheckpointError`: settings that this package does not implement (all are named), that contradict the tensors,
+            or that leave the attention heads, strides or leads open.
+        `SettingsError`: `labels`, `heads` or `lead_names` do not fit the tensors.
     """
     if not isinstance(checkpoint, FairseqCheckpoint):
         checkpoint = load_fairseq_checkpoint(checkpoint)
     if like is not None and not isinstance(like, FairseqCheckpoint):
         like = load_fairseq_checkpoint(like)
     try:
-        return _Resolver(checkpoint, heads, like).resolve(labels, lead_names)
+        return _SettingsReader(checkpoint, heads, like).read(labels, lead_names)
     except CheckpointError as error:
         if str(checkpoint.path) in str(error):
             raise
         raise CheckpointError(f"{checkpoint.path}: {error}") from error
 
 
-class _Resolver:
-    """Brings one checkpoint's tensors, settings and the user's own words together; collects warnings on the way."""
+class _SettingsReader:
+    """Combines one checkpoint's tensors, its settings and the caller's arguments; collects warnings."""
 
     def __init__(self, checkpoint: FairseqCheckpoint, heads: int | None, like: FairseqCheckpoint | None):
         self.model_cfg = checkpoint.model_cfg
         self.criterion_cfg = checkpoint.criterion_cfg
         self.task_cfg = checkpoint.task_cfg
-        self.where = checkpoint.settings_name
+        self.section = checkpoint.settings_name
         name = self.model_cfg.get("_name")
-        # Before the tensors are looked at: those of another model would only be called strange.
-        if name is not None and (not isinstance(name, str) or name not in _KNOWN_MODELS):
+        # Checked before the tensors: the tensors of another model would only be called unknown.
+        if name is not None and (not isinstance(name, str) or name not in _MODEL_TYPES):
             raise CheckpointError(
-                f"model type {name!r} is not implemented here; implemented are: {', '.join(_KNOWN_MODELS)}"
+                f"model type {name!r} is not implemented here; implemented are: {', '.join(_MODEL_TYPES)}"
             )
-        self.facts = read_tensor_facts(checkpoint.tensors)
+        self.architecture = read_architecture(checkpoint.tensors)
+        self.pretraining = self.architecture.kind == "pretraining"
         self.warnings: list[str] = []
-        if not self.where and like is None:
+        if not self.section and like is None:
             raise CheckpointError(
-                "the file holds no settings (neither 'cfg' with 'model' nor 'args'); name the pretrained checkpoint "
-                "that it began from (--like)"
+                "the file holds no settings (neither 'cfg' with 'model' nor 'args'); pass the pretrained checkpoint "
+                "that it started from (--like PRETRAINED.pt)"
             )
         self.heads = heads
-        self.like: dict[str, Any] | None = None if like is None else self._resolve_like(checkpoint, like)
+        self.like: dict[str, Any] | None = None if like is None else self._settings_of_like(checkpoint, like)
 
-    def resolve(self, labels: Any, lead_names: Sequence[str] | None) -> ConvertedSettings:
+    def read(
+        self, labels: str | Path | Sequence[str] | LabelSet | None, lead_names: Sequence[str] | None
+    ) -> ConvertedSettings:
         self._refuse_what_is_not_implemented()
-        facts = self.facts
-        invisible = self.invisible_settings()
-        training = TrainingSettings(self.model_cfg, self.criterion_cfg, facts, self.warnings.append)
+        architecture = self.architecture
         fields: dict[str, Any] = {
-            "num_leads": facts.num_leads,
-            "conv_dim": facts.conv_dim,
-            "conv_kernel": facts.conv_kernel,
-            "conv_bias": facts.conv_bias,
-            "feat_extract_norm": facts.feat_extract_norm,
-            "hidden_size": facts.hidden_size,
-            "num_hidden_layers": facts.num_hidden_layers,
-            "intermediate_size": facts.intermediate_size,
-            "num_conv_pos_embeddings": facts.num_conv_pos_embeddings,
-            "num_conv_pos_embedding_groups": facts.num_conv_pos_embedding_groups,
-            **invisible,
-            **facts.quantizer,
-            **training.regularisation(),
-            **training.masking(),
+            "num_leads": architecture.num_leads,
+            "conv_dim": architecture.conv_dim,
+            "conv_kernel": architecture.conv_kernel,
+            "conv_bias": architecture.conv_bias,
+            "feat_extract_norm": architecture.feat_extract_norm,
+            "hidden_size": architecture.hidden_size,
+            "num_hidden_layers": architecture.num_hidden_layers,
+            "intermediate_size": architecture.intermediate_size,
+            "num_conv_pos_embeddings": architecture.num_conv_pos_embeddings,
+            "num_conv_pos_embedding_groups": architecture.num_conv_pos_embedding_groups,
+            **self.settings_without_tensors(),
+            **architecture.quantizer,
+            **self._regularisation(),
+            **self._masking(),
         }
-        if facts.kind == "classification":
-            fields |= training.classifier_loss() | self._labels(labels)
+        if not self.pretraining:
+            fields |= self._classifier_loss() | self._labels(labels)
         elif labels is not None:
-            raise LabelError("labels were given, but this is a pretrained encoder without a classifier")
+            raise SettingsError("labels were given, but the checkpoint is a pretrained encoder without a classifier")
         else:
-            fields |= training.pretraining_objective()
+            fields |= self._pretraining_objective()
         leads = self._lead_names(lead_names)
-        self._mention_preprocessing()
+        self._warn_of_preprocessing()
         try:
             config = ECGFMConfig(**fields)
         except (StrictDataclassError, ValueError, TypeError) as error:
             raise CheckpointError(f"its settings make no valid configuration: {error}") from error
-        return ConvertedSettings(config, facts.kind, leads, tuple(self.warnings))
+        return ConvertedSettings(config, architecture.kind, leads, tuple(self.warnings))
 
-    def invisible_settings(self) -> dict[str, Any]:
-        """Attention heads, pre-norm and strides, as fields of the configuration."""
-        # First the visible settings: how they compare with the tensors tells whether to believe the invisible ones.
+    def settings_without_tensors(self) -> dict[str, Any]:
+        """Return attention heads, pre-norm and strides, as fields of the configuration."""
+        # Whether the settings describe these tensors shows in the settings that tensors do show.
         contradiction = self._compare_with_tensors()
         return {
             "conv_stride": self._strides(),
@@ -173,34 +195,18 @@ class _Resolver:
             "do_stable_layer_norm": self._pre_norm(contradiction),
         }
 
-    # What cannot be converted
-
     def _refuse_what_is_not_implemented(self) -> None:
         cfg, refused = self.model_cfg, []
-        name = cfg.get("_name")
-        if name is not None and _KNOWN_MODELS[name] != self.facts.kind:
-            self.warnings.append(
-                f"{self.where}._name says {name!r}, the tensors are those of a {self.facts.kind} model; the tensors win"
-            )
+        name, kind = cfg.get("_name"), self.architecture.kind
+        if name is not None and _MODEL_TYPES[name] != kind:
+            self.warnings.append(f"{self.section}._name is {name!r}, but the tensors are those of a {kind} model")
         if cfg.get("activation_fn", "gelu") not in (None, "gelu"):
             refused.append(f"activation_fn={cfg['activation_fn']!r}")
         if cfg.get("extractor_mode", "default") not in (None, *_EXTRACTOR_MODES):
             refused.append(f"extractor_mode={cfg['extractor_mode']!r}")
-        # These shape the objective alone: what a fine-tuned file says about them has no effect any more.
-        if self.facts.kind == "pretraining":
-            for setting in (
-                "target_glu",
-                "quantize_input",
-                "same_quantizer",
-                "negatives_from_everywhere",
-                "no_mask_overlap",
-                "codebook_negatives",
-                "cross_sample_negatives",
-                "mask_channel_prob",
-            ):
-                if cfg.get(setting):
-                    refused.append(f"{setting}={cfg[setting]!r}")
-            if not self.facts.quantizer or cfg.get("quantize_targets") is False:
+        if self.pretraining:
+            refused += [f"{setting}={cfg[setting]!r}" for setting in _NOT_IMPLEMENTED if cfg.get(setting)]
+            if not self.architecture.quantizer or cfg.get("quantize_targets") is False:
                 refused.append("quantize_targets=False")
             if cfg.get("mask_selection", "static") not in (None, "static"):
                 refused.append(f"mask_selection={cfg['mask_selection']!r}")
@@ -211,59 +217,59 @@ class _Resolver:
         if refused:
             raise CheckpointError(f"it was made with settings that are not implemented here: {', '.join(refused)}")
 
-    # What tensors tell
+    # Settings that the tensors show
 
     def _compare_with_tensors(self) -> str | None:
-        """Warns of every contradiction; returns one that shows that defaults were never replaced, if there is one."""
-        cfg, facts = self.model_cfg, self.facts
+        """Warn of every contradiction; return one that shows that defaults were never replaced, if there is one."""
+        cfg, architecture = self.model_cfg, self.architecture
         visible = {
-            "encoder_layers": facts.num_hidden_layers,
-            "encoder_embed_dim": facts.hidden_size,
-            "encoder_ffn_embed_dim": facts.intermediate_size,
-            "in_d": facts.num_leads,
-            "conv_bias": facts.conv_bias,
-            "extractor_mode": {norm: mode for mode, norm in _EXTRACTOR_MODES.items()}[facts.feat_extract_norm],
-            "conv_pos": facts.num_conv_pos_embeddings,
-            "conv_pos_groups": facts.num_conv_pos_embedding_groups,
+            "encoder_layers": architecture.num_hidden_layers,
+            "encoder_embed_dim": architecture.hidden_size,
+            "encoder_ffn_embed_dim": architecture.intermediate_size,
+            "in_d": architecture.num_leads,
+            "conv_bias": architecture.conv_bias,
+            "extractor_mode": {norm: mode for mode, norm in _EXTRACTOR_MODES.items()}[architecture.feat_extract_norm],
+            "conv_pos": architecture.num_conv_pos_embeddings,
+            "conv_pos_groups": architecture.num_conv_pos_embedding_groups,
         }
         untouched_default = None
-        for setting, seen in visible.items():
-            said = cfg.get(setting)
-            if said is not None and said != seen:
-                self._warn_tensors_win(setting, said, seen)
-                if said == _DEFAULT_ARCHITECTURE[setting]:
+        for setting, found in visible.items():
+            stated = cfg.get(setting)
+            if stated is not None and stated != found:
+                self._warn_of_tensors(setting, stated, found)
+                if stated == _DEFAULT_ARCHITECTURE[setting]:
                     untouched_default = untouched_default or self.warnings[-1]
         layers = self._conv_layers()
         if layers is not None:
-            said_sizes = [(channels, kernel) for channels, kernel, _ in layers]
-            seen_sizes = list(zip(facts.conv_dim, facts.conv_kernel, strict=True))
-            if said_sizes != seen_sizes:
-                self._warn_tensors_win("conv_feature_layers", cfg["conv_feature_layers"], seen_sizes)
+            stated_sizes = [(channels, kernel) for channels, kernel, _ in layers]
+            found_sizes = list(zip(architecture.conv_dim, architecture.conv_kernel, strict=True))
+            if stated_sizes != found_sizes:
+                self._warn_of_tensors("conv_feature_layers", cfg["conv_feature_layers"], found_sizes)
                 if layers == _DEFAULT_ARCHITECTURE["conv_feature_layers"]:
                     untouched_default = untouched_default or self.warnings[-1]
-        if facts.kind == "classification":
-            if cfg.get("num_labels") not in (None, facts.num_labels):
-                self._warn_tensors_win("num_labels", cfg["num_labels"], facts.num_labels)
-        elif facts.quantizer:
+        if not self.pretraining:
+            if cfg.get("num_labels") not in (None, architecture.num_labels):
+                self._warn_of_tensors("num_labels", cfg["num_labels"], architecture.num_labels)
+        elif architecture.quantizer:
             self._compare_quantizer()
         return untouched_default
 
     def _compare_quantizer(self) -> None:
-        cfg, seen = self.model_cfg, self.facts.quantizer
+        cfg, found = self.model_cfg, self.architecture.quantizer
         # 0 stands for another setting's value: latent_dim for final_dim, final_dim for the encoder's width.
-        final_dim = cfg.get("final_dim") or (None if cfg.get("final_dim") is None else self.facts.hidden_size)
+        final_dim = cfg.get("final_dim") or (None if cfg.get("final_dim") is None else self.architecture.hidden_size)
         latent_dim = cfg.get("latent_dim") or (None if cfg.get("latent_dim") is None else final_dim)
-        for setting, said, name in (
+        for setting, stated, name in (
             ("latent_vars", cfg.get("latent_vars"), "num_codevectors_per_group"),
             ("latent_groups", cfg.get("latent_groups"), "num_codevector_groups"),
             ("latent_dim", latent_dim, "codevector_dim"),
             ("final_dim", final_dim, "proj_codevector_dim"),
         ):
-            if said is not None and said != seen[name]:
-                self._warn_tensors_win(setting, said, seen[name])
+            if stated is not None and stated != found[name]:
+                self._warn_of_tensors(setting, stated, found[name])
 
-    def _warn_tensors_win(self, setting: str, said: Any, seen: Any) -> None:
-        self.warnings.append(f"{self.where}.{setting} says {said!r}, the tensors have {seen!r}; the tensors win")
+    def _warn_of_tensors(self, setting: str, stated: Any, found: Any) -> None:
+        self.warnings.append(f"{self.section}.{setting} is {stated!r}, but the tensors have {found!r}, which is used")
 
     def _conv_layers(self) -> list[tuple[int, int, int]] | None:
         value = self.model_cfg.get("conv_feature_layers")
@@ -271,115 +277,120 @@ class _Resolver:
             return None
         try:
             return parse_conv_feature_layers(value)
-        except ValueError as error:
-            raise CheckpointError(f"{self.where}.{error}") from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.section}.{error}") from error
 
-    # What tensors do not tell
+    # Settings that the tensors do not show
 
-    def _resolve_like(self, checkpoint: FairseqCheckpoint, like: FairseqCheckpoint) -> dict[str, Any]:
-        prefix, like_prefix = FAIRSEQ_PREFIX[self.facts.kind], FAIRSEQ_PREFIX[model_kind(like.tensors)]
+    def _settings_of_like(self, checkpoint: FairseqCheckpoint, like: FairseqCheckpoint) -> dict[str, Any]:
+        prefix, like_prefix = FAIRSEQ_PREFIX[self.architecture.kind], FAIRSEQ_PREFIX[model_kind(like.tensors)]
 
         def encoder(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, tuple[int, ...]]:
-            parts = ("feature_extractor.", "post_extract_proj.", "layer_norm.", "encoder.")
+            modules = ("feature_extractor.", "post_extract_proj.", "layer_norm.", "encoder.")
             names = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
-            return {name: tuple(tensors[full].shape) for name, full in names.items() if name.startswith(parts)}
+            return {name: tuple(tensors[full].shape) for name, full in names.items() if name.startswith(modules)}
 
-        ours, theirs = encoder(checkpoint.tensors, prefix), encoder(like.tensors, like_prefix)
-        different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-        facts, like_facts = self.facts, read_tensor_facts(like.tensors)
+        shapes, like_shapes = encoder(checkpoint.tensors, prefix), encoder(like.tensors, like_prefix)
+        different = sorted(
+            name for name in shapes.keys() | like_shapes.keys() if shapes.get(name) != like_shapes.get(name)
+        )
+        like_architecture = read_architecture(like.tensors)
         position = ("num_conv_pos_embeddings", "num_conv_pos_embedding_groups")
-        different += [name for name in position if getattr(facts, name) != getattr(like_facts, name)]
+        different += [name for name in position if getattr(self.architecture, name) != getattr(like_architecture, name)]
         if different:
             raise CheckpointError(
-                f"{like.path} is not the model it began from: {len(different)} encoder tensors differ in shape or are "
-                f"missing, such as {different[0]}"
+                f"{like.path} is not the model that it started from: {len(different)} encoder tensors differ in shape "
+                f"or are missing, such as {different[0]}"
             )
         try:
-            return _Resolver(like, None, None).invisible_settings()
+            return _SettingsReader(like, None, None).settings_without_tensors()
         except CheckpointError as error:
             raise CheckpointError(f"{like.path}: {error}") from error
 
     def _attention_heads(self, contradiction: str | None) -> int:
-        width, said = self.facts.hidden_size, self.model_cfg.get("encoder_attention_heads")
+        width, stated = self.architecture.hidden_size, self.model_cfg.get("encoder_attention_heads")
         if self.heads is not None and (self.heads < 1 or width % self.heads):
-            raise ValueError(f"heads must divide the encoder's width of {width}, found: {self.heads}")
+            raise SettingsError(f"heads is {self.heads}, expected a divisor of the encoder's width of {width}")
         alike = None if self.like is None else self.like["num_attention_heads"]
         if None not in (self.heads, alike) and alike != self.heads:
-            raise ValueError(f"heads is {self.heads}, but the checkpoint given by like has {alike}")
+            raise SettingsError(f"heads is {self.heads}, but the checkpoint given as like has {alike}")
         given = alike if self.heads is None else self.heads
         if given:
-            if said not in (None, given):
-                self.warnings.append(f"{self.where}.encoder_attention_heads says {said!r}; {given} was taken as given")
+            if stated not in (None, given):
+                self.warnings.append(
+                    f"{self.section}.encoder_attention_heads is {stated!r}, but {given} was given and is used"
+                )
             return given
-        ask = (
-            "; tensors cannot tell the number of heads. Give it (--heads N), or the pretrained checkpoint that this "
-            "one began from (--like PRETRAINED.pt)"
+        name = f"{self.section}.encoder_attention_heads"
+        remedy = (
+            "; the tensors do not show the number of heads. Pass it (--heads N), or pass the pretrained checkpoint "
+            "that this one started from (--like PRETRAINED.pt)"
         )
-        if said is None:
-            raise CheckpointError(f"{self.where} does not say encoder_attention_heads{ask}")
-        if type(said) is not int or said < 1 or width % said:
-            raise CheckpointError(
-                f"{self.where}.encoder_attention_heads says {said!r}, which does not divide the tensors' width "
-                f"{width}{ask}"
-            )
+        if stated is None:
+            raise CheckpointError(f"{name} is missing{remedy}")
+        if type(stated) is not int or stated < 1 or width % stated:
+            raise CheckpointError(f"{name} is {stated!r}, which does not divide the tensors' width {width}{remedy}")
         if self.model_cfg.get("encoder_embed_dim") not in (None, width):
             raise CheckpointError(
-                f"{self.where}.encoder_attention_heads says {said!r}, but for a width of "
-                f"{self.model_cfg['encoder_embed_dim']!r}, not the tensors' {width}{ask}"
+                f"{name} is {stated!r} for a width of {self.model_cfg['encoder_embed_dim']!r}, but the tensors have "
+                f"width {width}{remedy}"
             )
-        if contradiction and said == _DEFAULT_HEADS:
+        if contradiction and stated == _DEFAULT_HEADS:
             raise CheckpointError(
-                f"{self.where} holds the original's defaults and not this model's architecture "
-                f"({contradiction}), so its encoder_attention_heads of {said} says nothing either{ask}"
+                f"{self.section} holds the defaults of fairseq-signals and not this model's architecture "
+                f"({contradiction}), so its encoder_attention_heads of {stated} is not reliable{remedy}"
             )
-        return said
+        return stated
 
     def _pre_norm(self, contradiction: str | None) -> bool:
-        said = self.model_cfg.get("layer_norm_first")
+        stated = self.model_cfg.get("layer_norm_first")
         if self.like is not None:
             given = self.like["do_stable_layer_norm"]
-            if said not in (None, given):
+            if stated not in (None, given):
                 self.warnings.append(
-                    f"{self.where}.layer_norm_first says {said!r}; {given} was taken from the one given"
+                    f"{self.section}.layer_norm_first is {stated!r}, but {given} of the pretrained checkpoint is used"
                 )
             return given
-        if said is None or (contradiction and not said):
+        if stated is None or (contradiction and not stated):
             self.warnings.append(
-                "post-norm layers are assumed (layer_norm_first=False, the original's default): tensors cannot tell, "
-                f"and {self.where} does not describe this model; give the pretrained checkpoint (--like) to be sure"
+                "post-norm layers are assumed (layer_norm_first=False, the default of fairseq-signals): the tensors do "
+                f"not show it, and {self.section} does not describe this model; pass the pretrained checkpoint "
+                "(--like PRETRAINED.pt) to be sure"
             )
-        return bool(said)
+        return bool(stated)
 
     def _strides(self) -> list[int]:
-        layers = self._conv_layers()
-        fits = layers is not None and [kernel for _, kernel, _ in layers] == self.facts.conv_kernel
-        said = [stride for *_, stride in layers] if fits else None
+        layers, kernels = self._conv_layers(), self.architecture.conv_kernel
+        stated = None
+        if layers is not None and [kernel for _, kernel, _ in layers] == kernels:
+            stated = [stride for *_, stride in layers]
         if self.like is not None:
             given = self.like["conv_stride"]
-            if said is not None and said != given:
+            if stated is not None and stated != given:
                 self.warnings.append(
-                    f"{self.where}.conv_feature_layers says strides {said}; {given} were taken from the one given"
+                    f"{self.section}.conv_feature_layers has strides {stated}, but {given} of the pretrained "
+                    "checkpoint are used"
                 )
             return given
-        if said is None:
-            stated = "is not given" if layers is None else f"says {self.model_cfg['conv_feature_layers']!r}"
+        if stated is None:
+            found = "is missing" if layers is None else f"is {self.model_cfg['conv_feature_layers']!r}"
             raise CheckpointError(
-                f"{self.where}.conv_feature_layers {stated}, which does not fit convolutions of kernels "
-                f"{self.facts.conv_kernel}; tensors cannot tell their strides. Give the pretrained checkpoint that "
-                "this one began from (--like PRETRAINED.pt)"
+                f"{self.section}.conv_feature_layers {found}, which does not fit convolutions of kernels {kernels}; "
+                "the tensors do not show their strides. Pass the pretrained checkpoint that this one started from "
+                "(--like PRETRAINED.pt)"
             )
-        return said
+        return stated
 
     # Labels and leads
 
-    def _labels(self, labels: Any) -> dict[str, Any]:
-        count = self.facts.num_labels
+    def _labels(self, labels: str | Path | Sequence[str] | LabelSet | None) -> dict[str, Any]:
+        count = self.architecture.num_labels or 0
         fields: dict[str, Any] = {}
         if labels is None:
             names = [f"LABEL_{i}" for i in range(count)]
             self.warnings.append(
-                f"no labels were given: the {count} outputs are called LABEL_0 to LABEL_{count - 1}. Their meaning is "
-                "not in the file; name them with --labels"
+                f"no labels were given: the {count} outputs are called LABEL_0 to LABEL_{count - 1}. The file does not "
+                "name them; pass their names (--labels)"
             )
         else:
             label_set = resolve_labels(labels, count)
@@ -389,31 +400,26 @@ class _Resolver:
         return fields | {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
     def _lead_names(self, lead_names: Sequence[str] | None) -> tuple[str, ...]:
-        count = self.facts.num_leads
+        count = self.architecture.num_leads
         if not 1 <= count <= len(STANDARD_LEADS):
-            raise CheckpointError(f"the first convolution takes {count} channels; 1 to 12 leads are implemented")
+            raise CheckpointError(f"the first convolution takes {count} channels, expected 1 to 12 leads")
         if lead_names is not None:
             names = tuple(lead_names)
             if len(names) != count or len(set(names)) != count:
-                raise ValueError(f"lead_names must be {count} different leads, found: {', '.join(names)}")
+                raise SettingsError(f"lead_names is {', '.join(names)}, expected {count} different leads")
             return names
-        names = self._leads_to_load()
-        if names is not None:
-            return names
+        loaded = self._leads_to_load()
+        if loaded is not None:
+            return loaded
         if count != len(STANDARD_LEADS):
             raise CheckpointError(
-                f"the model takes {count} leads, and the file does not say which; give their names in order (--leads)"
+                f"the model takes {count} leads, and the file does not name them; pass their names in order (--leads)"
             )
         return STANDARD_LEADS
 
     def _leads_to_load(self) -> tuple[str, ...] | None:
-        value = self.task_cfg.get("leads_to_load")
-        if isinstance(value, str):
-            try:
-                value = ast.literal_eval(value[:500])
-            except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-                value = None
-        if not isinstance(value, (list, tuple)) or len(value) != self.facts.num_leads:
+        value = _literal(self.task_cfg.get("leads_to_load"))
+        if not isinstance(value, (list, tuple)) or len(value) != self.architecture.num_leads:
             return None
         by_name = {name.lower(): name for name in STANDARD_LEADS}
         names = []
@@ -422,18 +428,136 @@ class _Resolver:
                 names.append(STANDARD_LEADS[lead])
             elif isinstance(lead, str) and lead.lower() in by_name:
                 names.append(by_name[lead.lower()])
-        return tuple(names) if len(set(names)) == self.facts.num_leads else None
+        return tuple(names) if len(set(names)) == self.architecture.num_leads else None
 
-    def _mention_preprocessing(self) -> None:
-        for settings, where in ((self.task_cfg, "task"), (self.model_cfg, self.where)):
-            for name in ("filter", "normalize"):
-                if settings.get(name) is True:
-                    message = (
-                        f"{where}.{name} is set: the original changed its inputs while loading them, which the feature "
-                        "extractor does not do"
-                    )
-                    if not any(f".{name} is set" in warning for warning in self.warnings):
-                        self.warnings.append(message)
+    def _warn_of_preprocessing(self) -> None:
+        sections = ((self.task_cfg, "task"), (self.model_cfg, self.section))
+        for name in ("filter", "normalize"):
+            section = next((section for settings, section in sections if settings.get(name) is True), None)
+            if section is not None:
+                self.warnings.append(
+                    f"{section}.{name} is set: fairseq-signals changed the inputs while loading them, the feature "
+                    "extractor does not"
+                )
         rate = self.task_cfg.get("sample_rate")
         if rate not in (None, 500):
-            self.warnings.append(f"task.sample_rate says {rate!r} Hz; the feature extractor delivers 500 Hz")
+            self.warnings.append(f"task.sample_rate is {rate!r} Hz, but the feature extractor delivers 500 Hz")
+
+    # Settings of training: regularisation, masking, objectives
+
+    def _regularisation(self) -> dict[str, Any]:
+        fields = {
+            ours: self._number(self.model_cfg, theirs, published if self.pretraining else 0.0)
+            for theirs, ours, published in _REGULARISATION
+        }
+        # fairseq-signals freezes the convolutions at 0 and below; as a factor, a negative value would turn gradients.
+        fields["feature_grad_multiplier"] = max(fields["feature_grad_multiplier"], 0.0)
+        return fields
+
+    def _masking(self) -> dict[str, Any]:
+        """Span masking. The mask embedding decides: the model has one exactly where `mask_time_prob > 0`."""
+        stated = self._number(self.model_cfg, "mask_prob", 0.0)
+        length = int(self._number(self.model_cfg, "mask_length", 10))
+        if not self.architecture.has_mask_embedding:
+            if stated > 0 and self.pretraining:
+                self.warnings.append(f"mask_prob is {stated}, but the tensors have no mask embedding; 0 is used")
+            return {"mask_time_prob": 0.0, "mask_time_length": length}
+        if not stated:
+            stated = ECGFMConfig.mask_time_prob
+            self.warnings.append(f"the tensors have a mask embedding, but mask_prob is missing; {stated} is used")
+        if not self.pretraining:
+            self.warnings.append("it was fine-tuned with masking (mask_prob); this package never masks in fine-tuning")
+        return {"mask_time_prob": stated, "mask_time_length": length}
+
+    def _pretraining_objective(self) -> dict[str, Any]:
+        cfg, criterion = self.model_cfg, self.criterion_cfg
+        fields: dict[str, Any] = {
+            "contrastive_logits_temperature": self._number(cfg, "logit_temp", 0.1),
+            "num_negatives": int(self._number(cfg, "num_negatives", 100)),
+            "cmsc_temperature": self._number(criterion, "temp", 0.1),
+            "cmsc_loss_weight": self._number(criterion, "cmsc_weights", 1.0),
+        }
+        if (criterion.get("_name") or cfg.get("_name")) == "wav2vec2":
+            fields["cmsc_loss_weight"] = 0.0
+            self.warnings.append("it was pretrained without CMSC (wav2vec2); cmsc_loss_weight is 0")
+        temperatures = _numbers(cfg.get("latent_temp"))
+        if temperatures is not None and len(temperatures) == 3:
+            names = ("max_gumbel_temperature", "min_gumbel_temperature", "gumbel_temperature_decay")
+            fields |= dict(zip(names, temperatures, strict=True))
+        elif cfg.get("latent_temp") is not None:
+            self.warnings.append(
+                f"latent_temp is {cfg['latent_temp']!r}, expected three numbers; the published ones are used"
+            )
+        if "loss_weights" in criterion:
+            stated = criterion["loss_weights"]
+            weights = [0.0] if stated is None else _numbers(stated)
+            if weights is not None and len(weights) in (1, 2):
+                # One weight stands for both terms: code diversity, then the penalty on large features.
+                fields |= {"diversity_loss_weight": weights[0], "feature_penalty_weight": weights[-1]}
+            else:
+                self.warnings.append(
+                    f"criterion.loss_weights is {stated!r}, expected two numbers; the published ones are used"
+                )
+        if criterion.get("all_gather") or cfg.get("all_gather"):
+            self.warnings.append("all_gather is set, for pretraining on several devices; it is not carried over")
+        return fields
+
+    def _classifier_loss(self) -> dict[str, Any]:
+        criterion = self.criterion_cfg.get("_name")
+        if criterion is not None and str(criterion) not in _PROBLEM_TYPES:
+            self.warnings.append(f"criterion {criterion!r} is not implemented here; multi-label is assumed")
+        problem_type = _PROBLEM_TYPES.get(str(criterion), "multi_label_classification")
+        multi_label = problem_type == "multi_label_classification"
+        return {"problem_type": problem_type, "pos_weight": self._pos_weight() if multi_label else None}
+
+    def _pos_weight(self) -> list[float] | None:
+        count = self.architecture.num_labels or 0
+        stated = self.criterion_cfg.get("pos_weight")
+        if stated is None:
+            return None
+        weights = _numbers(stated)
+        if weights is not None and len(weights) == 1:
+            weights = weights * count  # the loss broadcasts it
+        if weights is None or len(weights) != count or not all(_is_finite(w) and w > 0 for w in weights):
+            found = str(stated if weights is None else weights)[:80]
+            self.warnings.append(
+                f"criterion.pos_weight is {found}, expected {count} finite positive numbers; it is not carried over"
+            )
+            return None
+        return [float(weight) for weight in weights]
+
+    def _number(self, settings: Mapping[str, Any], name: str, default: float) -> float:
+        value = settings.get(name)
+        if value is None:
+            return default
+        if not _is_finite(value):
+            self.warnings.append(f"{name} is {value!r}, expected a finite number; {default} is used")
+            return default
+        return value
+
+
+def _literal(value: Any) -> Any:
+    """Return a value that an old file may hold as text, parsed; `None` if the text is no Python literal."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value) if len(value) <= 10_000 else None
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+        return None
+
+
+def _numbers(value: Any) -> list[float] | None:
+    value = _literal(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = [value]
+    if not isinstance(value, (list, tuple)) or not all(type(number) in (int, float) for number in value):
+        return None
+    return list(value)
+
+
+def _is_finite(value: Any) -> bool:
+    # A whole number beyond the range of floats is finite to Python, but cannot be a setting.
+    return type(value) in (int, float) and abs(value) < 1e300
+
+
+__all__ = ["ConvertedSettings", "config_from_checkpoint"]

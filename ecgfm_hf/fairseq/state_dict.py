@@ -1,8 +1,12 @@
-"""Tensor names of fairseq-signals and of this package: one table, read in both directions."""
+"""
+The tensors of fairseq-signals checkpoints: their names here and there, and the architecture that they show.
+
+One table of names is read in both directions.
+"""
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
 
@@ -21,7 +25,7 @@ OLD_WEIGHT_NORM = "weight norm as older files have it"
 
 @dataclass(frozen=True)
 class NamePair:
-    """A tensor's two names. `{i}` is a layer's number, `{p}` `weight` or `bias`; `layout` limits it to some files."""
+    """A tensor's two names. `{i}` is a layer's index, `{p}` is `weight` or `bias`; `layout` limits it to some files."""
 
     fairseq: str
     ours: str
@@ -72,7 +76,7 @@ HEAD_NAMES: dict[ModelKind, tuple[NamePair, ...]] = {
     ),
     "classification": (NamePair("proj.{p}", "classifier.{p}"),),
 }
-# What stands before the encoder's names in a fairseq-signals file; in ours it is `ecgfm.` for both kinds.
+# Prefix of the encoder's names in a fairseq-signals file. Ours is `ecgfm.` for both kinds.
 FAIRSEQ_PREFIX: dict[ModelKind, str] = {"pretraining": "", "classification": "encoder."}
 
 _MODULES_OF_SETTINGS = {
@@ -84,10 +88,10 @@ _MODULES_OF_SETTINGS = {
 
 def model_kind(names: Iterable[str]) -> ModelKind:
     """
-    `"classification"` for fairseq-signals names of a fine-tuned classifier, else `"pretraining"`.
+    Return `"classification"` for the tensor names of a fine-tuned classifier, else `"pretraining"`.
 
     Raises:
-        `CheckpointError`: the names are of neither.
+        `CheckpointError`: the names belong to neither kind.
     """
     names = set(names)
     if "proj.weight" in names and any(name.startswith("encoder.feature_extractor.") for name in names):
@@ -95,27 +99,26 @@ def model_kind(names: Iterable[str]) -> ModelKind:
     if any(name.startswith("feature_extractor.") for name in names):
         return "pretraining"
     shown = ", ".join(sorted(names)[:4])
-    raise CheckpointError(f"these are not the tensors of an ECG-FM encoder or classifier (found: {shown}, ...)")
+    raise CheckpointError(f"the tensors are not those of an ECG-FM encoder or classifier (found: {shown}, ...)")
 
 
 def has_old_weight_norm(names: Iterable[str]) -> bool:
-    """Whether fairseq-signals names are those of a file from before 2025-01-20 (`weight_g`, `weight_v`)."""
+    """Return whether tensor names are those of a file from before 2025-01-20 (`weight_g`, `weight_v`)."""
     return any(name.endswith(f"{_POSITION}.weight_v") for name in names)
 
 
 def convert_state_dict(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
-    Renames a fairseq-signals state dict for this package's models; the tensors themselves are the same objects.
+    Rename the tensors of a fairseq-signals state dict for this package's models. The tensors are not copied.
 
     Args:
-        tensors (`Mapping[str, torch.Tensor]`): With fairseq-signals names, of a pretrained or fine-tuned model.
+        tensors: By fairseq-signals name, of a pretrained or fine-tuned model.
 
     Returns:
-        `dict[str, torch.Tensor]` for `load_state_dict(strict=True)` of `ECGFMForPreTraining` or
-        `ECGFMForMultiLabelClassification`.
+        The tensors for `load_state_dict(strict=True)` of `ECGFMForPreTraining` or `ECGFMForMultiLabelClassification`.
 
     Raises:
-        `CheckpointError`: a name that this package has no place for, or two names for one place.
+        `CheckpointError`: a tensor that the model here does not have, or two tensors for the same one.
     """
     kind = model_kind(tensors)
     renamed: dict[str, torch.Tensor] = {}
@@ -125,7 +128,7 @@ def convert_state_dict(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.T
         if ours is None:
             unknown.append(name)
         elif ours in renamed:
-            raise CheckpointError(f"two tensors would become {ours}; one of them is {name}")
+            raise CheckpointError(f"two tensors are named for {ours}; one of them is {name}")
         else:
             renamed[ours] = tensor
     if unknown:
@@ -137,15 +140,15 @@ def revert_state_dict(
     tensors: Mapping[str, torch.Tensor], *, layer_norm_extractor: bool = False, old_weight_norm: bool = False
 ) -> dict[str, torch.Tensor]:
     """
-    The inverse of [`convert_state_dict`].
+    Rename tensors of this package for fairseq-signals, the inverse of [`convert_state_dict`].
 
     Args:
-        tensors (`Mapping[str, torch.Tensor]`): State dict of one of this package's two models with heads.
-        layer_norm_extractor (`bool`): Whether the model's `feat_extract_norm` is `"layer"`.
-        old_weight_norm (`bool`): Name the position convolution's weights as files before 2025-01-20 do.
+        tensors: State dict of `ECGFMForPreTraining` or `ECGFMForMultiLabelClassification`.
+        layer_norm_extractor: Whether the model's `feat_extract_norm` is `"layer"`.
+        old_weight_norm: Name the position convolution's weights as files before 2025-01-20 do.
 
     Raises:
-        `ValueError`: a name that fairseq-signals has no place for.
+        `CheckpointError`: a tensor that fairseq-signals does not have.
     """
     kind: ModelKind = "classification" if "classifier.weight" in tensors else "pretraining"
     layouts = frozenset(
@@ -158,7 +161,7 @@ def revert_state_dict(
     for name, tensor in tensors.items():
         theirs = _translate(name, kind, to_ours=False, layouts=layouts)
         if theirs is None:
-            raise ValueError(f"fairseq-signals has no place for a tensor named {name} in a {kind} model")
+            raise CheckpointError(f"a {kind} model of fairseq-signals has no tensor {name}")
         renamed[theirs] = tensor
     return renamed
 
@@ -195,5 +198,108 @@ def _unknown_message(names: list[str], kind: ModelKind) -> str:
         if name.removeprefix(FAIRSEQ_PREFIX[kind]).startswith(module + ".")
     }
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-    because = f"; they belong to {', '.join(sorted(causes))}, which is not implemented here" if causes else ""
-    return f"{len(names)} tensors have no place in a {kind} model of this package: {shown}{because}"
+    because = f"; they come from {', '.join(sorted(causes))}, which this package does not implement" if causes else ""
+    return f"{len(names)} tensors do not belong to a {kind} model of this package: {shown}{because}"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The part of a model's architecture that its tensors show; attributes as in [`ECGFMConfig`]."""
+
+    kind: ModelKind
+    num_leads: int
+    conv_dim: list[int]
+    conv_kernel: list[int]
+    conv_bias: bool
+    feat_extract_norm: str
+    hidden_size: int
+    num_hidden_layers: int
+    intermediate_size: int
+    num_conv_pos_embeddings: int
+    num_conv_pos_embedding_groups: int
+    has_mask_embedding: bool
+    num_labels: int | None = None
+    quantizer: dict[str, int] = field(default_factory=dict)
+
+
+def read_architecture(tensors: Mapping[str, torch.Tensor]) -> Architecture:
+    """
+    Read the sizes of a model off the tensors of a fairseq-signals state dict. Meta tensors are enough.
+
+    Raises:
+        `CheckpointError`: a tensor is missing or has an impossible shape.
+    """
+    kind = model_kind(tensors)
+    prefix = FAIRSEQ_PREFIX[kind]
+
+    def shape(name: str, dimensions: int) -> tuple[int, ...]:
+        if name not in tensors:
+            raise CheckpointError(f"tensor {name} is missing")
+        found = tuple(tensors[name].shape)
+        if len(found) != dimensions or 0 in found:
+            raise CheckpointError(f"tensor {name} has shape {found}, expected {dimensions} dimensions, none of size 0")
+        return found
+
+    def count(pattern: str) -> int:
+        numbers = {int(match.group(1)) for name in tensors if (match := re.match(re.escape(prefix) + pattern, name))}
+        if not numbers or numbers != set(range(len(numbers))):
+            raise CheckpointError(
+                f"layers {prefix}{pattern} are numbered {sorted(numbers)}, expected numbers from 0 without gaps"
+            )
+        return len(numbers)
+
+    convs = [
+        shape(f"{prefix}feature_extractor.conv_layers.{i}.0.weight", 3)
+        for i in range(count(r"feature_extractor\.conv_layers\.(\d+)\."))
+    ]
+    first = f"{prefix}feature_extractor.conv_layers.0"
+    position = prefix + _POSITION
+    direction = "weight_v" if f"{position}.weight_v" in tensors else "parametrizations.weight.original1"
+    hidden_size, position_in, position_kernel = shape(f"{position}.{direction}", 3)
+    if hidden_size % position_in:
+        raise CheckpointError(f"{position}: {hidden_size} channels cannot form groups of {position_in}")
+    return Architecture(
+        kind=kind,
+        num_leads=convs[0][1],
+        conv_dim=[conv[0] for conv in convs],
+        conv_kernel=[conv[2] for conv in convs],
+        conv_bias=f"{first}.0.bias" in tensors,
+        feat_extract_norm="layer" if f"{first}.2.1.weight" in tensors else "group",
+        hidden_size=hidden_size,
+        num_hidden_layers=count(r"encoder\.layers\.(\d+)\."),
+        intermediate_size=shape(f"{prefix}encoder.layers.0.fc1.weight", 2)[0],
+        num_conv_pos_embeddings=position_kernel,
+        num_conv_pos_embedding_groups=hidden_size // position_in,
+        has_mask_embedding=f"{prefix}mask_emb" in tensors,
+        num_labels=shape("proj.weight", 2)[0] if kind == "classification" else None,
+        quantizer=_quantizer_sizes(shape) if kind == "pretraining" and "quantizer.vars" in tensors else {},
+    )
+
+
+def _quantizer_sizes(shape: Callable[[str, int], tuple[int, ...]]) -> dict[str, int]:
+    _, codes, width = shape("quantizer.vars", 3)
+    final_width, quantized_width = shape("project_q.weight", 2)
+    # Each group contributes `width` channels to a quantized vector, which `project_q` takes whole.
+    groups, rest = divmod(quantized_width, width)
+    if rest or groups == 0 or codes % groups or shape("quantizer.weight_proj.weight", 2)[0] != codes:
+        raise CheckpointError(
+            f"quantizer: {codes} codes of width {width} do not fit project_q's input of width {quantized_width}"
+        )
+    return {
+        "num_codevectors_per_group": codes // groups,
+        "num_codevector_groups": groups,
+        "codevector_dim": quantized_width,
+        "proj_codevector_dim": final_width,
+    }
+
+
+__all__ = [
+    "FAIRSEQ_PREFIX",
+    "Architecture",
+    "ModelKind",
+    "convert_state_dict",
+    "has_old_weight_norm",
+    "model_kind",
+    "read_architecture",
+    "revert_state_dict",
+]

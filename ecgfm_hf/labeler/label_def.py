@@ -72,6 +72,8 @@ class LabelCounts:
         """
         Write the counts as a `label_def.csv` (see [`write_label_columns`]).
 
+        Recordings of a split called `all`, as of data without splits, are in the last columns only.
+
         Raises:
             OSError: it cannot be written.
         """
@@ -82,7 +84,7 @@ class LabelCounts:
             split: [count / recordings[split] if recordings[split] else math.nan for count in counts]
             for split, counts in positives.items()
         }
-        weights = {split: self.pos_weight(split) for split in self._positives}
+        weights = {split: self.pos_weight(split) for split in self._positives if split != "all"}
         write_label_columns(path, self.labels, positives, shares, weights)
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.segments import ModelInputs, as_model_inputs
 from ..data.store import REPORT_FILE, StoreError, load_prepared, read_report
 from ..fairseq.folder_reading import load_fairseq_folder
-from ..fairseq.manifests import FairseqFolderError
+from ..fairseq.segments import FairseqFolderError
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from .data_summary import summarize_split
 from .settings import PretrainSettings, SettingsError, derived_seed
