@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..cli.predict_output import write_answers
-from ..interpretation.attribution import Attribution, attribute
 from ..interpretation.paper import save_page
 from ..interpretation.prediction_page import plot_prediction
+from ..interpretation.saliency import Attribution, attribute
 from ..records.record import ECGRecord
 
 ATTENTION = "attention"

@@ -12,7 +12,7 @@ from ..interpretation.ecg_page import GAINS
 from ..records.record import ECGRecord
 
 if TYPE_CHECKING:
-    from ..interpretation.attribution import Attribution
+    from ..interpretation.saliency import Attribution
 
 
 def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
 
 def saliency_for_plot(pipeline: Any, record: ECGRecord, asked: str | None) -> "Attribution | None":
     """What `--plot-saliency` asks for: nothing, the attention map, or a label's attribution."""
-    from ..interpretation.attribution import attribute
+    from ..interpretation.saliency import attribute
 
     if asked is None:
         return None
@@ -63,7 +63,7 @@ def pages(args: argparse.Namespace, pipeline: Any) -> "Callable[[ECGRecord, dict
     if asked not in (None, "attention", *labels):
         raise ValueError(f"--plot-saliency: the model has no label {asked!r}, only {', '.join(labels)}, or attention")
     if asked in labels:
-        from ..interpretation.attribution import captum_attributions
+        from ..interpretation.saliency import captum_attributions
 
         captum_attributions()  # is there captum?
     args.plot.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """
-What a score rests on, and how it looks on paper: saliency and clinical plots.
+Saliency of a score, and 12-lead pages for print.
 
-Nothing is imported until it is asked for; saliency needs the extra `[saliency]` (captum), plots `[plots]` (matplotlib).
+Modules are imported on first use. Saliency needs the extra `[saliency]` (captum), plots `[plots]` (matplotlib).
 """
 
 import lazy_loader

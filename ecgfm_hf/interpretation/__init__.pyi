@@ -1,9 +1,9 @@
-from .attention import attention_saliency as attention_saliency
-from .attribution import Attribution as Attribution
-from .attribution import attribute as attribute
-from .deletion import delete_times as delete_times
-from .deletion import most_salient_times as most_salient_times
-from .deletion import shifted_times as shifted_times
 from .ecg_page import plot_ecg as plot_ecg
 from .paper import save_page as save_page
 from .prediction_page import plot_prediction as plot_prediction
+from .saliency import Attribution as Attribution
+from .saliency import attention_saliency as attention_saliency
+from .saliency import attribute as attribute
+from .saliency import delete_times as delete_times
+from .saliency import most_salient_times as most_salient_times
+from .saliency import shifted_times as shifted_times

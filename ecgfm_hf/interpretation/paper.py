@@ -1,12 +1,14 @@
-"""A sheet of paper in millimetres: whatever is drawn at (x, y) is printed x mm from the left and y mm from the top."""
+"""A sheet of paper in millimetres: (x, y) is printed x mm from the left edge and y mm from the top edge."""
 
 import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ..utils.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +21,7 @@ _MM_PER_INCH = 25.4
 _FINE_GRID, _COARSE_GRID, _PAPER = "#fbdcd9", "#f0aaa4", "#fffafa"
 _FORMATS = (".png", ".pdf")
 _DPI = 200
-_FONT = "DejaVu Sans"  # which matplotlib brings along
+_FONT = "DejaVu Sans"  # comes with matplotlib
 _FINE_DPI = 1200  # for measuring text
 
 
@@ -43,7 +45,7 @@ class Box:
 
 def new_sheet(paper: str = "a4") -> tuple["Figure", "Axes"]:
     """
-    An empty sheet, landscape, and the one pair of axes on it, whose unit is the millimetre.
+    Return an empty landscape sheet and its axes, whose unit is the millimetre.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -58,7 +60,7 @@ def new_sheet(paper: str = "a4") -> tuple["Figure", "Axes"]:
         raise ImportError("plots need matplotlib: pip install 'ecgfm-hf[plots]'") from error
 
     width, height = SIZES[paper]
-    # Not pyplot: it keeps every figure, and looks for a screen.
+    # pyplot would keep every figure and look for a screen.
     figure = Figure(figsize=(width / _MM_PER_INCH, height / _MM_PER_INCH), facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
@@ -67,7 +69,7 @@ def new_sheet(paper: str = "a4") -> tuple["Figure", "Axes"]:
 
 
 def draw_grid(axes: "Axes", box: Box) -> None:
-    """ECG paper: lines every millimetre, stronger ones every five, from the left and top edges of `box`."""
+    """Draw ECG paper in `box`: a line every millimetre, a stronger one every five, from its left and top edges."""
     from matplotlib.collections import LineCollection
     from matplotlib.patches import Rectangle
 
@@ -79,15 +81,15 @@ def draw_grid(axes: "Axes", box: Box) -> None:
         axes.add_collection(LineCollection(lines, colors=color, linewidths=width, zorder=1 + coarse))
 
 
-def write(axes: "Axes", x: float, y: float, text: str, size: float = 7.0, **settings) -> None:
-    """Text in points, by default with its left end and baseline at (x, y). No character in it is markup."""
+def write(axes: "Axes", x: float, y: float, text: str, size: float = 7.0, **settings: Any) -> None:
+    """Write text, its size in points, by default with left end and baseline at (x, y). No character is markup."""
     settings = {"color": INK, "ha": "left", "va": "baseline", "zorder": 8, **settings}
     axes.text(x, y, text, fontsize=size, family=_FONT, parse_math=False, **settings)
 
 
 @lru_cache(maxsize=4096)
 def text_width(text: str, size: float, bold: bool = False) -> float:
-    """Width in mm of `text` as [`write`] sets it."""
+    """Return the width in mm of `text` as [`write`] sets it."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     font = get_font(findfont(FontProperties(family=_FONT, weight="bold" if bold else "normal")))
@@ -97,7 +99,7 @@ def text_width(text: str, size: float, bold: bool = False) -> float:
 
 
 def fit_text(text: str, size: float, width: float, bold: bool = False) -> str:
-    """`text`, or as much of its beginning as fits into `width` mm, and an ellipsis."""
+    """Return `text`, or as much of its beginning as fits into `width` mm, with an ellipsis."""
     text = " ".join(text.split())
     if text_width(text, size, bold) <= width:
         return text
@@ -113,8 +115,10 @@ def fit_text(text: str, size: float, width: float, bold: bool = False) -> str:
 
 def fit_label(text: str, size: float, smallest: float, width: float, bold: bool = False) -> tuple[str, float]:
     """
-    A label that fits into `width` mm, and its size: smaller if need be, down to `smallest`; then without its middle,
-    since labels may differ in nothing but their beginning ("incomplete ... block") or their end.
+    Return a label that fits into `width` mm, and its size in points.
+
+    The size is reduced to `smallest` if necessary; then the label's middle is left out, since labels may differ only in
+    their beginning ("incomplete ... block") or their end.
     """
     text = " ".join(text.split())
     size = min(size, max(smallest, 0.99 * size * width / max(text_width(text, size, bold), 1e-9)))
@@ -128,11 +132,13 @@ def fit_label(text: str, size: float, smallest: float, width: float, bold: bool 
 
 def save_page(figure: "Figure", path: str | os.PathLike) -> None:
     """
-    Writes a page as PNG (200 dots an inch) or PDF (vectors), whichever `path` ends with, at its true size: print at
-    100 %, and 10 mm are 1 mV. The file appears whole or not at all, and says nothing about who wrote it or when.
+    Write a page as PNG (200 dots per inch) or PDF (vectors), by the suffix of `path`.
+
+    The page has its true size: printed at 100 %, 10 mm are 1 mV. A failed write leaves an old file as it was. The file
+    contains neither author nor date.
 
     Raises:
-        ValueError: `path` ends otherwise.
+        ValueError: `path` has another suffix.
         OSError: it cannot be written.
     """
     from matplotlib import rc_context
@@ -142,13 +148,8 @@ def save_page(figure: "Figure", path: str | os.PathLike) -> None:
     if suffix not in _FORMATS:
         raise ValueError(f"{path}: pages are written as {' or '.join(_FORMATS)}")
     metadata = {"Software": None} if suffix == ".png" else {"CreationDate": None, "Creator": None, "Producer": None}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with rc_context({"pdf.fonttype": 42, "savefig.bbox": None}):  # text stays text
-            figure.savefig(partial, format=suffix[1:], dpi=_DPI, metadata=metadata, facecolor="white")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_path(path) as scratch, rc_context({"pdf.fonttype": 42, "savefig.bbox": None}):  # text remains text
+        figure.savefig(scratch, format=suffix[1:], dpi=_DPI, metadata=metadata, facecolor="white")
 
 
 __all__ = [
