@@ -3,9 +3,13 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 
 from ecgfm_hf.cli.main import main
+from ecgfm_hf.data.labels import read_label_csv
+from ecgfm_hf.data.sources.base import SourceError
+from ecgfm_hf.data.sources.table import RecordingTable
 from ecgfm_hf.labeler import MIMIC17_LABELS, Labeler
 
 REPORTS = [
@@ -37,12 +41,14 @@ def label(*arguments):
 def test_columns_are_kept_and_a_column_a_label_is_added(reports, tmp_path, capsys):
     assert label(reports, tmp_path / "out.csv") == 0
     rows, labeler = read(tmp_path / "out.csv"), Labeler.from_preset("mimic17")
-    assert list(rows[0]) == ["id", "text", "split", *MIMIC17_LABELS]
+    assert list(rows[0]) == ["id", "text", "split", *MIMIC17_LABELS, "status"]
+    assert [row["status"] for row in rows] == ["labelled", "labelled", "empty", "labelled", "labelled"]
     assert [(row["id"], row["text"], row["split"]) for row in rows] == REPORTS
     assert [[int(row[name]) for name in MIMIC17_LABELS] for row in rows] == [labeler.row(r[1]) for r in REPORTS]
     summary = capsys.readouterr().out.split("\n")
     assert any(line.split()[-2:] == ["2", "40.00%"] for line in summary if line.startswith("Sinus rhythm"))
     assert any(line.split()[-2:] == ["1", "20.00%"] for line in summary if line.startswith("no label"))
+    assert any(line.split() == ["status:", "empty", "1", "20.00%"] for line in summary)
     assert "5 reports (mimic17)" in "".join(summary)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "reports.csv"]
 
@@ -174,6 +180,8 @@ def test_unmatched_explanations_and_counts_are_written(reports, tmp_path):
     assert page.read_text().count('<mark class="label">Sinus tachycardia</mark>') == 1  # and repeated reports once.
     row = next(row for row in read(counts) if row["name"] == "Sinus rhythm")
     assert (row["pos_count_train"], row["pos_count_valid"], row["pos_weight_train"]) == ("2", "0", "0.5000000000000001")
+    # The empty report is unknown, not a negative.
+    assert next(row for row in read(counts) if row["name"] == "Atrial fibrillation")["pos_percent_valid"] == "1.0"
 
 
 @pytest.mark.parametrize(
@@ -181,8 +189,9 @@ def test_unmatched_explanations_and_counts_are_written(reports, tmp_path):
     [
         ("id,note\n1,x\n", [], "has no column 'text'; columns: id, note"),
         ("text,Infarction\nx,1\n", [], "has a column 'Infarction' already"),
+        ("text,status\nx,1\n", [], "has a column 'status' already; rename it"),
         ("text,id\nx,1,2\n", [], "line 2: has 3 fields, the header has 2"),
-        ("text,text\nx,y\n", [], "the column 'text' is there twice"),
+        ("text,text\nx,y\n", [], "the column 'text' occurs twice"),
         ("", [], "is empty"),
         ("text\nx\n", ["--threshold", "2"], "keep must be"),
         ("text\nx\n", ["--num-proc", "0"], "processes must be at least 1"),
@@ -232,3 +241,33 @@ def test_long_and_strange_reports_pass_through(tmp_path):
     assert label(tmp_path / "in.csv", tmp_path / "out.csv") == 0
     rows = read(tmp_path / "out.csv")
     assert [row["Right bundle branch block"] for row in rows] == ["1", "1", "1", "1", "0"]
+
+
+def test_what_could_not_be_labelled_is_unknown_to_those_who_read_the_labels(tmp_path):
+    texts = {"a": "RBBB", "b": "flurble", "c": "", "d": "синусовый ритм", "e": "Normal ECG"}
+    rows = [("recording_id", "text", "path"), *((name, text, f"{name}.hea") for name, text in texts.items())]
+    with open(tmp_path / "in.csv", "w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+    assert label(tmp_path / "in.csv", tmp_path / "out.csv", "--unmatched", tmp_path / "gaps.csv") == 0
+    found = [row["status"] for row in read(tmp_path / "out.csv")]
+    assert found == ["labelled", "no match", "empty", "unreadable", "labelled"]
+    assert {row["text"] for row in read(tmp_path / "gaps.csv")} == {"flurble", "синусовый ритм"}
+
+    table = read_label_csv(tmp_path / "out.csv", "recording_id", MIMIC17_LABELS)
+    column = MIMIC17_LABELS.index("Right bundle branch block")
+    assert np.array_equal(table.values[:, column], [1, np.nan, np.nan, np.nan, 0], equal_nan=True)
+    labels = {"labels": ["Right bundle branch block"]}
+    for unlabelled, expected in (("unknown", [1, None, None, None, 0]), ("negative", [1, 0, 0, 0, 0])):
+        source = RecordingTable(tmp_path, tmp_path / "out.csv", **labels, unlabelled=unlabelled)
+        assert source.index().table["Right bundle branch block"].to_pylist() == expected
+    default = RecordingTable(tmp_path, tmp_path / "out.csv", columns={"report": "text"})
+    assert default.label_names == MIMIC17_LABELS
+
+    (tmp_path / "other.csv").write_text("recording_id,path,status\na,a.hea,1\n")
+    with pytest.raises(
+        SourceError, match=r"column status: found '1', expected labelled, no match.*labels= or --labels"
+    ):
+        RecordingTable(tmp_path, tmp_path / "other.csv").index()
+    assert RecordingTable(tmp_path, tmp_path / "other.csv", labels=["status"]).index().table["status"].to_pylist() == [
+        1
+    ]

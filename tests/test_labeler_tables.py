@@ -60,7 +60,8 @@ def test_processes_and_cache_change_no_row():
     labeler = Labeler.from_definition(OWN)
     reports = ["Sinus tachycardia", None, "Possible long qt", "prolonged qt"] * 20
     plain = list(label_reports(labeler, reports, cache=False))
-    assert plain == [labeler.row(report) for report in reports]
+    assert [row.values for row in plain] == [labeler.row(report) for report in reports]
+    assert [row.status for row in plain[:2]] == ["labelled", "empty"]
     assert list(label_reports(labeler, reports, processes=2)) == plain
 
 
@@ -76,10 +77,10 @@ def test_processes_and_cache_change_no_row():
         ({"ignored": ["[old qt", "new] qt"]}, r"ignored: '\[old qt': a brace or bracket"),
         ({"phrases": {"Long QT": ["{which|that qt}]"]}}, "a brace or bracket"),
         ({"phrases": {"Long QT": ["long QTc"]}}, "own: phrases: 'long qtc' is never found.*'prolonged qt'; write that"),
-        ({"phrases": {"Long QT": ["lqts"]}}, "'lqts' is never found: normalised it is 'prolonged qt'"),
-        ({"ignored": ["no MI"]}, "phrases: 'no mi' is never found: normalised it is 'no infarct'"),
+        ({"phrases": {"Long QT": ["lqts"]}}, "'lqts' is never found, because it is normalised to 'prolonged qt'"),
+        ({"ignored": ["no MI"]}, "phrases: 'no mi' is never found, because it is normalised to 'no infarct'"),
         ({"descriptors": {"Possible": {"after": ["likely"]}}}, "descriptors: 'Possible': 'likely' is never found"),
-        ({"connectives": {"&": {}}}, "connectives: '&' is never found: normalised it is 'and'"),
+        ({"connectives": {"&": {}}}, "connectives: '&' is never found, because it is normalised to 'and'"),
         ({"descriptors": {"Possible": {"before": ["possible"], "probability": 2}}}, "probability must be above 0"),
         ({"labels": ["Short QT"]}, "label 'Short QT'"),
         ({"phrase": {}}, "section 'phrase' is unknown"),
@@ -94,13 +95,44 @@ def test_a_mistake_in_an_own_labeler_is_named(change, message):
 
 def test_phrases_that_only_change_at_the_end_of_a_report_or_of_a_preset_are_no_mistake():
     own = {**OWN, "phrases": {"Long QT": ["qt not normal", ", old"], "Sinus tachycardia": ["fast-ish sinus"]}}
-    with pytest.raises(LabelerError, match="'fast-ish sinus' is never found: normalised it is 'rapid-ish sinus'"):
+    with pytest.raises(
+        LabelerError, match="'fast-ish sinus' is never found, because it is normalised to 'rapid-ish sinus'"
+    ):
         Labeler.from_definition(own)
     own["phrases"].pop("Sinus tachycardia")
     assert Labeler.from_definition(own).row("QT not normal; sinus") == [1, 0, 0]
     # The preset has a phrase "lvh", which this puts other words for.
     mine = {"extends": "mimic17", "rewrites": {"lvh": "left ventricular hypertrophy"}}
     assert Labeler.from_definition(mine).row("LVH with RBBB")[13] == 1
+
+
+@pytest.mark.parametrize(
+    ("report", "status"),
+    [
+        ("Sinus tachycardia", "labelled"),
+        ("no prolonged qt", "labelled"),
+        ("flurble", "no match"),
+        ("possible", "no match"),  # doubt about no finding
+        (None, "empty"),
+        (float("nan"), "empty"),
+        ("", "empty"),
+        (" ;;; -", "empty"),
+        ("синусовый ритм", "unreadable"),
+        ("心房細動心房細動, sinus tachycardia 心房細動心房細動心房細動", "unreadable"),
+        ("sinus tachycardia, 心房細動", "labelled"),
+        ("Sinusrhythmus, überdreht", "no match"),
+    ],
+)
+def test_a_report_without_a_known_phrase_is_unknown_and_not_negative(report, status):
+    labeler = Labeler.from_definition({**OWN, "ignored": ["unremarkable"]})
+    assert labeler(report).status == status
+    assert [row.status for row in label_reports(labeler, [report])] == [status]
+
+
+def test_unmatched_statements_of_all_scripts_are_counted():
+    labeler = Labeler.from_definition(OWN)
+    found = labeler.unmatched(["sinus tachycardia; синусовый ритм", "синусовый  ритм"])
+    assert found == {"синусовый ритм": 2}
 
 
 TABLES = {

@@ -15,9 +15,9 @@ from ..labeler.batch import join_lines, label_reports
 from ..labeler.explanation import html_page
 from ..labeler.knowledge import LabelerError
 from ..labeler.label_def import LabelCounts
-from ..labeler.labeler import Labeler
+from ..labeler.labeler import LABELLED, STATUSES, Labeler
 from ..labeler.presets import MIMIC17_LABELS, PRESETS
-from ..labeler.tables import Block, TableError, open_reader, open_writer, write_counts
+from ..labeler.tables import STATUS_COLUMN, Block, TableError, open_reader, open_writer, write_counts
 
 _EXPLAINED = 20  # Reports on the page of --explain-html.
 
@@ -87,7 +87,9 @@ def _label(args: argparse.Namespace, labeler: Labeler) -> str:
     if args.split_column is not None and args.label_def is None:
         raise ValueError("--split-column is for --label-def, which is not given")
     _check_outputs(args)
-    counts, unmatched, explained = LabelCounts(labeler.labels), Counter(), {}
+    counts, known, explained = LabelCounts(labeler.labels), LabelCounts(labeler.labels), {}
+    unmatched: Counter[str] = Counter()
+    statuses: Counter[str] = Counter()
     unlabelled = 0
     partial = args.output.with_name(f".{args.output.name}.partial")
     reader = open_reader(args.reports)
@@ -96,9 +98,9 @@ def _label(args: argparse.Namespace, labeler: Labeler) -> str:
     for index in columns:
         reader.read_as_text(index)
     report_of = _report_of(columns, joined=args.text_column.endswith("*"))
-    for label in labeler.labels:
+    for label in (*labeler.labels, STATUS_COLUMN):
         if label in reader.header:
-            raise TableError(f"{args.reports}: has a column {label!r} already")
+            raise TableError(f"{args.reports}: has a column {label!r} already; rename it")
     keep = args.keep if args.threshold is None else args.threshold
     pending: list[Block] = []  # Blocks whose reports are being labelled, the oldest first.
 
@@ -110,7 +112,7 @@ def _label(args: argparse.Namespace, labeler: Labeler) -> str:
                 explained.update(dict.fromkeys(text for text in texts if isinstance(text, str)))
             yield from texts
 
-    rows = label_reports(labeler, reports(), keep=keep, soft=args.soft, processes=args.num_proc, unmatched=unmatched)
+    rows = label_reports(labeler, reports(), keep=keep, soft=args.soft, processes=args.num_proc)
     try:
         with _named(args.output):
             opened = open_writer(args.output.suffix, partial, reader, labeler.labels, args.soft)
@@ -120,13 +122,17 @@ def _label(args: argparse.Namespace, labeler: Labeler) -> str:
         ):
             for first in rows:
                 block = pending.pop(0)
-                values = [first, *islice(rows, block.number - 1)]
+                labelled = [first, *islice(rows, block.number - 1)]
                 with _named(args.output):
-                    writer.write(block, values)
+                    writer.write(block, labelled)
                 splits = ["train"] * block.number if split is None else map(str, block.texts(split))
-                for row, name in zip(values, splits, strict=True):
-                    counts.add(row, name)
-                    unlabelled += not any(row)
+                for row, name in zip(labelled, splits, strict=True):
+                    counts.add(row.values, name)
+                    if row.status == LABELLED:  # the labels of others are unknown
+                        known.add(row.values, name)
+                    unlabelled += not any(row.values)
+                    statuses[row.status] += 1
+                    unmatched.update(row.unmatched)
                 progress.update(block.number)
         with _named(args.output):
             os.replace(partial, args.output)
@@ -134,13 +140,13 @@ def _label(args: argparse.Namespace, labeler: Labeler) -> str:
         with _named(args.output):
             partial.unlink(missing_ok=True)
     if args.label_def is not None:
-        counts.write(args.label_def)
+        known.write(args.label_def)
     if args.unmatched is not None:
         write_counts(args.unmatched, unmatched)
     if args.explain_html is not None:
         page = html_page(map(labeler.explain, islice(explained, _EXPLAINED)))
         args.explain_html.write_text(page, encoding="utf-8")
-    return _summary(labeler, counts, unlabelled, unmatched, args)
+    return _summary(labeler, counts, unlabelled, statuses, unmatched, args)
 
 
 @contextmanager
@@ -191,11 +197,17 @@ def _report_of(columns: list[int], joined: bool) -> Callable[[Block], list]:
 
 
 def _summary(
-    labeler: Labeler, counts: LabelCounts, unlabelled: int, unmatched: Counter[str], args: argparse.Namespace
+    labeler: Labeler,
+    counts: LabelCounts,
+    unlabelled: int,
+    statuses: Counter[str],
+    unmatched: Counter[str],
+    args: argparse.Namespace,
 ) -> str:
     positives, number = counts.totals()
     rows = [(label, count) for label, count in zip(labeler.labels, positives, strict=True)]
     rows.append(("no label", unlabelled))
+    rows += [(f"status: {status}", statuses[status]) for status in STATUSES]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {count:>9,}  {count / max(number, 1):7.2%}" for name, count in rows]
     text = f"{len(unmatched):,} statements unmatched, {sum(unmatched.values()):,} times"

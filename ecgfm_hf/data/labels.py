@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from ..labeler.label_def import write_label_columns
+from ..labeler.labeler import LABELLED
+from ..labeler.tables import STATUS_COLUMN
 from ..utils.errors import ECGFMError
 from ..utils.ids import canonical_id
 
@@ -119,7 +121,8 @@ def read_label_csv(path: str | Path, id_column: str = "idx", columns: Sequence[s
         rows = [row for row in csv.reader(file) if row]
     header = rows[0] if rows else []
     # pandas leaves the name of its index empty.
-    labels = list(columns) if columns is not None else [name for name in header if name not in ("", id_column)]
+    status = STATUS_COLUMN if STATUS_COLUMN in header and STATUS_COLUMN not in (id_column, *(columns or ())) else None
+    labels = list(columns) if columns is not None else [name for name in header if name not in ("", id_column, status)]
     if missing := [name for name in (id_column, *labels) if name not in header]:
         raise LabelTableError(f"{path} has no column {', '.join(missing[:3])} (found: {', '.join(header[:20])})")
     if repeated := [name for name in (id_column, *labels) if header.count(name) > 1]:
@@ -129,7 +132,11 @@ def read_label_csv(path: str | Path, id_column: str = "idx", columns: Sequence[s
             raise LabelTableError(f"{path}, row {number}: {len(row)} cells under {len(header)} columns")
     place = {name: header.index(name) for name in (id_column, *labels)}
     ids = [row[place[id_column]] for row in rows[1:]]
-    return label_table(ids, {name: [row[place[name]] for row in rows[1:]] for name in labels})
+    table = label_table(ids, {name: [row[place[name]] for row in rows[1:]] for name in labels})
+    if status is not None:
+        unlabelled = [row[header.index(status)] != LABELLED for row in rows[1:]]
+        table.values[unlabelled] = np.nan
+    return table
 
 
 def merge_label_tables(tables: Sequence[LabelTable]) -> LabelTable:

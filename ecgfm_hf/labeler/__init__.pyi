@@ -1,3 +1,4 @@
+from .batch import ReportRow as ReportRow
 from .batch import join_lines as join_lines
 from .batch import label_reports as label_reports
 from .explanation import Explanation as Explanation
@@ -12,6 +13,7 @@ from .knowledge import LabelerError as LabelerError
 from .knowledge import Mention as Mention
 from .knowledge import Pattern as Pattern
 from .label_def import LabelCounts as LabelCounts
+from .labeler import STATUSES as STATUSES
 from .labeler import Labeler as Labeler
 from .labeler import ReportLabels as ReportLabels
 from .original_json import load_original_json as load_original_json

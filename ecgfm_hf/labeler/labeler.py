@@ -1,6 +1,7 @@
 """The labeler: a report in, its labels out."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,34 +10,44 @@ from typing import Any
 
 from .definition import build, read_definition
 from .explanation import Explanation, explain
-from .inference import Inference, Row, Switches
+from .inference import Inference, Switches
 from .knowledge import Knowledge, LabelerError
 from .matching import Hit, Matcher, is_word_character
 from .normalization import Normalizer
 from .original_json import load_original_json
 from .presets import PRESETS
 
-_NOT_SHOWN = re.compile(r"[^A-Za-z0-9 ]+")
+# Of a report: phrases for findings were found; none was; it has no letter or digit; it is mostly in another script than
+# Latin. Only the labels of the first are known.
+STATUSES = ("labelled", "no match", "empty", "unreadable")
+LABELLED, NO_MATCH, EMPTY, UNREADABLE = STATUSES
+
+_NOT_SHOWN = re.compile(r"[^A-Za-z0-9 ]+")  # as in the original
+_NO_WORD = re.compile(r"[\W_]+")
 
 
 @dataclass(frozen=True, slots=True)
 class ReportLabels:
     """
-    What a labeler found in a report.
+    The labels of a report, and the phrases that gave them.
 
     Args:
         text: the normalised report.
         hits: the phrases found in it, in its order.
-        probabilities: by label; 1.0 where nothing expressed doubt. Also labels that are no columns of the labeler.
+        probabilities: by label; 1.0 where nothing expresses doubt. Also labels that are no columns of the labeler.
+        status: `"labelled"`; `"no match"`, where no phrase for a finding was found; `"empty"`, without a letter or
+            digit; or `"unreadable"`, mostly in another script than Latin. Except for the first, the labels are unknown,
+            whatever `probabilities` has.
     """
 
     text: str
     hits: tuple[Hit, ...]
     probabilities: dict[str, float]
+    status: str = LABELLED
 
     @property
     def unmatched(self) -> str:
-        """The normalised text without the phrases that were found; spaces and punctuation stay."""
+        """Return the normalised text without the phrases that were found; spaces and punctuation stay."""
         parts, end = [], 0
         for hit in self.hits:
             parts.append(self.text[end : hit.start])
@@ -45,36 +56,37 @@ class ReportLabels:
 
     @property
     def stripped(self) -> str:
-        """What `unmatched` has of ASCII letters, digits and spaces."""
+        """Return the ASCII letters, digits and spaces of `unmatched`, as the original does."""
         return _NOT_SHOWN.sub("", self.unmatched).strip()
 
     @property
     def unmatched_statements(self) -> list[str]:
-        """What no phrase accounts for, as words, statement by statement (a statement ends at a semicolon)."""
-        parts = (" ".join(_NOT_SHOWN.sub(" ", part).split()) for part in self.unmatched.split(";"))
+        """Return the words that no phrase accounts for, by statement (one ends at a semicolon), in all scripts."""
+        parts = (_NO_WORD.sub(" ", part).strip() for part in self.unmatched.split(";"))
         return [words for words in parts if words]
 
     def is_positive(self, label: str, keep: str | float = "any") -> bool:
-        """Whether the label is there: with any probability, or with at least the threshold `keep`."""
+        """Return whether the report has the label: with any probability, or with at least the threshold `keep`."""
         probability = self.probabilities.get(label)
         return probability is not None and (keep == "any" or probability >= keep)
 
 
 class Labeler:
     """
-    Labels free-text ECG reports with a table of phrases and a graph of what follows from what.
+    Label free-text ECG reports by a table of phrases and a graph of which findings follow from which.
 
         >>> labeler = Labeler.from_definition("my_labels.json")
         >>> labeler("Sinus tachycardia with PVCs").probabilities["Premature ventricular contraction"]
         1.0
 
-    Reports are independent of one another. What is no string (None, NaN, a number) has no labels.
+    Reports are independent of each other. A report that is no string (None, NaN, a number) has no labels and the status
+    `"empty"`.
 
     Args:
         knowledge: the tables.
         labels: the columns, in order: entities, or "Entity - Descriptor"; by default all entities that are labels.
         rewrites: phrases to normalise besides those of the package, as `{written: canonical}`.
-        mistyped: words in which a slip of the keyboard is mended, besides those of the package.
+        mistyped: words in which a typing error is corrected, besides those of the package.
         switches: see `Switches`; by default as the original behaves.
         name: for messages and reports.
 
@@ -100,7 +112,7 @@ class Labeler:
         self.labels = tuple(labels)
         if len(set(self.labels)) < len(self.labels):
             repeated = next(label for label, count in Counter(self.labels).items() if count > 1)
-            raise LabelerError(f"{name}: label {repeated!r} is there twice")
+            raise LabelerError(f"{name}: label {repeated!r} occurs twice")
         self.rewrites = dict(rewrites or {})
         self.normalize = Normalizer(self.rewrites, mistyped)
         self._matcher = Matcher(knowledge.patterns)
@@ -109,7 +121,7 @@ class Labeler:
     @classmethod
     def from_preset(cls, name: str = "mimic17", **switches: bool) -> "Labeler":
         """
-        A labeler that comes with the package: `"mimic17"` or `"mimic17-clinical"`.
+        Build a labeler of this package: `"mimic17"` or `"mimic17-clinical"`.
 
         Raises:
             LabelerError: there is no such preset, or no such switch.
@@ -121,7 +133,7 @@ class Labeler:
     @classmethod
     def from_definition(cls, source: str | Path | Mapping[str, Any], **switches: bool) -> "Labeler":
         """
-        A labeler of one's own, from a JSON file or a dictionary (for its form see `ecgfm_hf.labeler.definition`).
+        Build a labeler from a JSON file or a dictionary (for its form see `ecgfm_hf.labeler.definition`).
 
         Raises:
             LabelerError: the definition is wrong; the message names file and entry.
@@ -148,7 +160,7 @@ class Labeler:
     @classmethod
     def from_original(cls, folder: str | Path, labels: Sequence[str] | None = None, **switches: bool) -> "Labeler":
         """
-        A labeler with the original's JSON tables, from a clone of its repository, and this package's normalisation.
+        Build a labeler from the original's JSON tables, in a clone of its repository, and this package's normalisation.
 
         Raises:
             LabelerError: a table is wrong; the message names file and entry.
@@ -157,24 +169,30 @@ class Labeler:
         return cls(load_original_json(folder), labels, switches=switches_, name=str(folder))
 
     def __call__(self, report: str) -> ReportLabels:
-        """The labels of one report."""
-        return self.label_normalized(self.normalize(report))
+        """Return the labels of one report, and its status."""
+        text = self.normalize(report)
+        return self._labels(text, self._matcher.find(text), report)
 
     def label_normalized(self, text: str) -> ReportLabels:
-        """The labels of a report that is normalised already."""
-        hits = self._matcher.find(text)
-        groups, compounds = self._infer(text, hits)
+        """Return the labels of a report that is normalised already."""
+        return self._labels(text, self._matcher.find(text), text)
+
+    def _labels(self, text: str, hits: Sequence[Hit], report: str) -> ReportLabels:
+        groups = [self._inference.rows(instance) for instance in self._inference.instances(text, hits)]
+        compounds = self._inference.compounds(groups)
         labels = self._inference.labels(row for group in (*groups, compounds) for row in group)
-        return ReportLabels(text, tuple(hits), labels)
+        return ReportLabels(text, tuple(hits), labels, _status(report, hits))
 
     def row(self, report: str, keep: str | float = "any", soft: bool = False) -> list[int] | list[float]:
         """
-        One report's row of the table of `labels`: 0 and 1, or probabilities where `soft`.
+        Return one report's row of the table of `labels`: 0 and 1, or probabilities where `soft`.
+
+        The labels are known only if the report's `status` is `"labelled"`; see [`Labeler.__call__`].
 
         Args:
             report: its text.
             keep: `"any"` (a label counts with any probability, as in the original's table) or a threshold in (0, 1].
-            soft: probabilities in place of 0 and 1; what is below a threshold is 0.0.
+            soft: probabilities in place of 0 and 1; one below the threshold is 0.0.
 
         Raises:
             ValueError: `keep` is neither.
@@ -183,7 +201,7 @@ class Labeler:
         return self.row_of(self(report), keep, soft)
 
     def row_of(self, found: ReportLabels, keep: str | float = "any", soft: bool = False) -> list[int] | list[float]:
-        """The row of what was found in a report already; `keep` and `soft` as for `row`, and not checked."""
+        """Return the row of a report that was labelled before; `keep` and `soft` as for `row`, unchecked."""
         if keep == "any" and not soft:
             return [int(label in found.probabilities) for label in self.labels]
         if soft:
@@ -191,56 +209,62 @@ class Labeler:
         return [int(found.is_positive(label, keep)) for label in self.labels]
 
     def explain(self, report: str) -> Explanation:
-        """Which words of a report gave which label, by which path."""
+        """Return which words of a report gave which label, by which path."""
         text = self.normalize(report)
         hits = self._matcher.find(text)
         instances = self._inference.instances(text, hits)
         groups = [(instance, self._inference.rows(instance)) for instance in instances]
         compounds = self._inference.compounds([rows for _, rows in groups])
-        found = self.label_normalized(text)
+        found = self._labels(text, hits, report)
         return explain(report if isinstance(report, str) else "", found, groups, compounds, self.labels)
 
     def unmatched(self, reports: Iterable[str]) -> Counter[str]:
-        """What no phrase accounts for, statement by statement, with counts: where the tables have gaps."""
+        """Count the statements that no phrase accounts for: the gaps of the tables."""
         counts: Counter[str] = Counter()
         for report in reports:
             counts.update(self(report).unmatched_statements)
         return counts
 
-    def _infer(self, text: str, hits: Sequence[Hit]) -> tuple[list[Sequence[Row]], list[Row]]:
-        groups = [self._inference.rows(instance) for instance in self._inference.instances(text, hits)]
-        return groups, self._inference.compounds(groups)
-
     def _check_phrases(self) -> None:
-        """Refuses phrases that normalised reports cannot have, other than those that a preset has."""
+        """Refuse phrases that normalised reports cannot contain, unless a preset has them."""
         lost = {}
         for pattern in self.knowledge.patterns:
             if not self._can_be_found(pattern.text):
                 lost[pattern.text] = pattern
         if not lost:
             return
-        # Rewrites of one's own may put other words in the place of a preset's, on purpose.
+        # A definition's rewrites may replace words of a preset's phrases on purpose.
         for make in PRESETS.values():
             for pattern in build(make(), "preset")[0].patterns:
                 lost.pop(pattern.text, None)
         for text, pattern in lost.items():
             become = self.normalize(text)
-            raise LabelerError(f"{pattern.source}: {text!r} is never found: normalised it is {become!r}; write that")
+            raise LabelerError(
+                f"{pattern.source}: {text!r} is never found, because it is normalised to {become!r}; write that"
+            )
 
     def _can_be_found(self, phrase: str) -> bool:
-        """Whether a report that says the phrase still says it when it is normalised, alone or among other words."""
+        """Return whether a report with the phrase, by itself or among other words, still has it when normalised."""
         bordered = re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)" if _is_worded(phrase) else re.escape(phrase))
-        return any(bordered.search(self.normalize(said)) for said in (phrase, f"xx {phrase}", f"xx {phrase} xx"))
+        return any(bordered.search(self.normalize(text)) for text in (phrase, f"xx {phrase}", f"xx {phrase} xx"))
 
 
 def check_keep(keep: str | float) -> None:
-    """
-    Raises:
-        ValueError: `keep` is neither "any" nor a threshold above 0 and at most 1.
-    """
+    """Raise `ValueError` unless `keep` is "any" or a threshold above 0 and at most 1."""
     number = isinstance(keep, int | float) and not isinstance(keep, bool)
     if keep != "any" and not (number and 0 < keep <= 1):
         raise ValueError(f"keep must be 'any' or a threshold above 0 and at most 1, found: {keep!r}")
+
+
+def _status(report: str, hits: Sequence[Hit]) -> str:
+    if not isinstance(report, str) or not any(map(str.isalnum, report)):
+        return EMPTY
+    if not report.isascii():
+        letters = [character for character in report if character.isalpha()]
+        latin = sum(letter.isascii() or unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
+        if 2 * latin < len(letters):
+            return UNREADABLE
+    return LABELLED if any(hit.pattern.mentions for hit in hits) else NO_MATCH
 
 
 def _is_worded(phrase: str) -> bool:

@@ -10,6 +10,9 @@ from types import ModuleType
 from typing import Any
 
 from ..utils.errors import ECGFMError
+from .batch import ReportRow
+
+STATUS_COLUMN = "status"
 
 _BLOCK = 20000  # Rows in memory at a time.
 
@@ -40,7 +43,7 @@ class _Reader:
         self.path, self.header = path, header
         repeated = [column for column, count in Counter(header).items() if count > 1]
         if repeated:
-            raise TableError(f"{path}: the column {repeated[0]!r} is there twice")
+            raise TableError(f"{path}: the column {repeated[0]!r} occurs twice")
 
     def index(self, column: str) -> int:
         if column not in self.header:
@@ -155,13 +158,14 @@ class _CsvWriter:
     def __init__(self, path: Path, reader: _Reader, labels: Sequence[str], soft: bool) -> None:
         self._stream = open(path, "w", encoding="utf-8", newline="")  # noqa: SIM115 (closed by __exit__)
         self._writer = csv.writer(self._stream, lineterminator="\n")
-        self._writer.writerow([*reader.header, *labels])
+        self._writer.writerow([*reader.header, *labels, STATUS_COLUMN])
         self._soft = soft
 
-    def write(self, block: Block, values: Sequence[Sequence[float]]) -> None:
+    def write(self, block: Block, rows: Sequence[ReportRow]) -> None:
         columns = map(block.texts, range(len(block.columns)))
-        for kept, row in zip(zip(*columns, strict=True), values, strict=True):
-            self._writer.writerow([*kept, *((round(value, 6) for value in row) if self._soft else row)])
+        for kept, row in zip(zip(*columns, strict=True), rows, strict=True):
+            values = [round(value, 6) for value in row.values] if self._soft else row.values
+            self._writer.writerow([*kept, *values, row.status])
 
     def __enter__(self) -> "_CsvWriter":
         return self
@@ -178,11 +182,13 @@ class _ParquetWriter:
         types = reader.types or [self._arrow.string()] * len(reader.header)
         value = self._arrow.float64() if soft else self._arrow.int8()
         fields = [*zip(reader.header, types, strict=True), *((label, value) for label in labels)]
+        fields.append((STATUS_COLUMN, self._arrow.string()))
         self._schema = self._arrow.schema(fields)
         self._writer = self._arrow.parquet.ParquetWriter(path, self._schema)
 
-    def write(self, block: Block, values: Sequence[Sequence[float]]) -> None:
-        columns = [*block.columns, *zip(*values, strict=True)]
+    def write(self, block: Block, rows: Sequence[ReportRow]) -> None:
+        labels = zip(*(row.values for row in rows), strict=True)
+        columns = [*block.columns, *labels, [row.status for row in rows]]
         arrays = [
             column if isinstance(column, self._arrow.Array) else self._arrow.array(column, field.type)
             for column, field in zip(columns, self._schema, strict=True)
@@ -209,12 +215,12 @@ def open_reader(path: Path) -> _Reader:
 
 
 def open_writer(suffix: str, path: Path, reader: _Reader, labels: Sequence[str], soft: bool) -> Any:
-    """A table to write: the columns of `reader`, then the labels. `suffix` says which kind, whatever the path."""
+    """Open a table to write, of the kind `suffix`: the columns of `reader`, the labels, the status."""
     return _by_suffix(path, suffix, {".csv": _CsvWriter, ".parquet": _ParquetWriter})(path, reader, labels, soft)
 
 
 def write_counts(path: Path, counts: Counter[str]) -> None:
-    """Writes texts and how often they occur, the most frequent first, as CSV."""
+    """Write texts and how often they occur, the most frequent first, as CSV."""
     with open(path, "w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["text", "count"])

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ...labeler.tables import STATUS_COLUMN
 from ...records import ECGRecord
 from .base import Excluded, Source, SourceError, SourceIndex, unique_rows
 from .csv_columns import (
@@ -53,7 +54,10 @@ class MimicIVECG(Source):
         labels (`str` or `Path`, *optional*): A CSV (or `.csv.gz`) with a column `study_id` and one column a label (1,
             0, True, False, or empty for unknown; the other keys of the dataset's tables are passed over). Or the name
             of a preset of the labeler, such as `"mimic17"`, which labels the reports; a recording without a report has
-            unknown labels, not negative ones. None for no labels.
+            unknown labels, not negative ones. None for no labels. A column `status`, as `ecgfm label` writes it, makes
+            the labels of a row unknown unless it is `labelled`.
+        unlabelled (`str`): `"unknown"`, or `"negative"` to take the labels of reports in which the labeler found
+            nothing (or that are in another script) as negative, as the original does.
 
     Raises:
         `SourceError`: a table is missing, or lacks a column; no such preset.
@@ -67,8 +71,12 @@ class MimicIVECG(Source):
         *,
         patients: str | os.PathLike | None = None,
         labels: str | os.PathLike | None = None,
+        unlabelled: str = "unknown",
     ):
         super().__init__(root)
+        if unlabelled not in ("unknown", "negative"):
+            raise SourceError(f"unlabelled must be 'unknown' or 'negative', found: {unlabelled!r}")
+        self._unlabelled = unlabelled
         self._records = find_table(self.root, _RECORDS)
         if self._records is None:
             raise SourceError(f"{self.root}: has no {_RECORDS} or {_RECORDS}.gz")
@@ -85,7 +93,9 @@ class MimicIVECG(Source):
         elif labels is not None:
             self._label_file = Path(labels)
             # pandas leaves the name of its index empty.
-            self._label_names = tuple(name for name in csv_header(self._label_file) if name and name not in _KEYS)
+            self._label_names = tuple(
+                name for name in csv_header(self._label_file) if name and name not in (*_KEYS, STATUS_COLUMN)
+            )
             if not self._label_names:
                 raise SourceError(f"{labels}: has no label, only {', '.join(csv_header(self._label_file))}")
 
@@ -94,6 +104,7 @@ class MimicIVECG(Source):
         return {
             "patients": self._patients and self._patients.name,
             "labels": self._preset or (self._label_file and self._label_file.name),
+            **({} if self._unlabelled == "unknown" else {"unlabelled": self._unlabelled}),
         }
 
     @property
@@ -125,7 +136,10 @@ class MimicIVECG(Source):
         # Not when indexing: a million reports take minutes, which the processes that read recordings can share.
         if entry["report"] is None:
             return dict.fromkeys(self._label_names)
-        return dict(zip(self._label_names, labels_from_report(entry["report"], self._preset), strict=True))
+        labels = labels_from_report(entry["report"], self._preset)
+        if labels is None:
+            return dict.fromkeys(self._label_names, 0 if self._unlabelled == "negative" else None)
+        return dict(zip(self._label_names, labels, strict=True))
 
     def _recordings(self, excluded: list[Excluded]) -> pa.Table:
         """The rows of the record list that can be found and named."""
@@ -213,7 +227,8 @@ class MimicIVECG(Source):
     def _labels_of_file(self, recordings: pa.ChunkedArray, notes: list[str]) -> dict[str, pa.Array]:
         """The labels of each recording, column by column: a million rows of text as Python objects fill gigabytes."""
         where = self._label_file
-        columns = read_text_columns(where, ("study_id", *self._label_names))
+        has_status = STATUS_COLUMN in csv_header(where)
+        columns = read_text_columns(where, ("study_id", *self._label_names, *([STATUS_COLUMN] if has_status else [])))
         studies = columns.pop("study_id")
         ids = id_column(studies)
         refuse_cell(where, "study_id", studies, ids.is_null().to_numpy(zero_copy_only=False), "a study")
@@ -224,6 +239,10 @@ class MimicIVECG(Source):
         _count(notes, rows.is_null().to_numpy(False), f"{{}} recordings are not in {where.name}: labels unknown.")
         used = pc.is_in(ids, recordings.combine_chunks()).to_numpy(False)
         _count(notes, ~used, f"{{}} studies of {where.name} are not among the recordings.")
+        if has_status and self._unlabelled == "unknown":
+            known = pc.equal(columns.pop(STATUS_COLUMN), "labelled")
+            rows = pc.if_else(known.take(rows).combine_chunks(), rows, pa.scalar(None, rows.type))
+            _count(notes, ~known.to_numpy(False), f"{{}} rows of {where.name} are not labelled: labels unknown.")
         taken = {name: label_column(where, name, columns[name]).take(rows) for name in self._label_names}
         return {name: column.combine_chunks() for name, column in taken.items()}
 
@@ -248,14 +267,18 @@ def joined_lines(columns: Sequence[pa.ChunkedArray]) -> pa.Array:
 
 
 @functools.lru_cache(maxsize=1 << 14)  # machines say the same again and again
-def labels_from_report(report: str, preset: str) -> tuple[int, ...]:
+def labels_from_report(report: str, preset: str) -> tuple[int, ...] | None:
     """
-    Labels of a report by one of the labeler's presets: 1 or 0 for each of its `labels`, in order.
+    Return the labels of a report by one of the labeler's presets: 1 or 0 for each of its `labels`, in order.
+
+    None where they are unknown: no phrase for a finding was found, or the report is in another script.
 
     Raises:
         `SourceError`: no such preset.
     """
-    return tuple(_labeler(preset).row(report))
+    labeler = _labeler(preset)
+    found = labeler(report)
+    return tuple(labeler.row_of(found)) if found.status == "labelled" else None
 
 
 @functools.cache

@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ...labeler.labeler import LABELLED, STATUSES
+from ...labeler.tables import STATUS_COLUMN
 from ...records import ECGRecord
 from ...records.reading import read_with_defaults
 from ...utils.ids import canonical_id
@@ -296,7 +299,8 @@ class RecordingTable(Source):
     default the path without suffix; without `path`, the file under the folder that has this name), `patient_id`,
     `source`, `time` (ISO 8601; in UTC where it has a zone), `age` (years; `>89`, `90+` and 300 become 90), `sex` (M, F,
     male, female, or unknown, other), `report`; `sampling_rate`, `units`, `lead_names` (separated by blanks or commas)
-    and `exam_id` for files that lack them. Every other column is a label: 1, 0, true, false, or empty for unknown.
+    and `exam_id` for files that lack them; `status`, as `ecgfm label` writes it (labels are unknown unless it is
+    `labelled`). Every other column is a label: 1, 0, true, false, or empty for unknown.
     Blanks around names are dropped, and columns without a name are passed over. A CSV may have `;` or tabs for commas.
 
     Args:
@@ -306,6 +310,7 @@ class RecordingTable(Source):
             names mean nothing else.
         columns (mapping of `str` to `str`, *optional*): The table's own names for the columns above:
             `{"patient_id": "MRN", "path": "file"}`. An empty name leaves a column out: `{"age": ""}`.
+        unlabelled (`str`): `"unknown"`, or `"negative"` to read the labels of rows with another `status` as they are.
         sampling_rate, units, lead_names: For all files that lack them; see [`read_ecg`].
     """
 
@@ -321,6 +326,7 @@ class RecordingTable(Source):
         sampling_rate: float | None = None,
         units: str | None = None,
         lead_names: Sequence[str] | None = None,
+        unlabelled: str = "unknown",
     ):
         super().__init__(root)
         self.table_path = None if table is None else Path(table)
@@ -336,16 +342,22 @@ class RecordingTable(Source):
             if theirs and theirs not in header:
                 raise SourceError(f"{table} has no column {theirs!r} for {ours} ({shown_header(header)})")
         named = set(self._columns.values())
-        free = [name for name in header if name and name not in named and name not in (*_FACTS, *_ARGUMENTS)]
+        meanings = (*_FACTS, *_ARGUMENTS, STATUS_COLUMN)
+        free = [name for name in header if name and name not in named and name not in meanings]
         self._label_names = tuple(free if labels is None else map(clean_name, labels))
         if missing := [name for name in self._label_names if name not in header]:
             raise SourceError(f"{table} has no label column {', '.join(missing)} ({shown_header(header)})")
         check_label_names(self._label_names, table)
         self._labels_given = labels is not None
+        self._has_status = STATUS_COLUMN in header and STATUS_COLUMN not in (*named, *self._label_names)
+        if unlabelled not in ("unknown", "negative"):
+            raise SourceError(f"unlabelled must be 'unknown' or 'negative', found: {unlabelled!r}")
+        self._unlabelled = unlabelled
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"columns": self._columns, "labels": list(self._label_names), **self._arguments}
+        settings = {"columns": self._columns, "labels": list(self._label_names), **self._arguments}
+        return settings if self._unlabelled == "unknown" else settings | {"unlabelled": self._unlabelled}
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -367,7 +379,7 @@ class RecordingTable(Source):
         columns = read_columns(self.table_path)
         columns = {
             ours: columns[self._columns.get(ours, ours)] for ours in (*_FACTS, *_ARGUMENTS) if self._has(ours, columns)
-        } | {name: columns[name] for name in self._label_names}
+        } | {name: columns[name] for name in (*self._label_names, *([STATUS_COLUMN] if self._has_status else []))}
         if "path" not in columns and "recording_id" not in columns:
             found = shown_header(read_header(self.table_path))
             raise SourceError(
@@ -498,7 +510,17 @@ class RecordingTable(Source):
                 notes.append(f"{counts.total()} rows give no sex that is M or F ({shown}); it is stored as unknown.")
         hint = "" if self._labels_given else "; say which columns are labels (labels= or --labels)"
         where = self.table_path
-        return typed | {name: label_cells(where, name, columns[name], hint) for name in self._label_names}
+        labels = {name: label_cells(where, name, columns[name], hint) for name in self._label_names}
+        if self._has_status:
+            statuses = columns[STATUS_COLUMN]
+            if others := [status for status in statuses if status not in STATUSES]:
+                expected = f"expected {', '.join(STATUSES)}, as `ecgfm label` writes it"
+                raise SourceError(f"{where}, column {STATUS_COLUMN}: found {others[0]!r}, {expected}{hint}")
+            known = pa.array([status == LABELLED or self._unlabelled == "negative" for status in statuses])
+            labels = {name: pc.if_else(known, column, pa.scalar(None, column.type)) for name, column in labels.items()}
+            if unknown := len(known) - known.true_count:
+                notes.append(f"{unknown} rows have another status than {LABELLED}: their labels are unknown.")
+        return typed | labels
 
     def _converted(self, name: str, values: list, meaning: Callable[[Any], Any] | None) -> list:
         hint = f"; columns={{{name!r}: ''}} or --columns {name}= leaves this column out"
