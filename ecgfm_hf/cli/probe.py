@@ -64,15 +64,13 @@ def run_probe(args: argparse.Namespace) -> int:
     Returns:
         `int`: 0 done, 1 the output cannot be written, 2 usage.
     """
-    from ..data.leakage import LeakError, write_guard
-    from ..data.store import StoreError
-    from ..training.linear_probe import LinearProbeError
-    from ..training.settings import SettingsError
+    from ..data.leakage import write_guard
+    from ..utils.errors import ECGFMError
 
     started = time.monotonic()
     try:
         probe, extractor, train, valid = _probe(args)
-    except (StoreError, LeakError, LinearProbeError, SettingsError, FileNotFoundError) as error:
+    except (ECGFMError, FileNotFoundError) as error:
         print(f"ecgfm probe: {error}", file=sys.stderr)
         return 2
     try:
@@ -181,20 +179,15 @@ def _facts(
 
 
 def _load(folder: Path) -> tuple[Any, Any]:
-    """Encoder and feature extractor of a model folder."""
+    """Load the encoder and the feature extractor of a model folder."""
     import transformers
 
-    from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
+    from ..model_folder import load_feature_extractor, load_model
     from ..modeling_ecgfm import ECGFMModel
-    from ..training.linear_probe import LinearProbeError
 
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is no model folder: it has no config.json")
     transformers.logging.set_verbosity_error()
-    model, loading = ECGFMModel.from_pretrained(folder, dtype="float32", output_loading_info=True)
-    if absent := sorted(loading["missing_keys"]):
-        raise LinearProbeError(f"{folder} has no whole encoder: its weights lack {', '.join(absent[:4])}")
-    return model.eval(), ECGFMFeatureExtractor.from_pretrained(folder)
+    model = load_model(folder, ECGFMModel)
+    return model, load_feature_extractor(folder, config=model.config)
 
 
 def _decide(probe: "LinearProbe", valid: "Embeddings", settings: Any) -> None:

@@ -137,7 +137,11 @@ class RunFolder:
         except (ValueError, yaml.YAMLError) as error:
             raise SettingsError(f"{file} is damaged: {error}") from None
         settings, now = self._settings, self._settings.to_dict()
-        check_names(before, type(settings), f"{self.path} holds a run that cannot be resumed. {file} has ")
+        check_names(
+            before,
+            type(settings),
+            f"{self.path} holds a run that cannot be resumed (init_from begins from its weights). {file} has ",
+        )
         free = _FREE | (_FREE_IN_FINETUNING if self._finetunes else _FREE_IN_PRETRAINING)
         if not self.is_finished:
             free |= _AFTER_TRAINING
