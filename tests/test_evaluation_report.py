@@ -387,7 +387,7 @@ def test_a_confusion_of_classes_with_a_small_cell_is_withheld_as_a_whole():
     predictions = single_label(errors=0.03)
     found = evaluate_predictions(predictions, **QUICK)
     assert found["classes"] is None
-    assert "Withheld: some class" in Elements(html_report(found)).text
+    assert "Withheld: some pair" in Elements(html_report(found)).text
     assert np.sum(evaluate_predictions(predictions, smallest_cell=1, **QUICK)["classes"]["counts"]) == 588
 
 

@@ -161,8 +161,8 @@ def _write(output: Path, predictions: Any, results: Mapping[str, Any]) -> None:
 
 def summary(results: Mapping[str, Any]) -> str:
     """The results as a short table, and what to know about them."""
-    from ..evaluation.formatting import count, figure_text
-    from ..evaluation.report import METRIC_NAMES, OF_ALL
+    from ..evaluation.formatting import METRIC_NAMES, count, figure_text
+    from ..evaluation.report import OF_ALL
 
     per_label, macro = results["per_label"], results["macro"]
     metrics = [m for m in macro if any(m in found["metrics"] for found in per_label.values())]
@@ -202,8 +202,7 @@ def _over(figure: Mapping[str, Any], labels: int) -> str:
 
 
 def _compared(found: Mapping[str, Any]) -> list[str]:
-    from ..evaluation.formatting import figure_text, number
-    from ..evaluation.report import METRIC_NAMES
+    from ..evaluation.formatting import METRIC_NAMES, figure_text, number
 
     rows = [["", found["model"], found["other"], "difference"]]
     several = len(found["per_label"]) > 1

@@ -1,4 +1,4 @@
-"""Probabilities from scores, fitted on a validation split."""
+"""Calibration: probabilities from scores, fitted on a validation split."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 HOW = ("platt", "temperature")
 Fit = Mapping[str, float]
-# The pipeline's: scores are kept off 0 and 1, where the logit is infinite.
+# As in the pipeline: scores are clipped off 0 and 1, where the logit is infinite.
 _SMALLEST = 1e-12
 _STEPS = 100
 
@@ -24,26 +24,26 @@ def fit_calibration(
     label_names: Sequence[str] | None = None,
 ) -> list[dict[str, float] | None]:
     """
-    Of each label the slope a and intercept b that make `sigmoid(a * logit(score) + b)` a probability, as
-    `ECGFMConfig.label_calibration` has it. To be fitted on the validation split, on scores of recordings.
+    Return each label's slope a and intercept b that make `sigmoid(a * logit(score) + b)` a probability, as in
+    `ECGFMConfig.label_calibration`. Fit on the validation split, on scores of recordings.
 
-    A model trained with a `pos_weight` w overstates the odds w times; that is undone first, and the fit is what else
-    is amiss. Labels are drawn towards the middle as Platt did (Advances in Large Margin Classifiers, 1999): positives
-    are (P + 1) / (P + 2) and negatives 1 / (N + 2) of P positives and N negatives, so that few positives, or scores
-    that tell the classes apart without error, give no infinite slope.
+    A model trained with a `pos_weight` w overstates the odds w times. That is undone first, and the fit corrects the
+    rest. The targets are Platt's (Advances in Large Margin Classifiers, 1999): (P + 1) / (P + 2) for positives and
+    1 / (N + 2) for negatives, with P positives and N negatives, so that few positives, or scores that separate the
+    classes without error, do not give an infinite slope.
 
     Args:
-        labels (`np.ndarray` (n, L) or (n,)): 1, 0, or NaN where unknown; a label's unknown recordings are left out.
-        scores (`np.ndarray` of the same shape): Within 0 and 1, not yet calibrated.
-        pos_weight (sequence of `float` (L,), *optional*): Of the loss that the model was trained with.
+        labels (`np.ndarray` (n, L) or (n,)): 1, 0, or NaN where unknown; a label's unknown recordings are excluded.
+        scores (`np.ndarray` of the same shape): Within 0 and 1, uncalibrated.
+        pos_weight (sequence of `float` (L,), *optional*): Of the training loss.
         how (`str`): `"platt"` fits slope and intercept; `"temperature"` one slope with which a score of 0.5, after
             undoing `pos_weight`, stays 0.5.
         label_names (sequence of `str`, *optional*): For warnings.
 
     Returns:
-        `list` (L,): `{"slope": a, "intercept": b}`, to be applied to the scores as they are; or None, with a warning,
-        where there are no positives or no negatives, or all scores are the same, or higher scores do not go with more
-        positives: then no rising curve fits, and the label needs more recordings or a better model.
+        `list` (L,): `{"slope": a, "intercept": b}`, for the scores as they are. None, with a warning, if a label has no
+        positives or no negatives, if all its scores are the same, or if positives do not score higher: then no rising
+        curve fits, and the label needs more recordings or a better model.
 
     Raises:
         `MetricInputError`: shapes that differ, scores outside 0 and 1, weights that are not positive, unknown `how`.
@@ -52,7 +52,8 @@ def fit_calibration(
         raise MetricInputError(f"how must be one of {', '.join(HOW)}, found: {how!r}")
     labels, scores = label_arrays(labels, scores)
     if ((scores < 0) | (scores > 1)).any():
-        raise MetricInputError("scores must be within 0 and 1 to be calibrated; give sigmoids, not logits")
+        outside = scores[(scores < 0) | (scores > 1)][0]
+        raise MetricInputError(f"scores must be within 0 and 1, found: {outside}; give sigmoids, not logits")
     width = labels.shape[1]
     shifts = np.zeros(width)
     if pos_weight is not None:
@@ -60,7 +61,7 @@ def fit_calibration(
         if weights.shape != (width,) or not (np.isfinite(weights) & (weights > 0)).all():
             raise MetricInputError(f"pos_weight must be {width} positive numbers, found: {weights.tolist()}")
         shifts = np.log(weights)
-    names = [f"label {place}" for place in range(width)] if label_names is None else list(label_names)
+    names = [f"label {index}" for index in range(width)] if label_names is None else list(label_names)
     fits: list[dict[str, float] | None] = []
     for name, label, score, shift in zip(names, labels.T, scores.T, shifts, strict=True):
         known = ~np.isnan(label)
@@ -75,8 +76,11 @@ def fit_calibration(
 
 def apply_calibration(scores: np.ndarray, fits: Sequence[Fit | None]) -> np.ndarray:
     """
-    Scores (n, L) after calibration, as the pipeline calibrates those of a recording; those of a label without a fit
-    stay as they are. `MetricInputError` for another number of fits than of labels.
+    Return calibrated scores (n, L), as the pipeline calibrates a recording's; scores of a label without fit stay as
+    they are.
+
+    Raises:
+        `MetricInputError`: the numbers of fits and labels differ.
     """
     scores = np.array(scores, dtype=np.float64)
     if scores.ndim != 2 or len(fits) != scores.shape[1]:
@@ -84,14 +88,14 @@ def apply_calibration(scores: np.ndarray, fits: Sequence[Fit | None]) -> np.ndar
             f"scores must have shape (recordings, labels) with a fit or None for each label, found: {scores.shape} and "
             f"{len(fits)} fits"
         )
-    for place, fit in enumerate(fits):
+    for column, fit in enumerate(fits):
         if fit is not None:
-            scores[:, place] = _sigmoid(fit["slope"] * _logit(scores[:, place]) + fit["intercept"])
+            scores[:, column] = _sigmoid(fit["slope"] * _logit(scores[:, column]) + fit["intercept"])
     return scores
 
 
 def _fit(label: np.ndarray, logit: np.ndarray, how: str) -> tuple[float, float, str | None]:
-    """Slope and intercept, or the reason why there are none."""
+    """Return slope and intercept, or the reason why there are none."""
     positives, negatives = int((label == 1).sum()), int((label == 0).sum())
     if not positives or not negatives:
         return 1.0, 0.0, f"it has {positives} positives and {negatives} negatives"
@@ -110,7 +114,7 @@ def _fit(label: np.ndarray, logit: np.ndarray, how: str) -> tuple[float, float, 
 
 
 def _logistic(columns: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The coefficients of least cross entropy, which is convex: Newton's steps, halved until they descend."""
+    """Return the coefficients of least cross entropy, by Newton's steps, halved until they descend."""
     coefficients = np.zeros(columns.shape[1])
     loss = _cross_entropy(columns @ coefficients, target)
     for _ in range(_STEPS):

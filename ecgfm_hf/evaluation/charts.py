@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from ..utils.redaction import Cell, ReliabilityBin
 from .formatting import text
@@ -87,14 +88,14 @@ _LEFT, _BOTTOM, _TOP, _RIGHT = 38.0, 34.0, 8.0, 10.0
 _TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def roc_figure(curve: Sequence[Sequence[float]], name: str) -> str:
-    """Sensitivity over 1 − specificity; `curve` is pairs (1 − specificity, sensitivity)."""
+def roc_figure(curve: Sequence[Sequence[float]], name: str) -> Markup:
+    """Draw sensitivity over 1 − specificity; `curve` is pairs (1 − specificity, sensitivity)."""
     diagonal = _path([(0.0, 0.0), (1.0, 1.0)], "guide")
     return _square(diagonal + _path(curve, "line"), f"ROC curve of {name}", "1 − specificity", "sensitivity")
 
 
-def precision_recall_figure(curve: Sequence[Sequence[float]], prevalence: float, name: str) -> str:
-    """PPV over sensitivity, in steps; `curve` is pairs (recall, precision). Dashed: the prevalence, which is chance."""
+def precision_recall_figure(curve: Sequence[Sequence[float]], prevalence: float, name: str) -> Markup:
+    """Draw PPV over sensitivity in steps; `curve` is pairs (recall, precision). Dashed: the prevalence, or chance."""
     steps: list[tuple[float, float]] = []
     for recall, precision in curve:
         steps += [(steps[-1][0], precision)] if steps else [(0.0, precision)]
@@ -105,9 +106,9 @@ def precision_recall_figure(curve: Sequence[Sequence[float]], prevalence: float,
 
 def reliability_figure(
     bins: Sequence[Sequence[float]], histogram: Sequence[float | None], name: str, calibrated: bool
-) -> str:
+) -> Markup:
     """
-    How often the label is there, over the score, above a histogram of the scores.
+    Draw the share of positives over the score, above a histogram of the scores.
 
     Args:
         bins: Triples (mean score, share of positives, share of recordings in the bin).
@@ -136,8 +137,8 @@ def reliability_figure(
 
 def forest_figure(
     rows: Sequence[tuple[str, float, float | None, float | None]], reference: float | None, caption: str, axis: str
-) -> str:
-    """Values with intervals, one a row `(name, value, low, high)`; dashed: `reference`, the value of all."""
+) -> Markup:
+    """Draw values with intervals, one per row `(name, value, low, high)`; dashed: `reference`, the value of all."""
     line, left, width = 24.0, 150.0, 480.0
     ends = [v for _, *values in rows for v in values if v is not None] + ([] if reference is None else [reference])
     low, high, ticks = nice_scale(min(ends), max(ends))
@@ -168,10 +169,11 @@ def forest_figure(
 
 def density_figure(
     shares: Sequence[Sequence[float | None]], low: float, high: float, name: str, x_label: str, y_label: str
-) -> str:
+) -> Markup:
     """
-    A 2-D histogram: `shares[row][column]` of the recordings whose value on y is in bin `row` and on x in bin `column`,
-    both from `low` to `high`; `None` where that is withheld. Dashed: where both agree.
+    Draw a 2-D histogram: `shares[row][column]` is the share of recordings with y in bin `row` and x in bin `column`.
+
+    Both go from `low` to `high`; a share is `None` where withheld. Dashed: where both agree.
     """
     most = max((share for row in shares for share in row if share is not None), default=0.0) or 1.0
     size = (_x(1.0) - _x(0.0)) / max(len(shares), 1)
@@ -192,7 +194,7 @@ def density_figure(
 
 
 def nice_scale(low: float, high: float) -> tuple[float, float, list[float]]:
-    """Ends and ticks at round numbers around `low` and `high`."""
+    """Return ends and ticks at round numbers around `low` and `high`."""
     if high <= low:
         low, high = low - 0.05 * max(abs(low), 1.0), high + 0.05 * max(abs(high), 1.0)
     step = 10 ** math.floor(math.log10((high - low) / 4))
@@ -211,15 +213,15 @@ def _y(share: float) -> float:
 
 
 def _path(points: Sequence[Sequence[float]], kind: str) -> str:
-    # Whole pixels: as fine as anyone can see, and no finer.
+    # Whole pixels: no reader can see more.
     shown = dict.fromkeys(f"{_x(x):.0f},{_y(y):.0f}" for x, y in points)
     return f'<polyline class="{kind}" points="{" ".join(shown)}"/>' if len(shown) > 1 else ""
 
 
 def _square(
     inner: str, title: str, x_label: str, y_label: str, ticks: Sequence[tuple[float, str]] | None = None
-) -> str:
-    """A square plot from 0 to 1 on both axes; `ticks` are pairs (place, text)."""
+) -> Markup:
+    """Draw a square plot from 0 to 1 on both axes; `ticks` are pairs (position, text)."""
     parts = []
     for place, shown in [(tick, f"{tick:g}") for tick in _TICKS] if ticks is None else ticks:
         x, y = _x(place), _y(place)
@@ -236,8 +238,9 @@ def _square(
     return _svg("".join(parts) + inner, _SIZE, _SIZE, title)
 
 
-def _svg(inner: str, width: float, height: float, title: str) -> str:
-    return (
+def _svg(inner: str, width: float, height: float, title: str) -> Markup:
+    """Return the chart as markup; whoever makes `inner` escapes what is text in it."""
+    return Markup(
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{text(title)}"><title>{text(title)}</title>'
         f"{inner}</svg>\n"
     )

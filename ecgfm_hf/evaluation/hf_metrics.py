@@ -1,11 +1,11 @@
 """
-The metrics as `evaluate.Metric`s. They are in the package, so nothing is fetched:
+The metrics as `evaluate.Metric`s. They are in the package, so nothing is downloaded:
 
     >>> from ecgfm_hf.evaluation import ECGFMAuroc
     >>> ECGFMAuroc().compute(predictions=scores, references=labels)  # (recordings, labels) each
     {'macro_auroc': 0.93, 'labels_left_out': 0, 'auroc': [0.95, 0.91]}
 
-References are 1, 0, or NaN where unknown. Undefined values are NaN, left out of the mean and counted.
+References are 1, 0, or NaN where unknown. Undefined values are NaN, excluded from the mean and counted.
 """
 
 from collections.abc import Callable

@@ -5,8 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from ...evaluation.formatting import count, figure_text
-from ...evaluation.report import METRIC_NAMES
+from ...evaluation.formatting import METRIC_NAMES, count, figure_text
 from ...evaluation.results import PROBABILITY, RANKING, RATES, REGRESSION
 from .details import CardDetails, placeholder
 from .markdown import bullets, paragraphs, plain, table
