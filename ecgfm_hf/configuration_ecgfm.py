@@ -1,22 +1,51 @@
 """Configuration of ECG-FM models. Needs no torch."""
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 LABEL_AGGREGATIONS = ("mean", "max")
 PROBLEM_TYPES = ("multi_label_classification", "single_label_classification", "regression")
+# What a config states about its labels: it belongs to their names, and all but the notes to the problem type.
 LABEL_FIELDS = ("pos_weight", "label_aggregation", "label_thresholds", "label_calibration", "label_notes")
+_SCORE_FIELDS = LABEL_FIELDS[:-1]
+_MAX_LABELS = 100_000
 
 
-def _label_list(id2label: dict | None, num_labels: int | None) -> list[str]:
-    """Labels in order; without names, as transformers calls them."""
-    if id2label:
-        return [id2label[key] for key in sorted(id2label, key=int)]
-    return [f"LABEL_{i}" for i in range(2 if num_labels is None else num_labels)]
+def _label_names(
+    id2label: dict | None = None, label2id: dict | None = None, num_labels: int | None = None
+) -> list[str] | None:
+    """Label names in output order, from whatever is given; None if nothing is. Contradictions are ValueErrors."""
+    names = None
+    # JSON has no other keys than strings.
+    pairs = {"id2label": [(int(number), label) for number, label in (id2label or {}).items()]}
+    pairs["label2id"] = [(int(number), label) for label, number in (label2id or {}).items()]
+    for field, given in pairs.items():
+        if not given:
+            continue
+        numbers, found = sorted(number for number, _ in given), [label for _, label in sorted(given)]
+        if numbers != list(range(len(given))):
+            raise ValueError(f"{field} must number its labels from 0 without gaps, found: {numbers}")
+        if len(set(found)) < len(found):
+            # Answers are given by label name.
+            raise ValueError(f"{field} must not name two labels alike, found: {found}")
+        if names is not None and names != found:
+            raise ValueError(f"id2label and label2id contradict each other: {names} and {found}")
+        names = found
+    if num_labels is not None:
+        if not 1 <= num_labels <= _MAX_LABELS:
+            raise ValueError(f"num_labels must be 1 to {_MAX_LABELS}, found: {num_labels}")
+        names = [f"LABEL_{i}" for i in range(num_labels)] if names is None else names
+        if len(names) != num_labels:
+            raise ValueError(f"num_labels is {num_labels}, but there are {len(names)} label names: {names}")
+    return names
 
 
 @strict
@@ -88,6 +117,10 @@ class ECGFMConfig(PreTrainedConfig):
             `{"slope": 1.0, "intercept": -ln w}`.
         label_notes (`dict[str, str]`, *optional*):
             What a user must know about a label, by label name.
+
+    `id2label`, `label2id` and `num_labels` always agree: each follows from any other, and numbers may be strings.
+    Assigning other labels drops the fields above, which belonged to the old ones, with a warning; another
+    `problem_type` drops all of them but `label_notes`.
 
     Raises:
         `ValueError` or huggingface_hub's strict dataclass errors for impossible values, naming field and value.
@@ -165,23 +198,85 @@ class ECGFMConfig(PreTrainedConfig):
             raise TypeError(f"ECGFMConfig has no field named {', '.join(map(repr, unknown))}")
         return cls(**{**sizes, **overrides})
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        names = _label_names(self.id2label, self.label2id, kwargs.pop("num_labels", None))
+        self._store_names(_label_names(num_labels=2) if names is None else names)
+        super().__post_init__(**kwargs)
+        self._labels_settled = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not vars(self).get("_labels_settled"):
+            super().__setattr__(name, value)
+        elif name in ("id2label", "label2id"):
+            self._change_labels(_label_names(**{name: value}))
+        elif name == "problem_type":
+            before, default = self.problem_type, PROBLEM_TYPES[0]
+            super().__setattr__(name, value)
+            if (before or default) != (value or default):
+                self._drop(_SCORE_FIELDS, f"problem_type {value!r}")
+        elif name in LABEL_FIELDS:
+            before = getattr(self, name)
+            super().__setattr__(name, value)
+            try:
+                self.validate_labels()
+            except ValueError:
+                super().__setattr__(name, before)
+                raise
+        else:
+            super().__setattr__(name, value)
+
+    def _store_names(self, names: list[str]) -> None:
+        super().__setattr__("id2label", dict(enumerate(names)))
+        super().__setattr__("label2id", {label: number for number, label in enumerate(names)})
+
+    def _change_labels(self, names: list[str] | None) -> None:
+        names = _label_names(num_labels=2) if names is None else names
+        # label2id has the names that the other fields were stated for, even if id2label was changed in place.
+        before = sorted(self.label2id, key=lambda label: self.label2id[label])
+        self._store_names(names)
+        if names != before:
+            self._drop(LABEL_FIELDS, "the new labels")
+
+    def _drop(self, fields: Sequence[str], reason: str) -> None:
+        dropped = [name for name in fields if getattr(self, name) is not None]
+        for name in dropped:
+            super().__setattr__(name, None)
+        if dropped:
+            logger.warning(f"{', '.join(dropped)} dropped from the config: not made for {reason}")
+
+    def drop_fitted_to_weights(self) -> None:
+        """Drop thresholds and calibration, with a warning: training changes the weights that they were fitted to."""
+        self._drop(("label_thresholds", "label_calibration"), "weights that are trained further")
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "ECGFMConfig":
         """
-        As in transformers; but where `num_labels` or `id2label` gives the model other labels than the stored ones, what
-        is stored about those (weights, aggregation, thresholds, calibration, notes) goes with them.
+        As in transformers. Labels or a problem type in `kwargs` that differ from the stored ones drop what the config
+        states about those; other label fields in `kwargs` then count.
         """
-        stored = _label_list(config_dict.get("id2label"), config_dict.get("num_labels"))
-        asked = _label_list(kwargs.get("id2label"), kwargs.get("num_labels"))
-        renamed = kwargs.get("id2label") is not None and asked != stored
-        resized = kwargs.get("num_labels", len(stored)) != len(stored)
-        if renamed or resized:
-            config_dict = {name: value for name, value in config_dict.items() if name not in LABEL_FIELDS}
-            config_dict |= {name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs}
-            if renamed:
-                config_dict["id2label"] = kwargs["id2label"]
-                config_dict["label2id"] = {label: int(i) for i, label in kwargs["id2label"].items()}
-        return super().from_dict(config_dict, **kwargs)
+        labels = {name: kwargs.pop(name, None) for name in ("id2label", "label2id", "num_labels")}
+        about_labels = {name: kwargs.pop(name) for name in ("problem_type", *LABEL_FIELDS) if name in kwargs}
+        names = _label_names(**labels)
+        result = super().from_dict(config_dict, **kwargs)
+        config = result[0] if isinstance(result, tuple) else result
+        if labels["id2label"] or labels["label2id"]:
+            config.id2label = dict(enumerate(names))
+        elif names is not None:
+            config.num_labels = len(names)
+        for name, value in about_labels.items():
+            setattr(config, name, value)
+        return result
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers."""
+        output = super().to_dict()
+        output.pop("_labels_settled", None)
+        return output
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; names that were changed inside `id2label` count as new labels."""
+        self.id2label = self.id2label
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def validate_architecture(self) -> None:
         """Checks that belong together; called by the strict dataclass machinery."""
@@ -246,12 +341,7 @@ class ECGFMConfig(PreTrainedConfig):
                 )
             if not all(math.isfinite(weight) and weight > 0 for weight in self.pos_weight):
                 raise ValueError(f"pos_weight must be finite and positive, found: {list(self.pos_weight)}")
-        numbers, labels = sorted(self.id2label or {}), set((self.id2label or {}).values())
-        if numbers != list(range(self.num_labels)) or self.num_labels < 1:
-            raise ValueError(f"id2label must number its labels from 0 without gaps, found: {numbers}")
-        if len(labels) < self.num_labels:
-            # Answers are given by label name.
-            raise ValueError(f"id2label must not name two labels alike, found: {list(self.id2label.values())}")
+        labels = set(_label_names(self.id2label, self.label2id) or ())
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise ValueError(f"problem_type must be one of {PROBLEM_TYPES}, found: {self.problem_type!r}")
         for name in ("label_aggregation", "label_thresholds", "label_calibration", "label_notes"):

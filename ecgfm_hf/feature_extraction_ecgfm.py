@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 # Leads that files carry beside the twelve: posterior and right-sided chest leads, Frank's X, Y, Z, monitoring leads
@@ -320,8 +323,13 @@ def _check_names(names: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _as_array(values: Any) -> np.ndarray:
+    # A torch tensor may require a gradient, or be on a GPU.
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+
+
 def _check_recording(recording: Any, num_names: int) -> np.ndarray:
-    array = np.asarray(recording)
+    array = _as_array(recording)
     if array.dtype.kind not in "iuf":
         raise ValueError(f"a recording must hold integers or floats, got dtype {array.dtype}")
     if array.ndim != 2 or array.shape[1] == 0:
@@ -350,7 +358,7 @@ def _split_recordings(recordings: Any) -> list:
     if isinstance(recordings, list | tuple) and len(recordings):
         is_lead = _is_sequence(recordings[0]) and not any(map(_is_sequence, recordings[0]))
         return [recordings] if is_lead else list(recordings)
-    array = np.asarray(recordings)
+    array = _as_array(recordings)
     if array.shape[:1] == (0,) and array.ndim != 2:
         raise ValueError(f"there are no recordings in {recordings!r}")
     return list(array) if array.ndim == 3 else [array]
@@ -483,10 +491,18 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         return None
 
     def __call__(
-        self, recordings, *, sampling_rate, lead_names, units=None, return_tensors: str | None = None, **policies
+        self,
+        recordings,
+        *,
+        sampling_rate,
+        lead_names,
+        units=None,
+        return_tensors: str | None = None,
+        return_recording_info: bool = False,
+        **policies,
     ) -> BatchFeature:
         """
-        Prepare one recording or several.
+        Prepare one recording or several. The model takes what is returned: `model(**extractor(...))`.
 
         Args:
             recordings: A (leads, samples) array of integers or floats, a list of them, or an array
@@ -497,6 +513,8 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
             units: `"mV"`, `"uV"` and so on: one for all, or a list with one for each lead, or a list with one of these
                 (or None) for each recording. Without it a recording's leads are taken to have one unit, whichever.
             return_tensors: `"pt"` for torch tensors; numpy arrays otherwise.
+            return_recording_info: Also return where each segment comes from, and warnings; without it, the first
+                warning of the process is logged.
             missing_leads, nan_samples, constant_leads, short_recordings: In place of the extractor's own settings.
 
         Returns:
@@ -504,11 +522,14 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
 
             - `input_values` (n, leads, samples) float32: the segments of all recordings, in order
             - `attention_mask` (n, samples) int64: 1 where a sample is real; only if something was padded
+
+            and with `return_recording_info`, all n long, so that `Dataset.map(batched=True)` takes them:
+
             - `recording_index` (n,) int64: which recording a segment belongs to
             - `segment_start` (n,) int64: where it starts, in samples at the model's sampling rate
-            - `warnings`: for each recording a list of strings: leads that are missing, ignored, dead or clipped, have
-              NaN or contradict each other, amplitudes that cannot be in the given units, seconds padded, or dropped at
-              the end
+            - `warnings`: for each segment a list of strings about its recording: leads that are missing, ignored, dead
+              or clipped, have NaN or contradict each other, amplitudes that cannot be in the given units, seconds
+              padded, or dropped at the end
 
         Input that is missing or wrong is a ValueError with the recording's index, the lead and the value.
         """
@@ -534,12 +555,16 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
                 room[:start] = values[:start]
                 values = room
             values[start:end] = segments
-        data = {
-            "input_values": values if len(values) == end else values[:end].copy(),
-            "recording_index": np.repeat(np.arange(count), counts),
-            "segment_start": np.concatenate([np.arange(n) * self.segment_samples for n in counts]),
-            "warnings": warnings,
-        }
+        data: dict[str, Any] = {"input_values": values if len(values) == end else values[:end].copy()}
+        if return_recording_info:
+            data["recording_index"] = np.repeat(np.arange(count), counts)
+            data["segment_start"] = np.concatenate([np.arange(n) * self.segment_samples for n in counts])
+            data["warnings"] = [notes for notes, n in zip(warnings, counts, strict=True) for _ in range(n)]
+        elif any(warnings):
+            logger.warning_once(
+                "The feature extractor has warnings about recordings (missing, dead or clipped leads, units, seconds "
+                "dropped). They are returned with return_recording_info=True; this is logged once."
+            )
         valid = np.repeat(valid, counts)
         if valid.min() < self.segment_samples:
             data["attention_mask"] = (np.arange(self.segment_samples) < valid[:, None]).astype(np.int64)

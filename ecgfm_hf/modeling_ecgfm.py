@@ -748,6 +748,11 @@ class ECGFMPreTrainedModel(PreTrainedModel):
             if config_file.is_file():
                 weights.chmod(config_file.stat().st_mode)
 
+    def __init__(self, config: ECGFMConfig, *args, **kwargs):
+        # Whatever was assigned since the config was made; a contradiction must not show first at a save.
+        config.validate()
+        super().__init__(config, *args, **kwargs)
+
     def post_init(self) -> None:
         super().post_init()
         self._freeze_untrained()
@@ -1143,8 +1148,8 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
     """
     A linear head on the published embedding.
 
-    `config.problem_type` chooses the loss: `"multi_label_classification"` (default), `"single_label_classification"`
-    or `"regression"`.
+    `config.problem_type` chooses the loss: `"multi_label_classification"`, `"single_label_classification"` or
+    `"regression"`; without it the shape of the labels does.
     """
 
     _keys_to_ignore_on_load_unexpected = PRETRAINING_HEADS
@@ -1173,17 +1178,20 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
             input_values, attention_mask, output_attentions, output_hidden_states, return_dict:
                 As in [`ECGFMModel`].
             labels (`torch.Tensor`, *optional*):
-                Multi-label: `(batch, num_labels)`, 0, 1 or in between; regression: `(batch, num_labels)` or, with one
-                label, `(batch,)`; single-label: class numbers `(batch,)`. NaN (-100 for single-label) is an unknown
-                target and left out of the loss, which is a mean over the batch's known targets (0 where none is known);
-                gradient accumulation averages such means.
+                Multi-label: `(batch, num_labels)`, from 0 to 1; regression: `(batch, num_labels)`; both `(batch,)` with
+                one label; single-label: class numbers `(batch,)`. A config without `problem_type` becomes single-label
+                by whole numbers `(batch,)`, and is multi-label otherwise. NaN (-100 for single-label) is an unknown
+                target, left out of the loss: a mean over the batch's known targets (0 where none is known). Gradient
+                accumulation averages such means. Training drops thresholds and calibration, with a warning: they
+                were fitted to other weights.
             output_pooler_output (`bool`, defaults to `False`): Return the embedding too.
 
         Returns:
             [`ECGFMClassifierOutput`]
 
         Raises:
-            `ValueError`: `labels` of the wrong shape, an unknown `config.problem_type`.
+            `ValueError`: `labels` of the wrong shape; targets outside 0 to 1, or class numbers with fractions, where
+                they are on the CPU.
         """
         _check_unused(unused)
         return_dict = self.config.return_dict if return_dict is None else return_dict
@@ -1205,18 +1213,19 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
         return output if return_dict else output.to_tuple()
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        problem_type = self.config.problem_type or "multi_label_classification"
+        if self.training and torch.is_grad_enabled():
+            self.config.drop_fitted_to_weights()
+        problem_type = self._problem_type(labels)
+        self._check_targets(labels, problem_type)
         logits, labels = logits.float(), labels.to(logits.device)
         if problem_type == "single_label_classification":
-            self._check_labels(labels, logits.shape[:1])
+            self._check_labels(labels, logits.shape[:1], problem_type)
             # A sum over at least one target: `mean` would be NaN where every target is unknown.
             total = F.cross_entropy(logits, labels.long(), reduction="sum", ignore_index=-100)
             return total / (labels != -100).sum().clamp_min(1)
-        if problem_type not in ("multi_label_classification", "regression"):
-            raise ValueError(f"unknown config.problem_type: {problem_type!r}")
-        if problem_type == "regression" and self.num_labels == 1 and labels.ndim == 1:
+        if self.num_labels == 1 and labels.ndim == 1:
             labels = labels[:, None]
-        self._check_labels(labels, logits.shape)
+        self._check_labels(labels, logits.shape, problem_type)
         labels = labels.float()
         known = ~labels.isnan()
         labels = labels.nan_to_num(nan=0.0)
@@ -1228,15 +1237,41 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
             losses = F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight, reduction="none")
         return (losses * known).sum() / known.sum().clamp_min(1)
 
+    def _problem_type(self, labels: torch.Tensor) -> str:
+        """The config's; where it has none, by the shape of the labels, as transformers' own models have it."""
+        are_classes = labels.ndim == 1 and self.num_labels > 1 and not labels.is_floating_point()
+        if self.config.problem_type is None and are_classes:
+            # Scores depend on it, so the config has to say it from now on.
+            self.config.problem_type = "single_label_classification"
+        return self.config.problem_type or "multi_label_classification"
+
+    @staticmethod
+    def _check_targets(labels: torch.Tensor, problem_type: str) -> None:
+        """Refuse targets that mean nothing, where looking at them costs neither a graph break nor a wait for a GPU."""
+        if problem_type == "regression" or labels.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        if problem_type == "multi_label_classification":
+            # Comparisons with NaN, an unknown target, are false.
+            wrong, expected = labels[(labels < 0) | (labels > 1)], "between 0 and 1, or NaN where unknown"
+        elif labels.is_floating_point():
+            wrong, expected = labels[labels != labels.round()], "whole class numbers, or -100 where unknown"
+        else:
+            return
+        if wrong.numel():
+            raise ValueError(f"labels of a {problem_type} must be {expected}; found: {wrong.flatten()[0].item():g}")
+
     def _freeze_untrained(self) -> None:
         super()._freeze_untrained()
         if self.ecgfm.masked_spec_embed is not None:
             self.ecgfm.masked_spec_embed.requires_grad_(False)  # Classification never masks.
 
     @staticmethod
-    def _check_labels(labels: torch.Tensor, expected: torch.Size) -> None:
+    def _check_labels(labels: torch.Tensor, expected: torch.Size, problem_type: str) -> None:
         if labels.shape != expected:
-            raise ValueError(f"labels must have shape {tuple(expected)}, found: {tuple(labels.shape)}")
+            raise ValueError(
+                f"labels must have shape {tuple(expected)}, found: {tuple(labels.shape)} of {labels.dtype}; "
+                f"config.problem_type is {problem_type!r}"
+            )
 
 
 __all__ = [

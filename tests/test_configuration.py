@@ -2,7 +2,7 @@
 
 import pytest
 
-from ecgfm_hf import ECGFMConfig
+from ecgfm_hf import ECGFMConfig, ECGFMForMultiLabelClassification
 
 THREE = {"id2label": {0: "A", 1: "B", 2: "C"}, "label2id": {"A": 0, "B": 1, "C": 2}}
 
@@ -96,3 +96,106 @@ def test_the_same_labels_keep_what_was_said_of_them(stored):
 def test_labels_without_names_keep_their_weights(tmp_path):
     ECGFMConfig(num_labels=2, pos_weight=[2.0, 3.0]).save_pretrained(tmp_path)
     assert ECGFMConfig.from_pretrained(tmp_path, num_labels=2).pos_weight == [2.0, 3.0]
+
+
+NAMES = ["AF", "SR", "PVC"]
+# As transformers' guides write them.
+GUIDE = {"id2label": {str(i): n for i, n in enumerate(NAMES)}, "label2id": {n: str(i) for i, n in enumerate(NAMES)}}
+
+
+def assigned(**settings):
+    config = ECGFMConfig()
+    for name, value in settings.items():
+        setattr(config, name, value)
+    return config
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        GUIDE,
+        {"num_labels": 3, **GUIDE},
+        {"id2label": GUIDE["id2label"]},
+        {"label2id": GUIDE["label2id"]},
+        {"label2id": {n: i for i, n in enumerate(NAMES)}},
+        {"id2label": {2: "PVC", 0: "AF", 1: "SR"}},
+    ],
+)
+def test_labels_are_the_same_however_they_are_given(settings, tmp_path):
+    ECGFMConfig().save_pretrained(tmp_path)
+    for config in (
+        ECGFMConfig(**settings),
+        ECGFMConfig.from_dict(settings),
+        ECGFMConfig.from_pretrained(tmp_path, **settings),
+        assigned(**settings),
+    ):
+        assert config.label_names == NAMES
+        assert config.id2label == dict(enumerate(NAMES))
+        assert config.label2id == {name: i for i, name in enumerate(NAMES)}
+        assert config.num_labels == 3
+        config.save_pretrained(tmp_path / "again")
+        assert ECGFMConfig.from_pretrained(tmp_path / "again").label_names == NAMES
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"id2label": {0: "A", 1: "B"}, "label2id": {"B": 0, "A": 1}}, "contradict"),
+        ({"id2label": {0: "A", 1: "B"}, "num_labels": 3}, "num_labels is 3, but there are 2"),
+        ({"label2id": {"A": 0, "B": 2}}, "without gaps"),
+        ({"label2id": {"A": 0, "B": 0}}, "without gaps"),
+        ({"num_labels": 0}, "num_labels must be 1 to"),
+        ({"num_labels": 10**9}, "num_labels must be 1 to"),
+    ],
+)
+def test_labels_that_contradict_each_other_are_refused(settings, message, tmp_path):
+    ECGFMConfig().save_pretrained(tmp_path)
+    for make in (ECGFMConfig, lambda **given: ECGFMConfig.from_pretrained(tmp_path, **given)):
+        with pytest.raises(ValueError, match=message):
+            make(**settings)
+
+
+FIELDS = ["pos_weight", "label_aggregation", "label_thresholds", "label_calibration", "label_notes"]
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ({"num_labels": 5}, []),
+        ({"num_labels": 3}, FIELDS),
+        ({"id2label": {"0": "A", "1": "B", "2": "D"}}, []),
+        ({"id2label": {"0": "A", "1": "B", "2": "C"}}, FIELDS),
+        ({"label2id": {"C": 0, "B": 1, "A": 2}}, []),
+        ({"problem_type": "single_label_classification"}, ["label_notes"]),
+        ({"problem_type": "multi_label_classification"}, FIELDS),
+        ({"hidden_dropout": 0.3}, FIELDS),
+    ],
+)
+def test_assigning_other_labels_drops_what_belonged_to_the_old_with_one_warning(stored, change, kept, monkeypatch):
+    _, config = stored
+    messages = []
+    monkeypatch.setattr("ecgfm_hf.configuration_ecgfm.logger.warning", messages.append)
+    for name, value in change.items():
+        setattr(config, name, value)
+    assert [name for name in FIELDS if getattr(config, name) is not None] == kept
+    assert len(messages) == (len(kept) < len(FIELDS))
+    config.validate()
+
+
+def test_names_that_are_changed_in_place_are_new_labels_at_the_latest_when_saved(stored, tmp_path):
+    _, config = stored
+    config.id2label[0] = "atrial fibrillation"
+    config.save_pretrained(tmp_path / "changed")
+    again = ECGFMConfig.from_pretrained(tmp_path / "changed")
+    assert again.label_names == ["atrial fibrillation", "B", "C"]
+    assert again.label_thresholds is None
+
+
+def test_a_contradiction_is_refused_where_it_is_assigned_or_the_model_is_built(stored):
+    _, config = stored
+    with pytest.raises(ValueError, match="labels that id2label does not have"):
+        config.label_thresholds = {"D": 0.5}
+    assert config.label_thresholds == {"B": 0.25}
+    config.label_thresholds["D"] = 0.5
+    with pytest.raises(Exception, match="labels that id2label does not have"):
+        ECGFMForMultiLabelClassification(config)

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from transformers import AutoFeatureExtractor
 
+from ecgfm_hf import ECGFMForMultiLabelClassification, ECGFMForPreTraining, ECGFMModel
 from ecgfm_hf.configuration_ecgfm import ECGFMConfig
 from ecgfm_hf.feature_extraction_ecgfm import (
     OTHER_LEADS,
@@ -56,7 +58,13 @@ def extract():
 
 
 def run(extract, recordings, sampling_rate=500, lead_names=LEADS, **kwargs):
-    return extract(recordings, sampling_rate=sampling_rate, lead_names=lead_names, **kwargs)
+    """With all that is known of the recordings, and warnings once for each of them."""
+    settings = {"sampling_rate": sampling_rate, "lead_names": lead_names, "return_recording_info": True, **kwargs}
+    output = extract(recordings, **settings)
+    firsts = np.unique(output["recording_index"], return_index=True)[1]
+    assert len(output["warnings"]) == len(output["input_values"])
+    output["warnings"] = [output["warnings"][first] for first in firsts]
+    return output
 
 
 def stitched(output) -> np.ndarray:
@@ -692,3 +700,44 @@ def test_resampling_keeps_ends_range_and_straight_lines(length, old, new):
         assert result[2, -1] == pytest.approx(signal[2, -1])
     assert result[2].min() >= signal[2].min() - 1e-12
     assert result[2].max() <= signal[2].max() + 1e-12
+
+
+class TestWhatTheModelTakes:
+    @pytest.mark.parametrize("kind", [ECGFMModel, ECGFMForMultiLabelClassification, ECGFMForPreTraining])
+    def test_every_model_takes_what_the_extractor_gives(self, extract, tiny_config, kind):
+        model = kind(tiny_config()).eval()
+        call = {"sampling_rate": 500, "lead_names": LEADS, "return_tensors": "pt"}
+        whole = extract(make_ecg(), **call)
+        padded = extract([make_ecg(), make_ecg(3)], short_recordings="pad", **call)
+        assert set(whole) == {"input_values"}
+        assert set(padded) == {"input_values", "attention_mask"}
+        with torch.no_grad():
+            assert (len(model(**whole)[0]), len(model(**padded)[0])) == (2, 3)
+
+    def test_batched_map_keeps_every_column_as_long(self, extract):
+        rows = Dataset.from_list([{"signal": make_ecg(seconds).tolist()} for seconds in (5, 12, 20)])
+
+        def prepare(batch, **settings):
+            signals = [np.array(signal) for signal in batch["signal"]]
+            return extract(signals, sampling_rate=500, lead_names=LEADS, **settings)
+
+        info = {"return_recording_info": True}
+        plain = rows.map(prepare, batched=True, remove_columns=["signal"])
+        known = rows.map(prepare, batched=True, remove_columns=["signal"], fn_kwargs=info)
+        assert len(plain) == len(known) == 1 + 2 + 4
+        assert known["recording_index"][:] == [0, 1, 1, 2, 2, 2, 2]
+        assert known["warnings"][:][1:3] == [["the last 2 s are dropped: shorter than a segment"]] * 2
+
+    def test_warnings_that_are_not_returned_are_logged_once(self, extract, monkeypatch):
+        messages = []
+        monkeypatch.setattr("ecgfm_hf.feature_extraction_ecgfm.logger.warning_once", messages.append)
+        extract(make_ecg(10), sampling_rate=500, lead_names=LEADS)
+        assert not messages
+        extract(make_ecg(12), sampling_rate=500, lead_names=LEADS)
+        assert "return_recording_info=True" in messages[0]
+
+    def test_a_tensor_with_a_gradient_is_taken(self, extract):
+        signal = torch.tensor(make_ecg(), requires_grad=True)
+        expected = run(extract, make_ecg()).input_values
+        np.testing.assert_array_equal(run(extract, signal).input_values, expected)
+        np.testing.assert_array_equal(run(extract, [signal]).input_values, expected)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from goldens import golden, scaled_difference
+from torch import nn
 
 from ecgfm_hf import ECGFMConfig, ECGFMForMultiLabelClassification, ECGFMForPreTraining, ECGFMModel
 from ecgfm_hf.fairseq import build_model, config_from_checkpoint, load_fairseq_checkpoint
@@ -211,6 +212,51 @@ def test_single_label_and_regression_losses(tiny_config):
 def test_labels_of_the_wrong_shape_are_named(tiny_config, labels):
     with pytest.raises(ValueError, match=r"labels must have shape \(2, 3\)"):
         ECGFMForMultiLabelClassification(tiny_config())(torch.randn(2, 12, 400), labels=labels)
+
+
+def test_the_shape_of_the_labels_chooses_the_problem_type_where_the_config_does_not(tiny_config):
+    x = torch.randn(2, 12, 400)
+    numbers = torch.tensor([2, 0])
+    model = ECGFMForMultiLabelClassification(tiny_config(label_thresholds={"A": 0.5})).eval()
+    several = torch.tensor([[0, 1, 1], [1, 0, 0]])
+    assert torch.equal(model(x, labels=several).loss, model(x, labels=several.float()).loss)
+    assert model.config.problem_type is None
+    expected = nn.functional.cross_entropy(model(x).logits, numbers)
+    torch.testing.assert_close(model(x, labels=numbers).loss, expected)
+    assert model.config.problem_type == "single_label_classification"
+    assert model.config.label_thresholds is None
+    one = ECGFMForMultiLabelClassification(tiny_config(id2label={0: "A"}, label2id={"A": 0})).eval()
+    targets = torch.tensor([1.0, 0.0])
+    assert torch.equal(one(x, labels=targets).loss, one(x, labels=targets[:, None]).loss)
+
+
+@pytest.mark.parametrize("wrong", [-100.0, -0.1, 1.5, 2.0, float("inf")])
+def test_multi_label_targets_outside_0_to_1_are_refused_and_nan_is_unknown(tiny_config, wrong):
+    model = ECGFMForMultiLabelClassification(tiny_config()).eval()
+    labels = torch.tensor([[0.0, 1.0, float("nan")], [0.25, wrong, 1.0]])
+    with pytest.raises(ValueError, match=f"between 0 and 1, or NaN where unknown; found: {wrong:g}"):
+        model(torch.randn(2, 12, 400), labels=labels)
+    labels[1, 1] = float("nan")
+    assert model(torch.randn(2, 12, 400), labels=labels).loss.isfinite()
+
+
+def test_class_numbers_with_fractions_are_refused(tiny_config):
+    model = ECGFMForMultiLabelClassification(tiny_config(problem_type="single_label_classification")).eval()
+    x = torch.randn(2, 12, 400)
+    with pytest.raises(ValueError, match=r"whole class numbers, or -100 where unknown; found: 1\.7"):
+        model(x, labels=torch.tensor([1.0, 1.7]))
+    assert torch.equal(model(x, labels=torch.tensor([1.0, 2.0])).loss, model(x, labels=torch.tensor([1, 2])).loss)
+
+
+def test_training_drops_thresholds_and_calibration_of_the_weights_before_it(tiny_config):
+    fitted = {"label_thresholds": {"A": 0.5}, "label_calibration": {"A": {"slope": 1.0, "intercept": 0.0}}}
+    model = ECGFMForMultiLabelClassification(tiny_config(pos_weight=[1.0, 2.0, 3.0], **fitted))
+    x, labels = torch.randn(2, 12, 400), torch.ones(2, 3)
+    model.eval()(x, labels=labels)
+    assert model.config.label_thresholds == fitted["label_thresholds"]
+    model.train()(x, labels=labels)
+    assert model.config.label_thresholds is model.config.label_calibration is None
+    assert model.config.pos_weight == [1.0, 2.0, 3.0]
 
 
 def test_embedding_comes_on_request(tiny_config):
