@@ -70,7 +70,7 @@ def load_fairseq_checkpoint(path: str | Path) -> FairseqCheckpoint:
     """
     Read a checkpoint of fairseq-signals, pretrained or fine-tuned, in torch's zip format or in its older one.
 
-    Nothing in the file is run, whatever it contains.
+    Nothing in the file is run.
 
     Args:
         path: The `.pt` file.
@@ -440,7 +440,7 @@ def parse_conv_feature_layers(value: Any) -> list[tuple[int, int, int]]:
             f"conv_feature_layers must be 1 to {_MAX_CONV_LAYERS} triples (channels, kernel, stride), found: "
             f"{str(value)[:80]!r}"
         )
-    return [tuple(layer) for layer in layers]
+    return [(channels, kernel, stride) for channels, kernel, stride in layers]
 
 
 def _layers(node: ast.expr) -> list[Any]:

@@ -100,6 +100,7 @@ def export_fairseq_folder(
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise OutputExistsError(f"{out} is not empty; choose a new or empty folder")
 
+    by_split: Mapping[str, Iterable[Mapping[str, Any]]]
     by_split = dataset if isinstance(dataset, Mapping) else {_UNSPLIT: dataset}
     with atomic_folder(out, check_empty) as folder:
         writer = _FolderWriter(folder, extractor, str(out / "segmented") if root is None else root, errors)
@@ -231,8 +232,9 @@ class _FolderWriter:
                 writer.writerow((idx, f"{recording.name}.mat", *recording.meta.values()))
 
     def _write_splits(self, meta: str, segmented: str, numbered: list[tuple[int, _Recording]]) -> None:
-        columns = [(idx, f"{recording.name}.mat", recording.split) for idx, recording in numbered]
-        write_split_csv(self.folder / meta, *zip(*columns, strict=True) if columns else ((), (), ()))
+        recordings = [recording for _, recording in numbered]
+        files, splits = [f"{one.name}.mat" for one in recordings], [one.split for one in recordings]
+        write_split_csv(self.folder / meta, [idx for idx, _ in numbered], files, splits)
         with open(self.folder / segmented, "w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(("idx", "save_file", "split", "path", "sample_size"))
@@ -249,7 +251,7 @@ class _FolderWriter:
         values = np.zeros((len(self.recordings), len(names)))
         counts = LabelCounts(names)
         for idx, recording in labelled:
-            values[idx] = recording.labels
+            values[idx] = [label or 0 for label in recording.labels]
             counts.add(values[idx].tolist(), recording.split)
         np.save(folder / "y.npy", values)
         counts.write(folder / "label_def.csv")

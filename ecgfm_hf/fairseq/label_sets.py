@@ -128,10 +128,10 @@ def resolve_labels(labels: str | Path | Sequence[str] | LabelSet, num_labels: in
         label_set, origin = LabelSet(tuple(name.strip() for name in labels)), "the list given"
     names = label_set.names
     if len(names) != num_labels:
-        known = f" (label sets by name: {', '.join(LABEL_SETS)})" if len(names) == 1 else ""
+        hint = f" (label sets by name: {', '.join(LABEL_SETS)})" if len(names) == 1 else ""
         fitting = "".join(f"; {name} has as many" for name, one in LABEL_SETS.items() if len(one.names) == num_labels)
         raise SettingsError(
-            f"the classifier has {num_labels} outputs, but {origin} has {len(names)} labels{known}{fitting}"
+            f"the classifier has {num_labels} outputs, but {origin} has {len(names)} labels{hint}{fitting}"
         )
     _check_names(names, origin)
     return label_set

@@ -72,7 +72,7 @@ def reference_forward(
         return tensors[f"{prefix}{name}.weight"].to(input_values.dtype)
 
     def norm(x: Tensor, name: str) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], get(f"{name}.weight"), get(f"{name}.bias"), _EPS)
+        return F.layer_norm(x, [x.shape[-1]], get(f"{name}.weight"), get(f"{name}.bias"), _EPS)
 
     def linear(x: Tensor, name: str) -> Tensor:
         return F.linear(x, weight_of(name), get(f"{name}.bias"))

@@ -127,7 +127,7 @@ class CohortSettings:
     contact_share: float = 0.15  # recordings in which an electrode jumps
     contact_mv: tuple[float, float] = (0.35, 0.60)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in fields(self):
             values = getattr(self, field.name)
             values = values if isinstance(values, tuple) else (values,)
