@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from ecgfm_hf.app.guard import Guard
+from ecgfm_hf.app.request_guard import RequestGuard
 
 HOSTS = frozenset(("127.0.0.1",))
 
@@ -25,7 +25,7 @@ async def reads_all(scope, receive, send):
 
 
 def guard(folder, app=reads_all, **settings):
-    return Guard(app, folder, 1000, HOSTS, **settings)
+    return RequestGuard(app, folder, 1000, HOSTS, **settings)
 
 
 async def ask(guarded, path, parts=(), pause=0.0, method="POST"):
@@ -46,17 +46,17 @@ async def ask(guarded, path, parts=(), pause=0.0, method="POST"):
 
 
 def test_a_request_that_trickles_in_is_not_waited_for(tmp_path):
-    guarded = guard(tmp_path, upload_seconds=0.2, question_seconds=0.2)
+    guarded = guard(tmp_path, upload_seconds=0.2, request_seconds=0.2)
     for path in ("/gradio_api/upload", "/gradio_api/queue/join", "/gradio_api/cancel"):
         status, text = asyncio.run(ask(guarded, path, [b"x"] * 1000, pause=0.05))
-        assert (status, text) == (408, "this took too long to arrive")
+        assert (status, text) == (408, "the request took too long to arrive")
     assert asyncio.run(ask(guarded, "/gradio_api/upload", [b"x"] * 3)) == (200, "3")
 
 
 def test_a_body_is_read_no_further_than_its_limit(tmp_path):
     guarded = guard(tmp_path)
-    assert asyncio.run(ask(guarded, "/gradio_api/upload", [bytes(10_000)] * 100)) == (413, "this is too large")
-    assert asyncio.run(ask(guarded, "/gradio_api/cancel", [bytes(10_000)] * 100)) == (413, "this is too large")
+    assert asyncio.run(ask(guarded, "/gradio_api/upload", [bytes(10_000)] * 100)) == (413, "the request is too large")
+    assert asyncio.run(ask(guarded, "/gradio_api/cancel", [bytes(10_000)] * 100)) == (413, "the request is too large")
     assert asyncio.run(ask(guarded, "/gradio_api/upload", [bytes(10_000)] * 7)) == (200, "70000")
 
 
@@ -101,9 +101,9 @@ def test_no_other_name_leads_to_the_page(tmp_path, host):
 def served(app, **settings):
     """The port of `app` behind the web server, in a thread."""
     pytest.importorskip("uvicorn")
-    from ecgfm_hf.app.server import listening, web_server
+    from ecgfm_hf.app.server import listen, web_server
 
-    found = listening("127.0.0.1", 0)
+    found = listen("127.0.0.1", 0)
     server = web_server(app, **settings)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [found]}, daemon=True)
     thread.start()

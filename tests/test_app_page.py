@@ -12,10 +12,9 @@ from inference_cases import write_model
 from wfdb_files import random_samples, write_record
 
 from ecgfm_hf import load_pipeline
-from ecgfm_hf.app import fragments
-from ecgfm_hf.app.answering import ATTENTION, Held, saliency_choices
-from ecgfm_hf.app.page import Asking, facts_of
-from ecgfm_hf.app.reader import _read
+from ecgfm_hf.app import html
+from ecgfm_hf.app.reader_process import _read
+from ecgfm_hf.app.scoring import ATTENTION, PageScorer, SessionRecordings, parse_file_options, saliency_choices
 from ecgfm_hf.app.uploads import stored_bytes
 from ecgfm_hf.cli.app import add_app_arguments, run_app
 
@@ -45,20 +44,20 @@ def pipeline(tmp_path_factory, tiny_config):
 
 
 @pytest.fixture
-def asking(pipeline, tmp_path):
+def scorer(pipeline, tmp_path):
     folder = tmp_path / "incoming"
     folder.mkdir()
-    return Asking(pipeline, HereReader(), folder, 10**7, "tiny <b>model</b>")
+    return PageScorer(pipeline, HereReader(), folder, 10**7, "tiny <b>model</b>")
 
 
-def dropped(asking, tmp_path, seconds=10, **settings):
+def dropped(scorer, tmp_path, seconds=10, **settings):
     samples = settings.pop("samples", None)
     samples = random_samples(samples=500 * seconds) if samples is None else samples
     (tmp_path / "made").mkdir(exist_ok=True)
     header, _ = write_record(tmp_path / "made", samples, **settings)
     paths = []
     for path in (header, header.with_suffix(".dat")):
-        moved = asking._folder / path.name
+        moved = scorer._folder / path.name
         moved.write_bytes(path.read_bytes())
         paths.append(str(moved))
     return paths
@@ -69,9 +68,9 @@ def inside(piece, name):
     return base64.b64decode(re.search(rf'download="{name}" href="data:[\w/]+;base64,([^"]+)"', piece)[1])
 
 
-def test_the_page_says_what_the_pipeline_says(asking, pipeline, tmp_path):
-    paths = dropped(asking, tmp_path, name="Zweistein")
-    found = asking.read("s", paths, NOTHING, {})
+def test_the_page_says_what_the_pipeline_says(scorer, pipeline, tmp_path):
+    paths = dropped(scorer, tmp_path, name="Zweistein")
+    found = scorer.read("s", paths, NOTHING, {})
     expected = pipeline(str(tmp_path / "made" / "Zweistein.hea"))
     (answer,) = json.loads(inside(found["downloads"], "Zweistein-scores.json"))
     assert answer["scores"] == expected["scores"]
@@ -81,23 +80,23 @@ def test_the_page_says_what_the_pipeline_says(asking, pipeline, tmp_path):
     assert inside(found["downloads"], "Zweistein-page.pdf").startswith(b"%PDF")
     assert base64.b64decode(re.search(r"image/png;base64,([^\"]+)", found["page"])[1]).startswith(b"\x89PNG")
     assert found["seconds"] == 10
-    assert stored_bytes(asking._folder) == 0, "neither the upload nor a drawing may stay"
+    assert stored_bytes(scorer._folder) == 0, "neither the upload nor a drawing may stay"
     for label, score in expected["scores"].items():
         assert re.search(rf'<th scope="row">{label}.*?{score:.3f}', found["scores"])
 
 
-def test_a_probability_is_only_what_was_calibrated(asking, tmp_path):
-    scores = asking.read("s", dropped(asking, tmp_path), NOTHING, {})["scores"]
+def test_a_probability_is_only_what_was_calibrated(scorer, tmp_path):
+    scores = scorer.read("s", dropped(scorer, tmp_path), NOTHING, {})["scores"]
     kinds = re.findall(r'<th scope="row">(\w).*?<small>(score|probability)</small>', scores)
     assert kinds == [("A", "score"), ("B", "probability"), ("C", "score")]
-    assert "A value is a probability only where it says so." in scores
+    assert "A value is a probability only where it is called one." in scores
     assert re.findall(r'<tr class="ecg-positive"><th scope="row">(\w)', scores) == ["A"]
     assert re.findall(r'style="left:([\d.]+)%', scores) == ["0.0", "100.0"]
 
 
 def test_without_thresholds_nothing_is_positive(tiny_config):
     scores = {"A": 0.9, "B": 0.1, "C": 0.2}
-    table = fragments.scores_table({"scores": scores, "positive": None, "segments": 1}, tiny_config())
+    table = html.scores_table({"scores": scores, "positive": None, "segments": 1}, tiny_config())
     assert "not a probability" in table
     assert "no thresholds" in table
     assert "ecg-positive" not in table
@@ -106,45 +105,43 @@ def test_without_thresholds_nothing_is_positive(tiny_config):
 
 def test_values_of_a_regression_are_no_scores(tiny_config):
     config = tiny_config(problem_type="regression")
-    table = fragments.scores_table(
-        {"scores": {"A": 61.25, "B": -3.0, "C": 0.5}, "positive": None, "segments": 1}, config
-    )
+    table = html.scores_table({"scores": {"A": 61.25, "B": -3.0, "C": 0.5}, "positive": None, "segments": 1}, config)
     assert "Predicted values" in table
     assert "61.25" in table
     assert "ecg-bar" not in table
 
 
-def test_saliency_changes_the_picture_and_nothing_else(asking, tmp_path):
-    first = asking.read("s", dropped(asking, tmp_path), NOTHING, {})
+def test_saliency_changes_the_picture_and_nothing_else(scorer, tmp_path):
+    first = scorer.read("s", dropped(scorer, tmp_path), NOTHING, {})
     choices = dict(saliency_choices(["A", "B", "C"]))
     pictures = {first["page"]}
     for asked in (choices["C"], ATTENTION):
-        found = asking.draw_again("s", asked, 0.0)
+        found = scorer.draw_again("s", asked, 0.0)
         assert found["scores"] == first["scores"]
         pictures.add(found["page"])
     assert len(pictures) == 3
-    assert asking.draw_again("s", "", 0.0)["page"] == first["page"]
-    assert stored_bytes(asking._folder) == 0
+    assert scorer.draw_again("s", "", 0.0)["page"] == first["page"]
+    assert stored_bytes(scorer._folder) == 0
 
 
 def test_a_label_called_attention_is_a_label():
     assert len({value for _, value in saliency_choices(["attention", ""])}) == 4
 
 
-def test_another_part_of_a_long_recording(asking, tmp_path):
-    first = asking.read("s", dropped(asking, tmp_path, seconds=25), NOTHING, {})
-    assert asking.draw_again("s", "", 15.0)["page"] != first["page"]
-    assert "start_s" in asking.draw_again("s", "", 25.0)["refused"]
+def test_another_part_of_a_long_recording(scorer, tmp_path):
+    first = scorer.read("s", dropped(scorer, tmp_path, seconds=25), NOTHING, {})
+    assert scorer.draw_again("s", "", 15.0)["page"] != first["page"]
+    assert "start_s" in scorer.draw_again("s", "", 25.0)["refused"]
 
 
-def test_tall_complexes_can_be_seen_at_another_gain(asking, tmp_path):
-    first = asking.read("s", dropped(asking, tmp_path), NOTHING, {})
-    assert asking.draw_again("s", "", 0.0, 5.0)["page"] != first["page"]
-    assert "mm_per_mv must be one of 5, 10, 20" in asking.draw_again("s", "", 0.0, 7.0)["refused"]
+def test_tall_complexes_can_be_seen_at_another_gain(scorer, tmp_path):
+    first = scorer.read("s", dropped(scorer, tmp_path), NOTHING, {})
+    assert scorer.draw_again("s", "", 0.0, 5.0)["page"] != first["page"]
+    assert "mm_per_mv must be one of 5, 10, 20" in scorer.draw_again("s", "", 0.0, 7.0)["refused"]
 
 
-def test_the_page_says_which_model_answered_and_what_it_warns_of(asking, tmp_path, monkeypatch):
-    from ecgfm_hf.app import answering
+def test_the_page_says_which_model_answered_and_what_it_warns_of(scorer, tmp_path, monkeypatch):
+    from ecgfm_hf.app import scoring
 
     shown = {}
 
@@ -152,10 +149,10 @@ def test_the_page_says_which_model_answered_and_what_it_warns_of(asking, tmp_pat
         shown.update(settings)
         return plot_prediction(*given, **settings)
 
-    plot_prediction = answering.plot_prediction
-    monkeypatch.setattr(answering, "plot_prediction", plot)
-    paths = dropped(asking, tmp_path, samples=random_samples(leads=2, samples=5000))
-    asking.read("s", paths, NOTHING, {"missing_leads": "zero"})
+    plot_prediction = scoring.plot_prediction
+    monkeypatch.setattr(scoring, "plot_prediction", plot)
+    paths = dropped(scorer, tmp_path, samples=random_samples(leads=2, samples=5000))
+    scorer.read("s", paths, NOTHING, {"missing_leads": "zero"})
     assert shown["facts"] == ["model tiny <b>model</b>"]
     assert any("set to 0" in warning for warning in shown["warnings"])
 
@@ -165,60 +162,60 @@ def test_the_page_says_which_model_answered_and_what_it_warns_of(asking, tmp_pat
     [("Zweistein", "Zweistein"), ('../"><b>x', "b_x"), ("..", "recording"), ("心", "recording"), ("a b", "a_b")],
 )
 def test_downloads_are_called_after_the_recording_and_harmlessly(title, name):
-    links = re.findall(r'download="([^"]*)"', fragments.downloads("{}", b"%PDF", title))
+    links = re.findall(r'download="([^"]*)"', html.downloads("{}", b"%PDF", title))
     assert links == [f"{name}-scores.json", f"{name}-page.pdf"]
 
 
-def test_saliency_of_a_long_mean_is_refused_and_of_a_maximum_is_not(asking, tmp_path):
-    asking.read("s", dropped(asking, tmp_path, seconds=65), NOTHING, {})
-    assert "up to 60 s, found 65 s" in asking.draw_again("s", "label:A", 0.0)["refused"]
-    assert "page" in asking.draw_again("s", "label:C", 0.0)
-    assert "no label 'D'" in asking.draw_again("s", "label:D", 0.0)["refused"]
+def test_saliency_of_a_long_mean_is_refused_and_of_a_maximum_is_not(scorer, tmp_path):
+    scorer.read("s", dropped(scorer, tmp_path, seconds=65), NOTHING, {})
+    assert "up to 60 s, found 65 s" in scorer.draw_again("s", "label:A", 0.0)["refused"]
+    assert "page" in scorer.draw_again("s", "label:C", 0.0)
+    assert "no label 'D'" in scorer.draw_again("s", "label:D", 0.0)["refused"]
 
 
-def test_sessions_do_not_see_one_another(asking, tmp_path):
-    asking.read("one", dropped(asking, tmp_path), NOTHING, {})
-    assert "no longer held" in asking.draw_again("two", "", 0.0)["refused"]
-    asking.read("one", [], NOTHING, {})
-    assert "no longer held" in asking.draw_again("one", "", 0.0)["refused"], "a new upload ends the old one's"
+def test_sessions_do_not_see_one_another(scorer, tmp_path):
+    scorer.read("one", dropped(scorer, tmp_path), NOTHING, {})
+    assert "no longer in memory" in scorer.draw_again("two", "", 0.0)["refused"]
+    scorer.read("one", [], NOTHING, {})
+    assert "no longer in memory" in scorer.draw_again("one", "", 0.0)["refused"], "a new upload ends the old one's"
 
 
 def test_recordings_are_forgotten():
     a, b, c = (SimpleNamespace(nbytes=400, name=name) for name in "abc")
-    held = Held(seconds=0.0, most=2)
-    held.put("a", a)
-    assert held.get("a") is None
+    kept = SessionRecordings(seconds=0.0, most=2)
+    kept.put("a", a)
+    assert kept.get("a") is None
     for limits in ({"most": 2}, {"most_bytes": 1000}):
-        held = Held(**limits)
+        kept = SessionRecordings(**limits)
         for one in (a, b, c):
-            held.put(one.name, one)
-        assert [held.get(name) for name in "abc"] == [None, b, c]
-        held.forget("b")
-        assert len(held) == 1
-    held = Held(most_bytes=100)
-    held.put("a", a)
-    assert held.get("a") is a, "the one that is asked about, however large"
+            kept.put(one.name, one)
+        assert [kept.get(name) for name in "abc"] == [None, b, c]
+        kept.drop("b")
+        assert len(kept) == 1
+    kept = SessionRecordings(most_bytes=100)
+    kept.put("a", a)
+    assert kept.get("a") is a, "the one that is asked about, however large"
 
 
-def test_refusals_name_the_file_and_no_folder(asking, tmp_path):
-    (asking._folder / "my file.csv").write_text("I,II\n1,2\n")
-    reason = asking.read("s", [str(asking._folder / "my file.csv")], NOTHING, {})["refused"]
+def test_refusals_name_the_file_and_no_folder(scorer, tmp_path):
+    (scorer._folder / "my file.csv").write_text("I,II\n1,2\n")
+    reason = scorer.read("s", [str(scorer._folder / "my file.csv")], NOTHING, {})["refused"]
     assert reason.startswith("my file: recording.csv: a .csv or .tsv file does not contain its sampling rate, units")
-    paths = dropped(asking, tmp_path, samples=random_samples(samples=100))
-    reason = asking.read("s", paths, NOTHING, {})["refused"]
+    paths = dropped(scorer, tmp_path, samples=random_samples(samples=100))
+    reason = scorer.read("s", paths, NOTHING, {})["refused"]
     assert reason.startswith("rec: ")
     assert str(tmp_path) not in reason
-    assert asking.read("s", paths, NOTHING, {})["refused"] == "the upload is no longer there: drop the file again"
+    assert scorer.read("s", paths, NOTHING, {})["refused"] == "the upload is no longer there: drop the file again"
 
 
-def test_policies_and_facts_reach_the_reader_and_the_model(asking, tmp_path):
-    paths = dropped(asking, tmp_path, samples=random_samples(leads=2, samples=5000))
-    assert "lead" in asking.read("s", paths, NOTHING, {})["refused"]
-    paths = dropped(asking, tmp_path, samples=random_samples(leads=2, samples=5000))
-    found = asking.read("s", paths, ("", " ", "", ""), {"missing_leads": "zero"})
+def test_policies_and_facts_reach_the_reader_and_the_model(scorer, tmp_path):
+    paths = dropped(scorer, tmp_path, samples=random_samples(leads=2, samples=5000))
+    assert "lead" in scorer.read("s", paths, NOTHING, {})["refused"]
+    paths = dropped(scorer, tmp_path, samples=random_samples(leads=2, samples=5000))
+    found = scorer.read("s", paths, ("", " ", "", ""), {"missing_leads": "zero"})
     assert "set to 0" in found["notes"]
-    assert "page" in asking.draw_again("s", "label:C", 0.0)
-    assert facts_of(" 250 ", " uV ", 'I, "a, b"', "7") == {
+    assert "page" in scorer.draw_again("s", "label:C", 0.0)
+    assert parse_file_options(" 250 ", " uV ", 'I, "a, b"', "7") == {
         "sampling_rate": 250.0,
         "units": "uV",
         "lead_names": ["I", "a, b"],
@@ -234,32 +231,32 @@ def test_policies_and_facts_reach_the_reader_and_the_model(asking, tmp_path):
         (("", "", '"I', ""), "lead names must look like I,II,III"),
     ],
 )
-def test_what_is_said_of_a_file_and_makes_no_sense_is_refused(asking, tmp_path, told, expected):
-    assert expected in asking.read("s", dropped(asking, tmp_path), told, {})["refused"]
-    assert stored_bytes(asking._folder) == 0
-    assert facts_of(*NOTHING) == {}
-    assert facts_of("", "", "", "0") == {"exam_id": 0}
+def test_what_is_said_of_a_file_and_makes_no_sense_is_refused(scorer, tmp_path, told, expected):
+    assert expected in scorer.read("s", dropped(scorer, tmp_path), told, {})["refused"]
+    assert stored_bytes(scorer._folder) == 0
+    assert parse_file_options(*NOTHING) == {}
+    assert parse_file_options("", "", "", "0") == {"exam_id": 0}
 
 
-def test_what_is_not_foreseen_is_answered_and_logged_without_names(asking, tmp_path, monkeypatch, caplog):
+def test_what_is_not_foreseen_is_answered_and_logged_without_names(scorer, tmp_path, monkeypatch, caplog):
     def fail(*_, **__):
         raise RuntimeError("Zweistein")
 
-    monkeypatch.setattr("ecgfm_hf.app.answering.plot_prediction", fail)
-    found = asking.read("s", dropped(asking, tmp_path, name="Zweistein"), NOTHING, {})
+    monkeypatch.setattr("ecgfm_hf.app.scoring.plot_prediction", fail)
+    found = scorer.read("s", dropped(scorer, tmp_path, name="Zweistein"), NOTHING, {})
     assert found == {"refused": "this failed unexpectedly (RuntimeError)"}
     assert "RuntimeError" in caplog.text
     assert "Zweistein" not in caplog.text
-    assert stored_bytes(asking._folder) == 0
+    assert stored_bytes(scorer._folder) == 0
 
 
 def test_nothing_from_outside_is_markup(tiny_config):
     config = tiny_config(id2label={0: HOSTILE}, label2id={HOSTILE: 0}, label_notes={HOSTILE: HOSTILE})
     pieces = [
-        fragments.refusal(HOSTILE),
-        fragments.notes("x", [HOSTILE]),
-        fragments.picture(b"", HOSTILE + '"'),
-        fragments.scores_table({"scores": {HOSTILE: 0.5}, "positive": None, "segments": 1}, config),
+        html.refusal(HOSTILE),
+        html.notes("x", [HOSTILE]),
+        html.picture(b"", HOSTILE + '"'),
+        html.scores_table({"scores": {HOSTILE: 0.5}, "positive": None, "segments": 1}, config),
     ]
     for piece in pieces:
         assert "<img src=x" not in piece

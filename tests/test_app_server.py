@@ -72,7 +72,7 @@ class Page:
         paths = self.upload(*files)
         assert paths.status_code == 200, paths.text
         given = [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in paths.json()]
-        event = self.done(*self.ask([given, *facts, *["as the model says"] * 4]))
+        event = self.done(*self.ask([given, *facts, *["model default"] * 4]))
         assert event["success"], event
         assert self.content() == []
         return html.unescape(json.dumps(event["output"]["data"], ensure_ascii=False))
@@ -206,7 +206,7 @@ def test_a_question_may_name_nothing_but_uploads(page, path):
 
 def test_what_no_page_would_ask_fails_quietly(page):
     (path,) = page.upload((f"{NAME}.edf", b"x")).json()
-    file, rest = [{"path": path, "meta": {"_type": "gradio.FileData"}}], ["as the model says"] * 4
+    file, rest = [{"path": path, "meta": {"_type": "gradio.FileData"}}], ["model default"] * 4
     for given in (
         [[path], "", "", "", "", *rest],
         [[{"path": path}], "", "", "", "", *rest],
@@ -226,7 +226,7 @@ def test_what_no_page_would_ask_fails_quietly(page):
 def test_one_session_does_not_see_what_another_has_dropped(page, pair):
     assert NAME in page.answer(*as_uploads(*pair))
     event = page.done(*page.ask(["", "10 mm/mV", 0], event="release"))
-    assert "no longer held" in json.dumps(event)
+    assert "no longer in memory" in json.dumps(event)
     assert NAME not in json.dumps(event)
 
 

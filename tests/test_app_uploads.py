@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from wfdb_files import random_samples, write_record
 
-from ecgfm_hf.app.reader import ConfinedReader
-from ecgfm_hf.app.uploads import MEGABYTE, MOST_FILES, UploadError, stored_bytes, sweep, taken_upload
+from ecgfm_hf.app.reader_process import ReaderProcess
+from ecgfm_hf.app.uploads import MEGABYTE, MOST_FILES, UploadError, stored_bytes, sweep, take_upload
 from ecgfm_hf.records import ECGReadError
 
 LIMIT = MEGABYTE
@@ -59,14 +59,14 @@ def files_below(folder):
 
 
 def refused(paths, incoming, limit=LIMIT):
-    with pytest.raises((UploadError, ECGReadError)) as error, taken_upload(paths, incoming, limit):
+    with pytest.raises((UploadError, ECGReadError)) as error, take_upload(paths, incoming, limit):
         pass
     assert not files_below(incoming), "what was refused must be gone too"
     return str(error.value)
 
 
 def test_a_pair_is_laid_out_together_and_gone_afterwards(incoming, tmp_path):
-    with taken_upload(put_record(incoming, tmp_path), incoming, LIMIT) as upload:
+    with take_upload(put_record(incoming, tmp_path), incoming, LIMIT) as upload:
         assert upload.title == "rec"
         assert sorted(os.listdir(upload.path.parent)) == ["rec.dat", "rec.hea"]
         assert upload.path.parent.stat().st_mode & 0o077 == 0
@@ -79,7 +79,7 @@ def test_a_file_on_its_own_keeps_nothing_of_its_name_but_a_known_suffix(incoming
         "x\u202egpj.exe": "recording",
         "a b;c&d.edf": "recording.edf",
     }.items():
-        with taken_upload([put(incoming, name, b"x")], incoming, LIMIT) as upload:
+        with take_upload([put(incoming, name, b"x")], incoming, LIMIT) as upload:
             assert upload.path.name == kept
         assert not files_below(incoming)
 
@@ -144,13 +144,13 @@ def test_links_are_never_followed(incoming, tmp_path):
     inner = incoming / "inner.dat"
     target = put(incoming, "target.dat", b"x")
     inner.symlink_to(target)
-    with pytest.raises(UploadError, match="ordinary"), taken_upload([str(inner)], incoming, LIMIT):
+    with pytest.raises(UploadError, match="not a regular file"), take_upload([str(inner)], incoming, LIMIT):
         pass
     assert secret.read_bytes() == b"secret"
 
 
 def refused_but_kept(paths, incoming):
-    with pytest.raises(UploadError) as error, taken_upload(paths, incoming, LIMIT):
+    with pytest.raises(UploadError) as error, take_upload(paths, incoming, LIMIT):
         pass
     return str(error.value)
 
@@ -173,7 +173,7 @@ def test_any_name_is_harmless(incoming, name):
     if name in (".", "..") or len(name.encode()) > 200:
         return
     try:
-        with taken_upload([put(incoming, name, b"x")], incoming, LIMIT) as upload:
+        with take_upload([put(incoming, name, b"x")], incoming, LIMIT) as upload:
             assert upload.path.parent.parent == incoming.resolve()
             assert upload.path.name.isascii()
     except (UploadError, ECGReadError):
@@ -195,7 +195,7 @@ def test_what_nobody_asked_about_is_swept(incoming):
 
 @pytest.fixture(scope="module")
 def reader():
-    reader = ConfinedReader()
+    reader = ReaderProcess()
     reader.start()
     yield reader
     reader.close()
@@ -263,7 +263,7 @@ def test_a_file_that_kills_or_holds_its_reader_is_refused_and_the_next_one_read(
 def test_memory_is_limited(tmp_path):
     """A reader that may take next to nothing refuses what another reads, and lives on or is replaced."""
     np.save(tmp_path / "x.npy", np.zeros((12, 600_000)))
-    reader = ConfinedReader(memory=8 << 20)
+    reader = ReaderProcess(memory=8 << 20)
     try:
         with pytest.raises(ECGReadError, match=r"memory|died|cannot"):
             reader.read(tmp_path / "x.npy", sampling_rate=5000.0, units="mV", lead_names=[f"L{i}" for i in range(12)])

@@ -19,8 +19,8 @@ from wfdb_files import write_record
 
 from ecgfm_hf import load_pipeline
 from ecgfm_hf.cli.main import main as ecgfm
-from ecgfm_hf.cli.predict_output import UNCALIBRATED
 from ecgfm_hf.inference import embed
+from ecgfm_hf.inference.scoring import UNCALIBRATED
 from ecgfm_hf.pipeline_ecgfm import positive_labels
 
 EQUAL = 1e-5

@@ -1,4 +1,4 @@
-"""The page as a web server: on this machine alone unless told otherwise, with nothing left behind."""
+"""The page as a web server, by default for this machine only. It leaves no files behind."""
 
 import contextlib
 import logging
@@ -16,21 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .guard import Guard
-from .page import Asking, build_page, theme
-from .reader import ConfinedReader
-from .style import CSS
+from ..pipeline_ecgfm import ECGClassificationPipeline
+from . import html
+from .page import build_page, theme
+from .reader_process import ReaderProcess
+from .request_guard import RequestGuard
+from .scoring import PageScorer
 from .uploads import MEGABYTE, sweep
 
 logger = logging.getLogger(__name__)
 
 LOOPBACK = frozenset(("127.0.0.1", "localhost", "::1"))
-_ABANDONED_SECONDS = 300.0  # an upload that no answer was asked for
+_ABANDONED_SECONDS = 300.0  # after which an upload that was not read is removed
 _SWEEP_SECONDS = 30.0
 _FOLDER = re.compile(r"ecgfm-app-(\d+)-\w+")
 
-# Before Gradio is imported: it would tell its makers about itself, ask for newer versions, and keep files where every
-# user of the machine could look for them.
+# Set before Gradio is imported. It would report usage, ask for newer versions, and keep files where every user of the
+# machine can see them.
 _ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "GRADIO_MCP_SERVER": "False",
@@ -44,10 +46,12 @@ _ENVIRONMENT = {
 @dataclass(frozen=True)
 class AppSettings:
     """
+    Settings of the page.
+
     Attributes:
-        model_name: For the page's head.
-        host: Address that is listened at.
-        max_mb: Of an upload, all files together, in MB (2^20 bytes).
+        model_name: Shown in the page's head.
+        host: Address to listen at.
+        max_mb: Largest upload, all files together, in MB (2^20 bytes).
     """
 
     model_name: str
@@ -63,8 +67,9 @@ class AppSettings:
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path]:
     """
-    A folder that only this user can look into, where Gradio keeps uploads; it is removed afterwards, and so are those
-    of processes that were killed before they could. Gradio must not be in use yet.
+    Yield a folder that only this user can read, where Gradio keeps uploads, and remove it afterwards.
+
+    Folders of earlier processes that were killed are removed too. Gradio must not be in use yet.
     """
     root = Path(tempfile.gettempdir())
     _remove_orphans(root)
@@ -104,24 +109,26 @@ def _runs(process: int) -> bool:
     return True
 
 
-class _KindsOnly:
+class _TypeOnlyTraceback:
     """
-    In place of `traceback` in Gradio, which would print what was asked where no page of ours would ask it: names of
-    files, or whatever a stranger wants to see on this terminal.
+    Replaces `traceback` in Gradio, which would print the content of unexpected requests: names of files, or whatever a
+    stranger wants to write to this terminal.
     """
 
     @staticmethod
     def print_exc(*_: Any, **__: Any) -> None:
-        logger.error("a question failed: %s", type(sys.exc_info()[1]).__name__)
+        logger.error("a request failed: %s", type(sys.exc_info()[1]).__name__)
 
 
-def build_app(pipeline: Any, reader: ConfinedReader, folder: Path, settings: AppSettings) -> Guard:
+def build_app(
+    pipeline: ECGClassificationPipeline, reader: ReaderProcess, folder: Path, settings: AppSettings
+) -> RequestGuard:
     """
-    The page as an ASGI application.
+    Return the page as an ASGI application.
 
     Args:
         pipeline: From `load_pipeline`.
-        reader: Of files.
+        reader: Reads files.
         folder: From [`private_folder`].
         settings: [`AppSettings`].
 
@@ -136,11 +143,11 @@ def build_app(pipeline: Any, reader: ConfinedReader, folder: Path, settings: App
     from gradio import queueing, route_utils, routes
 
     for module in (queueing, route_utils, routes):
-        module.traceback = _KindsOnly
+        module.traceback = _TypeOnlyTraceback
 
-    asking = Asking(pipeline, reader, folder, settings.max_bytes, settings.model_name)
-    blocks = build_page(asking, settings.model_name, list(pipeline.model.config.label_names), settings.max_bytes)
-    # Mounted, not launched: launching asks the network for versions, and knows how to share a page with the world.
+    scorer = PageScorer(pipeline, reader, folder, settings.max_bytes, settings.model_name)
+    blocks = build_page(scorer, settings.model_name, list(pipeline.model.config.label_names), settings.max_bytes)
+    # Mounted, not launched: launching asks the network for versions and can share a page publicly.
     app = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         blocks,
@@ -155,24 +162,24 @@ def build_app(pipeline: Any, reader: ConfinedReader, folder: Path, settings: App
         enable_monitoring=False,
         mcp_server=False,
         theme=theme(),
-        css=CSS,
+        css=html.stylesheet(),
     )
-    return Guard(app, folder, settings.max_bytes, LOOPBACK if settings.host in LOOPBACK else None)
+    return RequestGuard(app, folder, settings.max_bytes, LOOPBACK if settings.host in LOOPBACK else None)
 
 
-def listening(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """
-    A socket that listens there.
+    Return a socket that listens at this address.
 
     Raises:
-        OSError: it cannot.
+        OSError: the address is taken or cannot be used.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     found = socket.socket(family, kind, protocol)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
-        found.listen(128)  # who comes before the page is ready waits for it
+        found.listen(128)  # connections wait until the page is ready
     except OSError:
         found.close()
         raise
@@ -181,8 +188,10 @@ def listening(host: str, port: int) -> socket.socket:
 
 def web_server(app: Any, patience: float = 10.0) -> Any:
     """
-    A `uvicorn.Server` that does not log requests, which hold names of files, and hangs up on who leaves the head of a
-    request unfinished for about `patience` seconds. (Of its own accord uvicorn waits for ever.)
+    Return a `uvicorn.Server` that logs no requests, since they contain file names.
+
+    It closes connections that leave a request's head unfinished for about `patience` seconds; uvicorn itself would wait
+    forever.
     """
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -196,7 +205,7 @@ def web_server(app: Any, patience: float = 10.0) -> Any:
             if self.transport.is_closing():
                 return
             now = self.cycle is None or self.cycle.response_complete, self.cycle
-            if now == before and now[0]:  # waits for a request, and for the same one as last time
+            if now == before and now[0]:  # still waits for the same request
                 self.transport.abort()
             else:
                 self.loop.call_later(patience, self._watch, now)
@@ -215,15 +224,15 @@ def web_server(app: Any, patience: float = 10.0) -> Any:
     return uvicorn.Server(config)
 
 
-def serve(app: Guard, found: socket.socket, folder: Path) -> None:
-    """Serves `app` until SIGINT, a `KeyboardInterrupt`."""
+def serve(app: RequestGuard, found: socket.socket, folder: Path) -> None:
+    """Serve `app` until SIGINT (`KeyboardInterrupt`)."""
     ended = threading.Event()
 
-    def keep_clean() -> None:
+    def remove_abandoned() -> None:
         while not ended.wait(_SWEEP_SECONDS):
             sweep(folder, _ABANDONED_SECONDS, time.time())
 
-    threading.Thread(target=keep_clean, daemon=True).start()
+    threading.Thread(target=remove_abandoned, daemon=True).start()
     try:
         web_server(app).run(sockets=[found])
     finally:
@@ -231,4 +240,4 @@ def serve(app: Guard, found: socket.socket, folder: Path) -> None:
         found.close()
 
 
-__all__ = ["LOOPBACK", "AppSettings", "build_app", "listening", "private_folder", "serve", "web_server"]
+__all__ = ["LOOPBACK", "AppSettings", "build_app", "listen", "private_folder", "serve", "web_server"]

@@ -1,4 +1,4 @@
-"""What was dropped on the page: looked at, moved to a folder of its own under harmless names, and removed."""
+"""Uploaded files: checked, moved to their own folder under harmless names, and removed."""
 
 import contextlib
 import os
@@ -14,11 +14,11 @@ from ..records.wfdb import read_header
 from ..utils.errors import ECGFMError
 
 MEGABYTE = 1 << 20  # bytes, as browsers and Gradio's own messages count
-READING = "reading-"  # how folders begin in which uploads are laid out
+READING = "reading-"  # prefix of the folders in which uploads are read
 MOST_FILES = 8  # a WFDB header, and signal files as it may name several
 
-# The beginnings of archives and compressed files (at which byte, which bytes). Nothing here ever unpacks one; they are
-# told apart for the sake of a clear answer.
+# How archives and compressed files begin (offset, bytes). They are recognised to give a clear message; nothing is ever
+# unpacked.
 _ARCHIVES = (
     (0, b"PK\x03\x04"), (0, b"PK\x05\x06"), (0, b"PK\x07\x08"), (0, b"\x1f\x8b\x08"), (0, b"BZh"),
     (0, b"\xfd7zXZ\x00"), (0, b"7z\xbc\xaf\x27\x1c"), (0, b"Rar!\x1a\x07"), (0, b"\x28\xb5\x2f\xfd"),
@@ -27,24 +27,25 @@ _ARCHIVES = (
 _ARCHIVE_NAME = re.compile(
     r"\.(zip|npz|jar|gz|tgz|bz2|tbz2?|xz|txz|lzma|zst|lz4|7z|rar|tar|cab|ar|iso|z)$", re.IGNORECASE
 )
-# Of a file on its own the suffix is all that is kept; which formats go by theirs, sniffing.py knows.
+# A single file keeps nothing but its suffix. sniffing.py decides which formats are recognised by their suffix.
 _SUFFIXES = (".csv", ".tsv", ".dat", ".mat", ".dcm", ".dicom", ".edf", ".xml", ".scp", ".npy", ".h5", ".hdf5")
-# A header names its signal files, so these keep their names; which must be plain.
+# A header names its signal files, so these keep their names, which must be plain.
 _PLAIN_NAME = re.compile(r"\w[\w.+-]{0,99}")
 
 
 class UploadError(ECGFMError, ValueError):
-    """What was dropped is not taken; says why, in words for the page."""
+    """An upload that is refused. The message is shown on the page."""
 
 
 @dataclass(frozen=True)
 class Upload:
     """
-    A recording that was dropped.
+    An uploaded recording.
 
     Attributes:
-        path: To be read, in a folder of its own. Nothing that the sender named is part of it but a plain file name.
-        title: What the sender calls the recording. For the eye only.
+        path: The file to read, in its own folder. Of the names that the visitor chose it contains only a plain file
+            name.
+        title: The visitor's name for the recording, for display only.
     """
 
     path: Path
@@ -52,18 +53,18 @@ class Upload:
 
 
 @contextlib.contextmanager
-def taken_upload(paths: Sequence[str], incoming: Path, max_bytes: int) -> Iterator[Upload]:
+def take_upload(paths: Sequence[str], incoming: Path, max_bytes: int) -> Iterator[Upload]:
     """
-    The recording that files in `incoming` are. They are gone afterwards, whatever happens.
+    Yield the recording that the uploaded files make up. The files are removed afterwards in any case.
 
     Args:
-        paths: As Gradio has stored them.
-        incoming: The folder that they must lie in.
-        max_bytes: Of all of them together.
+        paths: As Gradio stored them.
+        incoming: The folder that they must be in.
+        max_bytes: Largest size of all files together.
 
     Raises:
-        [`UploadError`]: too many, too large, an archive, more than one recording, names that are no plain names.
-        ECGReadError: a WFDB header that is damaged or names a file outside of its folder.
+        [`UploadError`]: too many or too large files, an archive, more than one recording, names that are not plain.
+        ECGReadError: a WFDB header that is damaged or names a file outside its folder.
     """
     incoming = Path(os.path.realpath(incoming))
     files = [Path(path) for path in dict.fromkeys(paths)]
@@ -72,14 +73,14 @@ def taken_upload(paths: Sequence[str], incoming: Path, max_bytes: int) -> Iterat
     with tempfile.TemporaryDirectory(prefix=READING, dir=incoming) as own:
         try:
             _check(files, max_bytes)
-            yield _laid_out(files, Path(own))
+            yield _lay_out(files, Path(own))
         finally:
             for file in files:
                 _remove(file)
 
 
 def sweep(folder: Path, seconds: float, now: float) -> None:
-    """Removes what was put into `folder` more than `seconds` before `now`: uploads that nobody asked an answer for."""
+    """Remove what was put into `folder` more than `seconds` before `now`: uploads that were never read."""
     for entry in os.scandir(folder):
         with contextlib.suppress(OSError):
             if now - entry.stat(follow_symlinks=False).st_mtime <= seconds:
@@ -91,7 +92,7 @@ def sweep(folder: Path, seconds: float, now: float) -> None:
 
 
 def stored_bytes(folder: Path) -> int:
-    """How many bytes lie in `folder`."""
+    """Return the size of all files in `folder`, in bytes."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -112,13 +113,13 @@ def _check(files: Sequence[Path], max_bytes: int) -> None:
         except OSError:
             raise UploadError("the upload is no longer there: drop the file again") from None
         if not stat.S_ISREG(status.st_mode):
-            raise UploadError(f"{file.name}: is not an ordinary file")
+            raise UploadError(f"{file.name} is not a regular file")
         total += status.st_size
     if total > max_bytes:
         raise UploadError(f"{_megabytes(total)} is too large, expected at most {_megabytes(max_bytes)}")
     for file in files:
         if _is_archive(file):
-            raise UploadError(f"{file.name}: archives and compressed files are not taken; unpack it first")
+            raise UploadError(f"{file.name}: archives and compressed files are not accepted: unpack it first")
 
 
 def _megabytes(count: int) -> str:
@@ -131,7 +132,7 @@ def _is_archive(file: Path) -> bool:
     return bool(_ARCHIVE_NAME.search(file.name)) or any(start[at : at + len(mark)] == mark for at, mark in _ARCHIVES)
 
 
-def _laid_out(files: Sequence[Path], own: Path) -> Upload:
+def _lay_out(files: Sequence[Path], own: Path) -> Upload:
     headers = [file for file in files if file.suffix.lower() == ".hea"]
     if len(headers) > 1 or (len(files) > 1 and not headers):
         names = ", ".join(file.name for file in files)
@@ -144,9 +145,9 @@ def _laid_out(files: Sequence[Path], own: Path) -> Upload:
     names = [file.name for file in files]
     for name in names:
         if not _PLAIN_NAME.fullmatch(name):
-            raise UploadError(f"{name}: names of WFDB files may have letters, digits, dots and _ + - only")
+            raise UploadError(f"{name}: names of WFDB files may contain only letters, digits, dots and _ + -")
     if len({name.casefold() for name in names}) < len(names):
-        raise UploadError(f"found two files of one name among: {', '.join(names)}")
+        raise UploadError(f"two files have the same name: {', '.join(names)}")
     for file in files:
         os.rename(file, own / file.name)
     header = own / headers[0].name
@@ -160,11 +161,11 @@ def _laid_out(files: Sequence[Path], own: Path) -> Upload:
 
 
 def _remove(file: Path) -> None:
-    """A file, and the folder that Gradio has made for it, once that is empty."""
+    """Remove a file, and the folder that Gradio made for it if it is empty."""
     with contextlib.suppress(OSError):
         file.unlink()
     with contextlib.suppress(OSError):
         file.parent.rmdir()
 
 
-__all__ = ["MEGABYTE", "MOST_FILES", "READING", "Upload", "UploadError", "stored_bytes", "sweep", "taken_upload"]
+__all__ = ["MEGABYTE", "MOST_FILES", "READING", "Upload", "UploadError", "stored_bytes", "sweep", "take_upload"]

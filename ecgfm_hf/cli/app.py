@@ -36,8 +36,8 @@ def run_app(args: argparse.Namespace) -> int:
     if lacking:
         print(f"ecgfm: the page needs {', '.join(lacking)}: pip install 'ecgfm-hf[app]'", file=sys.stderr)
         return 2
-    from ..app.reader import ConfinedReader
-    from ..app.server import LOOPBACK, AppSettings, build_app, listening, private_folder, serve
+    from ..app.reader_process import ReaderProcess
+    from ..app.server import LOOPBACK, AppSettings, build_app, listen, private_folder, serve
     from ..model_folder import load_pipeline
     from ..utils.logs import only_errors
     from ..utils.precision import keep_freed_memory
@@ -45,13 +45,13 @@ def run_app(args: argparse.Namespace) -> int:
 
     keep_freed_memory()
     try:
-        found = listening(args.host, args.port)
+        found = listen(args.host, args.port)
     except OSError as error:
         hint = " (--port 0 takes any that is free)" if error.errno == errno.EADDRINUSE else ""
         why = f"{error.strerror or error}{hint}"
         print(f"ecgfm: cannot listen at {args.host}, port {args.port}: {why}", file=sys.stderr)
         return 2
-    reader = ConfinedReader()
+    reader = ReaderProcess()
     try:
         with found, only_errors("ecgfm_hf"), _terminated_as_interrupted(), private_folder() as folder:
             reader.start()

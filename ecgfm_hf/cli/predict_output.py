@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from ..inference.scoring import ModelRunner
     from ..inference.sources import FileSource, StoreSource
 
-UNCALIBRATED = "score, uncalibrated; not for clinical use"
-CALIBRATED = "calibrated; not for clinical use"
-
 
 def print_answers(
     runner: "ModelRunner",
@@ -99,15 +96,11 @@ def write_answers(answers: list[dict], config: Any, format: str, stream: TextIO,
         stream: Where to.
         precision: What they were computed in.
     """
-    note = CALIBRATED if fully_calibrated(config) else UNCALIBRATED
+    from ..inference.scoring import score_note
+
+    note = score_note(config)
     write = {"table": _write_table, "csv": _write_csv, "json": _write_json}[format]
     write(answers, config, note, precision, stream)
-
-
-def fully_calibrated(config: Any) -> bool:
-    """Whether every label has a calibration and a threshold; one without makes the answer a mixture."""
-    labels = set(config.label_names)
-    return labels <= (config.label_calibration or {}).keys() and labels <= (config.label_thresholds or {}).keys()
 
 
 def _write_json(answers: list[dict], config: Any, note: str, precision: str, stream: TextIO) -> None:
@@ -166,4 +159,4 @@ def _headings(answers: list[dict]) -> list[str]:
     return names if len(set(names)) == len(names) else [answer["recording"] for answer in answers]
 
 
-__all__ = ["CALIBRATED", "UNCALIBRATED", "fully_calibrated", "print_answers", "say_written", "write_answers"]
+__all__ = ["print_answers", "say_written", "write_answers"]

@@ -19,6 +19,8 @@ from .sources import DatasetSource
 if TYPE_CHECKING:
     from ..data.segments import ModelInputs
 
+UNCALIBRATED = "score, uncalibrated; not for clinical use"
+CALIBRATED = "calibrated; not for clinical use"
 ID_COLUMNS = (("recording_id", pa.string()), ("patient_id", pa.string()))
 
 
@@ -241,6 +243,13 @@ def answer_of(read: ReadRecording, logits: np.ndarray, config: ECGFMConfig) -> d
     return recording_answer(read.recording_id, logits, read.warnings, config)
 
 
+def score_note(config: ECGFMConfig) -> str:
+    """Return what scores of this model are: calibrated only if every label has a calibration and a threshold."""
+    labels = set(config.label_names)
+    calibrated = labels <= (config.label_calibration or {}).keys() and labels <= (config.label_thresholds or {}).keys()
+    return CALIBRATED if calibrated else UNCALIBRATED
+
+
 def score_schema(config: ECGFMConfig) -> pa.Schema:
     """Return the columns of score rows: ids, `score:NAME` for each label, `positive`, `segments`, `warnings`."""
     scores = [(f"score:{name}", pa.float64()) for name in config.label_names]
@@ -266,12 +275,15 @@ def _stacked(rows: list[np.ndarray | None]) -> np.ndarray | None:
 
 
 __all__ = [
+    "CALIBRATED",
     "ID_COLUMNS",
+    "UNCALIBRATED",
     "ModelRunner",
     "RecordingOutput",
     "answer_of",
     "check_layer",
     "run_recordings",
+    "score_note",
     "score_rows",
     "score_schema",
 ]

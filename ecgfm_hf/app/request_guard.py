@@ -1,4 +1,4 @@
-"""What comes between the network and Gradio: the few routes that the page needs, and limits on what they take."""
+"""A guard between the network and Gradio: it admits only the routes that the page needs, and limits requests."""
 
 import asyncio
 import base64
@@ -29,14 +29,14 @@ _GET = frozenset(
     )
 )
 _GET_BELOW = ("/assets/", "/static/", "/gradio_api/heartbeat/")
-_UPLOAD, _ASK = "/gradio_api/upload", "/gradio_api/queue/join"
-_POST = frozenset((_UPLOAD, _ASK, "/gradio_api/cancel", "/gradio_api/reset"))
+_UPLOAD, _JOIN = "/gradio_api/upload", "/gradio_api/queue/join"
+_POST = frozenset((_UPLOAD, _JOIN, "/gradio_api/cancel", "/gradio_api/reset"))
 
-_LARGEST_QUESTION = 1 << 18  # bytes of any request but an upload
+_LARGEST_REQUEST = 1 << 18  # bytes of any request but an upload
 _ENVELOPE = 1 << 16  # bytes of an upload that are not the files
-_FULL = 4  # as many largest uploads may lie waiting, and as many come at once
+_MOST_WAITING = 4  # uploads at once, and uploads of the largest size that wait to be read
 
-# The browser, too, loads nothing from elsewhere, and runs no script but the server's own.
+# The browser loads nothing from other servers and runs only this server's scripts.
 _POLICY = (
     "default-src 'none'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "font-src 'self' data:; connect-src 'self'; manifest-src 'self'; base-uri 'self'; form-action 'none'; "
@@ -53,20 +53,20 @@ _HEADERS = {
 
 
 class _Refused(Exception):
-    """Of a request that is not read to its end: status and text."""
+    """Raised when a request is not read to its end."""
 
 
-class Guard:
+class RequestGuard:
     """
-    An ASGI application around another.
+    An ASGI application that guards another.
 
     Args:
-        app: What is guarded.
-        incoming: The folder that uploads are stored in. A question may name files in it and nothing else.
-        max_bytes: Of an upload.
-        hosts: Names that the server may be addressed by; `None` for any. Against pages of strangers whose name leads
-            to this machine.
-        upload_seconds, question_seconds: That an upload, and any other request, may take to arrive.
+        app: The guarded application.
+        incoming: The folder of uploads. Requests may name only files in it.
+        max_bytes: Largest upload.
+        hosts: Names that the server accepts as its own; `None` for any. This stops other sites whose name resolves to
+            this machine (DNS rebinding).
+        upload_seconds, request_seconds: Longest time for an upload, and for any other request, to arrive.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class Guard:
         max_bytes: int,
         hosts: frozenset[str] | None,
         upload_seconds: float = 300.0,
-        question_seconds: float = 30.0,
+        request_seconds: float = 30.0,
     ):
         self._app, self._incoming, self._max_bytes, self._hosts = app, incoming, max_bytes, hosts
-        self._upload_seconds, self._question_seconds = upload_seconds, question_seconds
+        self._upload_seconds, self._request_seconds = upload_seconds, request_seconds
         self._uploading = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,33 +106,33 @@ class Guard:
 
         async def answer(message: MutableMapping[str, Any]) -> None:
             nonlocal started
-            if refused is None:  # else it is the application's answer to a request that it never got whole
+            if refused is None:  # otherwise the application answers a request that it did not receive whole
                 started = True
                 await send(message)
 
-        most = self._most_uploaded if is_upload else _LARGEST_QUESTION
-        until = asyncio.get_running_loop().time() + (self._upload_seconds if is_upload else self._question_seconds)
+        most = self._most_uploaded if is_upload else _LARGEST_REQUEST
+        until = asyncio.get_running_loop().time() + (self._upload_seconds if is_upload else self._request_seconds)
         received, whole = 0, scope["method"] != "POST"
 
         async def limited() -> MutableMapping[str, Any]:
             nonlocal received, refused, whole
-            if whole:  # what comes now is that the client has left
+            if whole:  # the next message is that the client left
                 return await receive()
             try:
                 message = await asyncio.wait_for(receive(), until - asyncio.get_running_loop().time())
             except TimeoutError:
-                refused = 408, "this took too long to arrive"
+                refused = 408, "the request took too long to arrive"
                 raise _Refused from None
             received += len(message.get("body", b""))
             whole = not message.get("more_body", False)
             if received > most:
-                refused = 413, "this is too large"
+                refused = 413, "the request is too large"
                 raise _Refused
             return message
 
         try:
             given: Receive = limited
-            if scope["path"] == _ASK:
+            if scope["path"] == _JOIN:
                 body = await _whole_body(limited)
                 if body is None:
                     return
@@ -142,10 +142,10 @@ class Guard:
             await self._app(scope, given, answer)
         except Exception as error:
             if refused is None:
-                # The kind alone: messages may quote the names of files.
+                # Only the type: messages may contain file names.
                 logger.error("a request failed: %s", type(error).__name__)
                 if not started:
-                    await _answer(answer, 500, "this failed; the log says what kind of error it was")
+                    await _answer(answer, 500, "the request failed; the log has the type of the error")
         if refused is not None and not started:
             await _answer(send, *refused)
 
@@ -154,7 +154,7 @@ class Guard:
         return MOST_FILES * self._max_bytes + _ENVELOPE
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """Status and text, where a request goes no further."""
+        """Return status and text if a request is refused."""
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         method, path = scope["method"], scope["path"]
         host = headers.get("host", "")
@@ -162,7 +162,7 @@ class Guard:
             return 421, "this page is not served under that name"
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            return 403, "this page does not take requests of other pages"
+            return 403, "this page accepts no requests from other pages"
         if method in ("GET", "HEAD"):
             below = path.startswith(_GET_BELOW) and posixpath.normpath(path) == path and "\\" not in path
             if not (path in _GET or below):
@@ -175,14 +175,17 @@ class Guard:
         if path == _UPLOAD:
             declared = headers.get("content-length", "")
             if declared.isdecimal() and int(declared) > self._most_uploaded:
-                return 413, "this is too large"
-            if self._uploading > _FULL or stored_bytes(self._incoming) > _FULL * MOST_FILES * self._max_bytes:
+                return 413, "the request is too large"
+            if (
+                self._uploading > _MOST_WAITING
+                or stored_bytes(self._incoming) > _MOST_WAITING * MOST_FILES * self._max_bytes
+            ):
                 return 503, "too many files are waiting: try again in some minutes"
         return None
 
 
 def _with_policy(send: Send) -> Send:
-    """Answers with our headers. Scripts within a page are named by their hashes, so that none but these run."""
+    """Add our headers to answers. A page's own scripts are listed by their hashes, so that no others run."""
     start: MutableMapping[str, Any] = {}
     parts: list[bytes] = []
     is_page = False
@@ -214,7 +217,7 @@ def _with_policy(send: Send) -> Send:
 
 
 def _name_of(host: str) -> str:
-    """A Host header without its port."""
+    """Return a Host header without its port."""
     return host.rsplit("]", 1)[0].removeprefix("[") if host.startswith("[") else host.rsplit(":", 1)[0].lower()
 
 
@@ -226,7 +229,7 @@ async def _answer(send: Send, status: int, text: str) -> None:
 
 
 async def _whole_body(receive: Receive) -> bytes | None:
-    """`None` where the client has left."""
+    """Return the whole body; `None` if the client left."""
     parts = []
     while True:
         message = await receive()
@@ -252,8 +255,8 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 def _names_only(incoming: Path, body: bytes) -> bool:
     """
-    Whether every file that a question names lies in `incoming`. Gradio would fetch what is named by an address on the
-    network, and logs the path of what it refuses.
+    Return whether every file that a request names is in `incoming`. Gradio would fetch network addresses, and it logs
+    the paths that it refuses.
     """
     try:
         waiting = [json.loads(body)]
@@ -277,4 +280,4 @@ def _lies_in(path: Any, folder: Path) -> bool:
     return os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep)
 
 
-__all__ = ["Guard"]
+__all__ = ["RequestGuard"]

@@ -1,4 +1,4 @@
-"""Strangers' files are read in a process of its own, which may take so much memory and time and no more."""
+"""A process that reads uploaded files, with limits on its memory and time."""
 
 import contextlib
 import multiprocessing
@@ -17,14 +17,14 @@ _MOST_LEADS, _MOST_VALUES = 64, 1 << 24
 _LONGEST_START = 600.0  # seconds, on a machine with a lot to do
 
 
-class ConfinedReader:
+class ReaderProcess:
     """
-    Reads recordings in another process. Where that crashes, hangs or takes too much memory, the file is refused, and
-    the next one gets a new process.
+    Reads recordings in another process. If it crashes, hangs or takes too much memory, the file is refused and the next
+    file gets a new process.
 
     Args:
-        seconds: A file may take to be read.
-        memory: Bytes it may take, where the system can limit them (Linux).
+        seconds: Longest time to read a file.
+        memory: Most bytes to read a file, where the system can limit them (Linux).
     """
 
     def __init__(self, seconds: float = 60.0, memory: int = 2 << 30):
@@ -35,18 +35,21 @@ class ConfinedReader:
         self._ready = False
 
     def start(self) -> None:
-        """Starts the process, without waiting for it: it takes seconds to import what it needs."""
+        """Start the process without waiting for it: its imports take seconds."""
         with self._lock:
             self._start()
 
     def read(self, path: str | os.PathLike, **arguments: Any) -> ECGRecord:
         """
-        One recording. `arguments` are what the file may not say itself, as of `read_ecg`; those that its format does
-        not lack are not used.
+        Read one recording.
+
+        Args:
+            path: The file.
+            arguments: As in `read_ecg`. Those that the file's format contains itself are not used.
 
         Raises:
-            ECGReadError: as `read_ecg`; also a file that takes too long or too much memory, or crashes its reader; a
-                recording of more than 10 minutes, 64 leads or 2^24 values.
+            ECGReadError: as `read_ecg`; also if reading takes too long or too much memory or crashes, or if the
+                recording has more than 10 minutes, 64 leads or 2^24 values.
         """
         with self._lock:
             self._start()
@@ -72,7 +75,7 @@ class ConfinedReader:
         if self._process is not None and self._process.is_alive():
             return
         self._stop()
-        # Spawned, not forked: the threads of a server may hold locks that a fork would never see opened.
+        # Spawned, not forked: a fork could copy locks that the server's threads hold, and wait for them forever.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
@@ -82,7 +85,7 @@ class ConfinedReader:
         theirs.close()
 
     def _await_ready(self) -> None:
-        """Imports are not on the first file's account."""
+        """Wait for the imports, which do not count as time of the first file."""
         if not self._ready:
             if not self._connection.poll(_LONGEST_START):
                 raise EOFError
@@ -110,7 +113,7 @@ def _serve(connection: Any, parent: int, memory: int) -> None:
 
 
 def _limit_memory(more: int) -> None:
-    """No more than `more` bytes beyond what there is now."""
+    """Limit memory to `more` bytes above the present use."""
     try:
         import resource
 
@@ -118,7 +121,7 @@ def _limit_memory(more: int) -> None:
             now = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + more, now + more))
     except (ImportError, OSError, ValueError):
-        return  # another system: the readers' own limits hold
+        return  # another system: the readers have limits of their own
 
 
 def _read(path: str, arguments: dict[str, Any]) -> ECGRecord | ECGReadError:
@@ -128,16 +131,16 @@ def _read(path: str, arguments: dict[str, Any]) -> ECGRecord | ECGReadError:
         seconds = samples / record.sampling_rate
         if seconds > LONGEST_SECONDS or leads > _MOST_LEADS or leads * samples > _MOST_VALUES:
             raise ECGReadError(
-                f"{path}: {leads} leads of {samples} samples ({seconds:.4g} s) are too much for this page, expected at "
+                f"{path}: {leads} leads of {samples} samples ({seconds:.4g} s) are too many for this page, expected at "
                 f"most {LONGEST_SECONDS} s, {_MOST_LEADS} leads and {_MOST_VALUES} values"
             )
         return record
     except ECGReadError as error:
         return error
     except MemoryError:
-        return ECGReadError(f"{path}: takes more memory than a recording may")
-    except Exception as error:  # a stranger's file: whatever it did, the next one is read
+        return ECGReadError(f"{path}: reading it takes too much memory")
+    except Exception as error:  # whatever an uploaded file causes, the next one must be read
         return ECGReadError(f"{path}: cannot be read ({type(error).__name__})")
 
 
-__all__ = ["LONGEST_SECONDS", "ConfinedReader"]
+__all__ = ["LONGEST_SECONDS", "ReaderProcess"]
