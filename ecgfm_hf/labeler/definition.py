@@ -1,5 +1,5 @@
 """
-Labelers of one's own: a dictionary or a JSON file.
+Labelers from a dictionary or a JSON file.
 
     {
       "name": "my-labels",
@@ -19,14 +19,14 @@ Labelers of one's own: a dictionary or a JSON file.
       "extends": "general.json"
     }
 
-Phrases are in normalised words (`Labeler.normalize` shows them); one that is not could never be found, and is an error.
+Phrases are in normalised words (`Labeler.normalize` shows them); another one could never be found, and is an error.
 They may be templates: `{lead}` stands for each value of a slot, `{early|late}` for each of its choices, `[left|right]`
 for each of its choices or nothing, and these may stand in one another. A phrase under several entities (or descriptors
 of one side) gives all of them.
 
-`extends` takes a preset's name or another file (its path from this file's folder) and changes it: an entity,
-descriptor or connective that it has is replaced, phrases and lists are added to, and `"removed": [...]` takes phrases
-of it away (as they are written there).
+`extends` names a preset or another file (its path from this file's folder) to start from: an entity, descriptor or
+connective of it that is defined again is replaced, phrases and lists are added to, and `"removed": [...]` removes
+phrases of it (as they are written there).
 """
 
 import re
@@ -66,7 +66,7 @@ def read_definition(
     source: str | Path | Mapping[str, Any], extended_by: tuple[Path, ...] = ()
 ) -> tuple[dict[str, Any], str]:
     """
-    A definition, with what it extends merged in, and what to call it in messages.
+    Return a definition, merged with what it extends, and its name for messages.
 
     Args:
         source: a JSON file, or a dictionary.
@@ -100,7 +100,7 @@ def read_definition(
 
 def build(definition: Mapping[str, Any], where: str) -> tuple[Knowledge, Switches]:
     """
-    The tables and switches of a definition.
+    Return the tables and switches of a definition.
 
     Raises:
         LabelerError: an entry is wrong; the message begins with `where` and names section and entry.
@@ -116,18 +116,19 @@ def build(definition: Mapping[str, Any], where: str) -> tuple[Knowledge, Switche
         if entity not in entities:
             raise reader.error(entry, f"entity {entity!r} is not defined")
         for item in reader.listed(phrases, entry):
-            text, described = item, ()
+            text, own = item, ()
             if isinstance(item, Mapping):
                 reader.keys(item, entry, {"text", "descriptors"})
-                text, described = item.get("text"), reader.names(item.get("descriptors", []), entry)
+                text, own = item.get("text"), reader.names(item.get("descriptors", []), entry)
             for phrase in reader.phrases([text], entry):
-                mentions.setdefault(phrase, []).append(Mention(entity, described))
+                mentions.setdefault(phrase, []).append(Mention(entity, own))
     if "removed" in definition:
-        raise reader.error("removed", "there is nothing to remove phrases from without 'extends'")
+        raise reader.error("removed", "needs 'extends', from which to remove phrases")
     patterns = [
         Pattern(text, ENTITY, mentions=tuple(found), source=f"{where}: phrases") for text, found in mentions.items()
     ]
-    descriptors, described = {}, {}
+    descriptors: dict[str, Descriptor] = {}
+    described: dict[tuple[str, str], list[str]] = {}
     for name, entry in definition.get("descriptors", {}).items():
         spot = f"descriptors: {name!r}"
         reader.keys(entry, spot, {"before", "after", "probability", "creates"})
@@ -178,7 +179,7 @@ def build(definition: Mapping[str, Any], where: str) -> tuple[Knowledge, Switche
 
 
 class _Reader:
-    """Checks the parts of a definition; its errors say in which entry."""
+    """Check the parts of a definition; errors name the entry."""
 
     def __init__(self, where: str, slots: Mapping[str, Any]) -> None:
         self.where = where
@@ -219,7 +220,7 @@ class _Reader:
         return tuple(found)
 
     def phrases(self, items: Any, entry: str) -> list[str]:
-        """All phrases of templates, each once: slots filled, choices made, what is optional there and left out."""
+        """Return all phrases of templates, each once: slots filled, choices made, optional parts with and without."""
         filled: dict[str, None] = {}
         for text in self.names(items, entry):
             waiting = [text.lower()]
@@ -247,7 +248,7 @@ class _Reader:
 
 
 def _merged(base: Mapping[str, Any], change: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A definition and its changes. What is named twice is replaced; phrases and lists grow; `removed` phrases go."""
+    """Merge a definition and its changes: replace names of both, add phrases and lists, remove `removed` phrases."""
     merged = {**base, **change}
     for section in base.keys() & change.keys():
         if isinstance(base[section], dict):

@@ -1,6 +1,5 @@
-"""Which words of a report gave which label, by which path: as text, and as a highlighted page."""
+"""Explain labels: which words of a report gave which label, by which path, as text and as a highlighted page."""
 
-import html
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,16 +14,34 @@ from .matching import Hit
 if TYPE_CHECKING:
     from .labeler import ReportLabels
 
-# Tokens of the report times tokens of its normalised form: the alignment is quadratic, and only for show.
+# Tokens of the report times tokens of its normalised form: the alignment is quadratic, and only for display.
 _LARGEST_ALIGNMENT = 4_000_000
-_KINDS = ("label", "word", "other")
+_MARKS = ("label", "word", "other")
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
-_STYLE = (
-    "body{font-family:sans-serif;max-width:60em;margin:2em auto;line-height:1.6}"
-    "mark{background:#ffe08a;padding:0 .15em}mark.word{background:#cfe3ff}mark.other{background:#e6e6e6}"
-    "table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.2em .6em;text-align:left;vertical-align:top}"
-)
+_PAGE = """\
+{%- macro marked(pieces) -%}
+{%- for kind, text in pieces %}{% if kind %}<mark class="{{ kind }}">{{ text }}</mark>{% else %}{{ text }}{% endif %}
+{%- endfor -%}
+{%- endmacro -%}
+<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Labels of reports</title><style>
+body{font-family:sans-serif;max-width:60em;margin:2em auto;line-height:1.6}
+mark{background:#ffe08a;padding:0 .15em}mark.word{background:#cfe3ff}mark.other{background:#e6e6e6}
+table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.2em .6em;text-align:left;vertical-align:top}
+</style></head><body>
+<p><mark class="label">gave a label</mark> <mark class="word">qualifies</mark>
+<mark class="other">recognised, gave none of these labels</mark></p>
+{% for one in explanations %}<hr>
+<p>{{ marked(one.marked_report) }}</p>
+<p><small>normalised: {{ marked(one.marked_text) }}</small></p>
+{% if one.reasons %}<table>
+<tr><th>label</th><th>probability</th><th>words</th><th>path</th><th></th></tr>
+{% for reason in one.reasons %}<tr><td>{{ reason.label }}</td><td>{{ "%.3g" % reason.probability }}</td>
+<td>{{ reason.written | join(" + ") }}</td><td>{{ reason.path | join(" > ") }}</td><td>{{ reason.note }}</td></tr>
+{% endfor %}</table>{% else %}<p>no label</p>{% endif %}
+<p><small>unmatched: {{ one.unmatched or "-" }}</small></p>
+{% endfor %}</body></html>
+"""
 
 
 @dataclass(frozen=True)
@@ -34,11 +51,11 @@ class Reason:
 
     Args:
         label: its name.
-        probability: that this reason gives it.
-        words: what the normalised report says; several for a compound.
-        written: what the report itself says there.
-        path: from what the words stand for up to the label.
-        note: what else had a part: descriptors and where they came from, or the parts of a compound.
+        probability: of the label by this reason.
+        words: of the normalised report; several for a compound.
+        written: the words of the report itself.
+        path: from the meaning of the words to the label.
+        note: descriptors and their words, or the parts of a compound.
     """
 
     label: str
@@ -54,8 +71,8 @@ class Explanation:
     """
     A report, the phrases found in it, and the reasons for each label of the labeler.
 
-    `speaking` has where the phrases that gave a label start in `text`, the normalised report; `spans` has, by the same
-    number, where the report itself says a phrase (from, to), as far as that can be told.
+    `speaking` has the starts of the phrases that gave a label, in `text`, the normalised report; `spans` has, by start,
+    the position (from, to) of a phrase in the report itself, where it is known.
     """
 
     report: str
@@ -67,7 +84,7 @@ class Explanation:
     spans: dict[int, tuple[int, int]]
 
     def to_text(self) -> str:
-        """A label a paragraph: words, path, probability."""
+        """Return the reasons as text: words, path and probability, a label a paragraph."""
         lines = [f"report      {self.report}", f"normalised  {self.text}"]
         for reason in self.reasons:
             words = " + ".join(f'"{word}"' for word in reason.written)
@@ -79,45 +96,30 @@ class Explanation:
         return "\n".join(lines)
 
     def to_html(self) -> str:
-        """A page of its own: words that gave a label in yellow, what qualifies in blue, other phrases in grey."""
+        """Return a page: words that gave a label in yellow, words that qualify in blue, other phrases in grey."""
         return html_page([self])
 
-    def _section(self) -> str:
-        own, normalised = [], []
-        for hit in self.hits:
-            kind = "label" if hit.start in self.speaking else "other" if hit.pattern.kind == ENTITY else "word"
-            normalised.append((hit.start, hit.end, kind))
-            if hit.start in self.spans:
-                own.append((*self.spans[hit.start], kind))
-        head = _cells("th", "label", "probability", "words", "path", "")
-        rows = "".join(
-            _cells(
-                "td",
-                reason.label,
-                f"{reason.probability:.3g}",
-                " + ".join(reason.written),
-                " > ".join(reason.path),
-                reason.note,
-            )
-            for reason in self.reasons
-        )
-        return (
-            f"<p>{_marked(self.report, own)}</p><p><small>normalised: {_marked(self.text, normalised)}</small></p>"
-            f"{f'<table>{head}{rows}</table>' if rows else '<p>no label</p>'}"
-            f"<p><small>unmatched: {html.escape(self.unmatched or '-')}</small></p>"
-        )
+    @property
+    def marked_report(self) -> list[tuple[str, str]]:
+        """Return the report in pieces (mark, text); the mark is `"label"`, `"word"`, `"other"` or empty."""
+        marks = [(*self.spans[hit.start], self._mark(hit)) for hit in self.hits if hit.start in self.spans]
+        return _pieces(self.report, marks)
+
+    @property
+    def marked_text(self) -> list[tuple[str, str]]:
+        """Return the normalised report in pieces, as `marked_report`."""
+        return _pieces(self.text, [(hit.start, hit.end, self._mark(hit)) for hit in self.hits])
+
+    def _mark(self, hit: Hit) -> str:
+        return "label" if hit.start in self.speaking else "other" if hit.pattern.kind == ENTITY else "word"
 
 
 def html_page(explanations: Iterable[Explanation]) -> str:
-    """One page with the highlighted reports of several explanations, in their order."""
-    sections = "<hr>".join(explanation._section() for explanation in explanations)
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Labels of reports</title>'
-        f"<style>{_STYLE}</style></head><body>"
-        '<p><mark class="label">gave a label</mark> <mark class="word">qualifies</mark> '
-        '<mark class="other">recognised, gave none of these labels</mark></p><hr>'
-        f"{sections}</body></html>\n"
-    )
+    """Return a page with the highlighted reports of several explanations, in their order."""
+    import jinja2
+
+    page = jinja2.Environment(autoescape=True).from_string(_PAGE)
+    return page.render(explanations=list(explanations)) + "\n"
 
 
 def explain(
@@ -128,7 +130,7 @@ def explain(
     labels: Sequence[str],
 ) -> Explanation:
     """
-    The explanation of a report.
+    Build the explanation of a report.
 
     Args:
         report, found: the report and what the labeler found in it.
@@ -145,8 +147,8 @@ def explain(
         for label in _labels_of(row):
             if label in reasons:
                 words = tuple(dict.fromkeys(hit.pattern.text for hit in hits))
-                own = tuple(dict.fromkeys(_said(report, hit, spans) for hit in hits))
-                reasons[label].append(Reason(label, _shown(label, row), words, own, row.path, note))
+                own = tuple(dict.fromkeys(_words_of(report, hit, spans) for hit in hits))
+                reasons[label].append(Reason(label, _probability(label, row), words, own, row.path, note))
                 speaking.update(hit.start for hit in hits)
 
     for instance, rows in groups:
@@ -163,13 +165,13 @@ def explain(
     return Explanation(report, found.text, found.hits, tuple(ordered), found.stripped, frozenset(speaking), spans)
 
 
-def _said(report: str, hit: Hit, spans: Mapping[int, tuple[int, int]]) -> str:
-    """The report's own words for a hit; the normalised ones where they cannot be told."""
+def _words_of(report: str, hit: Hit, spans: Mapping[int, tuple[int, int]]) -> str:
+    """Return the report's own words for a hit, or the normalised ones where they are unknown."""
     return report[slice(*spans[hit.start])] if hit.start in spans else hit.pattern.text
 
 
 def _spans(report: str, text: str, hits: Sequence[Hit]) -> dict[int, tuple[int, int]]:
-    """Where the report says each hit, from and to, by where the hit starts in its normalised text."""
+    """Return where each hit is in the report, (from, to), by its start in the normalised text."""
     theirs, ours = list(_TOKEN.finditer(report)), list(_TOKEN.finditer(text))
     if len(theirs) * len(ours) > _LARGEST_ALIGNMENT:
         return {}
@@ -192,30 +194,25 @@ def _spans(report: str, text: str, hits: Sequence[Hit]) -> dict[int, tuple[int, 
     return spans
 
 
-def _marked(text: str, marks: Iterable[tuple[int, int, str]]) -> str:
-    """Text with marks (from, to, class). Of marks on the same words the one that says most is kept."""
+def _pieces(text: str, marks: Iterable[tuple[int, int, str]]) -> list[tuple[str, str]]:
+    """Cut a text at its marks (from, to, mark). Of marks on the same words the first of `_MARKS` is kept."""
     best, taken = [], bytearray(len(text))
-    for start, end, kind in sorted(marks, key=lambda mark: (_KINDS.index(mark[2]), mark[0])):
+    for start, end, mark in sorted(marks, key=lambda item: (_MARKS.index(item[2]), item[0])):
         if 1 not in taken[start:end]:
             taken[start:end] = b"\x01" * (end - start)
-            best.append((start, end, kind))
-    parts, at = [], 0
-    for start, end, kind in sorted(best):
-        parts.append(html.escape(text[at:start]))
-        parts.append(f'<mark class="{kind}">{html.escape(text[start:end])}</mark>')
+            best.append((start, end, mark))
+    pieces, at = [], 0
+    for start, end, mark in sorted(best):
+        pieces += [("", text[at:start]), (mark, text[start:end])]
         at = end
-    return "".join([*parts, html.escape(text[at:])])
-
-
-def _cells(tag: str, *texts: str) -> str:
-    return f"<tr>{''.join(f'<{tag}>{html.escape(text)}</{tag}>' for text in texts)}</tr>"
+    return [*pieces, ("", text[at:])]
 
 
 def _labels_of(row: Row) -> list[str]:
     return [row.entity, *(f"{row.entity} - {descriptor}" for descriptor in row.descriptors)]
 
 
-def _shown(label: str, row: Row) -> float:
+def _probability(label: str, row: Row) -> float:
     return row.probability if label == row.entity else 1.0
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from .knowledge import AFTER, BEFORE, CONNECTIVE, ENTITY, Compound, Knowledge, Mention
 from .matching import Hit
 
-# What a parent gains of the doubt that is left: an infarct that is possible (0.5) is an injury with 0.65.
+# The share of the remaining doubt that a parent loses: a possible infarct (0.5) is an injury with 0.65.
 PARENT_GAIN = 0.3
 
 
@@ -20,8 +20,8 @@ class Switches:
         connective_gate: attach descriptors only in reports that contain a connective ("with", "and"), as the original
             does (a side effect of its tables; it decides the probabilities of most reports).
         honour_absence: drop an entity that "no" or "without" describes. The original keeps it.
-        within_statement: keep a descriptor from reaching over ";" into another statement. The original lets it. One
-            that begins with a colon or comma and finds nothing to its right (", unlikely") is then said of its left.
+        within_statement: keep a descriptor from reaching over ";" into another statement, as it does in the original.
+            One that begins with a colon or comma, without an entity to its right (", unlikely"), describes its left.
     """
 
     connective_gate: bool = True
@@ -55,12 +55,15 @@ class Row(NamedTuple):
     via: tuple[str, ...] = ()
 
 
+# An entity's hit (None for the end of a statement), its descriptors and the hits that they come from; and a hit with
+# descriptors that look for an entity.
+_Reached = tuple[Hit | None, list[str], list[Hit]]
+_Waiting = tuple[Hit, tuple[str, ...]]
+
+
 class Inference:
     """
-    Turns hits into rows and labels, as observed on the original.
-
-    Raises:
-        LabelerError: never here; `Knowledge` has checked the names.
+    Turn hits into rows and labels, as the original does.
     """
 
     def __init__(self, knowledge: Knowledge, switches: Switches) -> None:
@@ -87,15 +90,15 @@ class Inference:
     # ------------------------------------------------------------------------------------------------------------------
 
     def instances(self, text: str, hits: Sequence[Hit]) -> list[Instance]:
-        """The mentions of a report with the descriptors that reach them."""
+        """Return the mentions of a report with the descriptors that reach them."""
         gate_open = not self.switches.connective_gate or any(hit.pattern.kind == CONNECTIVE for hit in hits)
-        reached: list[tuple[Hit | None, list[str], list[Hit]]] = []
-        waiting: list[tuple[Hit, tuple[str, ...]]] = []  # Descriptors that look for an entity on their right.
+        reached: list[_Reached] = []
+        waiting: list[_Waiting] = []  # Descriptors that look for an entity on their right.
         last_end = 0
         for hit in hits:
             pattern, kind = hit.pattern, hit.pattern.kind
             if self.switches.within_statement and ";" in text[last_end : hit.start]:
-                self._say_of_the_left(text, reached, waiting)
+                self._describe_left(text, reached, waiting)
                 if reached:
                     reached.append((None, [], []))  # A wall: what comes now reaches nothing to the left of it.
             last_end = hit.end
@@ -118,7 +121,7 @@ class Inference:
                 if pattern.right_descriptors:
                     waiting.append((hit, pattern.right_descriptors))
         if self.switches.within_statement:
-            self._say_of_the_left(text, reached, waiting)
+            self._describe_left(text, reached, waiting)
         return [
             Instance(hit, mention.entity, [*mention.descriptors, *descriptors], attached)
             for hit, descriptors, attached in reached
@@ -127,8 +130,8 @@ class Inference:
         ]
 
     @staticmethod
-    def _say_of_the_left(text: str, reached: list, waiting: list) -> None:
-        """At the end of a statement: "infarct: no" is said of the infarct, for nothing comes after it."""
+    def _describe_left(text: str, reached: list[_Reached], waiting: list[_Waiting]) -> None:
+        """Attach what waits at the end of a statement to its left: "infarct: no", with nothing after it."""
         for hit, descriptors in waiting:
             if reached and text[hit.start] in ":,":
                 reached[-1][1].extend(descriptors)
@@ -141,7 +144,7 @@ class Inference:
 
     def rows(self, instance: Instance) -> Sequence[Row]:
         """
-        The entities that an instance gives: itself, its ancestors, and what its descriptors add.
+        Return the entities that an instance gives: itself, its ancestors, and those that its descriptors add.
 
         An ancestor that is reached on several paths comes once, with the largest probability.
         """
@@ -203,7 +206,7 @@ class Inference:
         return entity == root or root in self._ancestors[entity]
 
     def compounds(self, groups: Sequence[Sequence[Row]]) -> list[Row]:
-        """The entities that follow from what a report has together."""
+        """Return the entities that follow from combinations in a report."""
         present = {row.entity for group in groups for row in group}
         rows = []
         for compound in self.knowledge.compounds:
@@ -215,7 +218,7 @@ class Inference:
         return rows
 
     def labels(self, rows: Iterable[Row]) -> dict[str, float]:
-        """The labels of rows: entities with their largest probability, and `"Entity - Descriptor"` with 1."""
+        """Return the labels of rows: entities with their largest probability, `"Entity - Descriptor"` with 1."""
         labels: dict[str, float] = {}
         entities = self.knowledge.entities
         for row in rows:
@@ -244,9 +247,9 @@ def _all(lists: Iterable[Iterable[str]]) -> Iterable[str]:
 
 
 def _fires(compound: Compound, present: set[str], groups: Sequence[Sequence[Row]]) -> bool:
-    """Whether all items that a compound includes are there, and none that it excludes."""
+    """Return whether a report has all items that a compound includes, and none that it excludes."""
 
-    def there(item: Mention) -> bool:
+    def has(item: Mention) -> bool:
         if item.entity not in present or not item.descriptors:
             return item.entity in present
         needed = set(item.descriptors)
@@ -254,11 +257,11 @@ def _fires(compound: Compound, present: set[str], groups: Sequence[Sequence[Row]
             needed.issubset(_all(row.descriptors for row in group if row.entity == item.entity)) for group in groups
         )
 
-    return all(map(there, compound.including)) and not any(map(there, compound.excluding))
+    return all(map(has, compound.including)) and not any(map(has, compound.excluding))
 
 
 def _ancestors(knowledge: Knowledge, entity: str) -> dict[str, tuple[str, ...]]:
-    """The ancestors of an entity, each with its longest way up: the one that gives the largest probability."""
+    """Return the ancestors of an entity, each with its longest way up, which gives the largest probability."""
     ways: dict[str, tuple[str, ...]] = {}
     stack: list[tuple[str, ...]] = [(parent,) for parent in knowledge.entities[entity].parents]
     while stack:

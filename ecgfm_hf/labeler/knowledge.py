@@ -1,6 +1,6 @@
-"""The tables of a labeler: entities and their parents, descriptors, patterns, and what follows from what."""
+"""The tables of a labeler: entities and their parents, descriptors, phrases, and which findings follow from others."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from ..utils.errors import ECGFMError
@@ -42,12 +42,12 @@ class Mention:
 @dataclass(frozen=True)
 class Pattern:
     """
-    A phrase of normalised text, and what it stands for.
+    A phrase of normalised text, and its meaning.
 
     `kind` is `"entity"` (stands for `mentions`; none means: recognised, and ignored), `"before"` or `"after"` (gives
     `descriptors` to the next entity on its right or left), `"unattached"` (recognised only) or `"connective"` (gives
     `descriptors` to its left and `right_descriptors` to its right, and passes those of `passes` on from what is on its
-    left to what is on its right). `source` is where the table has it, for messages.
+    left to what is on its right). `source` names the table and entry, for messages.
     """
 
     text: str
@@ -80,11 +80,11 @@ class Knowledge:
         attached: `(entity, descriptor, result)`: an entity that carries the descriptor gives the result.
         traveling: `(entity, descriptors)`: descriptors that pass on to the ancestors of what carries them, up to the
             entity.
-        absence: descriptors that say that a finding is not there.
-        certain: entities that are created with probability 1 whatever created them.
+        absence: descriptors of a finding that the recording does not have.
+        certain: entities that descriptors create with probability 1, however doubtful the finding is.
 
     Raises:
-        LabelerError: a name is not defined, a phrase is there twice or empty, or an entity is its own ancestor.
+        LabelerError: a name is not defined, a phrase occurs twice or is empty, or an entity is its own ancestor.
     """
 
     entities: dict[str, Entity]
@@ -110,16 +110,16 @@ class Knowledge:
             self._mentions(compound.including + compound.excluding, where)
             if not compound.including:
                 raise LabelerError(f"{where}'including' must name at least one entity")
-        for entity, descriptor, result in self.attached:
-            where = f"attached descriptor {descriptor!r} of {entity!r}: "
-            self._defined([entity, result], self.entities, where + "entity")
-            self._defined([descriptor], self.descriptors, where + "descriptor")
-        for entity, descriptors in self.traveling:
-            where = f"traveling descriptors of {entity!r}: "
-            self._defined([entity], self.entities, where + "entity")
+        for carrier, word, result in self.attached:
+            where = f"attached descriptor {word!r} of {carrier!r}: "
+            self._defined([carrier, result], self.entities, where + "entity")
+            self._defined([word], self.descriptors, where + "descriptor")
+        for root, descriptors in self.traveling:
+            where = f"traveling descriptors of {root!r}: "
+            self._defined([root], self.entities, where + "entity")
             self._defined(sorted(descriptors), self.descriptors, where + "descriptor")
 
-    def _defined(self, names: Iterable[str], table: dict, what: str) -> None:
+    def _defined(self, names: Iterable[str], table: Container[str], what: str) -> None:
         for name in names:
             if not isinstance(name, str) or name not in table:
                 raise LabelerError(f"{what} {name!r} is not defined")
@@ -136,7 +136,7 @@ class Knowledge:
             if not pattern.text.strip():
                 raise LabelerError(f"{where}a phrase must not be empty")
             if pattern.text in first:
-                raise LabelerError(f"{where}the phrase is there already ({first[pattern.text].source or 'pattern'})")
+                raise LabelerError(f"{where}the phrase occurs already ({first[pattern.text].source or 'pattern'})")
             first[pattern.text] = pattern
             self._mentions(pattern.mentions, where)
             named = pattern.descriptors + pattern.right_descriptors + pattern.passes
@@ -145,7 +145,8 @@ class Knowledge:
     def _refuse_cycles(self) -> None:
         finished: set[str] = set()
         for start in self.entities:
-            path, stack = [], [(start, False)]
+            path: list[str] = []
+            stack = [(start, False)]
             while stack:
                 name, leaving = stack.pop()
                 if leaving:

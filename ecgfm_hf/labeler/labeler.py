@@ -68,7 +68,7 @@ class ReportLabels:
     def is_positive(self, label: str, keep: str | float = "any") -> bool:
         """Return whether the report has the label: with any probability, or with at least the threshold `keep`."""
         probability = self.probabilities.get(label)
-        return probability is not None and (keep == "any" or probability >= keep)
+        return probability is not None and (isinstance(keep, str) or probability >= keep)
 
 
 class Labeler:
@@ -168,7 +168,7 @@ class Labeler:
         switches_ = _switched(Switches(), switches, str(folder))
         return cls(load_original_json(folder), labels, switches=switches_, name=str(folder))
 
-    def __call__(self, report: str) -> ReportLabels:
+    def __call__(self, report: str | None) -> ReportLabels:
         """Return the labels of one report, and its status."""
         text = self.normalize(report)
         return self._labels(text, self._matcher.find(text), report)
@@ -177,13 +177,13 @@ class Labeler:
         """Return the labels of a report that is normalised already."""
         return self._labels(text, self._matcher.find(text), text)
 
-    def _labels(self, text: str, hits: Sequence[Hit], report: str) -> ReportLabels:
+    def _labels(self, text: str, hits: Sequence[Hit], report: str | None) -> ReportLabels:
         groups = [self._inference.rows(instance) for instance in self._inference.instances(text, hits)]
         compounds = self._inference.compounds(groups)
         labels = self._inference.labels(row for group in (*groups, compounds) for row in group)
         return ReportLabels(text, tuple(hits), labels, _status(report, hits))
 
-    def row(self, report: str, keep: str | float = "any", soft: bool = False) -> list[int] | list[float]:
+    def row(self, report: str | None, keep: str | float = "any", soft: bool = False) -> list[int] | list[float]:
         """
         Return one report's row of the table of `labels`: 0 and 1, or probabilities where `soft`.
 
@@ -208,7 +208,7 @@ class Labeler:
             return [found.probabilities[label] if found.is_positive(label, keep) else 0.0 for label in self.labels]
         return [int(found.is_positive(label, keep)) for label in self.labels]
 
-    def explain(self, report: str) -> Explanation:
+    def explain(self, report: str | None) -> Explanation:
         """Return which words of a report gave which label, by which path."""
         text = self.normalize(report)
         hits = self._matcher.find(text)
@@ -218,7 +218,7 @@ class Labeler:
         found = self._labels(text, hits, report)
         return explain(report if isinstance(report, str) else "", found, groups, compounds, self.labels)
 
-    def unmatched(self, reports: Iterable[str]) -> Counter[str]:
+    def unmatched(self, reports: Iterable[str | None]) -> Counter[str]:
         """Count the statements that no phrase accounts for: the gaps of the tables."""
         counts: Counter[str] = Counter()
         for report in reports:
@@ -251,12 +251,12 @@ class Labeler:
 
 def check_keep(keep: str | float) -> None:
     """Raise `ValueError` unless `keep` is "any" or a threshold above 0 and at most 1."""
-    number = isinstance(keep, int | float) and not isinstance(keep, bool)
-    if keep != "any" and not (number and 0 < keep <= 1):
+    valid = keep == "any" if isinstance(keep, str | bool) else 0 < keep <= 1
+    if not valid:
         raise ValueError(f"keep must be 'any' or a threshold above 0 and at most 1, found: {keep!r}")
 
 
-def _status(report: str, hits: Sequence[Hit]) -> str:
+def _status(report: str | None, hits: Sequence[Hit]) -> str:
     if not isinstance(report, str) or not any(map(str.isalnum, report)):
         return EMPTY
     if not report.isascii():
@@ -279,10 +279,12 @@ def _check_label(label: str, knowledge: Knowledge, name: str) -> None:
 
 
 def _words(words: Sequence[object], where: str) -> list[str]:
+    lowered = []
     for word in words:
         if not isinstance(word, str) or not word.isalpha():
             raise LabelerError(f"{where}: mistyped: must be words of letters, found: {word!r}")
-    return [word.lower() for word in words]
+        lowered.append(word.lower())
+    return lowered
 
 
 def _switched(defaults: Switches, switches: Mapping[str, bool], where: str) -> Switches:

@@ -1,5 +1,6 @@
-"""Brings reports to one way of writing: lower case, whole words for abbreviations, one word for each thing."""
+"""Normalise reports: lower case, whole words for abbreviations, one word for each thing."""
 
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -22,7 +23,7 @@ from .normalization_tables import (
 _FEW = 20
 _VOWELS = "aeiouy"
 _KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-# A slip that gives another word that reports use is no slip.
+# A typing error that gives another word of reports is no error.
 _WORDS_OF_THEIR_OWN = frozenset(
     {"atria", "arial", "brunch", "bungle", "conducting", "literal", "place", "placed", "placing"}
 )
@@ -30,7 +31,7 @@ _WORDS_OF_THEIR_OWN = frozenset(
 
 class Normalizer:
     """
-    Normalises reports for the matcher.
+    Normalise reports for the matcher.
 
     Every step is linear in the length of the report: phrases are one regular expression a pass, and runs of white space
     are closed before anything looks around them. (Source: observed on the original; the
@@ -38,8 +39,8 @@ class Normalizer:
     is not expanded several times over, which only repeats sentences, and would be quadratic.)
 
     Args:
-        rewrites: phrases of the caller's own, as `{written: canonical}`, in lower case; read before the tables.
-        mistyped: words of the caller's own to mend where a key slipped.
+        rewrites: phrases to replace, as `{written: canonical}`, in lower case; applied before the tables.
+        mistyped: words in which typing errors are corrected, besides those of the tables.
 
     Raises:
         ValueError: a phrase of `rewrites` is empty.
@@ -68,8 +69,8 @@ class Normalizer:
             for sign, rules in FAMILIES
         ]
 
-    def __call__(self, report: str) -> str:
-        """The normalised report; an empty string for what is no string (a missing report is NaN in a table)."""
+    def __call__(self, report: str | None) -> str:
+        """Return the normalised report; an empty string for one that is no string (None, or NaN in a table)."""
         if not isinstance(report, str):
             return ""
         text = self._open(report)
@@ -83,7 +84,7 @@ class Normalizer:
         return self._slips.get(match[0], match[0])
 
     def _open(self, report: str) -> str:
-        """Cuts what is about other recordings, resolves what needs capitals, and goes to lower case."""
+        """Cut text about other recordings, resolve abbreviations in capitals, and go to lower case."""
         text = self._capitals(_one_space(_cut(report))).lower()
         if "block" in text:
             text = _SINUS_BLOCK.sub("sinus block", text)
@@ -99,13 +100,13 @@ class Normalizer:
         return _one_space(text)
 
     def _close(self, text: str) -> str:
-        """Sentences of the machines: lists of leads, and families of phrases."""
+        """Replace sentences of the machines: lists of leads, and families of phrases."""
         text = self._final(text)
         if "without know" in text or "suspected" in text:
             text = _NOTICE.sub("", text)
         if "lead" in text or "sequence error" in text:
             for context, sentence in self._lead_lists:
-                text = context.sub(lambda match, sentence=sentence: self._one_a_lead(match, sentence), text)
+                text = context.sub(functools.partial(self._one_a_lead, sentence), text)
         if _PARTED.search(text):
             text = _SPLIT_CHAMBER.sub(r"\1\2", text)
         text = text.replace("*", " ")
@@ -120,7 +121,7 @@ class Normalizer:
                     text = pattern.sub(outcome, text)
         return self._trailing.sub(_qualified, text)
 
-    def _one_a_lead(self, match: re.Match[str], sentence: str) -> str:
+    def _one_a_lead(self, sentence: str, match: re.Match[str]) -> str:
         return "; ".join(sentence.format(lead=lead) for lead in self._leads.findall(match[1]))
 
 
@@ -171,7 +172,7 @@ _BUNDLE = re.compile(r"(?<!\w)bundle(?! branch)(?!\w)")
 
 
 def _cut(report: str) -> str:
-    """The report up to where it begins to speak of signatures or of other recordings."""
+    """Return the report up to its first mention of a signature or of another recording."""
     lowered = report.lower()
     if len(lowered) != len(report):  # A few capitals of other scripts become two characters.
         report = lowered
@@ -222,7 +223,7 @@ def _turned(table: Mapping[str, Iterable[str]]) -> dict[str, str]:
 
 
 def _slips(words: Sequence[str]) -> dict[str, str]:
-    """Mistyped words and what they mean: all that are one slip of the keyboard away, and those that are listed."""
+    """Return mistyped words and their corrections: all words one typing error away, and the listed ones."""
     mended = {slip: word for word in words for slip in _one_slip(word)}
     mended.update({slip: word for word, slips in MISSPELLED.items() for slip in slips})
     return {slip: word for slip, word in mended.items() if slip not in words and slip not in _WORDS_OF_THEIR_OWN}

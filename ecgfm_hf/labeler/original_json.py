@@ -1,7 +1,7 @@
-"""Reads the original's directory of JSON tables (the user's own clone of the ECG-FM repository)."""
+"""The original's JSON tables, read from the user's own clone of the ECG-FM repository."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,12 @@ _SIDES = {"b": BEFORE, "a": AFTER, "ab": UNATTACHED}
 
 def load_original_json(folder: str | Path) -> Knowledge:
     """
-    The tables of an original JSON directory.
+    Read the tables of an original JSON directory.
 
     Args:
         folder (`str` or `Path`): with `entity_tem.json` and `entity_pat.json`, and those of `desc_tem`, `desc_pat`,
             `split_desc_tem`, `connective`, `compound_tem`, `attached_desc_tem`, `traveling_desc_tem` and
-            `uncertainty_map` that there are.
+            `uncertainty_map` that exist.
 
     Returns:
         `Knowledge`: ready for a `Labeler`.
@@ -44,7 +44,7 @@ def load_original_json(folder: str | Path) -> Knowledge:
         if not (folder / f"{name}.json").is_file():
             raise LabelerError(f"{folder / name}.json: the file is missing, and a labeler needs it")
 
-    entities = {}
+    entities: dict[str, Entity] = {}
     for entry in _entries(folder, "entity_tem"):
         name = entry.unique_name(entities)
         known = ("name", "sup", "require_descriptors")
@@ -119,7 +119,7 @@ def load_original_json(folder: str | Path) -> Knowledge:
 
 
 class _Entry:
-    """One object of an array, with errors that say where it is."""
+    """One object of an array, with errors that name its file and number."""
 
     def __init__(self, path: Path, number: int, data: Any) -> None:
         self.path, self.number, self.data = path, number, data
@@ -160,11 +160,11 @@ class _Entry:
     def unique_name(self, taken: dict) -> str:
         name = self.text("name")
         if name in taken:
-            raise self.error(f"the name {name!r} is there already")
+            raise self.error(f"the name {name!r} occurs already")
         return name
 
     def template(self, item: Any, key: str) -> tuple[str, tuple[str, ...]]:
-        """A plain name, or an object `{"tem": name, "descriptors": [...]}`."""
+        """Return name and descriptors of a plain name, or of an object `{"tem": name, "descriptors": [...]}`."""
         if isinstance(item, str):
             return item, ()
         if not isinstance(item, dict) or not isinstance(item.get("tem"), str):
@@ -199,15 +199,15 @@ def _uncertainty(folder: Path) -> dict[str, float]:
     return data
 
 
-def read_json(path: Path, kind: type, what: str, opened: Callable[[], str] | None = None) -> Any:
+def read_json(path: Path, kind: type, what: str) -> Any:
     """
-    The content of a JSON file.
+    Return the content of a JSON file.
 
     Raises:
         LabelerError: it cannot be read, is no JSON, or is no `kind`.
     """
     try:
-        data = json.loads(opened() if opened else path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise LabelerError(f"{path}: cannot be read: {error}") from error
     except (json.JSONDecodeError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Tables of reports in CSV and Parquet: read and written in blocks, with all columns kept."""
+"""Tables of reports in CSV and Parquet, read and written in blocks, with all their columns."""
 
 import csv
 import sys
@@ -28,13 +28,13 @@ class Block:
         self.columns, self.number = columns, number
 
     def texts(self, index: int) -> list:
-        """A column as a list; None where a table has nothing. (`_Reader.read_as_text` makes it text.)"""
+        """Return a column as a list, with None for a missing value. (`_Reader.read_as_text` makes it text.)"""
         column = self.columns[index]
         return column if isinstance(column, list) else column.to_pylist()
 
 
 class _Reader:
-    """A table with a header. `number` of rows is None where only reading tells."""
+    """A table with a header. `number` of rows is None where it is unknown before reading."""
 
     number: int | None = None
     types: Sequence[Any] | None = None  # Arrow types of the columns; None where all are text.
@@ -52,7 +52,7 @@ class _Reader:
 
     def read_as_text(self, index: int) -> None:
         """
-        Has a column read as text: bytes are decoded as UTF-8.
+        Read a column as text from now on: bytes are decoded as UTF-8.
 
         Raises:
             TableError: it is neither text nor bytes, and not empty.
@@ -113,11 +113,12 @@ class _ParquetReader(_Reader):
         except arrow.ArrowInvalid as error:
             raise TableError(f"{path}: cannot be read as Parquet: {error}") from error
         super().__init__(path, list(self._file.schema_arrow.names))
-        self.number, self.types = self._file.metadata.num_rows, list(self._file.schema_arrow.types)
+        self.number = self._file.metadata.num_rows
+        self.types = self._arrow_types = list(self._file.schema_arrow.types)
         self._encoded: set[int] = set()  # Columns of bytes that are text.
 
     def read_as_text(self, index: int) -> None:
-        is_, found = _arrow().types, self.types[index]
+        is_, found = _arrow().types, self._arrow_types[index]
         inner = found.value_type if is_.is_dictionary(found) else found
         if is_.is_binary(found) or is_.is_large_binary(found):
             self._encoded.add(index)
@@ -125,7 +126,7 @@ class _ParquetReader(_Reader):
             raise TableError(f"{self.path}: the column {self.header[index]!r} must be text, found: {found}")
 
     def _is_empty(self, index: int) -> bool:
-        """Whether a column has no value in any row, as the last of `report_0`, `report_1`, ... may."""
+        """Return whether a column has no value in any row, as the last of `report_0`, `report_1`, ... may."""
         for batch in self._file.iter_batches(_BLOCK, columns=[self.header[index]]):
             column = batch.column(0)
             if column.is_null(nan_is_null=True).true_count < len(column):
@@ -204,7 +205,7 @@ class _ParquetWriter:
 
 def open_reader(path: Path) -> _Reader:
     """
-    A table to read, by its suffix.
+    Open a table to read, by its suffix.
 
     Raises:
         TableError: the suffix is neither .csv nor .parquet, or the file is no such table.
