@@ -200,7 +200,7 @@ def write_store(store: Path, count: int, sampling_rate: int, seed: int) -> None:
                     samples = np.ascontiguousarray(samples[:, : 2 * sampling_rate])
                 own = {"recording_id": name_of(number), "signal": samples.tobytes(), "num_samples": samples.shape[1]}
                 writer.write(rows[which] | own)
-    report = {"format": 1, "plan": {}, "splits": {"recordings": {"all": count}}, "recordings": {}, "left_out": []}
+    report = {"format": 1, "plan": {}, "splits": {"recordings": {"all": count}}, "recordings": {}, "excluded": []}
     write_json(store / "report.json", report)
 
 

@@ -19,7 +19,7 @@ def root(tmp_path):
 
 @pytest.mark.parametrize("num_proc", [None, 2])
 def test_a_builder_has_the_rows_of_a_store_and_lists_what_it_left_out(root, tmp_path, num_proc, monkeypatch):
-    monkeypatch.setattr("ecgfm_hf.data.loading._TOGETHER", 2)
+    monkeypatch.setattr("ecgfm_hf.data.loading._CHUNK", 2)
     prepare(PhysioNet2021(root), tmp_path / "store")
     builder = PhysioNet2021Builder(root, cache_dir=tmp_path / "cache")
     builder.download_and_prepare(num_proc=num_proc)

@@ -1,6 +1,7 @@
 """A user's own table: what it may say, how its ids and files meet, and what it must be told."""
 
 import argparse
+import os
 from datetime import datetime
 from pathlib import Path
 
@@ -125,6 +126,48 @@ def test_exams_of_one_file_are_recordings_of_their_own(tmp_path):
     assert [(one.recording_id, one.reason) for one in index.excluded] == [("c", SAME_FILE)]
 
 
+def test_rows_of_one_recording_with_different_labels_are_an_error_that_shows_both(tmp_path):
+    text = "recording_id,path,AF,SB,LBBB\nA,1,0,1,1\nB,2,0,0,0\nA,1,1,1,\n"
+    with pytest.raises(SourceError, match=r"rows 1 and 3 .* recording_id A .*: AF is 0 and 1, LBBB is 1 and unknown"):
+        indexed(tmp_path, text)
+    with pytest.raises(SourceError, match=r"rows 1 and 2 .* 1 .*: AF is 1 and 0"):
+        indexed(tmp_path, "path,AF\n1.hea,1\n./1,0\n")
+    rows, index = indexed(tmp_path, "recording_id,path,AF\nA,1,0\nA,1,0.0\n")
+    assert (len(rows), len(index.excluded)) == (1, 1)
+
+
+def test_numeric_columns_among_labels_are_named_with_the_way_out(tmp_path):
+    text = 'path,AF,heart_rate,QRS duration,"B, C"\n1,1,61,90.5,0\n2,0,72,,1\n3,,180,110,0\n'
+    with pytest.raises(SourceError) as error:
+        indexed(tmp_path, text)
+    message = str(error.value)
+    assert "'heart_rate' (61 to 180); 'QRS duration' (90.5 to 110)" in message
+    assert "labels=['AF', 'B, C'] or --labels AF,\"B, C\"" in message
+    rows, _ = indexed(tmp_path, text, labels=_list('AF,"B, C"'))
+    assert [row["B, C"] for row in rows.values()] == [0, 1, 0]
+    with pytest.raises(SourceError, match=r"row 2: label 'AF' is '2' \(1 row\)"):
+        indexed(tmp_path, column("AF", "1", "2", "0", "0"))
+
+
+@pytest.mark.parametrize("changed", ["1.hea", "1.mat", "other.dat"])
+def test_all_files_of_a_recording_are_in_its_stamp(tmp_path, changed):
+    root = folder_of(tmp_path / "root", "1")
+    (root / "other.dat").write_bytes(bytes(9))
+    header = root / "1.hea"
+    header.write_text(header.read_text() + "other.dat 16 1000/mV 16 0 0 0 0 X\n")
+    source = RecordingTable(root)
+    table = pa.table({"path": ["1", "1.hea", "1.mat"]})
+    before = source.stamps(table)
+    assert before == source.stamps(table)
+    times = (root / changed).stat()
+    if changed.endswith(".hea"):  # an edit that changes neither length nor time
+        (root / changed).write_text(header.read_text().replace("1000/mV", "2000/mV"))
+        os.utime(root / changed, ns=(times.st_atime_ns, times.st_mtime_ns))
+    else:
+        os.utime(root / changed, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+    assert all(one != other for one, other in zip(before, source.stamps(table), strict=True))
+
+
 # Times
 
 
@@ -137,7 +180,7 @@ def test_times_with_a_zone_become_utc(tmp_path):
 
 
 def test_times_with_and_without_a_zone_are_refused_with_both_rows(tmp_path):
-    expected = r"time zone \(row 3: '2020-01-01T00:00:00Z'\) and some have none \(row 2: '2020-01-01'\)"
+    expected = r"time zone \(row 3: '2020-01-01T00:00:00Z'\) and others do not \(row 2: '2020-01-01'\)"
     with pytest.raises(SourceError, match=expected):
         indexed(tmp_path, column("time", "", "2020-01-01", "2020-01-01T00:00:00Z"))
 
@@ -252,7 +295,7 @@ def test_other_delimiters_than_commas_are_seen(tmp_path, sign):
 
 
 def test_a_table_without_path_and_id_shows_its_header(tmp_path):
-    expected = r"needs a column path or recording_id \(found: file name, AF\); columns= or --columns"
+    expected = r"needs a column path or recording_id \(found: file name, AF\); give its name with columns= or --columns"
     with pytest.raises(SourceError, match=expected):
         indexed(tmp_path, "file name,AF\n1,1\n")
 

@@ -247,7 +247,7 @@ def test_a_file_keeps_what_it_holds_until_there_are_answers(model_dir, folder, t
         (["STORE", "x.hea"], "cannot be mixed"),
         (["x.hea", "--split", "train"], "only stores have splits"),
         (["STORE", "--split", "nonsense"], "has no split 'nonsense'"),
-        (["EMPTY"], "found no recording"),
+        (["EMPTY"], "no recordings found"),
         (["x.hea", "--output", "nowhere/x.parquet"], "no folder nowhere"),
         (["x.hea", "--output", "x.parquet", "--format", "csv"], "is Parquet"),
         (["--table", "missing.csv"], "missing.csv"),

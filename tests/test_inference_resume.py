@@ -221,6 +221,21 @@ def test_a_changed_signal_file_is_another_recording(model_dir, tmp_path, capsys)
     assert "differs in: recordings" in capsys.readouterr().err
 
 
+def test_a_header_that_was_mended_is_another_recording_by_any_name(model_dir, tmp_path, capsys):
+    samples = np.random.default_rng(0).integers(-2000, 2000, (12, 2500)).astype(np.int16)
+    write_record(tmp_path, samples, name="e0")
+    for number, name in enumerate(("e0", "e0.hea", "e0.dat")):
+        output = str(tmp_path / f"{number}.parquet")
+        given = ["embed", str(tmp_path / name), "--model", str(model_dir), "--output", output]
+        assert ecgfm(given) == 0
+        header = (tmp_path / "e0.hea").read_text()
+        (tmp_path / "e0.hea").write_text(header.replace("1000.0(0)/mV", "2000.0(0)/mV"))
+        assert (tmp_path / "e0.hea").read_text() != header
+        assert ecgfm(given) == 2
+        assert "differs in: recordings" in capsys.readouterr().err
+        (tmp_path / "e0.hea").write_text(header)
+
+
 def test_a_moved_model_is_the_same_model(embed, model_dir, tmp_path):
     import shutil
 

@@ -302,7 +302,7 @@ def test_a_finished_store_is_only_opened_and_another_is_never_overwritten(cohort
     assert set(load_prepared(tmp_path / "store")) == {"train", "valid", "test"}
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    with pytest.raises(PrepareError, match="something else"):
+    with pytest.raises(PrepareError, match="contains other files"):
         prepare(source, tmp_path / "mine", overwrite=True)
     (tmp_path / "store" / "thesis.tex").write_text("years of work")
     with pytest.raises(PrepareError, match=r"thesis\.tex"):
@@ -353,7 +353,7 @@ def test_ids_alone_find_their_files_and_extra_files_are_told(cohort, tmp_path):
     report = prepare(RecordingTable(cohort, tmp_path / "mine.csv"), tmp_path / "store")
     assert report["recordings"] == {"found": 5, "kept": 4, "excluded": 1}
     assert report["excluded"][0]["reason"] == "no file has the recording's name"
-    assert any("the table does not name them" in note for note in report["notes"])
+    assert any("are not in the table" in note for note in report["notes"])
 
 
 def test_a_folder_without_a_table_is_enough(cohort, tmp_path):
@@ -366,7 +366,7 @@ def test_own_names_of_columns_and_chosen_labels(cohort, tmp_path):
     lines = [f"{row['path']},{row['patient_id']},{n},x{n},77,male,2020-01-0{n % 9 + 1}" for n, row in enumerate(rows)]
     (tmp_path / "mine.csv").write_text("\n".join(["file,MRN,note,AF,age,sex,time", *lines]) + "\n")
     columns = {"path": "file", "patient_id": "MRN"}
-    with pytest.raises(SourceError, match=r"'note'.*say which columns are labels"):
+    with pytest.raises(SourceError, match=r"'note'.*name the columns that are labels"):
         prepare(RecordingTable(cohort, tmp_path / "mine.csv", columns=columns), tmp_path / "a")
     data = load_table(
         cohort, tmp_path / "b", tmp_path / "mine.csv", columns=columns, labels=[], split="grouped_temporal"
@@ -442,7 +442,7 @@ def test_other_arrays_under_the_same_ids_are_another_preparation(tmp_path):
 
 def test_arrays_say_what_is_wrong_with_them():
     whole = {"recording_id": 1, "signal": np.zeros((12, 9)), "sampling_rate": 1, "lead_names": [], "units": "mV"}
-    with pytest.raises(SourceError, match="recording 0 lacks units"):
+    with pytest.raises(SourceError, match="recording 0: missing units"):
         Arrays([{key: value for key, value in whole.items() if key != "units"}])
     with pytest.raises(SourceError, match="unknown key fs"):
         Arrays([whole | {"fs": 500}])
@@ -492,7 +492,7 @@ def test_a_folder_that_is_not_ours_is_never_touched(cohort, tmp_path, report):
     before = {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()}
     source = RecordingTable(cohort, cohort / "labels.csv")
     for overwrite in (False, True):
-        with pytest.raises(PrepareError, match="something else"):
+        with pytest.raises(PrepareError, match="contains other files"):
             prepare(source, mine, overwrite=overwrite)
     with pytest.raises(StoreError):
         split_store(mine, SplitSettings("random"))
@@ -541,6 +541,11 @@ def test_changed_files_and_another_folder_are_another_preparation(tmp_path):
     prepare(PhysioNet2021(root), tmp_path / "store")
     with pytest.raises(PrepareError, match="other files"):
         prepare(PhysioNet2021(other), tmp_path / "store")
+    signals = next(root.rglob("E1.mat"))
+    content = signals.read_bytes()
+    signals.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(PrepareError, match="other files"):
+        prepare(PhysioNet2021(root), tmp_path / "store")
     header = next(root.rglob("E1.hea"))
     header.write_text(header.read_text().replace("1000.0(0)/mV", "500.0(0)/mV"))
     with pytest.raises(PrepareError, match="other files"):

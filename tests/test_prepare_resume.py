@@ -15,7 +15,7 @@ from wfdb_files import LEADS
 
 from ecgfm_hf.data import PrepareSettings, Source, SourceIndex, SplitSettings, load_prepared, prepare, read_report
 from ecgfm_hf.data.preparation import pseudonym
-from ecgfm_hf.data.store_assembly import split_store, sweep
+from ecgfm_hf.data.store_assembly import remove_leftovers, split_store
 from ecgfm_hf.records import ECGReadError, ECGRecord
 
 RECORDINGS = 200  # four parts
@@ -192,7 +192,7 @@ def test_what_a_kill_leaves_beside_a_finished_store_goes_with_the_next_run(tmp_p
     (out / ".ecgfm-work" / "parts-0" / "part-00000.parquet").write_bytes(bytes(1000))
     run(out)()
     assert content(out) == clean["none"]
-    sweep(out)  # with nothing to do
+    remove_leftovers(out)  # with nothing to do
 
 
 def test_a_part_whose_rows_are_gone_cut_short_or_changed_is_written_again(tmp_path, clean):
@@ -215,7 +215,7 @@ def test_a_recording_that_kills_its_reader_is_left_out_alone(tmp_path, clean, nu
     out = tmp_path / "store"
     report = prepare(Made(worse=die, at="r0100"), out, num_proc=num_proc)
     found = [one for one in report["excluded"] if one["recording_id"] == "r0100"]
-    assert [one["reason"] for one in found] == ["the reader's process died on it"]
+    assert [one["reason"] for one in found] == ["the process that read it died"]
     wanted = {row["recording_id"]: row for rows in clean["none"]["rows"].values() for row in rows}
     del wanted["r0100"]
     rows = {row["recording_id"]: row for rows in content(out)["rows"].values() for row in rows}

@@ -136,7 +136,7 @@ def test_what_cannot_be_used_is_told_before_training_not_during_it(recordings, t
     assert inputs.skipped["a lead has NaN"] == 1
     assert inputs.skipped["shorter than 5 s"] == 1
     assert any("missing lead V6" in reason for reason in inputs.skipped)
-    assert "3 of 5 recordings are left out" in caplog.text
+    assert "3 of 5 recordings are skipped" in caplog.text
     assert {inputs[number]["recording_id"] for number in range(len(inputs))} == {"d", "e"}
     tolerant = ECGFMFeatureExtractor(missing_leads="zero", nan_samples="interpolate", short_recordings="pad")
     assert as_model_inputs(data, tolerant).skipped == {}

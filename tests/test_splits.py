@@ -86,7 +86,7 @@ def test_grouped_temporal_is_the_original_with_all_overlap_removed():
     # nothing. On these patients its rule leaves nothing for valid: an error here.
     rows = [row for row in META[::-1] if row["patient"]]
     ids, patients, times = _columns(rows, "idx", "patient", "date")
-    with pytest.raises(SplitError, match=r"nothing is left for valid \(recordings: train 29, valid 0, test 10\)"):
+    with pytest.raises(SplitError, match=r"no recordings for valid \(found: train 29, valid 0, test 10\)"):
         split_recordings(ids, "grouped_temporal", patients=patients, times=times, fractions=THIRDS)
     # Somebody new in the middle of valid's time does not move the cuts (34.8 and 46.4 of 58, 35.4 and 47.2 of 59).
     arguments = {"patients": [*patients, 99], "times": [*times, "2020-02-12"]}
@@ -132,7 +132,7 @@ def test_the_code_15_split_of_the_original_is_read():
         pytest.skip(f"no reference data: {file} is missing (set ECGFM_SHARED)")
     result = import_split(file, ["code_15_270272.mat", "code_15_438277.mat"])
     assert result.counts == {"test": 2}
-    assert "8 of the 10 recordings in the published split are not at hand." in result.assumptions
+    assert "8 of the 10 recordings in the published split were not found." in result.assumptions
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_bad_published_split_is_refused(tmp_path, text, message):
 def test_a_published_split_that_is_absent_here_is_said_so():
     result = import_split({"a": "train", "b": "valid", "c": "extra"}, ["c", "a"])
     assert result.names == ("train", "extra")
-    assert "No recording of the published split valid is at hand." in result.assumptions
+    assert "No recording of the published split valid was found." in result.assumptions
 
 
 # Patients
@@ -168,7 +168,7 @@ def test_unknown_patients_need_an_assumption_which_the_result_states():
         with pytest.raises(SplitError, match="4 of 40 recordings have no patient id: grouping by patient needs them"):
             split_recordings(ids, strategy, patients=patients, times=range(40))
         result = split_recordings(ids, strategy, patients=patients, times=range(40), assume_independent=True)
-        assert "4 of 40 recordings have no patient id and were taken to be of different" in result.assumptions[0]
+        assert "4 of 40 recordings have no patient id and are assumed to be of different" in result.assumptions[0]
         assert result.summary()["assumptions"] == list(result.assumptions)
         assert sum(result.counts.values()) == 40
         assert sum(result.patients.values()) == 36
@@ -182,9 +182,9 @@ def test_a_random_split_that_tears_a_patient_names_a_few():
         split_recordings(ids, "random", patients=patients)
     assert str(caught.value).count(" is in ") == 3
     assert "more" in str(caught.value)
-    assert "Patients were not looked at" in split_recordings(ids, "random").assumptions[0]
+    assert "Patients were not given" in split_recordings(ids, "random").assumptions[0]
     partly = split_recordings(ids, "random", patients=[None] * 90 + ids[90:])
-    assert "90 of 100 recordings have no patient id: overlap was not checked there." in partly.assumptions
+    assert "90 of 100 recordings have no patient id: their overlap was not checked." in partly.assumptions
 
 
 def test_ids_are_the_same_however_a_table_library_reads_them():
@@ -213,20 +213,20 @@ def test_patients_given_as_numbers_and_as_text_are_drawn_alike():
         ({"strategy": "stratified"}, "strategy must be one of"),
         ({"fractions": {"train": 0.8, "test": 0.1}}, "must add up to 1, found 0.9"),
         ({"fractions": {"train": 1.1, "test": -0.1}}, "numbers from 0 to 1"),
-        ({"fractions": {"train": 1.0, "test": 0.0}}, r"nothing is left for test \(recordings: train 10, test 0\)"),
-        ({"fractions": {"train": 0.99, "test": 0.01}}, "nothing is left for test"),
-        ({"fractions": {"train": 0.99, "test": 0.01}, "strategy": "temporal", "times": range(10)}, "nothing is left"),
-        ({"strategy": "grouped", "patients": [1] * 10}, "nothing is left for train"),
-        ({"counts": {"train": 5, "test": 4}}, "do not add up to the 10 there are"),
+        ({"fractions": {"train": 1.0, "test": 0.0}}, r"no recordings for test \(found: train 10, test 0\)"),
+        ({"fractions": {"train": 0.99, "test": 0.01}}, "no recordings for test"),
+        ({"fractions": {"train": 0.99, "test": 0.01}, "strategy": "temporal", "times": range(10)}, "no recordings for"),
+        ({"strategy": "grouped", "patients": [1] * 10}, "no recordings for train"),
+        ({"counts": {"train": 5, "test": 4}}, "do not add up to 10"),
         ({"counts": {"train": 11, "test": None}}, "do not add up"),
         ({"counts": {"train": None, "test": None}}, "do not add up"),
         ({"counts": {"train": 9.0, "test": 1}}, "must be whole numbers"),
         ({"counts": {"train": 10}, "fractions": {"train": 1}}, "not both"),
-        ({"counts": {"train": 10, "test": 0}}, "nothing is left for test"),
+        ({"counts": {"train": 10, "test": 0}}, "no recordings for test"),
         ({"patients": [1, 2]}, "patients must have one item a recording: 10 recordings, found 2"),
         ({"strategy": "temporal"}, "a temporal split needs times"),
         ({"strategy": "temporal", "times": [None, *range(9)]}, r"1 recordings have no time \(rows 0"),
-        ({"strategy": "temporal", "times": ["01/02/2020"] * 10}, "row 0: '01/02/2020' is no time in ISO 8601"),
+        ({"strategy": "temporal", "times": ["01/02/2020"] * 10}, "row 0: '01/02/2020' is not a time in ISO 8601"),
         ({"strategy": "temporal", "times": [5, *[datetime(2020, 1, 1)] * 9]}, "several kinds"),
         ({"seed": None}, "seed must be a whole number"),
         ({"seed": -1}, "seed must be a whole number"),
@@ -362,7 +362,7 @@ def _outcome(*arguments):
     try:
         return _by_id(_split("grouped_temporal", *arguments))
     except SplitError as error:
-        assert "nothing is left for" in str(error)  # noqa: PT017
+        assert "no recordings for" in str(error)  # noqa: PT017
         return str(error)
 
 
@@ -411,7 +411,7 @@ def test_counts_are_met_to_the_unit(table, train, test):
     counts = {"train": train, "valid": None, "test": test}
     for strategy in ("random", "temporal"):
         if train + test == len(ids):
-            with pytest.raises(SplitError, match="nothing is left for valid"):
+            with pytest.raises(SplitError, match="no recordings for valid"):
                 split_recordings(ids, strategy, counts=counts, times=times)
         else:
             found = split_recordings(ids, strategy, counts=counts, times=times).counts

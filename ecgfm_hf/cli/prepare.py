@@ -153,7 +153,7 @@ def run_split(args: argparse.Namespace) -> int:
 
 def summary(report: Mapping[str, Any]) -> str:
     """A report as a table: recordings by split and label, and by reason those left out."""
-    from ..data.report import sentences
+    from ..data.report import report_sentences
 
     counts, splits = report["recordings"], report["splits"]["recordings"]
     lines = [f"{counts['kept']:,} of {counts['found']:,} recordings, {report['hours']:,.1f} hours"]
@@ -186,7 +186,7 @@ def summary(report: Mapping[str, Any]) -> str:
                 else "that the challenge does not know"
             )
             lines.append(f"{len(codes)} diagnosis codes {told}, {sum(codes.values()):,} times")
-    return "\n".join([*lines, *(f"note: {sentence}" for sentence in sentences(report))])
+    return "\n".join([*lines, *(f"note: {sentence}" for sentence in report_sentences(report))])
 
 
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:

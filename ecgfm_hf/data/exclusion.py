@@ -15,13 +15,13 @@ from .splits import SplitError
 @dataclass(frozen=True)
 class Excluded:
     """
-    A recording that did not make it.
+    A recording that is not in the store.
 
     Args:
         recording_id (`str`, *optional*): None where it has none.
         path (`str`, *optional*): Relative to the dataset's folder.
-        stage (`str`): `"index"`, `"read"` or `"filter"`.
-        reason (`str`): A phrase that groups: no ids or paths in it.
+        stage (`str`): `"index"`, `"read"`, `"filter"` or `"split"`.
+        reason (`str`): The same for all recordings of a kind: without ids and paths.
         detail (`str`): The whole message.
     """
 
@@ -31,13 +31,19 @@ class Excluded:
     reason: str
     detail: str = ""
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, str | None]) -> "Excluded":
+        """Return what `dataclasses.asdict` made into a mapping."""
+        stage, reason, detail = (content[name] or "" for name in ("stage", "reason", "detail"))
+        return cls(content["recording_id"], content["path"], stage, reason, detail)
+
 
 def exclude(entry: Mapping[str, Any], error: Exception, root: Path | None, pseudonyms: bool = False) -> Excluded:
-    """The account of a recording that could not be read."""
+    """Return the entry for a recording that could not be read, without paths of this machine."""
     path = entry.get("path")
     detail = str(error) or type(error).__name__
     if root is not None:
-        # Reports travel with the data: the folder on this machine is nobody's business. Libraries may name it in full.
+        # Reports are shared with the data, and libraries may give the full path of a file.
         for folder in dict.fromkeys((os.path.realpath(root), os.path.abspath(root), os.fspath(root))):
             detail = re.sub(rf"(?<![\w./-]){re.escape(folder)}/", "", detail)
     if pseudonyms:
@@ -45,8 +51,8 @@ def exclude(entry: Mapping[str, Any], error: Exception, root: Path | None, pseud
     return Excluded(entry["recording_id"], path, "read", reason_of(detail, entry), detail)
 
 
-# What may be said of a recording whose id is a pseudonym: these words and no others, since any part of a message may
-# quote the name of a file, and a file may bear the name of a patient.
+# The only words in the reason of a recording whose id is a pseudonym: any part of a message may quote the name of a
+# file, which may contain the name of a patient.
 _KINDS = (
     *("no such signal file", "no such header", "no such file", "is empty", "truncated", "longer than its header"),
     *("checksum", "initial value", "unknown unit", "gain", "sampling rate", "number of samples", "lead name"),
@@ -62,10 +68,11 @@ def _kind_of(message: str) -> str:
 
 def reason_of(message: str, entry: Mapping[str, Any]) -> str:
     """
-    A message without what differs from recording to recording, so that a thousand of a kind become one line: names,
-    quotations and what is in brackets go, numbers become N. What to pass stays.
+    Return a message without the parts that differ between recordings, so that a thousand of a kind become one line.
+
+    Names, quotations and brackets are removed, and numbers become N. Advice on what argument to pass stays.
     """
-    # Readers' messages begin with the file, whose name may hold anything.
+    # Readers' messages begin with the file, whose name may contain anything.
     first, colon, rest = message.partition(": ")
     if colon and ("/" in first or "." in first or first.startswith("recording ")):
         message = rest
@@ -88,8 +95,14 @@ def reason_of(message: str, entry: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class FilterResult:
-    """Which recordings pass (`keep`, bool `(n,)`), and by filter how many it removed, each recording counted once by
-    the first that did (`removed`), and how many it would remove alone (`matched`)."""
+    """
+    The result of filtering.
+
+    Args:
+        keep (`np.ndarray` (n,) bool): Which recordings pass.
+        removed (`dict[str, int]`): Recordings removed, each counted for the first filter that matches.
+        matched (`dict[str, int]`): Recordings that each filter matches.
+    """
 
     keep: np.ndarray
     removed: dict[str, int]
@@ -106,12 +119,13 @@ def filter_recordings(
     flags: Mapping[str, Sequence[Any]] | None = None,
 ) -> FilterResult:
     """
-    Leave out recordings before splitting: sources first, then NaN leads, constant leads, and any other flags.
+    Exclude recordings before splitting: sources first, then NaN leads, constant leads, and any other flags.
 
     Args:
         sources (sequence of `str`, length n): Each recording's source.
-        keep_sources, drop_sources (sequences of `str`, *optional*): Keep only these; leave these out.
-        nan_leads, constant_leads (`(n,)` or `(n, leads)`, *optional*): Recordings with a true or non-zero value go.
+        keep_sources, drop_sources (sequences of `str`, *optional*): Keep only these; exclude these.
+        nan_leads, constant_leads (`(n,)` or `(n, leads)`, *optional*): Exclude recordings with a true or
+            non-zero value.
         flags (mapping of `str` to sequences, *optional*): The same by name, such as missing times.
 
     Returns:
@@ -123,24 +137,24 @@ def filter_recordings(
     """
     sources = [] if sources is None else list(sources)
     removers: dict[str, np.ndarray] = {}
-    for what, asked in (("source not kept", keep_sources), ("source left out", drop_sources)):
-        if asked is not None:
-            asked = {asked} if isinstance(asked, str) else set(asked)
-            if absent := asked - set(sources):
+    for what, given in (("source not kept", keep_sources), ("source excluded", drop_sources)):
+        if given is not None:
+            chosen = {given} if isinstance(given, str) else set(given)
+            if absent := chosen - set(sources):
                 known = ", ".join(sorted(set(map(str, sources))))
                 raise SplitError(f"no recording is of source {', '.join(sorted(absent))} (found: {known or 'none'})")
-            removers[what] = np.array([(source in asked) == (what == "source left out") for source in sources])
+            removers[what] = np.array([(source in chosen) == (what == "source excluded") for source in sources])
     for what, values in {"NaN lead": nan_leads, "constant lead": constant_leads, **(flags or {})}.items():
         if values is not None:
             removers[what] = np.array([_flag(value, what, row) for row, value in enumerate(values)], dtype=bool)
     if len({len(remove) for remove in removers.values()}) != 1:
         raise SplitError(f"filters need columns of one length, found: { {k: len(v) for k, v in removers.items()} }")
-    keep, removed = True, {}
+    keep, removed = np.ones(len(next(iter(removers.values()))), dtype=bool), {}
     for what, remove in removers.items():
         removed[what] = int((keep & remove).sum())
         keep = keep & ~remove
     if not keep.any():
-        raise SplitError(f"the filters leave nothing: {removed}")
+        raise SplitError(f"the filters exclude all recordings: {removed}")
     return FilterResult(keep, removed, {what: int(remove.sum()) for what, remove in removers.items()})
 
 
@@ -151,5 +165,5 @@ def _flag(value: Any, what: str, row: int) -> bool:
     except (TypeError, ValueError):  # not a number: pandas' NA, an object
         values = np.array(np.nan)
     if np.isnan(values).any():
-        raise SplitError(f"{what}, row {row}: neither true nor false: {value!r}")
+        raise SplitError(f"{what}, row {row}: found {value!r}, expected true or false")
     return bool(values.any())

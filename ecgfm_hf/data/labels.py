@@ -1,13 +1,13 @@
-"""Label tables: one row a recording, one column a label, 1, 0 or NaN where nobody knows.
+"""
+Label tables: one row a recording, one column a label; 1, 0, or NaN for unknown.
 
-NaN stays out of loss, weights and metrics and is counted. The files are those of fairseq-signals (`label_def.csv`,
-`pos_weight.txt`, `y.npy`). Differences from it:
+NaN stays out of losses, weights and metrics, and is counted. `label_def.csv` is the file of fairseq-signals.
+Differences from it:
 
-- it drops a recording from all counts where any of its labels is missing; here each label counts what it knows;
+- it drops a recording from all counts where any of its labels is missing; here each label counts its known values;
 - its counts and weights depend on how a column was stored (counts of float columns end in `.0`, a bool column with
   missing rows and no positive crashes); here 1, 1.0, True and "True" are the same, and counts are whole numbers;
-- a training weight without positives is infinite there; here it is an error that names the label;
-- its `y.npy` has 0 for unlabelled recordings; here that array comes with the rows that must not be used.
+- a training weight without positives is infinite there; here it is an error that names the label.
 """
 
 import csv
@@ -28,7 +28,7 @@ from ..utils.ids import canonical_id
 
 
 class LabelTableError(ECGFMError, ValueError):
-    """Labels that contradict themselves or cannot be used. The message names the label and what was found."""
+    """Labels that are contradictory or cannot be used. The message names the label and what was found."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LabelTable:
     names: tuple[str, ...]
     values: np.ndarray
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for what, items in (("recording", self.ids), ("label", self.names)):
             if repeated := [item for item, count in Counter(items).items() if count > 1]:
                 raise LabelTableError(f"{what} given more than once: {', '.join(repeated[:3])}")
@@ -59,11 +59,11 @@ class LabelTable:
 
     @property
     def unknown(self) -> dict[str, int]:
-        """Recordings without a known value, by label."""
+        """Return the number of recordings without a known value, by label."""
         return dict(zip(self.names, np.isnan(self.values).sum(axis=0).tolist(), strict=True))
 
     def align(self, ids: Sequence[Hashable]) -> "LabelTable":
-        """The same labels for these recordings, in their order; NaN where the table has none."""
+        """Return the labels of these recordings, in their order; NaN for recordings that are not in the table."""
         wanted = tuple(known_ids(ids))
         place = {recording: row for row, recording in enumerate(self.ids)}
         rows = np.array([place.get(recording, len(self.ids)) for recording in wanted], dtype=np.int64)
@@ -71,7 +71,7 @@ class LabelTable:
         return LabelTable(wanted, self.names, padded[rows])
 
     def with_labels(self, names: Sequence[str]) -> "LabelTable":
-        """These labels in this order; NaN for one that the table lacks."""
+        """Return these labels in this order; NaN for labels that are not in the table."""
         padded = np.concatenate([self.values, np.full((len(self.ids), 1), np.nan)], axis=1)
         columns = [self.names.index(name) if name in self.names else len(self.names) for name in names]
         return LabelTable(self.ids, tuple(names), padded[:, columns])
@@ -79,7 +79,7 @@ class LabelTable:
 
 def label_table(ids: Sequence[Hashable], columns: Mapping[str, Sequence[Any]]) -> LabelTable:
     """
-    A table from columns of any kind.
+    Return a table made from columns of any kind.
 
     Args:
         ids (sequence, length n): Unique recording ids.
@@ -130,9 +130,9 @@ def read_label_csv(path: str | Path, id_column: str = "idx", columns: Sequence[s
     for number, row in enumerate(rows):
         if len(row) != len(header):
             raise LabelTableError(f"{path}, row {number}: {len(row)} cells under {len(header)} columns")
-    place = {name: header.index(name) for name in (id_column, *labels)}
-    ids = [row[place[id_column]] for row in rows[1:]]
-    table = label_table(ids, {name: [row[place[name]] for row in rows[1:]] for name in labels})
+    column_of = {name: header.index(name) for name in (id_column, *labels)}
+    ids = [row[column_of[id_column]] for row in rows[1:]]
+    table = label_table(ids, {name: [row[column_of[name]] for row in rows[1:]] for name in labels})
     if status is not None:
         unlabelled = [row[header.index(status)] != LABELLED for row in rows[1:]]
         table.values[unlabelled] = np.nan
@@ -141,8 +141,9 @@ def read_label_csv(path: str | Path, id_column: str = "idx", columns: Sequence[s
 
 def merge_label_tables(tables: Sequence[LabelTable]) -> LabelTable:
     """
-    One table of several sources: their recordings one after the other, all labels in the order in which they occur.
-    What a source lacks is NaN, never 0.
+    Return one table of several sources: their recordings one after the other, all labels in order of occurrence.
+
+    A label that a source does not have is NaN there, never 0.
 
     Raises:
         `LabelTableError`: a recording in two tables, no table.
@@ -163,9 +164,10 @@ class LabelDefinition:
         names (`tuple[str, ...]`, length L): Labels in order.
         positives (`dict[str, np.ndarray]`): Positive recordings `(L,)` int64 by split, and under `"all"`.
         fractions (`dict[str, np.ndarray]`): Of the recordings whose label is known, `(L,)` float64 likewise. NaN where
-            none is. The file calls them percent, but they are fractions.
+            none is known. The file calls them percent.
         weights (`dict[str, np.ndarray]`): (1 - f) / f `(L,)` by split, without `"all"`; infinite without positives.
-        unknown (`dict[str, np.ndarray]`): Recordings whose label is unknown, likewise. Not in the file: empty if read.
+        unknown (`dict[str, np.ndarray]`): Recordings with an unknown label, likewise. Empty when read from a
+            file, which has no such column.
     """
 
     names: tuple[str, ...]
@@ -177,8 +179,12 @@ class LabelDefinition:
 
 def define_labels(table: LabelTable, splits: Sequence[str | None] | None) -> LabelDefinition:
     """
-    Count labels by split. `splits` has one item for each row of `table` (`table.align(result.ids), result.splits`);
-    rows that are in none (None) are not counted, not under `"all"` either. Without `splits`, `"all"` is all there is.
+    Count labels by split.
+
+    Args:
+        table ([`LabelTable`])
+        splits (sequence, *optional*): The split of each row of `table`; rows with None are not counted, not even under
+            `"all"`. Without splits there is only `"all"`.
     """
     if splits is None:
         everything = define_labels(table, ["-"] * len(table.ids))
@@ -206,8 +212,9 @@ def define_labels(table: LabelTable, splits: Sequence[str | None] | None) -> Lab
 
 def pos_weight(table: LabelTable, splits: Sequence[str | None], split: str = "train") -> np.ndarray:
     """
-    Weights of positives in the loss, `(L,)` float64: (1 - f) / f, f the fraction of positives among the known values of
-    one split, training unless said otherwise.
+    Return the weights of positives in the loss, `(L,)` float64: (1 - f) / f.
+
+    f is the fraction of positives among the known values of one split, by default `train`.
 
     Raises:
         `LabelTableError`: no such split; a label without positives or without negatives there, by name.
@@ -223,7 +230,7 @@ def pos_weight(table: LabelTable, splits: Sequence[str | None], split: str = "tr
     ):
         if bad.any():
             labels = ", ".join(repr(table.names[number]) for number in np.flatnonzero(bad))
-            raise LabelTableError(f"{what} in {split} for {labels}: there is no weight; leave out or merge the label")
+            raise LabelTableError(f"{what} in {split} for {labels}: so there is no weight; exclude or merge the label")
     return weights
 
 
@@ -270,15 +277,16 @@ def read_label_def(path: str | Path) -> LabelDefinition:
 
 
 def known_ids(ids: Iterable[Hashable]) -> list[str]:
-    found = [canonical_id(recording) for recording in ids]
-    if None in found:
-        raise LabelTableError(f"{found.count(None)} recordings have no id, the first in row {found.index(None)}")
+    known = [canonical_id(recording) for recording in ids]
+    found = [recording for recording in known if recording is not None]
+    if len(found) < len(known):
+        raise LabelTableError(f"{known.count(None)} recordings have no id, the first in row {known.index(None)}")
     return found
 
 
 @functools.lru_cache(maxsize=64)  # millions of cells, a dozen ways to write them
 def _parse(text: str) -> float | None:
-    """1.0, 0.0, NaN for unknown, or None for what is no label."""
+    """Return 1.0, 0.0, NaN for unknown, or None for text that is not a label."""
     text = text.strip().lower()
     if text in ("", "nan", "none", "<na>"):
         return float("nan")

@@ -1,14 +1,13 @@
 """
-Whether data that judges a model is data that the model has seen.
+Leaks: whether data that evaluates a model is data that the model has seen.
 
     MODEL/training_ids.do-not-share.json    digests of the recordings and patients of training and validation
 
-**The file must stay where the model was made.** Its digests are keyed with a salt, and the salt stands beside them, as
-evaluation has to compute them anew. Whoever has the file can therefore find out whether an id that they know is among
-them; and ids come from small sets (numbers of eight digits), which a computer tries one after the other in minutes. No
-digest protects from that. So the file is readable by its owner alone, `.gitignore` beside it keeps it (and the run's
-checkpoints and logs) out of repositories, `huggingface_hub.upload_folder` minds that file too, and whoever pushes in
-another way leaves out [`NOT_TO_SHARE`].
+**Never share this file.** Its digests are keyed with a salt, which is in the file because evaluation computes digests
+again. Anyone with the file can test whether an id is in it; ids come from small sets (numbers of eight digits), and a
+computer tries all of them in minutes. Therefore only its owner can read the file, and `.gitignore` beside it keeps it
+(and the run's checkpoints and logs) out of repositories; `huggingface_hub.upload_folder` obeys `.gitignore` too. When
+you push in another way, exclude [`NOT_TO_SHARE`].
 """
 
 import hashlib
@@ -25,24 +24,25 @@ from ..utils.errors import ECGFMError
 from ..utils.ids import canonical_id
 
 GUARD_FILE = "training_ids.do-not-share.json"
-# What a model folder may hold and must not leave the house.
+# What a model folder may contain and nobody may share.
 NOT_TO_SHARE = (GUARD_FILE, "checkpoints/", "store/", "metrics.jsonl", "settings.yaml", "finetuning.json")
 _FORMAT = 1
 _BYTES = 12  # of a million ids, two share a digest with a chance of 1e-17
 
 
 class LeakError(ECGFMError, ValueError):
-    """Data that judges is data that was trained on, or chose. The message counts recordings and patients."""
+    """Evaluation data was used in training or validation. The message counts recordings and patients."""
 
 
 @dataclass(frozen=True)
 class Seen:
     """
-    How much of some data a model has seen before.
+    How much of a dataset a model has seen before.
 
     Args:
-        training_recordings, training_patients (`int`): In what it was trained on.
-        validation_recordings, validation_patients (`int`): In what chose its best update, thresholds or calibration.
+        training_recordings, training_patients (`int`): In the data it was trained on.
+        validation_recordings, validation_patients (`int`): In the data that
+            selected its best update, thresholds or calibration.
     """
 
     training_recordings: int = 0
@@ -64,8 +64,7 @@ class Seen:
 
 def check_splits(splits: Mapping[str, Any]) -> None:
     """
-    Makes sure that no recording and no patient is in two splits. Recordings of unknown patients are compared by id
-    alone.
+    Check that no recording and no patient is in two splits. Recordings of unknown patients are compared by id only.
 
     Args:
         splits (mapping of `str` to `Dataset`): By name; with columns `recording_id` and `patient_id`.
@@ -75,13 +74,13 @@ def check_splits(splits: Mapping[str, Any]) -> None:
     """
     ids = {name: (_known(data["recording_id"]), _known(data["patient_id"])) for name, data in splits.items()}
     names = list(ids)
-    for place, one in enumerate(names):
-        for other in names[place + 1 :]:
+    for index, one in enumerate(names):
+        for other in names[index + 1 :]:
             recordings, patients = (len(a & b) for a, b in zip(ids[one], ids[other], strict=True))
             if recordings or patients:
                 raise LeakError(
-                    f"the splits {one} and {other} share {recordings} recordings and {patients} patients: what is "
-                    "measured on one would be known from the other. Split by patient: ecgfm split STORE --by grouped"
+                    f"the splits {one} and {other} share {recordings} recordings and {patients} patients, so figures "
+                    "on one would be too good. Split by patient: ecgfm split STORE --by grouped"
                 )
 
 
@@ -93,13 +92,13 @@ def write_guard(
     began_from: str | Path | None = None,
 ) -> Path:
     """
-    Notes in a model's folder what it has seen, and a `.gitignore` that keeps the note at home.
+    Write what a model has seen to its folder, and a `.gitignore` that keeps the file out of repositories.
 
     Args:
         model_dir (`str` or `Path`)
         training, validation (pairs of iterables): Recording ids, and patient ids (None where unknown).
-        began_from (`str` or `Path`, *optional*): The folder of the model that training began from: what that one has
-            seen, this one has too.
+        began_from (`str` or `Path`, *optional*): The folder of the model that training started from: what that model
+            has seen, this one has too.
 
     Returns:
         `Path`: the file.
@@ -126,13 +125,13 @@ def write_guard(
 
 def seen(model_dir: str | Path, recording_ids: Sequence[str], patient_ids: Sequence[str | None]) -> Seen | None:
     """
-    How much of some data the model in a folder has seen.
+    Return how much of a dataset the model in a folder has seen.
 
     Returns:
-        [`Seen`], which is false where nothing was; None where the folder has no such note, as after a download.
+        [`Seen`], which is false where nothing was seen; None where the folder has no such file, as after a download.
 
     Raises:
-        `ValueError`: the note is damaged.
+        `ValueError`: the file is damaged.
     """
     parts = _read(Path(model_dir))
     if parts is None:
@@ -148,12 +147,12 @@ def seen(model_dir: str | Path, recording_ids: Sequence[str], patient_ids: Seque
 
 
 def check_guard(model_dir: str | Path) -> None:
-    """`ValueError` where the note of a model that training is to begin from is damaged: better before training."""
+    """Raise `ValueError` before training where the file of the model to start from is damaged."""
     _read(Path(model_dir))
 
 
 def _known(ids: Iterable[str | None]) -> set[str]:
-    """As preparing compares them: whatever a table library made of an id."""
+    """Return ids as preparation compares them, without unknown ones."""
     return {known for i in ids if (known := canonical_id(i)) is not None}
 
 
@@ -179,9 +178,9 @@ def _read(folder: Path) -> list[dict] | None:
 def _ignore(folder: Path) -> None:
     path = folder / ".gitignore"
     there = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    lacking = [line for line in NOT_TO_SHARE if line not in there]
-    if lacking:
-        path.write_text("\n".join([*there, *lacking]) + "\n", encoding="utf-8")
+    missing = [line for line in NOT_TO_SHARE if line not in there]
+    if missing:
+        path.write_text("\n".join([*there, *missing]) + "\n", encoding="utf-8")
 
 
 __all__ = ["GUARD_FILE", "NOT_TO_SHARE", "LeakError", "Seen", "check_guard", "check_splits", "seen", "write_guard"]

@@ -1,7 +1,11 @@
-"""`load_*`: from files on disk to a dataset in one call. The same as `ecgfm prepare`, then [`load_prepared`]."""
+"""
+From files on disk to a dataset of 🤗 datasets in one call.
+
+`load_*` prepares a store (as `ecgfm prepare`) and opens it. A builder has the same rows, from the same code, in 🤗
+datasets' own cache or as a stream: for a look at a few recordings, or one pass over a folder, without a store.
+"""
 
 import glob
-import hashlib
 import json
 import logging
 import os
@@ -13,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 
 from .exclusion import Excluded, exclude
-from .preparation import PrepareSettings, build_index, index_digest, prepare, row_of
+from .preparation import PrepareSettings, build_index, prepare, row_of, table_digest
 from .sources.arrays import Arrays
 from .sources.base import Source
 from .sources.code_15 import Code15
@@ -28,8 +32,8 @@ if TYPE_CHECKING:
 
 
 _PREPARE = """
-        out (`str` or `Path`): The store's folder: written on the first call, gone on with after a kill, only opened
-            when it is finished.
+        out (`str` or `Path`): The store's folder: written on the first call, resumed after a kill, only opened when it
+            is finished.
         split (`str`, *optional*): `"random"`, `"grouped"` (by patient), `"temporal"`, `"grouped_temporal"`; by default
             there is one split, `all`.
         split_csv (`str` or `Path`, *optional*): A published split (`idx, save_file, split`) in place of `split`.
@@ -39,7 +43,7 @@ _PREPARE = """
             drop_constant_leads`) and [`PrepareSettings`] (`keep_sources, drop_sources, drop, pseudonymise, salt_file`).
 
     Returns:
-        `DatasetDict`: see [`load_prepared`]. `report.json` in the folder says what was left out.
+        `DatasetDict`: see [`load_prepared`]. `report.json` in the folder lists what was excluded.
 """
 _SPLIT_FIELDS = ("fractions", "counts", "seed", "assume_independent", "drop_nan_leads", "drop_constant_leads")
 
@@ -102,7 +106,7 @@ def load_table(
     **settings: Any,
 ) -> "DatasetDict | IterableDatasetDict":
     """
-    A folder of recordings of one's own, with or without a table.
+    A folder of your own recordings, with or without a table.
 
     Args:
         root (`str` or `Path`): The folder.
@@ -120,7 +124,7 @@ def load_arrays(
     **settings: Any,
 ) -> "DatasetDict | IterableDatasetDict":
     """
-    Recordings that are in memory.
+    Recordings in memory.
 
     Args:
         recordings, labels: See [`Arrays`]."""
@@ -154,13 +158,13 @@ def _load(
 
 logger = logging.getLogger(__name__)
 
-# Recordings that a process takes at a time; also the shards of a streamed dataset.
-_TOGETHER = 256
+# Recordings that a process reads at a time; also the shards of a streamed dataset.
+_CHUNK = 256
 
 
 @dataclass
 class SourceConfig(datasets.BuilderConfig):
-    """What a builder's cache depends on: the folder, the source's options, and what was found in the folder."""
+    """What a builder's cache depends on: the folder, the source's options, and the folder's content."""
 
     root: str | None = None
     options: str | None = None
@@ -177,7 +181,7 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
         options: The source's own arguments.
 
     `download_and_prepare(num_proc=...)` and `as_dataset()`, or `as_streaming_dataset()`, give the split `train`, which
-    is everything. Recordings that cannot be read are logged and passed over; `excluded()` lists them.
+    contains everything. Recordings that cannot be read are logged and skipped; `excluded()` lists them.
     """
 
     BUILDER_CONFIG_CLASS = SourceConfig
@@ -192,15 +196,15 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
             config_name="default",
             root=str(Path(root).resolve()),
             options=json.dumps(self.source.settings, default=str, sort_keys=True),
-            content=index_digest(self._index.table, hashlib.sha256()).hexdigest(),
+            content=table_digest(self._index.table),
         )
 
     def excluded(self) -> list[Excluded]:
-        """Recordings that did not make it into the cache (while streaming: those known before reading)."""
+        """Return recordings that are not in the cache; while streaming, those excluded before reading."""
         found = list(self._index.excluded)
         for path in sorted(glob.glob(os.path.join(glob.escape(self._output_dir), "excluded-*.jsonl"))):
             with open(path, encoding="utf-8") as file:
-                found += [Excluded(**json.loads(line)) for line in file]
+                found += [Excluded.from_json(json.loads(line)) for line in file]
         return found
 
     def _info(self) -> datasets.DatasetInfo:
@@ -209,7 +213,7 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         entries = self._index.table.to_pylist()
-        chunks = [entries[start : start + _TOGETHER] for start in range(0, len(entries), _TOGETHER)]
+        chunks = [entries[start : start + _CHUNK] for start in range(0, len(entries), _CHUNK)]
         # 🤗 datasets shares a list among its processes.
         return [datasets.SplitGenerator(datasets.Split.TRAIN, gen_kwargs={"chunks": chunks})]
 
@@ -219,12 +223,12 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
             for entry, record in self.source.read(chunk):
                 row = record if isinstance(record, Exception) else row_of(self.source, record, entry)
                 if isinstance(row, Exception):
-                    self._pass_over(exclude(entry, row, self.source.root))
+                    self._skip(exclude(entry, row, self.source.root))
                 else:
                     yield entry["recording_id"], {name: row.get(name) for name in names}
 
-    def _pass_over(self, one: Excluded) -> None:
-        logger.warning("a recording is left out: %s", one.reason)
+    def _skip(self, one: Excluded) -> None:
+        logger.warning("a recording is skipped: %s", one.reason)
         if os.path.isdir(self._output_dir):  # not while streaming
             with open(os.path.join(self._output_dir, f"excluded-{os.getpid()}.jsonl"), "a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(one)) + "\n")

@@ -1,14 +1,15 @@
 """
-From a source to a store: index, read, split, account.
+From a source to a store: index the recordings, read them part by part, split them.
 
-    OUT/.ecgfm-work/plan.json   what is being made; a second run compares and goes on
-    OUT/.ecgfm-work/parts/      the recordings, part by part (`parts.py`)
-    OUT/.ecgfm-work/finished/   the store as it will be; once complete it is moved into OUT, and the folder goes
+    OUT/.ecgfm-work/plan.json   the preparation's settings and a digest of its files
+    OUT/.ecgfm-work/parts-*/    the recordings, part by part; see `utils/resumable_parts.py`
+    OUT/.ecgfm-work/finished/   the complete store, before it is moved into OUT; see `store_assembly.py`
 
-A run that is killed leaves parts behind and the next one goes on with them. With `shard`, several machines write parts
-into one folder (or into copies that are put together later), and a run without `shard` finishes.
+A run that was killed is resumed by the next one. With `shard`, several machines write parts into one folder (or into
+copies that are merged later), and a run without `shard` completes the store.
 """
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -29,6 +30,7 @@ from ..records.rows import row_from_record
 from ..utils.errors import ECGFMError
 from ..utils.resumable_parts import ItemWatch, LocalExecutor, PartAccount, ResumableParts, Task, exclusive
 from .exclusion import Excluded, exclude, filter_recordings
+from .report import StoreOrigin
 from .sources.base import Source, SourceIndex
 from .splits import SplitSettings, match_published_splits
 from .store import (
@@ -43,27 +45,29 @@ from .store import (
     read_report,
     store_schema,
 )
-from .store_assembly import finish_store, roll_forward, sweep
+from .store_assembly import assemble_store, complete_move, remove_leftovers
 
 _FORMAT = 1  # of stores; another number is another layout
+_FEWEST, _MOST, _PARTS = 64, 4096, 64
+_PSEUDONYM_BYTES = 12  # 24 hexadecimal digits: two of a million ids share a pseudonym with a chance of 1e-17
 
 
 class PrepareError(ECGFMError, ValueError):
-    """A preparation that cannot begin or go on. The message names the folder and what to do."""
+    """A preparation that cannot be started or resumed. The message names the folder and what to do."""
 
 
 @dataclass(frozen=True)
 class PrepareSettings:
     """
-    What decides a store besides its source.
+    All settings of a store besides its source.
 
     Args:
-        split ([`SplitSettings`]): How to split, and what to leave out before.
+        split ([`SplitSettings`]): How to split, and what to exclude before.
         keep_sources, drop_sources (sequences of `str`, *optional*): Only these sources; all but these.
-        drop (sequence of `str`): Columns to leave empty, among `OPTIONAL_COLUMNS`.
+        drop (sequence of `str`): Columns to empty, among `OPTIONAL_COLUMNS`.
         pseudonymise (`bool`): Hashes in place of recording and patient ids, no paths.
-        salt_file (`str` or `Path`, *optional*): For the same pseudonyms in several preparations; made where it does not
-            exist. Without it the salt is drawn and thrown away at the end.
+        salt_file (`str` or `Path`, *optional*): For the same pseudonyms in several preparations; created where it does
+            not exist. Without it a salt is drawn, and deleted at the end.
     """
 
     split: SplitSettings = field(default_factory=SplitSettings)
@@ -73,11 +77,11 @@ class PrepareSettings:
     pseudonymise: bool = False
     salt_file: str | Path | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if unknown := [name for name in self.drop if name not in OPTIONAL_COLUMNS]:
             raise PrepareError(f"cannot drop {', '.join(unknown)}, only {', '.join(OPTIONAL_COLUMNS)}")
         if self.salt_file is not None and not self.pseudonymise:
-            raise PrepareError("a salt file is for pseudonymise")
+            raise PrepareError("a salt file needs pseudonymise=True (--pseudonymise)")
 
 
 def prepare(
@@ -91,7 +95,7 @@ def prepare(
     progress: bool = False,
 ) -> dict[str, Any] | None:
     """
-    Write a store. Run again after a kill, it goes on where it was; run again on a finished store, it does nothing.
+    Write a store. After a kill, the same call resumes; on a finished store, it does nothing.
 
     Args:
         source ([`Source`])
@@ -99,16 +103,18 @@ def prepare(
         settings ([`PrepareSettings`], *optional*)
         num_proc (`int`): Processes.
         shard (`tuple[int, int]`, *optional*): `(i, n)`, i from 0: write this machine's parts only; a run without it
-            finishes the store.
-        overwrite (`bool`): Throw away a store, or an unfinished one, that is in `out`.
-        progress (`bool`): Progress bars on standard error.
+            completes the store.
+        overwrite (`bool`): Discard a store in `out`, finished or not.
+        progress (`bool`): Show progress bars on standard error.
 
     Returns:
         The report, as in `report.json`; None for a shard.
 
     Raises:
-        [`PrepareError`], `SourceError`, `SplitError`, `StoreError`: what is asked for cannot be had. Recordings that
-        cannot be read are no errors: the report lists them.
+        `ResumeError`: `out` has an unfinished store of another preparation.
+        [`PrepareError`], `SourceError`, `SplitError`, `StoreError`: the store cannot be written as asked for.
+
+    Recordings that cannot be read raise nothing: the report lists them.
     """
     settings = settings or PrepareSettings()
     if num_proc < 1:
@@ -116,17 +122,17 @@ def prepare(
     if shard is not None and not 0 <= shard[0] < shard[1]:
         raise PrepareError(f"shard must be (i, n) with i from 0 to n - 1, found {shard}")
     if overwrite and shard is not None:
-        raise PrepareError("overwrite and shard do not go together: each machine would throw away the others' parts")
+        raise PrepareError("overwrite and shard exclude each other: each machine would discard the others' parts")
     out = Path(out)
-    store_schema(source.label_names)  # labels of impossible names, before anything is read
+    store_schema(source.label_names)  # an error for impossible names of labels, before anything is read
     _check_folder(out, overwrite)
     work = out / WORK_FOLDER
     salt = _salt(settings, None if overwrite else work)
     index = build_index(source, settings, salt)
     published = published_splits_of(index, settings)
     settings.split.check(index.table, published)
-    facts = _plan(source, settings)
-    plan = {**facts, "recordings": index_digest(index.table, hashlib.sha256()).hexdigest()}
+    described = _describe(source, settings)
+    plan = described | {"split": settings.split.to_json(), "recordings": table_digest(index.table)}
     parts = ResumableParts(work, plan, index.table.num_rows, part_size(index.table.num_rows))
     if overwrite:
         _clear(out)
@@ -134,11 +140,11 @@ def prepare(
     if finished is None:
         parts.claim()
         if salt is not None and overwrite and settings.salt_file is None:
-            _keep_salt(work / "salt", salt)
-        # Again: another process may have finished, and removed its folder, just before this one made it.
+            _create_salt(work / "salt", salt)
+        # Look again: another process may have completed the store, and removed its work folder, just before.
         finished = _finished_report(out, parts.digest)
     if finished is not None:
-        sweep(out)
+        remove_leftovers(out)
         return None if shard else finished
     try:
         writer = RecordingWriter(source, index.table, settings.pseudonymise)
@@ -147,41 +153,32 @@ def prepare(
             return None
         with exclusive(work):
             accounts = parts.accounts()
-            excluded = [Excluded(**failure) for account in accounts for failure in account.failures]  # type: ignore[arg-type]
+            excluded = [Excluded.from_json(failure) for account in accounts for failure in account.failures]
             codes = Counter[str]()
             for account in accounts:
                 codes.update(account.counts)
-            return finish_store(
+            return assemble_store(
                 out,
                 work,
                 parts.paths,
                 source.label_names,
                 settings.split,
-                {
-                    **facts,
-                    "plan": parts.digest,
-                    "excluded": index.excluded + excluded,
-                    "notes": index.notes,
-                    "codes": codes,
-                },
+                StoreOrigin(described | {"plan": parts.digest}, index.excluded + excluded, index.notes, codes),
                 published=published,
                 originals=_originals(index) if settings.pseudonymise else None,
                 num_proc=num_proc,
                 progress=progress,
             )
     except FileNotFoundError:
-        # Another process that prepares the same store may have finished it under this one's hands.
+        # Another process that prepares the same store may have completed it meanwhile.
         finished = _finished_report(out, parts.digest)
         if finished is None:
             raise
         return None if shard else finished
 
 
-_FEWEST, _MOST, _PARTS = 64, 4096, 64
-
-
 def part_size(num_recordings: int) -> int:
-    """Recordings a part: about 64 parts, none of fewer than 64 or more than 4,096 (some 230 MB)."""
+    """Return the recordings a part: about 64 parts, of 64 to 4,096 recordings (some 230 MB)."""
     return min(max(-(-num_recordings // _PARTS), _FEWEST), _MOST)
 
 
@@ -191,9 +188,9 @@ class RecordingWriter:
     Writes the rows of a part: a `PartWriter`.
 
     Args:
-        source: Where the recordings are.
-        index: The source's index; a part is a range of its rows.
-        pseudonyms: Whether the index's ids are pseudonyms: then nothing written may name a file.
+        source ([`Source`])
+        index (`pa.Table`): The source's index; a part is a range of its rows.
+        pseudonyms (`bool`): The index's ids are pseudonyms, so nothing written may name a file.
     """
 
     source: Source
@@ -210,7 +207,7 @@ class RecordingWriter:
                     yield entry
                     continue
                 file = None if self.pseudonyms else entry.get("path")
-                reasons = ("the reader's process died on it", "the reader's process died")
+                reasons = ("the process that read it died", "the process that read it died")
                 account.failures.append(asdict(Excluded(entry["recording_id"], file, "read", *reasons)))
 
         with StoreWriter(path, store_schema(source.label_names)) as writer:
@@ -228,21 +225,21 @@ class RecordingWriter:
 def row_of(
     source: Source, record: ECGRecord, entry: Mapping[str, Any], pseudonyms: bool = False
 ) -> dict[str, Any] | Exception:
-    """The store's row of a recording and its row in the index, or what is wrong with them."""
-    facts = {name: value for name, value in entry.items() if not name.startswith("_")}
-    facts["source"] = facts.get("source") or source.name
+    """Return the store's row of a recording with its row in the index, or the error that prevents it."""
+    columns = {name: value for name, value in entry.items() if not name.startswith("_")}
+    columns["source"] = columns.get("source") or source.name
     try:
-        row = row_from_record(record, **(facts | source.labels(record, entry)))
+        row = row_from_record(record, **(columns | source.labels(record, entry)))
     except (ValueError, OverflowError) as error:
         return error
     if pseudonyms:
         row["path"] = None
-        row["patient_id"] = entry.get("patient_id")  # never what the file itself calls the patient
+        row["patient_id"] = entry.get("patient_id")  # never the id in the file itself
     return row
 
 
 def build_index(source: Source, settings: PrepareSettings, salt: bytes | None = None) -> SourceIndex:
-    """The recordings to read, sorted by id, with sources filtered and ids replaced (by `salt`) as the settings say."""
+    """Return the recordings to read, sorted by id, with sources filtered and ids replaced (by `salt`) as set."""
     index = source.index()
     table, excluded = index.table.sort_by("recording_id"), list(index.excluded)
     unnamed = table.filter(pc.is_null(table["recording_id"]))
@@ -250,28 +247,28 @@ def build_index(source: Source, settings: PrepareSettings, salt: bytes | None = 
     table = table.filter(pc.is_valid(table["recording_id"]))
     if not table.num_rows:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in Counter(o.reason for o in excluded).items())
-        raise PrepareError(f"{source.name}: there is no recording to read (left out: {reasons or 'none'})")
+        raise PrepareError(f"{source.name}: no recordings to read (excluded: {reasons or 'none'})")
     if settings.keep_sources is not None or settings.drop_sources is not None:
         names = table["source"].to_pylist() if "source" in table.column_names else [source.name] * table.num_rows
         found = filter_recordings(sources=names, keep_sources=settings.keep_sources, drop_sources=settings.drop_sources)
         gone = table.filter(pa.array(~found.keep))
         excluded += [
-            Excluded(recording, path, "filter", "of a source that was left out")
+            Excluded(recording, path, "filter", "its source is excluded")
             for recording, path in zip(gone["recording_id"].to_pylist(), gone["path"].to_pylist(), strict=True)
         ]
         table = table.filter(pa.array(found.keep))
     if settings.split.published is not None:
-        # Before ids turn into pseudonyms, which the published file does not know.
+        # Before ids become pseudonyms, which the published file does not contain.
         table = table.append_column(
             "_split", pa.array(match_published_splits(table, source.name, settings.split.published))
         )
-    # Files that change, and another folder with the same names in it, make another preparation.
+    # With changed files, or another folder with files of the same names, it is another preparation.
     stamps = source.stamps(table)
     if stamps is not None:
         table = table.append_column("_stamp", pa.array(stamps, pa.string()))
     if settings.pseudonymise:
         salt = b"" if salt is None else salt
-        # Kept beside the pseudonyms while preparing, and never written: splits are drawn by the ids themselves.
+        # Ids stay in memory beside their pseudonyms, because splits are drawn by ids. They are never written.
         table = table.append_column("_id", table["recording_id"])
         if "patient_id" in table.column_names:
             table = table.append_column("_patient", table["patient_id"])
@@ -283,7 +280,7 @@ def build_index(source: Source, settings: PrepareSettings, salt: bytes | None = 
 
 
 def _originals(index: SourceIndex) -> dict[str, tuple[str, str | None]]:
-    """The recording and the patient behind each pseudonym."""
+    """Return the recording and the patient behind each pseudonym."""
     table = index.table
     patients = table["_patient"].to_pylist() if "_patient" in table.column_names else [None] * table.num_rows
     return dict(
@@ -292,7 +289,7 @@ def _originals(index: SourceIndex) -> dict[str, tuple[str, str | None]]:
 
 
 def published_splits_of(index: SourceIndex, settings: PrepareSettings) -> dict[str, str | None] | None:
-    """Of an imported split, the split of each recording in the index, by its id there; otherwise None."""
+    """Return the split of each recording of an imported split, by its id in the index; None for other splits."""
     if settings.split.published is None:
         return None
     return dict(zip(index.table["recording_id"].to_pylist(), index.table["_split"].to_pylist(), strict=True))
@@ -307,23 +304,15 @@ def _salt(settings: PrepareSettings, work: Path | None) -> bytes | None:
         return secrets.token_hex(32).encode()
     if (work.parent / REPORT_FILE).is_file():
         raise PrepareError(
-            f"{work.parent} holds a store. Without a salt file a second preparation would have other pseudonyms: "
-            "overwrite it, or give a new folder"
+            f"{work.parent} has a store. Without a salt file, another preparation would have other pseudonyms. Give a "
+            "new folder, or discard the store with overwrite=True (--overwrite)"
         )
     work.mkdir(parents=True, exist_ok=True)
     return read_salt(work / "salt")
 
 
-def _keep_salt(path: Path, salt: bytes) -> None:
-    # Whole or not at all: a salt cut short by a kill would be refused for ever.
-    scratch = path.with_suffix(f".{os.getpid()}.partial")
-    with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(salt + b"\n")
-    os.replace(scratch, path)
-
-
-def _plan(source: Source, settings: PrepareSettings) -> dict[str, Any]:
-    """What decides a store besides the recordings."""
+def _describe(source: Source, settings: PrepareSettings) -> dict[str, Any]:
+    """Return the settings that begin the report."""
     return {
         "format": _FORMAT,
         "source": source.name,
@@ -333,70 +322,41 @@ def _plan(source: Source, settings: PrepareSettings) -> dict[str, Any]:
         "drop_sources": None if settings.drop_sources is None else sorted(settings.drop_sources),
         "dropped_columns": sorted(settings.drop),
         "pseudonymised": settings.pseudonymise,
-        "split": settings.split.to_json(),
     }
 
 
-def index_digest(table: pa.Table, digest: Any) -> Any:
-    """Feeds a table's content to a hash of hashlib, and returns it."""
-    with pa.ipc.new_stream(pa.PythonFile(_Digest(digest), mode="w"), table.schema) as stream:
-        for batch in table.combine_chunks().to_batches(max_chunksize=10_000):
-            stream.write_batch(batch)
-    return digest
+def table_digest(table: pa.Table) -> str:
+    """Return a hash of a table's content."""
+    digest = hashlib.sha256(table.schema.serialize())
+    for batch in table.combine_chunks().to_batches(max_chunksize=10_000):
+        digest.update(batch.serialize())
+    return digest.hexdigest()
 
 
-class _Digest:
-    """A file that only remembers a hash of what was written to it."""
-
-    closed = False
-
-    def __init__(self, digest):
-        self._digest = digest
-
-    def write(self, content) -> int:
-        self._digest.update(content)
-        return len(content)
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self.closed = True
-
-    def writable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return False
-
-
-_OURS = {WORK_FOLDER, DATA_FOLDER, REPORT_FILE, LABEL_DEF_FILE, CARD_FILE}
+_STORE_NAMES = {WORK_FOLDER, DATA_FOLDER, REPORT_FILE, LABEL_DEF_FILE, CARD_FILE}
 
 
 def _check_folder(out: Path, overwrite: bool) -> None:
-    """`PrepareError` where `out` holds something that is not ours. Nothing is touched before that is known."""
+    """Raise `PrepareError` where `out` contains other files than a store's, before anything is changed."""
     if out.exists() and not out.is_dir():
         raise PrepareError(f"{out} is a file, expected a folder")
     if not out.exists():
         return
-    roll_forward(out)
+    complete_move(out)
     names = {path.name for path in out.iterdir()}
     try:
         read_report(out)
     except StoreError:
-        strangers = names - {WORK_FOLDER}
+        foreign = names - {WORK_FOLDER}
     else:
-        strangers = names - _OURS if overwrite else set()
-        sweep(out)
-    if strangers:
-        raise PrepareError(f"{out} has something else in it ({', '.join(sorted(strangers)[:3])}); give a new folder")
+        foreign = names - _STORE_NAMES if overwrite else set()
+        remove_leftovers(out)
+    if foreign:
+        raise PrepareError(f"{out} contains other files ({', '.join(sorted(foreign)[:3])}); give a new folder")
 
 
 def _clear(out: Path) -> None:
-    for name in _OURS:
+    for name in _STORE_NAMES:
         path = out / name
         if path.is_dir():
             shutil.rmtree(path)
@@ -409,47 +369,49 @@ def _finished_report(out: Path, plan: str) -> dict[str, Any] | None:
         return None
     report = read_report(out)
     if report["plan"] != plan:
-        raise PrepareError(f"{out} holds a store of another preparation or of other files; overwrite replaces it")
+        raise PrepareError(
+            f"{out} has a store of another preparation or of other files. Give a new folder, or discard the store with "
+            "overwrite=True (--overwrite)"
+        )
     return report
 
 
-_BYTES = 12  # 24 hexadecimal digits: of a million ids, two share a pseudonym with a chance of 1e-17
-
-
 def pseudonym(value: str | None, salt: bytes, kind: str) -> str | None:
-    """The pseudonym of an id; `kind` keeps a patient and a recording of one number apart. None stays None."""
+    """Return the pseudonym of an id, None for None. `kind` separates a patient and a recording with the same id."""
     if value is None:
         return None
-    return hmac.new(salt, f"{kind}\0{value}".encode(), hashlib.sha256).digest()[:_BYTES].hex()
+    return hmac.new(salt, f"{kind}\0{value}".encode(), hashlib.sha256).digest()[:_PSEUDONYM_BYTES].hex()
 
 
 def read_salt(path: Path) -> bytes:
     """
-    The salt in a file, which is made, readable by its owner alone, where there is none. Whoever has it can find out
-    which pseudonym belongs to an id that they know.
+    Return the salt in a file, which is created, readable by its owner only, where it does not exist.
+
+    With the salt, anyone can compute the pseudonym of an id.
 
     Raises:
-        `ValueError`: fewer than 16 bytes.
+        [`PrepareError`]: fewer than 16 bytes.
     """
     if not path.exists():
-        # Whole or not at all, and never in place of another: two machines that begin at once must have one salt.
-        scratch = path.with_name(f"{path.name}.{os.uname().nodename}-{os.getpid()}.partial")
-        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(32) + "\n")
-        try:
-            os.link(scratch, path)
-        except FileExistsError:
-            pass
-        finally:
-            scratch.unlink()
+        _create_salt(path, secrets.token_hex(32).encode())
     salt = path.read_bytes().strip()
     if len(salt) < 16:
-        raise ValueError(f"{path}: {len(salt)} bytes of salt, expected at least 16 (or no file: it is made)")
+        raise PrepareError(f"{path}: {len(salt)} bytes of salt, expected at least 16 (or no file: it is created)")
     return salt
 
 
+def _create_salt(path: Path, salt: bytes) -> None:
+    # Whole or not at all, and never over another: two machines that start at once must use one salt.
+    scratch = path.with_name(f"{path.name}.{os.uname().nodename}-{os.getpid()}.partial")
+    with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(salt + b"\n")
+    with contextlib.suppress(FileExistsError):
+        os.link(scratch, path)
+    scratch.unlink()
+
+
 def pseudonymise_index(table: pa.Table, salt: bytes) -> pa.Table:
-    """The index with pseudonyms, in their order: the order of the ids would tell which is which."""
+    """Return the index with pseudonyms, sorted by them: the order of the ids would identify recordings."""
     for name, kind in (("recording_id", "recording"), ("patient_id", "patient")):
         if name in table.column_names:
             values = [pseudonym(value, salt, kind) for value in table[name].to_pylist()]

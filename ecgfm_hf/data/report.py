@@ -1,9 +1,9 @@
-"""`report.json`: what was found, kept and left out, and what is in the store."""
+"""What a store contains: its `report.json` and its dataset card."""
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +16,7 @@ from .labels import LabelDefinition, LabelTable, define_labels
 from .sources.physionet2021 import UNSCORED_CODES, scored_codes
 from .splits import UNSPLIT, SplitResult
 
-# Columns that say what is wrong with each lead, and how the report puts it.
+# Columns with the quality of each lead, and their words in the report.
 QUALITY = {
     "nan_samples": "a lead with NaN",
     "constant": "a constant lead",
@@ -25,45 +25,58 @@ QUALITY = {
 }
 
 
-def label_table_of(kept: pa.Table, label_names: Sequence[str]) -> LabelTable:
-    values = np.full((kept.num_rows, len(label_names)), np.nan)
-    for column, name in enumerate(label_names):
-        values[:, column] = kept[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
-    return LabelTable(tuple(kept["recording_id"].to_pylist()), tuple(label_names), values)
+@dataclass(frozen=True)
+class StoreOrigin:
+    """
+    What is known of a store before it is split.
+
+    Args:
+        settings (mapping): Begins the report: source, settings, `plan` (a digest); JSON-able.
+        excluded (sequence of [`Excluded`]): Recordings that were not read, or that could not be.
+        notes (sequence of `str`): Sentences for the report.
+        codes (mapping of `str` to `int`): Diagnosis codes, with the number of recordings that have them.
+    """
+
+    settings: Mapping[str, Any]
+    excluded: Sequence[Excluded]
+    notes: Sequence[str]
+    codes: Mapping[str, int]
 
 
-def definition_of(labels: LabelTable, result: SplitResult) -> LabelDefinition:
-    """By split; where nothing was split, of everything."""
-    return define_labels(labels, None if result.names == (UNSPLIT,) else result.splits)
+def define_labels_of(kept: pa.Table, label_names: Sequence[str], result: SplitResult) -> LabelDefinition | None:
+    """Return how often labels occur in a store's rows, by split unless nothing was split; None without labels."""
+    if not label_names:
+        return None
+    columns = [kept[name].cast(pa.float64()).to_numpy(zero_copy_only=False) for name in label_names]
+    table = LabelTable(tuple(kept["recording_id"].to_pylist()), tuple(label_names), np.stack(columns, axis=1))
+    return define_labels(table, None if result.names == (UNSPLIT,) else result.splits)
 
 
 def store_report(
-    plan: Mapping[str, Any],
+    origin: StoreOrigin,
     filters: Mapping[str, bool],
     result: SplitResult,
     kept: pa.Table,
-    labels: LabelTable,
-    excluded: list[Excluded],
+    definition: LabelDefinition | None,
+    excluded: Sequence[Excluded],
 ) -> dict[str, Any]:
     """
-    The content of `report.json`.
+    Return the content of `report.json`.
 
     Args:
-        plan (mapping): What it begins with; `excluded`, `notes` and `codes` among it.
+        origin ([`StoreOrigin`])
         filters (mapping of `str` to `bool`): Which are on.
         result ([`SplitResult`]): Of the rows in `kept`.
-        kept (`pa.Table`): What is known of the recordings that passed the filters, without their signals.
-        labels ([`LabelTable`]): Of the same.
-        excluded (list of [`Excluded`]): All of them.
+        kept (`pa.Table`): The recordings that passed the filters, without their signals.
+        definition ([`LabelDefinition`], *optional*): Of the same.
+        excluded (sequence of [`Excluded`]): All of them.
     """
     in_split = np.array([split is not None for split in result.splits])
     rows = kept.filter(pa.array(in_split))
     patients = rows["patient_id"].to_pylist()
-    definition = definition_of(labels, result) if labels.names else None
     seconds = math.fsum(rows["num_samples"].to_numpy() / rows["sampling_rate"].to_numpy())
-    beginning = {key: value for key, value in plan.items() if key not in ("excluded", "notes", "codes", "split")}
     return {
-        **beginning,
+        **origin.settings,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "recordings": {
             "found": rows.num_rows + len(excluded),
@@ -83,14 +96,14 @@ def store_report(
         "hours": round(seconds / 3600, 3),
         "quality": {f"recordings with {what}": int(any_of(rows[column]).sum()) for column, what in QUALITY.items()},
         "label_counts": {} if definition is None else _label_counts(definition),
-        "diagnosis_codes": _codes(plan.get("codes") or {}),
-        "notes": list(plan["notes"]),
+        "diagnosis_codes": _codes(origin.codes),
+        "notes": list(origin.notes),
         "excluded": [asdict(one) for one in excluded],
     }
 
 
 def any_of(lists: pa.ChunkedArray) -> np.ndarray:
-    """Whether any value of each list is true or not 0. As Python's lists a million recordings would fill gigabytes."""
+    """Return whether each list has a value that is true or not 0 (rows,). Python lists would fill gigabytes."""
     found, start = np.zeros(len(lists), dtype=bool), 0
     for chunk in lists.chunks:
         values = pc.list_flatten(chunk).cast(pa.int64()).to_numpy(zero_copy_only=False)
@@ -100,20 +113,23 @@ def any_of(lists: pa.ChunkedArray) -> np.ndarray:
 
 
 def _label_counts(definition: LabelDefinition) -> dict[str, dict[str, dict[str, int | float | None]]]:
-    """By label and split: positives, unknown and the weight of positives, which is null where there is none."""
-    counts: dict[str, dict] = {}
+    """Return by label and split: positives, unknown, and the weight of positives, null without positives."""
+    counts: dict[str, dict[str, dict[str, int | float | None]]] = {}
     for number, name in enumerate(definition.names):
         counts[name] = {}
         for split, positives in definition.positives.items():
             weight = definition.weights.get(split)
             value = None if weight is None or not np.isfinite(weight[number]) else float(weight[number])
-            facts = {"positive": int(positives[number]), "unknown": int(definition.unknown[split][number])}
-            counts[name][split] = facts if split == "all" else facts | {"pos_weight": value}
+            cells: dict[str, int | float | None] = {
+                "positive": int(positives[number]),
+                "unknown": int(definition.unknown[split][number]),
+            }
+            counts[name][split] = cells if split == "all" else cells | {"pos_weight": value}
     return counts
 
 
 def _codes(codes: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """Diagnosis codes of no scored class, with the number of recordings that carry them."""
+    """Return diagnosis codes outside the scored classes, with the number of recordings that have them."""
     scored = scored_codes()
     others = {code: count for code, count in Counter(codes).most_common() if code not in scored}
     return {
@@ -122,14 +138,14 @@ def _codes(codes: Mapping[str, int]) -> dict[str, dict[str, int]]:
     }
 
 
-def _counted(values) -> dict[str, int]:
+def _counted(values: Iterable[Any]) -> dict[str, int]:
     return {f"{value:g}" if isinstance(value, float) else str(value): n for value, n in Counter(values).most_common()}
 
 
 def store_card(report: Mapping[str, Any]) -> str:
-    """The text of a store's `README.md`. No ids, no paths of this machine."""
+    """Return the text of a store's `README.md`, without ids and without paths of this machine."""
     splits = report["splits"]["recordings"]
-    # Where nothing is split, the Hub's name for all of it is `train`; `all` it does not take.
+    # The Hub calls a dataset that is not split `train`, and refuses `all`.
     names = {name: "train" if name == UNSPLIT else name for name in splits}
     files = "\n".join(f'  - split: {names[name]}\n    path: "data/{name}-*.parquet"' for name in splits)
     counts = report["recordings"]
@@ -142,42 +158,42 @@ def store_card(report: Mapping[str, Any]) -> str:
         "",
         f"# 12-lead ECG recordings from {report['source']}" + (" (synthetic)" if synthetic else ""),
         "",
-        "One row a recording, samples as they came, prepared with `ecgfm prepare`. Read it with "
-        "`ecgfm_hf.data.load_prepared`; `ecgfm_hf.data.as_model_inputs` gives what a model takes.",
+        "One row a recording, with unchanged samples, prepared with `ecgfm prepare`. Read it with "
+        "`ecgfm_hf.data.load_prepared`; `ecgfm_hf.data.as_model_inputs` turns it into a model's input.",
         "",
         f"{counts['kept']:,} recordings ({report['hours']:,.1f} hours) of {counts['found']:,} found; "
-        f"{counts['excluded']:,} left out.",
+        f"{counts['excluded']:,} excluded.",
         "",
-        _table(("left out because", "recordings"), report["excluded_by_reason"].items()),
+        _table(("excluded because", "recordings"), report["excluded_by_reason"].items()),
         _table(("split", "recordings"), splits.items()),
         _table(("source", "recordings"), report["sources"].items()),
         _table(
             ("label", "positive", "unknown"),
             [(name, by["all"]["positive"], by["all"]["unknown"]) for name, by in report["label_counts"].items()],
         ),
-        "\n".join(f"- {sentence}" for sentence in sentences(report)),
+        "\n".join(f"- {sentence}" for sentence in report_sentences(report)),
         "",
     ]
     return "\n".join(line for line in lines if line is not None) + "\n"
 
 
-def sentences(report: Mapping[str, Any]) -> list[str]:
-    """What a user of the data must know: assumptions of the split, unknown patients, pseudonyms, quality."""
-    told = list(report["splits"]["assumptions"]) + list(report["notes"])
-    told += [f"{count:,} {what}." for what, count in report["quality"].items() if count]
+def report_sentences(report: Mapping[str, Any]) -> list[str]:
+    """Return sentences that users of the data need: assumptions of the split, pseudonyms, quality."""
+    found = list(report["splits"]["assumptions"]) + list(report["notes"])
+    found += [f"{count:,} {what}." for what, count in report["quality"].items() if count]
     if report["pseudonymised"]:
-        told.append(
-            "Ids of recordings and patients are salted hashes, and paths are left out. Times, ages, sex and texts"
-            " of reports are as they were, save the columns that were dropped."
+        found.append(
+            "Ids of recordings and patients are salted hashes, and paths are removed. Times, ages, sex and texts of"
+            " reports are unchanged, except in dropped columns."
         )
     if report["dropped_columns"]:
-        told.append(f"Left empty: {', '.join(report['dropped_columns'])}.")
-    return told
+        found.append(f"Dropped columns: {', '.join(report['dropped_columns'])}.")
+    return found
 
 
-def _table(header: tuple[str, ...], rows) -> str | None:
+def _table(header: tuple[str, ...], entries: Iterable[tuple[Any, ...]]) -> str | None:
     rows = [
-        tuple(f"{cell:,}" if isinstance(cell, int) else str(cell).replace("|", "/") for cell in row) for row in rows
+        tuple(f"{cell:,}" if isinstance(cell, int) else str(cell).replace("|", "/") for cell in row) for row in entries
     ]
     if not rows:
         return None

@@ -1,4 +1,4 @@
-"""What a model takes, from the rows of a store: preprocessing happens when a row is read, and only in the extractor."""
+"""Segments and pairs for a model from the rows of a store: the feature extractor preprocesses a row when it is read."""
 
 import logging
 from collections import Counter
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_KNOWN_BEFORE_READING = ("num_samples", "sampling_rate", "lead_names", "nan_samples", "constant")
-_STREAMED_TOGETHER = 16
+_REFUSAL_COLUMNS = ("num_samples", "sampling_rate", "lead_names", "nan_samples", "constant")
+_STREAM_BATCH = 16
 
 SignalTransform = Callable[[np.ndarray, ECGRecord], np.ndarray]
 Transform = Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]
@@ -39,13 +39,13 @@ def as_model_inputs(
     Args:
         dataset (`Dataset` or `IterableDataset`): From [`load_prepared`]; possibly filtered, shuffled or sharded.
         feature_extractor ([`ECGFMFeatureExtractor`]): With the policies for missing leads, NaN and so on.
-        pairs (`bool`): Each item is a pair: segments 0 and 1, 2 and 3, ... of a recording. A last one without a
-            neighbour is passed over, as is a recording of one segment.
-        labels (sequence of `str`, *optional*): Which, in which order. Defaults to all label columns; none for pairs.
+        pairs (`bool`): Each item is a pair: segments 0 and 1, 2 and 3, ... of a recording. A last segment without a
+            neighbour is skipped, and so is a recording of one segment.
+        labels (sequence of `str`, *optional*): Labels, in order. Defaults to all label columns; none for pairs.
         signal_transform (callable, *optional*): `(signal, record) -> signal`, (leads, samples) in mV, in the
-            recording's own order and rate, before preprocessing: augmentations that are physical.
+            recording's own order and rate, before preprocessing: for physical augmentations.
         transform (callable, *optional*): `(input_values, item) -> input_values` of an item, after preprocessing. `item`
-            is what the item holds besides, such as `recording_id` and `segment`. It may work in place.
+            has the item's other values, such as `recording_id` and `segment`. It may work in place.
 
     Returns:
         For a `Dataset` a [`ModelInputs`], for an `IterableDataset` another. Items are
@@ -55,14 +55,14 @@ def as_model_inputs(
         - `recording_id`, `patient_id` (None where unknown)
         - `segment`: its number in the recording, of a pair that of the first
 
-        Recordings that the extractor refuses (shorter than a segment, with NaN, lacking leads, as its policies say) are
-        left out; a warning says how many for which reason, and `ModelInputs.skipped` counts them.
+        Recordings that the extractor refuses (too short, NaN, missing leads, as its policies say) are skipped. A
+        warning gives their number by reason, and so does `ModelInputs.skipped`.
 
     Raises:
-        `StoreError`: columns that are missing, a label that is none.
+        `StoreError`: missing columns, or a name that is not a label.
     """
     columns = dataset.column_names
-    if columns is None or (missing := [n for n in (*SIGNAL_COLUMNS, *_KNOWN_BEFORE_READING) if n not in columns]):
+    if columns is None or (missing := [n for n in (*SIGNAL_COLUMNS, *_REFUSAL_COLUMNS) if n not in columns]):
         what = "no columns" if columns is None else f"no column {', '.join(missing[:3])}"
         raise StoreError(f"the dataset has {what}: give one split of a store, as load_prepared(store, split=...) does")
     found = label_columns(columns, dataset.features)
@@ -77,7 +77,7 @@ def as_model_inputs(
 
 class ModelInputs:
     """
-    Items by number, for torch's `DataLoader` (with [`collate_items`]) and the `Trainer`; [`as_model_inputs`] makes it.
+    Items by index, for torch's `DataLoader` (with [`collate_items`]) and the `Trainer`; [`as_model_inputs`] makes it.
 
     Items of one recording follow one another. A batch reads each of its recordings once, so a sampler that keeps a
     recording's items together (`shuffle_recordings`) reads about twice as fast as one that shuffles items.
@@ -95,7 +95,7 @@ class ModelInputs:
         self.recordings = np.repeat(np.arange(len(counts)), counts)
         self._first_item = np.concatenate([[0], np.cumsum(counts)])
         self._rows = dataset.select_columns([*SIGNAL_COLUMNS, *reader.label_names]).with_format("arrow")
-        _tell(self.skipped, len(counts))
+        _warn_skipped(self.skipped, len(counts))
 
     def __len__(self) -> int:
         return len(self.recordings)
@@ -108,19 +108,19 @@ class ModelInputs:
         if len(items) and not -len(self) <= items.min() <= items.max() < len(self):
             raise IndexError(f"item {items.max()} of {len(self)}")
         items = items % max(len(self), 1)
-        places = items - self._first_item[self.recordings[items]]
+        indices = items - self._first_item[self.recordings[items]]
         wanted: dict[int, list[int]] = {}
         for number, recording in enumerate(self.recordings[items].tolist()):
             wanted.setdefault(recording, []).append(number)
         answers: list[dict[str, Any]] = [{}] * len(items)
         for row, numbers in zip(self._rows[list(wanted)].to_pylist(), wanted.values(), strict=True):
-            made = self._reader.items(row, places[numbers].tolist())
+            made = self._reader.items(row, indices[numbers].tolist())
             for number, item in zip(numbers, made, strict=True):
                 answers[number] = item
         return answers
 
     def shuffle_recordings(self, generator: np.random.Generator) -> np.ndarray:
-        """All items (items,) int64 in random order of recordings, those of a recording together."""
+        """Return all items (items,) int64 in random order of recordings, those of one recording together."""
         if not len(self):
             return np.zeros(0, dtype=np.int64)
         order = generator.permutation(np.flatnonzero(np.diff(self._first_item)))
@@ -129,8 +129,9 @@ class ModelInputs:
 
 def collate_items(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
-    A batch for a model: `input_values`, `labels` and `segment` as torch tensors, stacked; ids as lists. torch's own
-    collate function does not take None, which is the patient of many a recording.
+    Return a batch for a model: `input_values`, `labels` and `segment` as stacked torch tensors, ids as lists.
+
+    torch's own collate function refuses None, the id of an unknown patient.
     """
     import torch
 
@@ -144,7 +145,7 @@ def collate_items(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 class _Reader:
-    """From a row to items."""
+    """Turns rows into items."""
 
     def __init__(
         self,
@@ -161,13 +162,13 @@ class _Reader:
         segments = self.feature_extractor.num_segments(num_samples, sampling_rate)
         return segments // 2 if self.pairs else segments
 
-    def items(self, row: Mapping[str, Any], places: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """The items of a row: all, or those in these places."""
+    def items(self, row: Mapping[str, Any], indices: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Return the items of a row: all, or those with these indices."""
         record = record_from_row(row)
         signal = record.signal
         if self._signal_transform is not None:
             signal = self._signal_transform(signal, record)
-        # Warnings were due when the store was made; its columns have the quality of each lead.
+        # The store's report has warned already; its columns have the quality of each lead.
         segments = self.feature_extractor.prepare_recording(
             signal, record.sampling_rate, record.lead_names, "mV", name=record.path, inspect=False
         ).segments
@@ -177,9 +178,9 @@ class _Reader:
             values = [row[name] for name in self.label_names]
             known["labels"] = np.array([np.nan if value is None else value for value in values], dtype=np.float32)
         items = []
-        for place in range(len(segments) // width) if places is None else places:
-            values = segments[2 * place : 2 * place + 2] if self.pairs else segments[place]
-            item = {"input_values": values, "segment": width * place, **known}
+        for index in range(len(segments) // width) if indices is None else indices:
+            values = segments[2 * index : 2 * index + 2] if self.pairs else segments[index]
+            item = {"input_values": values, "segment": width * index, **known}
             if self._transform is not None:
                 # Items do not overlap, so a transform may work in place.
                 item["input_values"] = self._transform(values, item)
@@ -187,19 +188,19 @@ class _Reader:
         return items
 
     def stream(self, dataset: "IterableDataset") -> "IterableDataset":
-        told: set[str] = set()
+        reported: set[str] = set()
 
         def expand(batch: Mapping[str, list]) -> dict[str, list]:
             names = ["input_values", "segment", "recording_id", "patient_id", *(["labels"] if self.label_names else [])]
             out: dict[str, list] = {name: [] for name in names}
             for number in range(len(batch["recording_id"])):
                 row = {name: column[number] for name, column in batch.items()}
-                known = [row[name] for name in _KNOWN_BEFORE_READING]
+                known = [row[name] for name in _REFUSAL_COLUMNS]
                 reason = self.feature_extractor.refusal(*known)
                 if reason is not None:
-                    if reason not in told:
-                        told.add(reason)
-                        logger.warning("recordings are left out while streaming: %s", reason)
+                    if reason not in reported:
+                        reported.add(reason)
+                        logger.warning("recordings are skipped while streaming: %s", reason)
                     continue
                 for item in self.items(row):
                     for name, column in out.items():
@@ -207,22 +208,22 @@ class _Reader:
             return out
 
         dataset = dataset.with_format(None)
-        columns = list(dict.fromkeys([*SIGNAL_COLUMNS, *_KNOWN_BEFORE_READING, *self.label_names]))
+        columns = list(dict.fromkeys([*SIGNAL_COLUMNS, *_REFUSAL_COLUMNS, *self.label_names]))
         selected = dataset.select_columns(columns)
-        return selected.map(expand, batched=True, batch_size=_STREAMED_TOGETHER, remove_columns=columns)
+        return selected.map(expand, batched=True, batch_size=_STREAM_BATCH, remove_columns=columns)
 
 
 def _item_counts(dataset: "Dataset", reader: _Reader) -> tuple[np.ndarray, dict[str, int]]:
-    """Items of each row, 0 where the extractor refuses it; and why."""
+    """Return the number of items of each row, 0 where the extractor refuses it, and the refused rows by reason."""
     extractor = reader.feature_extractor
-    counts, refused = np.zeros(len(dataset), dtype=np.int64), Counter()
-    known = dataset.select_columns(list(_KNOWN_BEFORE_READING)).with_format("arrow")
+    counts, refused = np.zeros(len(dataset), dtype=np.int64), Counter[str]()
+    known = dataset.select_columns(list(_REFUSAL_COLUMNS)).with_format("arrow")
     start = 0
     for table in known.iter(batch_size=10_000):
-        for row, facts in enumerate(table.to_pylist()):
-            reason = extractor.refusal(*(facts[name] for name in _KNOWN_BEFORE_READING))
+        for row, columns in enumerate(table.to_pylist()):
+            reason = extractor.refusal(*(columns[name] for name in _REFUSAL_COLUMNS))
             if reason is None:
-                counts[start + row] = reader.num_items(facts["num_samples"], facts["sampling_rate"])
+                counts[start + row] = reader.num_items(columns["num_samples"], columns["sampling_rate"])
                 reason = "only one segment long" if counts[start + row] == 0 else None
             if reason is not None:
                 refused[reason] += 1
@@ -230,7 +231,7 @@ def _item_counts(dataset: "Dataset", reader: _Reader) -> tuple[np.ndarray, dict[
     return counts, dict(refused.most_common())
 
 
-def _tell(skipped: Mapping[str, int], total: int) -> None:
+def _warn_skipped(skipped: Mapping[str, int], total: int) -> None:
     if skipped:
         reasons = "; ".join(f"{count} {reason}" for reason, count in skipped.items())
-        logger.warning("%d of %d recordings are left out: %s", sum(skipped.values()), total, reasons)
+        logger.warning("%d of %d recordings are skipped: %s", sum(skipped.values()), total, reasons)

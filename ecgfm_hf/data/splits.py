@@ -1,15 +1,16 @@
-"""Splits of recordings into train, valid and test.
+"""
+Splits of recordings into train, valid and test: drawn here, or published by others.
 
-Everything here takes plain sequences, one item a recording, so that any table library will do. What decides a split is
-the set of recordings with their ids, patients and times, the sizes and the seed, never the order of the rows. Draws and
-roundings are those of fairseq-signals, so that ids which sort like its rows give its splits; differences:
+The functions take plain sequences, one item a recording. A split depends on the recordings' ids, patients and times,
+on the sizes and on the seed, never on the order of rows. Draws and roundings are those of fairseq-signals, so ids that
+sort like its rows give its splits. Differences:
 
 - its command line cannot be seeded and shuffles rows in file order; here the rows are sorted by id first;
-- it drops recordings without a patient from grouped splits; here that is an error or an assumption on record;
+- it drops recordings without a patient from grouped splits; here that is an error, or an assumption in the report;
 - its grouped temporal split leaves patients in valid *and* test, and crashes where all overlap is to be removed; here a
-  patient is in one split, always;
-- it sorts dates as text, ties in no particular order, missing dates last; here they are parsed and none may be missing;
-- it scales fractions that do not add up to 1, or adds a split; here they must add up, and no split is empty silently.
+  patient is always in one split;
+- it sorts dates as text, ties in no particular order, missing dates last; here they are parsed, and all are needed;
+- it scales fractions that do not add up to 1, or adds a split; here they must add up, and an empty split is an error.
 """
 
 import csv
@@ -34,37 +35,38 @@ DEFAULT_FRACTIONS = {"train": 0.8, "valid": 0.1, "test": 0.1}
 
 
 class SplitError(ECGFMError, ValueError):
-    """A split that cannot be made or trusted. The message says what was found, with a few ids at most."""
+    """A split that cannot be made or trusted. The message gives what was found, with a few ids at most."""
 
 
 def check_split_names(names: Iterable[str]) -> None:
     """
-    `SplitError` for a name that cannot be part of a file's name, or that means something else. Names come from
-    published files, too, which must not decide where this package writes.
+    Raise `SplitError` for a name that cannot be part of a file's name, or that has another meaning.
+
+    Names also come from published files, which must not decide where this package writes.
     """
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*", name, re.ASCII):
             raise SplitError(f"a split cannot be called {name!r}: letters, digits, _ and single dots within only")
         if name == "all":
-            raise SplitError("a split cannot be called 'all', which means every recording")
+            raise SplitError("a split cannot be called 'all', which means all recordings")
 
 
 @dataclass(frozen=True)
 class SplitResult:
     """
-    Which split each recording is in.
+    The split of each recording.
 
     Args:
         ids (`tuple[str, ...]`): The recordings, in the order given.
-        splits (`tuple[str | None, ...]`): The split of each, aligned with `ids`; None where it was left out.
+        splits (`tuple[str | None, ...]`): The split of each, aligned with `ids`; None where it was excluded.
         names (`tuple[str, ...]`): The splits.
         strategy (`str`): One of `STRATEGIES`, or `"imported"`.
-        seed (`int`, *optional*): Where the strategy draws.
-        sizes (`dict`): What was asked for: fractions or counts by split.
-        excluded (`dict[str, int]`): Recordings left out, by reason.
+        seed (`int`, *optional*): Where the strategy draws at random.
+        sizes (`dict`): The fractions or counts asked for, by split.
+        excluded (`dict[str, int]`): Excluded recordings, by reason.
         patients (`dict[str, int]`): Known patients, by split; empty where no patients were given.
-        boundaries (`dict[str, str]`): Of a temporal split, the time at which each split but the first begins.
-        assumptions (`tuple[str, ...]`): Sentences that belong in the report and on the model card.
+        boundaries (`dict[str, str]`): For a temporal split, the start of each split but the first.
+        assumptions (`tuple[str, ...]`): Sentences for the report and the model card.
     """
 
     ids: tuple[str, ...]
@@ -79,19 +81,19 @@ class SplitResult:
     assumptions: tuple[str, ...] = ()
 
     def indices(self, name: str) -> np.ndarray:
-        """Positions `(count,)` int64 of a split's recordings, in the order given. `SplitError` for another name."""
+        """Return the indices `(count,)` int64 of a split's recordings. `SplitError` for an unknown split."""
         if name not in self.names:
             raise SplitError(f"there is no split {name!r}, only {', '.join(self.names)}")
         return np.flatnonzero(np.array([split == name for split in self.splits], dtype=bool))
 
     @property
     def counts(self) -> dict[str, int]:
-        """Recordings in each split."""
+        """Return the number of recordings in each split."""
         found = Counter(self.splits)
         return {name: found[name] for name in self.names}
 
     def summary(self) -> dict[str, Any]:
-        """What happened, ready for `report.json`: no ids."""
+        """Return what the report contains about the split: no ids."""
         keys = ("strategy", "seed", "sizes", "excluded", "patients", "boundaries")
         facts = {key: getattr(self, key) for key in keys}
         return {**facts, "recordings": self.counts, "assumptions": list(self.assumptions)}
@@ -113,23 +115,23 @@ def split_recordings(
     Split recordings at random, by patient, by time, or by patient and time.
 
     `grouped` draws patients. `temporal` puts the oldest recordings into the first split. `grouped_temporal` cuts time
-    likewise, gives each patient to the split that has most of their recordings (a tie goes to the split whose name
-    sorts first, as in fairseq-signals), and leaves out those of their recordings that lie in another split's time.
-    De-identified sets such as MIMIC-IV-ECG shift each patient's dates by another amount: there time orders the
-    recordings of one patient, but says nothing between patients.
+    likewise, gives each patient to the split with most of their recordings (of a tie, the split whose name sorts first,
+    as in fairseq-signals), and excludes their recordings from another split's time.
+    De-identified datasets such as MIMIC-IV-ECG shift each patient's dates by another amount: there, time orders the
+    recordings of one patient, and means nothing between patients.
 
     Args:
         ids (sequence, length n): Unique recording ids.
         strategy (`str`): `"random"`, `"grouped"`, `"temporal"` or `"grouped_temporal"`.
-        fractions (mapping of `str` to `float`, *optional*): By split, in order; they add up to 1. Of recordings, or of
+        fractions (mapping of `str` to `float`, *optional*): By split, in order, with a sum of 1. Of recordings, or of
             patients if grouped. Defaults to 0.8 / 0.1 / 0.1 for train / valid / test.
-        counts (mapping of `str` to `int`, *optional*): The same as numbers in place of `fractions`; one may be None
-            for the rest, otherwise they add up to all there are.
+        counts (mapping of `str` to `int`, *optional*): Numbers instead of `fractions`; one may be None for the
+            rest, otherwise their sum is the number of all.
         seed (`int`): For `random` and `grouped`.
         patients (sequence, length n, *optional*): Unknown where None, NaN or empty.
         times (sequence, length n, *optional*): datetimes, numpy datetime64, ISO 8601 text, or numbers.
-        assume_independent (`bool`): Take recordings of unknown patients to be of one patient each; `assumptions` says
-            so. Needed for the grouped strategies where a patient is unknown, as with PhysioNet 2021.
+        assume_independent (`bool`): Assume that recordings of unknown patients are of different patients, and report
+            it in `assumptions`. Grouped strategies need it where a patient is unknown, as in PhysioNet 2021.
 
     Returns:
         [`SplitResult`]
@@ -191,7 +193,7 @@ def split_recordings(
 
 
 def check_patients(splits: Sequence[str | None], patients: Sequence[Any]) -> None:
-    """`SplitError`, naming patients, if one is in two splits. Unknown patients and splits (None) are passed over."""
+    """Raise `SplitError` where a patient is in two splits. Unknown patients and splits (None) are skipped."""
     homes: dict[str, set[str]] = {}
     for split, patient in zip(splits, patients, strict=True):
         if split is not None and (person := canonical_id(patient)) is not None:
@@ -205,23 +207,23 @@ def check_patients(splits: Sequence[str | None], patients: Sequence[Any]) -> Non
 
 
 def finish_split(result: SplitResult, people: list[str | None] | None, assumptions: list[str]) -> SplitResult:
-    """The checks that every split passes, and what they find out."""
+    """Check a split, and add patients and assumptions to it."""
     if "grouped" not in result.strategy:
         if people is None:
-            assumptions.append("Patients were not looked at: recordings of one patient may be in several splits.")
+            assumptions.append("Patients were not given: recordings of one patient may be in several splits.")
         elif unknown := people.count(None):
             assumptions.append(
-                f"{unknown} of {len(people)} recordings have no patient id: overlap was not checked there."
+                f"{unknown} of {len(people)} recordings have no patient id: their overlap was not checked."
             )
     if people is not None:
         check_patients(result.splits, people)
         seen = set(zip(result.splits, people, strict=True))
-        found = Counter(split for split, person in seen if person is not None)
-        result = replace(result, patients={name: found[name] for name in result.names})
+        patients = Counter(split for split, person in seen if person is not None)
+        result = replace(result, patients={name: patients[name] for name in result.names})
     empty = [name for name, count in result.counts.items() if not count]
     if empty:
-        found = ", ".join(f"{name} {count}" for name, count in result.counts.items())
-        raise SplitError(f"nothing is left for {', '.join(empty)} (recordings: {found}); ask for other sizes")
+        shown = ", ".join(f"{name} {count}" for name, count in result.counts.items())
+        raise SplitError(f"no recordings for {', '.join(empty)} (found: {shown}); give other sizes")
     return replace(result, assumptions=tuple(assumptions))
 
 
@@ -233,11 +235,12 @@ def aligned(values: Sequence[Any] | None, length: int, what: str) -> list[Any] |
 
 
 def unique_ids(ids: Sequence[Hashable], exact: bool = False) -> tuple[str, ...]:
-    found = list(ids) if exact else [canonical_id(value) for value in ids]
-    if not found:
+    known = [str(value) if exact and value is not None else canonical_id(value) for value in ids]
+    if not known:
         raise SplitError("there are no recordings to split")
-    if None in found:
-        raise SplitError(f"{found.count(None)} recordings have no id, the first in row {found.index(None)}")
+    found = [name for name in known if name is not None]
+    if len(found) < len(known):
+        raise SplitError(f"{known.count(None)} recordings have no id, the first in row {known.index(None)}")
     if repeated := [name for name, count in Counter(found).items() if count > 1]:
         raise SplitError(f"{len(repeated)} recording ids are not unique, such as {', '.join(repeated[:3])}")
     return tuple(found)
@@ -250,28 +253,32 @@ def _id_order(text: str) -> tuple[bool, int, str]:
     return not number, len(digits) if number else 0, digits + "\0" + text
 
 
-def _groups(ids: Sequence[str], people: list[str | None] | None, independent: bool, assumptions: list[str]):
-    """(is it a lone recording, patient or recording) for each recording."""
+def _groups(
+    ids: Sequence[str], people: list[str | None] | None, independent: bool, assumptions: list[str]
+) -> list[tuple[bool, str]]:
+    """Return (whether the patient is unknown, patient or recording) for each recording."""
     people = people if people is not None else [None] * len(ids)
     if unknown := people.count(None):
         what = f"{unknown} of {len(ids)} recordings have no patient id"
         if not independent:
             raise SplitError(
-                f"{what}: grouping by patient needs them. Taking each for another patient's is --assume-independent "
-                "(assume_independent: true in recipes and Python)"
+                f"{what}: a split by patient needs them. To assume that each is of another patient, give "
+                "--assume-independent (assume_independent=True)"
             )
-        assumptions.append(f"{what} and were taken to be of different patients: the same patient may be in two splits.")
+        assumptions.append(f"{what} and are assumed to be of different patients: one patient may be in two splits.")
     return [(person is None, id_ if person is None else person) for id_, person in zip(ids, people, strict=True)]
 
 
 def _counts(sizes: Mapping[str, int | None], total: int) -> list[int]:
-    """Counts of all splits, with the one that is None filled in."""
+    """Return the counts of all splits, with None replaced by the rest."""
     given = [size for size in sizes.values() if size is not None]
     if any(isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 0 for size in given):
         raise SplitError(f"counts must be whole numbers, found: {dict(sizes)}")
     rest = total - sum(given)
     if len(sizes) - len(given) > 1 or rest < 0 or (rest and len(given) == len(sizes)):
-        raise SplitError(f"counts {dict(sizes)} do not add up to the {total} there are (one may be None: the rest)")
+        raise SplitError(
+            f"counts {dict(sizes)} do not add up to {total}, the number of all; one may be None, for the rest"
+        )
     return [rest if size is None else int(size) for size in sizes.values()]
 
 
@@ -285,17 +292,18 @@ def _fractions(sizes: Mapping[str, float]) -> list[float]:
 
 
 def _cuts(sizes: Mapping[str, Any], are_counts: bool, total: int) -> list[int]:
-    """Where n ordered rows are cut: the cumulative fractions of n, rounded half to even."""
+    """Return where n ordered rows are cut: the cumulative fractions of n, rounded half to even."""
     if are_counts:
         return np.cumsum(_counts(sizes, total))[:-1].tolist()
     return np.round(np.cumsum(_fractions(sizes))[:-1] * total).astype(int).tolist()
 
 
 def _draw_groups(sizes: Mapping[str, Any], are_counts: bool, total: int, seed: int) -> list[int]:
-    """The number of the split for each of `total` sorted groups: split after split is drawn from those that remain.
+    """
+    Return the index of the split for each of `total` sorted groups: each split is drawn from the remaining groups.
 
-    The draws of scikit-learn's GroupShuffleSplit: the tail of a permutation by numpy's legacy generator, whose stream
-    is frozen, of floor(fraction * remaining) groups.
+    The draws are those of scikit-learn's GroupShuffleSplit: the last floor(fraction * remaining) groups of a
+    permutation by numpy's legacy generator, whose stream is frozen.
     """
     wanted, shares = (_counts(sizes, total), []) if are_counts else ([], _fractions(sizes))
     generator = np.random.RandomState(seed)
@@ -303,7 +311,7 @@ def _draw_groups(sizes: Mapping[str, Any], are_counts: bool, total: int, seed: i
     remaining = np.arange(total)
     for number in range(len(sizes) - 1):
         left = sum(shares[number:]) if shares else 0
-        # Shares of what remains, scaled anew after each split; rounding error must not ask for more than there is.
+        # Shares of what remains, scaled again after each split; rounding must not ask for more than there is.
         take = wanted[number] if are_counts else int(min(shares[number] / left, 1) * len(remaining)) if left else 0
         order = generator.permutation(len(remaining))
         home[remaining[order[len(remaining) - take :]]] = number
@@ -311,8 +319,8 @@ def _draw_groups(sizes: Mapping[str, Any], are_counts: bool, total: int, seed: i
     return home.tolist()
 
 
-def _one_split_each(groups: Sequence[tuple[bool, str]], splits: Sequence[str]) -> tuple[list[str | None], int]:
-    """Each group's split, and the rows outside it set to None and counted."""
+def _one_split_each(groups: Sequence[tuple[bool, str]], splits: Sequence[str | None]) -> tuple[list[str | None], int]:
+    """Return splits with None for rows outside their group's split, and the number of these."""
     tally: dict[tuple[bool, str], Counter[str]] = {}
     for group, split in zip(groups, splits, strict=True):
         tally.setdefault(group, Counter())[split] += 1
@@ -322,13 +330,13 @@ def _one_split_each(groups: Sequence[tuple[bool, str]], splits: Sequence[str]) -
 
 
 def _parse_times(times: list[Any] | None, strategy: str) -> list[Any]:
-    """Times as numbers or datetimes that compare."""
+    """Return times as numbers or datetimes that can be compared."""
     if times is None:
         raise SplitError(f"a {strategy} split needs times")
     parsed = [parse_time(value, row) for row, value in enumerate(times)]
     if missing := [row for row, value in enumerate(parsed) if value is None]:
         where = ", ".join(map(str, missing[:3]))
-        raise SplitError(f"{len(missing)} recordings have no time (rows {where}...): leave them out first")
+        raise SplitError(f"{len(missing)} recordings have no time (rows {where}...): exclude them first")
     kinds = {"numbers" if not isinstance(t, datetime) else "aware" if t.tzinfo else "naive" for t in parsed}
     if len(kinds) > 1:
         raise SplitError(f"times of several kinds cannot be compared: {', '.join(sorted(kinds))} (of a time zone)")
@@ -353,20 +361,20 @@ def parse_time(value: Any, row: int) -> datetime | float | int | None:
         return datetime(value.year, value.month, value.day)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
-    raise SplitError(f"row {row}: a {type(value).__name__} is no time")
+    raise SplitError(f"row {row}: a {type(value).__name__} is not a time")
 
 
 @dataclass(frozen=True)
 class SplitSettings:
     """
-    How recordings are split, and which are left out before.
+    How recordings are split, and which are excluded before.
 
     Args:
         strategy (`str`, *optional*): One of `STRATEGIES`, `"imported"`, or None: a single split `all`.
         fractions (mapping of `str` to `float`, *optional*): See [`split_recordings`], as `counts` and `seed`.
-        assume_independent (`bool`): Recordings of unknown patients are taken to be of one patient each.
+        assume_independent (`bool`): Assume that recordings of unknown patients are of different patients.
         published (mapping of `str` to `str`, *optional*): For `"imported"`, the result of [`read_split_csv`].
-        drop_nan_leads, drop_constant_leads (`bool`): Leave out recordings with such a lead.
+        drop_nan_leads, drop_constant_leads (`bool`): Exclude recordings with such a lead.
     """
 
     strategy: str | None = None
@@ -378,41 +386,41 @@ class SplitSettings:
     drop_nan_leads: bool = False
     drop_constant_leads: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.strategy not in (None, "imported", *STRATEGIES):
             raise SplitError(f"strategy must be one of {', '.join(STRATEGIES)}, found: {self.strategy!r}")
         if (self.strategy == "imported") != (self.published is not None):
-            raise SplitError("a published split and the strategy 'imported' belong together")
+            raise SplitError("the strategy 'imported' needs a published split, and other strategies take none")
         check_split_names([*(self.fractions or ()), *(self.counts or ())])
 
     @property
     def filters(self) -> dict[str, bool]:
-        """Which filters are on."""
+        """Return which filters are on."""
         return {"drop_nan_leads": self.drop_nan_leads, "drop_constant_leads": self.drop_constant_leads}
 
     def to_json(self) -> dict[str, Any]:
-        """Names and values for the report; of a published split only how many recordings it names."""
+        """Return names and values for the plan; of a published split only its number of recordings."""
         content = asdict(self)
         if self.published is not None:
             content["published"] = f"{len(self.published)} recordings"
         return content
 
     def check(self, index: pa.Table, published: Mapping[str, str] | None = None) -> None:
-        """Rehearses the split on what is known before reading, so that hours of work do not end at its errors."""
+        """Try the split before reading, so that its errors do not come after hours of work."""
         if self.strategy is None or not index.num_rows:
             return
         columns = index.column_names
         if "temporal" in self.strategy and "time" not in columns:
-            return  # perhaps the files say it
+            return  # the files may have times
         names = [name for name in ("recording_id", "patient_id", "time") if name in columns]
         self.apply({name: index[name].to_pylist() for name in names}, published)
 
     def apply(self, facts: Mapping[str, list], published: Mapping[str, str] | None = None) -> SplitResult:
-        """The split of recordings with these `recording_id`, `patient_id` and `time`."""
+        """Return the split of recordings with these `recording_id`, `patient_id` and `time`."""
         ids, patients = facts["recording_id"], facts.get("patient_id") or [None] * len(facts["recording_id"])
         if self.strategy == "imported":
-            table = published if published is not None else self.published
-            return import_split(table, ids, patients=patients, exact_ids=True)
+            table = self.published if published is None else published
+            return import_split(table or {}, ids, patients=patients, exact_ids=True)
         if self.strategy is None:
             known = len({patient for patient in patients if patient is not None})
             return SplitResult(tuple(ids), (UNSPLIT,) * len(ids), (UNSPLIT,), "none", patients={UNSPLIT: known})
@@ -431,10 +439,10 @@ class SplitSettings:
 
 def read_split_csv(path: str | Path, key: str = "save_file") -> dict[str, str]:
     """
-    The split of each recording from a published CSV such as fairseq-signals' `meta_split.csv` or `segmented_split.csv`.
+    Return the split of each recording in a published CSV, such as `meta_split.csv` of fairseq-signals.
 
     Args:
-        path (`str` or `Path`): With columns `idx, save_file, split`; others are passed over.
+        path (`str` or `Path`): With columns `idx, save_file, split`; others are ignored.
         key (`str`): The column that identifies recordings.
 
     Returns:
@@ -453,7 +461,7 @@ def read_split_csv(path: str | Path, key: str = "save_file") -> dict[str, str]:
             recording, split = canonical_id(row[key]), canonical_id(row["split"])
             if recording is None or split is None:
                 raise SplitError(f"{path}, line {reader.line_num}: {key} and split must not be empty")
-            # The files of segments name a recording once for each of its segments.
+            # A file of segments has a row for each segment of a recording.
             if found.setdefault(recording, split) != split:
                 raise SplitError(f"{path}: {recording} is in {found[recording]} and in {split}")
     if not found:
@@ -474,18 +482,18 @@ def import_split(
     exact_ids: bool = False,
 ) -> SplitResult:
     """
-    Apply a published split to the recordings at hand.
+    Apply a published split to your recordings.
 
     Args:
         published (`str`, `Path` or mapping): A file for [`read_split_csv`], or its result.
-        ids (sequence, length n): What the recordings at hand are called in the file's column `key`.
+        ids (sequence, length n): Your recordings' names in the file's column `key`.
         key (`str`): That column.
         patients (sequence, length n, *optional*): Checked: a patient in two splits is an error.
-        exact_ids (`bool`): `ids`, and the keys of a mapping, are to be taken as they are.
+        exact_ids (`bool`): Compare `ids` and the keys of a mapping as they are.
 
     Returns:
-        [`SplitResult`]. Recordings that the file does not name are left out and counted in `excluded`; `assumptions`
-        says how many of the file's recordings are not at hand.
+        [`SplitResult`]. Recordings that are not in the file are excluded and counted in `excluded`; `assumptions`
+        gives the number of the file's recordings that you do not have.
 
     Raises:
         `SplitError`: see [`read_split_csv`]; no recording in common; a patient in two splits.
@@ -507,11 +515,11 @@ def import_split(
         raise SplitError(f"no recording is in the published split: {pair}")
     assumptions = ["The split was imported."]
     if absent := len(table) - matched:
-        assumptions.append(f"{absent} of the {len(table)} recordings in the published split are not at hand.")
+        assumptions.append(f"{absent} of the {len(table)} recordings in the published split were not found.")
     excluded = {"not in the published split": len(splits) - matched} if matched < len(splits) else {}
     order = {name: place for place, name in enumerate(DEFAULT_FRACTIONS)}
     names = tuple(sorted(set(table.values()), key=lambda name: (order.get(name, len(order)), name)))
-    assumptions += [f"No recording of the published split {name} is at hand." for name in names if name not in splits]
+    assumptions += [f"No recording of the published split {name} was found." for name in names if name not in splits]
     names = tuple(name for name in names if name in splits)
     return finish_split(SplitResult(recordings, splits, names, "imported", excluded=excluded), people, assumptions)
 

@@ -1,14 +1,14 @@
 """
-The recording store: one row a recording, its samples as they came.
+The recording store: one row a recording, with its samples unchanged.
 
-    STORE/data/train-00000-of-00004.parquet    split `all` where nothing was split
-    STORE/report.json                          what was found, kept, left out and why
-    STORE/label_def.csv                        how often the labels occur, where there are labels
-    STORE/README.md                            the same for readers, and for the Hub
+    STORE/data/train-00000-of-00004.parquet    `all-...` where nothing is split
+    STORE/report.json                          what was found, kept and excluded, and why
+    STORE/label_def.csv                        how often each label occurs, where there are labels
+    STORE/README.md                            the dataset card
 
-`signal` is the array (leads, samples) of `dtype`, row after row, little-endian: a flat binary column is read several
-times faster than nested lists. Nothing is preprocessed here. A changed setting of the feature extractor therefore
-needs no second preparation, and the two neighbouring segments that CMSC takes are two slices of one row.
+`signal` is the array (leads, samples) of `dtype`, lead after lead, little-endian: a flat binary column is read several
+times faster than nested lists. Nothing is preprocessed, so another setting of the feature extractor needs no second
+preparation, and the two neighbouring segments for CMSC are two slices of one row.
 """
 
 import json
@@ -33,10 +33,10 @@ from ..utils.errors import ECGFMError
 from .splits import UNSPLIT
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+    from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
 
 DATA_FOLDER, REPORT_FILE, LABEL_DEF_FILE, CARD_FILE = "data", "report.json", "label_def.csv", "README.md"
-# While a store is being made. Nobody else calls a folder this.
+# Exists while a store is being prepared.
 WORK_FOLDER = ".ecgfm-work"
 
 # Rows are written in groups of about this size, which bounds the memory of writers and readers.
@@ -44,18 +44,18 @@ _GROUP_ROWS, _GROUP_BYTES = 64, 1 << 25
 
 
 class StoreError(ECGFMError, ValueError):
-    """A store that is missing, unfinished or not one. The message names the file."""
+    """A store that is missing, unfinished or damaged. The message names the file."""
 
 
 def store_schema(label_names: Sequence[str]) -> pa.Schema:
-    """The columns of a store with these labels. `StoreError` where a label has the name of another column."""
+    """Return the columns of a store with these labels. `StoreError` where a label has the name of another column."""
     if taken := [name for name in label_names if name in COLUMNS]:
         raise StoreError(f"a label cannot be called {', '.join(taken)}: the store has another column of that name")
     return pa.schema([*COLUMNS.items(), *((name, LABEL_TYPE) for name in label_names)])
 
 
 class StoreWriter:
-    """Writes rows to one Parquet file, in memory that does not grow with their number. A context manager."""
+    """Writes rows to one Parquet file in constant memory. A context manager."""
 
     def __init__(self, path: Path, schema: pa.Schema):
         self._schema = schema
@@ -69,7 +69,7 @@ class StoreWriter:
             compression_level=1,
             use_dictionary=repeated,
             write_statistics=repeated,
-            write_page_checksum=True,  # noise is stored as it is, where a flipped bit would be another sample
+            write_page_checksum=True,  # noise is stored uncompressed, and a flipped bit there is another sample
         )
         self._rows: list[dict] = []
         self._tables: list[pa.Table] = []
@@ -77,7 +77,7 @@ class StoreWriter:
         self.num_rows = 0
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Adds a row; columns that it lacks are null."""
+        """Add a row; missing columns are null."""
         self._rows.append(dict(row))
         self._bytes += len(row["signal"])
         self.num_rows += 1
@@ -85,11 +85,11 @@ class StoreWriter:
             self._flush()
 
     def write_table(self, table: pa.Table) -> None:
-        """Adds rows that are in Arrow already."""
+        """Add the rows of a table."""
         self.num_rows += table.num_rows
         self._tables.append(table.cast(self._schema))
         self._bytes += table.nbytes
-        # Few rows of each table may be wanted; together they make groups of a decent size.
+        # Tables of few rows are collected, so that groups are not too small.
         if sum(map(len, self._tables)) >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
             self._flush()
 
@@ -105,14 +105,14 @@ class StoreWriter:
     def __enter__(self) -> "StoreWriter":
         return self
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._flush()
         self._writer.close()
 
 
 def read_report(store: str | Path) -> dict[str, Any]:
-    """`report.json` of a store. `StoreError` where there is none, as while a preparation is unfinished."""
+    """Return `report.json` of a store. `StoreError` where there is none, as in an unfinished preparation."""
     path = Path(store) / REPORT_FILE
     if not path.is_file():
         unfinished = (Path(store) / WORK_FOLDER).is_dir()
@@ -129,10 +129,10 @@ def read_report(store: str | Path) -> dict[str, Any]:
 
 def store_files(store: str | Path) -> dict[str, list[Path]]:
     """
-    The Parquet files of a store by split, in order, train, valid and test first.
+    Return the Parquet files of a store by split, in order; train, valid and test come first.
 
     Raises:
-        `StoreError`: no store, a split with a file missing.
+        `StoreError`: no store, or a missing file.
     """
     splits = list(read_report(store)["splits"]["recordings"])
     found = {}
@@ -156,17 +156,16 @@ def load_prepared(
     Open a store that `ecgfm prepare` wrote, or several one after the other.
 
     Args:
-        store (`str` or `Path`, or a sequence of them): Of several with different labels, the result has all labels;
-            where a store lacks one, it is None (unknown), never 0.
-        split (`str`, *optional*): Defaults to all, as a dictionary.
-        streaming (`bool`): Read the Parquet files from first to last, without a copy. Otherwise 🤗 datasets makes one,
-            uncompressed and memory-mapped, in its cache, so that rows can be read in any order.
+        store (`str` or `Path`, or a sequence of them): Several stores with different labels give all labels; a
+            label that a store does not have is None (unknown) there, never 0.
+        split (`str`, *optional*): Defaults to all splits, as a dictionary.
+        streaming (`bool`): Read the Parquet files from first to last, without a copy. Otherwise 🤗 datasets writes an
+            uncompressed, memory-mapped copy to its cache, so that rows can be read in any order.
         cache_dir (`str` or `Path`, *optional*): For that copy. Defaults to 🤗 datasets' own.
 
     Returns:
         `Dataset` or `DatasetDict` (their `Iterable` kin if streaming) with `COLUMNS` and one column a label: 1, 0 or
-        None where nobody knows. [`record_from_row`] gives the recording of a row, [`as_model_inputs`] what a model
-        takes.
+        None for unknown. [`record_from_row`] gives the recording of a row, [`as_model_inputs`] a model's input.
 
     Raises:
         `StoreError`: no store, an unfinished one, no such split.
@@ -179,15 +178,15 @@ def load_prepared(
     files = store_files(store)
     if split is not None and split not in files:
         raise StoreError(f"{store} has no split {split!r}, only {', '.join(files)}")
-    # 🤗 datasets takes `all` for a word of its own and will not have a split of that name.
-    theirs = {name: "train" if name == UNSPLIT else name for name in files}
+    # 🤗 datasets reserves the name `all`.
+    their_name = {name: "train" if name == UNSPLIT else name for name in files}
     data = load_dataset(
         "parquet",
-        data_files={theirs[name]: [str(path) for path in files[name]] for name in files if split in (None, name)},
-        split=None if split is None else theirs[split],
+        data_files={their_name[name]: [str(path) for path in files[name]] for name in files if split in (None, name)},
+        split=None if split is None else their_name[split],
         streaming=streaming,
         cache_dir=None if cache_dir is None else str(cache_dir),
-        # Arrow would otherwise fetch whole files ahead, which fills the memory and is slower from a disk.
+        # Otherwise Arrow fetches whole files ahead, which fills the memory and is slower from a disk.
         fragment_scan_options=ParquetFragmentScanOptions(pre_buffer=False) if streaming else None,
     )
     if split is not None or UNSPLIT not in files:
@@ -195,14 +194,16 @@ def load_prepared(
     return type(data)({UNSPLIT: data["train"]})
 
 
-def _load_several(stores: list, split: str | None, streaming: bool, cache_dir):
+def _load_several(
+    stores: list[str | Path], split: str | None, streaming: bool, cache_dir: str | Path | None
+) -> "Dataset | DatasetDict | IterableDataset | IterableDatasetDict":
     import datasets
 
     splits = dict.fromkeys(name for store in stores for name in store_files(store) if split in (None, name))
     if not splits:
         raise StoreError(f"no store has a split {split!r}: {', '.join(map(str, stores))}")
     features = datasets.Features.from_arrow_schema(
-        store_schema(dict.fromkeys(label for store in stores for label in read_report(store)["label_counts"]))
+        store_schema(list(dict.fromkeys(label for store in stores for label in read_report(store)["label_counts"])))
     )
     joined = {}
     for name in splits:
@@ -217,12 +218,12 @@ def _load_several(stores: list, split: str | None, streaming: bool, cache_dir):
     return (datasets.IterableDatasetDict if streaming else datasets.DatasetDict)(joined)
 
 
-def _with_columns(dataset, features, streaming: bool):
-    """The same with null columns for labels that it lacks."""
+def _with_columns(dataset: "Any", features: "Features", streaming: bool) -> "Any":
+    """Return the dataset with null columns for missing labels."""
     missing = [name for name in features if name not in dataset.column_names]
     if not streaming:
         return dataset  # concatenating fills in nulls
-    # A stream does not: it would ask the files for columns that they lack.
+    # A stream does not: it would read columns that the files do not have.
     return dataset.map(lambda row: row | dict.fromkeys(missing), features=features) if missing else dataset
 
 

@@ -1,6 +1,10 @@
-"""The short end of a preparation: filters, split, files by split, label definition, report, card."""
+"""
+A store from its parts: filters, split, one file or more a split, label definition, report, card.
 
-import functools
+The files are written to `STORE/.ecgfm-work/finished`. The report comes last: once it is there, the store is complete,
+and this run or the next one moves it into place.
+"""
+
 import hashlib
 import json
 import math
@@ -20,8 +24,8 @@ from ..utils.files import write_json, write_text
 from ..utils.resumable_parts import exclusive, map_in_processes, remove_work_folder
 from .exclusion import Excluded, filter_recordings
 from .labels import write_label_def
-from .report import QUALITY, any_of, definition_of, label_table_of, store_card, store_report
-from .splits import SplitError, SplitSettings, match_published_splits
+from .report import QUALITY, StoreOrigin, any_of, define_labels_of, store_card, store_report
+from .splits import SplitError, SplitResult, SplitSettings, match_published_splits
 from .store import (
     CARD_FILE,
     DATA_FOLDER,
@@ -36,23 +40,23 @@ from .store import (
     store_schema,
 )
 
-FINISHED = "finished"
+_FINISHED = "finished"
 # Of the report, what a new split does not change.
 _UNCHANGED_BY_A_SPLIT = ("format", "source", "source_settings", "labels", "keep_sources", "drop_sources")
 _UNCHANGED_BY_A_SPLIT += ("dropped_columns", "pseudonymised")
 _ROWS_A_FILE = 4096
-# What decides filters and splits, and what the report counts: all small.
-_FACTS = ("recording_id", "patient_id", "source", "path", "time", "age", "sex", "sampling_rate", "num_samples")
-_FACTS += ("lead_names", *QUALITY)
+# Columns that filters, splits and the report need: all small.
+_SMALL_COLUMNS = ("recording_id", "patient_id", "source", "path", "time", "age", "sex", "sampling_rate", "num_samples")
+_SMALL_COLUMNS += ("lead_names", *QUALITY)
 
 
-def finish_store(
+def assemble_store(
     out: Path,
     work: Path,
     parts: Sequence[Path],
     label_names: Sequence[str],
     settings: SplitSettings,
-    plan: Mapping[str, Any],
+    origin: StoreOrigin,
     *,
     published: Mapping[str, str] | None = None,
     originals: Mapping[str, tuple[str, str | None]] | None = None,
@@ -60,19 +64,18 @@ def finish_store(
     progress: bool = False,
 ) -> dict[str, Any]:
     """
-    Write a store from parts. The caller holds the lock of `work` ([`exclusive`]).
+    Write a store from parts. The caller has locked `work` ([`exclusive`]).
 
     Args:
         out (`Path`): The store's folder.
-        work (`Path`): Its folder for unfinished things.
+        work (`Path`): Its folder for unfinished files.
         parts (sequence of `Path`): Parquet files with all rows, in order.
         label_names (sequence of `str`)
         settings ([`SplitSettings`])
-        plan (mapping): What the report begins with; `excluded` (list of [`Excluded`]), `notes` and `codes` among it.
-            Its `dropped_columns` are emptied here and not before: a split may need them.
+        origin ([`StoreOrigin`]): Its `dropped_columns` are emptied here and not before: a split may need them.
         published (mapping of `str` to `str`, *optional*): For an imported split, by recording id.
-        originals (mapping, *optional*): The recording and patient behind each pseudonym, by which to split: the same
-            seed is to give the same split, whatever the salt.
+        originals (mapping, *optional*): The recording and patient behind each pseudonym. The split is drawn by these,
+            so that one seed gives one split, whatever the salt.
 
     Returns:
         The report.
@@ -80,13 +83,13 @@ def finish_store(
     Raises:
         `SplitError`: the split cannot be made, or nothing is left.
     """
-    excluded: list[Excluded] = list(plan["excluded"])
-    facts = _read_facts(parts, label_names)
-    if not facts.num_rows:
+    excluded = list(origin.excluded)
+    columns = [*_SMALL_COLUMNS, *label_names]
+    rows = pa.concat_tables([pq.read_table(part, columns=columns) for part in parts])
+    if not rows.num_rows:
         raise SplitError(f"no recording is left: {_most_common(excluded)}")
-    keep = _filtered(facts, settings, excluded, bool(plan.get("pseudonymised")))
-    kept_rows = np.flatnonzero(keep)
-    kept = facts.take(pa.array(kept_rows))
+    kept_rows = np.flatnonzero(_filter(rows, settings, excluded))
+    kept = rows.take(pa.array(kept_rows))
     known = {name: kept[name].to_pylist() for name in ("recording_id", "patient_id", "time")}
     if originals is not None:
         published = None if published is None else {originals[name][0]: split for name, split in published.items()}
@@ -99,18 +102,17 @@ def finish_store(
             reason = ", ".join(result.excluded) or "in no split"
             excluded.append(Excluded(recording, path, "split", reason))
 
-    finished = work / FINISHED
+    finished = work / _FINISHED
     shutil.rmtree(finished, ignore_errors=True)  # of a run that died here
     (finished / DATA_FOLDER).mkdir(parents=True)
-    drop = tuple(plan.get("dropped_columns", ()))
-    _write_files(parts, kept_rows, splits, result.names, finished / DATA_FOLDER, label_names, drop, num_proc, progress)
-    kept = _emptied(kept, drop)
-    labels = label_table_of(kept, label_names)
-    report = store_report(plan, settings.filters, result, kept, labels, excluded)
-    if label_names:
-        write_label_def(finished / LABEL_DEF_FILE, definition_of(labels, result))
+    writer = _SplitWriter(parts, store_schema(label_names), tuple(origin.settings.get("dropped_columns", ())))
+    writer.write(finished / DATA_FOLDER, kept_rows, result, num_proc, progress)
+    kept = writer.empty_columns(kept)
+    definition = define_labels_of(kept, label_names, result)
+    report = store_report(origin, settings.filters, result, kept, definition, excluded)
+    if definition is not None:
+        write_label_def(finished / LABEL_DEF_FILE, definition)
     write_text(finished / CARD_FILE, store_card(report))
-    # Last: with it the store is complete, and a later run only moves it into place.
     write_json(finished / REPORT_FILE, report)
     _move_into_place(out, work)
     return report
@@ -124,7 +126,7 @@ def split_store(
     progress: bool = False,
 ) -> dict[str, Any]:
     """
-    Split a finished store anew, in place. Nothing is read from the recordings' own files.
+    Split a finished store again, in place, without reading the recordings' own files.
 
     Args:
         store (`str` or `Path`)
@@ -132,28 +134,28 @@ def split_store(
         num_proc, progress: As in [`prepare`].
 
     Returns:
-        The new report. Recordings that the old split left out stay out.
+        The new report. Recordings that the old split excluded stay excluded.
 
     Raises:
         `StoreError`, `SplitError`
     """
     out = Path(store)
     if out.is_dir():
-        roll_forward(out)
-    read_report(out)  # a store, before anything is made in its folder
+        complete_move(out)
+    read_report(out)  # an error where it is not a store, before anything is written to its folder
     work = out / WORK_FOLDER
     work.mkdir(exist_ok=True)
     with exclusive(work):
         try:
-            return _split_alone(out, work, settings, num_proc, progress)
+            return _split_locked(out, work, settings, num_proc, progress)
         except BaseException:
-            # The store itself is as it was; what was begun beside it is worth nothing.
+            # The store itself has not changed, and what was written beside it cannot be resumed.
             if not (work / "moved").exists():
                 shutil.rmtree(work, ignore_errors=True)
             raise
 
 
-def _split_alone(out: Path, work: Path, settings: SplitSettings, num_proc: int, progress: bool) -> dict[str, Any]:
+def _split_locked(out: Path, work: Path, settings: SplitSettings, num_proc: int, progress: bool) -> dict[str, Any]:
     report = read_report(out)
     files = [path for paths in store_files(out).values() for path in paths]
     labels = list(report["label_counts"])
@@ -165,20 +167,22 @@ def _split_alone(out: Path, work: Path, settings: SplitSettings, num_proc: int, 
             raise StoreError(f"{out}: its recordings have pseudonyms, which a published split does not name")
         splits = match_published_splits(index, report["source"], settings.published)
         published = dict(zip(index["recording_id"].to_pylist(), splits, strict=True))
-    plan = {name: report[name] for name in _UNCHANGED_BY_A_SPLIT if name in report}
+    unchanged = {name: report[name] for name in _UNCHANGED_BY_A_SPLIT if name in report}
     digest = hashlib.sha256(json.dumps([report["plan"], settings.to_json()], sort_keys=True).encode())
-    plan["plan"] = digest.hexdigest()[:32]
-    plan["excluded"] = [Excluded(**one) for one in report["excluded"]]
     codes = report["diagnosis_codes"]
-    plan["codes"] = codes["unscored"] | codes["unknown"]
-    plan["notes"] = report["notes"]
-    return finish_store(
-        out, work, files, labels, settings, plan, published=published, num_proc=num_proc, progress=progress
+    origin = StoreOrigin(
+        unchanged | {"plan": digest.hexdigest()[:32]},
+        [Excluded(**one) for one in report["excluded"]],
+        report["notes"],
+        codes["unscored"] | codes["unknown"],
+    )
+    return assemble_store(
+        out, work, files, labels, settings, origin, published=published, num_proc=num_proc, progress=progress
     )
 
 
-def roll_forward(out: Path) -> None:
-    """Moves a complete store from `work` into its place; what a kill interrupted, a second call finishes."""
+def complete_move(out: Path) -> None:
+    """Move a complete store from its work folder into place, also where a kill interrupted that."""
     work = out / WORK_FOLDER
     if not _is_to_be_moved(work):
         return
@@ -191,8 +195,8 @@ def roll_forward(out: Path) -> None:
             raise  # otherwise another process has done it
 
 
-def sweep(out: Path) -> None:
-    """Removes what a kill left beside a finished store."""
+def remove_leftovers(out: Path) -> None:
+    """Remove what a kill left beside a finished store."""
     work = out / WORK_FOLDER
     if work.is_dir():
         try:
@@ -203,96 +207,93 @@ def sweep(out: Path) -> None:
 
 
 def _is_to_be_moved(work: Path) -> bool:
-    return (work / FINISHED / REPORT_FILE).is_file() or (work / "moved").exists()
+    return (work / _FINISHED / REPORT_FILE).is_file() or (work / "moved").exists()
 
 
 def _move_into_place(out: Path, work: Path) -> None:
-    finished = work / FINISHED
+    finished = work / _FINISHED
     (work / "moved").touch()
     if (finished / DATA_FOLDER).exists():
         if (out / DATA_FOLDER).exists():
             os.rename(out / DATA_FOLDER, work / f"replaced-{os.getpid()}")
         os.rename(finished / DATA_FOLDER, out / DATA_FOLDER)
-    for name in (LABEL_DEF_FILE, CARD_FILE, REPORT_FILE):  # the report last: it vouches for the rest
+    for name in (LABEL_DEF_FILE, CARD_FILE, REPORT_FILE):  # the report last: with it the store is complete
         if (finished / name).exists():
             os.replace(finished / name, out / name)
-    (work / "salt").unlink(missing_ok=True)  # first: whatever a kill leaves behind, it is not what undoes pseudonyms
+    (work / "salt").unlink(missing_ok=True)  # before the rest: a kill must not leave what undoes pseudonyms
     remove_work_folder(work)
 
 
-def _read_facts(parts: Sequence[Path], label_names: Sequence[str]) -> pa.Table:
-    columns = [*_FACTS, *label_names]
-    return pa.concat_tables([pq.read_table(part, columns=columns) for part in parts])
-
-
-def _filtered(facts: pa.Table, settings: SplitSettings, excluded: list[Excluded], pseudonyms: bool) -> np.ndarray:
+def _filter(rows: pa.Table, settings: SplitSettings, excluded: list[Excluded]) -> np.ndarray:
+    """Return which rows pass the filters (rows,); `excluded` receives the others."""
     flags = {}
     if settings.drop_nan_leads:
-        flags["nan_leads"] = any_of(facts["nan_samples"]).tolist()
+        flags["nan_leads"] = any_of(rows["nan_samples"])
     if settings.drop_constant_leads:
-        flags["constant_leads"] = any_of(facts["constant"]).tolist()
+        flags["constant_leads"] = any_of(rows["constant"])
     if not flags:
-        return np.ones(facts.num_rows, dtype=bool)
-    keep = filter_recordings(**flags).keep
-    names = {"nan_leads": "a lead has NaN", "constant_leads": "a lead is constant"}
+        return np.ones(rows.num_rows, dtype=bool)
+    keep = filter_recordings(nan_leads=flags.get("nan_leads"), constant_leads=flags.get("constant_leads")).keep
+    reasons = {"nan_leads": "a lead has NaN", "constant_leads": "a lead is constant"}
     for row in np.flatnonzero(~keep).tolist():
-        reason = next(names[flag] for flag, values in flags.items() if values[row])
-        excluded.append(Excluded(facts["recording_id"][row].as_py(), facts["path"][row].as_py(), "filter", reason))
+        reason = next(reasons[flag] for flag, values in flags.items() if values[row])
+        excluded.append(Excluded(rows["recording_id"][row].as_py(), rows["path"][row].as_py(), "filter", reason))
     return keep
 
 
-def _emptied(table: pa.Table, columns: Sequence[str]) -> pa.Table:
-    for name in set(columns) & set(table.column_names):
-        place = table.column_names.index(name)
-        table = table.set_column(
-            place, table.schema.field(name), pa.nulls(table.num_rows, table.schema.field(name).type)
-        )
-    return table
+class _SplitWriter:
+    """Writes the files of a store's splits from its parts, with the columns `drop` empty."""
 
+    def __init__(self, parts: Sequence[Path], schema: pa.Schema, drop: Sequence[str]):
+        self._parts, self._schema, self._drop = list(parts), schema, drop
+        self._counts = [pq.read_metadata(part).num_rows for part in self._parts]
+        self._starts = np.concatenate([[0], np.cumsum(self._counts)])
 
-def _write_files(
-    parts, kept_rows, splits, names, folder: Path, label_names, drop: Sequence[str], num_proc: int, progress: bool
-) -> None:
-    """Each file is written from the stretch of parts that its rows lie in."""
-    counts = [pq.read_metadata(part).num_rows for part in parts]
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    if names == (UNSPLIT,) and len(kept_rows) == starts[-1] and not drop:
-        # Nothing moves from file to file: parts become files as they are.
-        full = [part for part, count in zip(parts, counts, strict=True) if count]
-        for number, part in enumerate(full):
-            _link(part, folder / _file_name(UNSPLIT, number, len(full)))
-        return
-    homes = np.array([names.index(split) if split is not None else -1 for split in splits])
-    tasks = []
-    for number, name in enumerate(names):
-        rows = kept_rows[homes == number]
-        pieces = np.array_split(rows, max(1, math.ceil(len(rows) / _ROWS_A_FILE)))
-        tasks += [(folder / _file_name(name, k, len(pieces)), piece) for k, piece in enumerate(pieces)]
-    with tqdm(total=len(kept_rows), unit="recording", desc="writing splits", disable=not progress) as bar:
-        if num_proc == 1 or len(tasks) == 1:
-            for task in tasks:
-                _write_file(task, parts, starts, label_names, drop)
-                bar.update(len(task[1]))
+    def write(self, folder: Path, kept_rows: np.ndarray, result: SplitResult, num_proc: int, progress: bool) -> None:
+        """Write all files; `kept_rows` are the rows, counted through all parts, that `result` splits."""
+        if result.names == (UNSPLIT,) and len(kept_rows) == self._starts[-1] and not self._drop:
+            # No row changes its file: parts become files as they are.
+            full = [part for part, count in zip(self._parts, self._counts, strict=True) if count]
+            for number, part in enumerate(full):
+                _link(part, folder / _file_name(UNSPLIT, number, len(full)))
             return
-        write = functools.partial(_write_file, parts=parts, starts=starts, label_names=label_names, drop=drop)
-        for (_, rows), _ in map_in_processes(write, tasks, num_proc):
-            bar.update(len(rows))
+        tasks = []
+        for name in result.names:
+            rows = kept_rows[result.indices(name)]
+            pieces = np.array_split(rows, max(1, math.ceil(len(rows) / _ROWS_A_FILE)))
+            tasks += [(folder / _file_name(name, k, len(pieces)), piece) for k, piece in enumerate(pieces)]
+        with tqdm(total=len(kept_rows), unit="recording", desc="writing splits", disable=not progress) as bar:
+            if num_proc == 1 or len(tasks) == 1:
+                for task in tasks:
+                    self._write_file(task)
+                    bar.update(len(task[1]))
+                return
+            for (_, rows), _ in map_in_processes(self._write_file, tasks, num_proc):
+                bar.update(len(rows))
 
+    def empty_columns(self, table: pa.Table) -> pa.Table:
+        """Return the table with null in the columns to drop."""
+        for name in set(self._drop) & set(table.column_names):
+            index = table.column_names.index(name)
+            field = table.schema.field(name)
+            table = table.set_column(index, field, pa.nulls(table.num_rows, field.type))
+        return table
 
-def _write_file(task: tuple[Path, np.ndarray], parts: Sequence[Path], starts, label_names, drop) -> None:
-    path, rows = task
-    with StoreWriter(path, store_schema(label_names)) as writer:
-        for number in np.unique(np.searchsorted(starts, rows, side="right") - 1).tolist():
-            inside = rows[(rows >= starts[number]) & (rows < starts[number + 1])] - starts[number]
-            with pq.ParquetFile(parts[number]) as part:
-                first = 0
-                for group in range(part.num_row_groups):
-                    length = part.metadata.row_group(group).num_rows
-                    wanted = inside[(inside >= first) & (inside < first + length)] - first
-                    if len(wanted):
-                        table = part.read_row_group(group, use_threads=False).take(pa.array(wanted))
-                        writer.write_table(_emptied(table, drop))
-                    first += length
+    def _write_file(self, task: tuple[Path, np.ndarray]) -> None:
+        path, rows = task
+        with StoreWriter(path, self._schema) as writer:
+            for number in np.unique(np.searchsorted(self._starts, rows, side="right") - 1).tolist():
+                start, stop = self._starts[number : number + 2]
+                inside = rows[(rows >= start) & (rows < stop)] - start
+                with pq.ParquetFile(self._parts[number]) as part:
+                    first = 0
+                    for group in range(part.num_row_groups):
+                        length = part.metadata.row_group(group).num_rows
+                        wanted = inside[(inside >= first) & (inside < first + length)] - first
+                        if len(wanted):
+                            table = part.read_row_group(group, use_threads=False).take(pa.array(wanted))
+                            writer.write_table(self.empty_columns(table))
+                        first += length
 
 
 def _link(source: Path, target: Path) -> None:

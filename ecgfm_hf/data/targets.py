@@ -1,4 +1,4 @@
-"""What a classifier is to learn: numbers by recording, from a store's columns or from a table beside it."""
+"""What a classifier learns: numbers by recording, from a store's columns or from a table beside it."""
 
 import csv
 import math
@@ -15,23 +15,23 @@ from .store import COLUMNS, label_columns
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Of a store's columns that are no labels, those that can be learnt.
+# Columns of a store that are not labels and can be learnt.
 LEARNABLE = ("age", "sex")
 ID_COLUMN = "recording_id"
-# Of a single label; torch's cross entropy passes over it.
+# Unknown, for a single label; torch's cross entropy ignores it.
 UNKNOWN_CLASS = -100
 
 
 @dataclass(frozen=True)
 class TargetColumns:
     """
-    Where targets are.
+    Where the targets are.
 
     Args:
         problem_type (`str`): As of transformers' configurations.
-        labels (list of `str`, *optional*): Columns. None takes all that are labels.
-        classes (list of `str`, *optional*): Of a single label whose classes are in one column.
-        targets (`str`, *optional*): CSV with a column `recording_id`, in place of the store's columns.
+        labels (list of `str`, *optional*): Columns. None means all labels.
+        classes (list of `str`, *optional*): Names of the classes of a single label in one column.
+        targets (`str`, *optional*): CSV with a column `recording_id`, instead of the store's columns.
     """
 
     problem_type: str
@@ -57,21 +57,21 @@ class Targets:
     problem_type: str
 
     def known(self, split: str) -> np.ndarray:
-        """Whether a recording (rows,) has any known target."""
+        """Return whether a recording has any known target (rows,)."""
         values = self.values[split]
         return values != UNKNOWN_CLASS if values.ndim == 1 else ~np.isnan(values).all(axis=1)
 
 
 def read_targets(datasets: Mapping[str, "Dataset"], wanted: TargetColumns) -> Targets:
     """
-    The targets of recordings.
+    Return the targets of recordings.
 
     Args:
-        datasets (mapping of `str` to `Dataset`): By split, `train` first: classes that nobody named are its.
+        datasets (mapping of `str` to `Dataset`): By split, `train` first: it gives the classes where `wanted` has none.
         wanted ([`TargetColumns`])
 
     Raises:
-        [`SettingsError`]: columns that are missing or of another kind, values that are none.
+        [`SettingsError`]: columns that are missing or of another kind, values that cannot be targets.
     """
     first = next(iter(datasets.values()))
     if wanted.targets is None:
@@ -113,8 +113,7 @@ def read_targets(datasets: Mapping[str, "Dataset"], wanted: TargetColumns) -> Ta
 
 def untrainable(names: Sequence[str], values: np.ndarray) -> dict[str, str]:
     """
-    Labels or classes that these targets cannot teach, and why: without positives or without negatives a head would
-    learn to say the same of everything.
+    Return labels or classes without positives or without negatives, with their counts: a head would learn a constant.
 
     Args:
         names (sequence of `str`)
@@ -143,7 +142,7 @@ def _classes(columns: dict, labels: list[str], wanted: TargetColumns, where: str
     for split, found in columns.items():
         matrix = np.stack([_numbers(found[name], name, where) for name in labels], axis=1)
         _check_binary(matrix, labels, where)
-        # A recording that is of two classes, or of none, has no single label.
+        # A recording of two classes, or of none, has no single label.
         single = np.nansum(matrix, axis=1) == 1
         values[split] = np.where(single, np.nan_to_num(matrix).argmax(axis=1), UNKNOWN_CLASS).astype(np.int64)
     return Targets(tuple(labels), values, wanted.problem_type)
@@ -161,14 +160,14 @@ def _class_column(columns: dict, label: str, classes: list[str] | None, where: s
         found = {split: [numbers.get(name) if name else None for name in names] for split, names in found.items()}
     if len(classes) < 2:
         raise SettingsError(f"labels: {label!r} of {where} has the classes {classes}, expected at least two")
-    place = {name: number for number, name in enumerate(classes)}
+    index_of = {name: number for number, name in enumerate(classes)}
     values = {}
     for split, names in found.items():
-        if strange := sorted({name for name in names if name is not None and name not in place}):
+        if strange := sorted({name for name in names if name is not None and name not in index_of}):
             raise SettingsError(
-                f"labels: {label!r} of {where} has {strange[0]!r} in {split}, which is no class ({', '.join(classes)})"
+                f"labels: {label!r} of {where} has {strange[0]!r} in {split}, not one of {', '.join(classes)}"
             )
-        values[split] = np.array([UNKNOWN_CLASS if n is None else place[n] for n in names], dtype=np.int64)
+        values[split] = np.array([UNKNOWN_CLASS if n is None else index_of[n] for n in names], dtype=np.int64)
     return Targets(tuple(classes), values, "single_label_classification")
 
 
@@ -197,10 +196,10 @@ def _numbers(column: Sequence[Any], name: str, where: str) -> np.ndarray:
 def _check_binary(values: np.ndarray, labels: Sequence[str], where: str) -> None:
     wrong = (values != 0) & (values != 1) & ~np.isnan(values)
     if wrong.any():
-        row, place = np.argwhere(wrong)[0]
+        row, column = np.argwhere(wrong)[0]
         raise SettingsError(
-            f"labels: {labels[place]!r} of {where} must be 0, 1 or unknown, found: {values[row, place]:g}. For classes "
-            "set problem_type=single_label_classification, for quantities problem_type=regression"
+            f"labels: {labels[column]!r} of {where} must be 0, 1 or unknown, found: {values[row, column]:g}. For "
+            "classes set problem_type=single_label_classification, for quantities problem_type=regression"
         )
 
 
@@ -219,7 +218,7 @@ def _read_table(path: Path) -> dict[str, list[str]]:
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
             raise SettingsError(f"targets: {path}, line {number}: {len(row)} cells, expected {len(header)}")
-    table = {name: [row[place].strip() for row in rows[1:]] for place, name in enumerate(header)}
+    table = {name: [row[index].strip() for row in rows[1:]] for index, name in enumerate(header)}
     if len(set(table[ID_COLUMN])) < len(table[ID_COLUMN]):
         repeated = next(one for one in table[ID_COLUMN] if table[ID_COLUMN].count(one) > 1)
         raise SettingsError(f"targets: {path} has recording {repeated} more than once")
@@ -229,8 +228,8 @@ def _read_table(path: Path) -> dict[str, list[str]]:
 def _joined(
     table: dict[str, list[str]], ids: list[str], recordings: list[str], labels: list[str], where: str, split: str
 ) -> dict[str, list[str]]:
-    place = {recording: row for row, recording in enumerate(ids)}
-    rows = [place.get(recording) for recording in recordings]
+    row_of = {recording: row for row, recording in enumerate(ids)}
+    rows = [row_of.get(recording) for recording in recordings]
     if recordings and all(row is None for row in rows):
         raise SettingsError(
             f"targets: {where} has none of the {len(recordings)} recordings of {split}: its column {ID_COLUMN} must be "

@@ -1,7 +1,6 @@
 """Where recordings come from: files, folders, tables that name files, prepared stores, datasets, Python values."""
 
 import codecs
-import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.exclusion import Excluded
-from ..data.sources.base import inside
+from ..data.sources.base import inside, recording_stamp
 from ..data.sources.table import RecordingTable
 from ..data.store import DATA_FOLDER, REPORT_FILE, WORK_FOLDER, StoreError, store_files
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor, resampled_length
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 RecordingInput = str | os.PathLike | Mapping[str, Any] | ECGRecord
 
 _READ_TOGETHER = 4  # recordings that a worker reads at a time, where they lie in files of their own
-_WFDB_SUFFIXES = (b".hea", b".dat", b".mat")
 _UNREADABLE = (OSError, pa.ArrowException)  # errors of a damaged Parquet file
 # What a table may give for files whose format does not contain it; a table's index has these with "_" in front.
 _ARGUMENTS = ("sampling_rate", "units", "lead_names", "exam_id")
@@ -92,7 +90,7 @@ class FileSource:
         digest = hashlib.sha256(repr(sorted(self._arguments.items())).encode())
         for batch in self._table.to_batches(max_chunksize=10_000):
             for row in batch.to_pylist():
-                digest.update(repr((*row.values(), _size_and_time(row["path"]))).encode("utf-8", "backslashreplace"))
+                digest.update(repr((*row.values(), _stamp(row["path"]))).encode("utf-8", "backslashreplace"))
         return digest.hexdigest()
 
     def record(self, index: int) -> ECGRecord:
@@ -430,18 +428,8 @@ def _reason(excluded: Excluded) -> str:
     return excluded.detail.removeprefix(f"{excluded.path}: ") or excluded.reason
 
 
-def _size_and_time(path: bytes | None) -> str:
-    """Return size and time of a file; for WFDB, of the header and of the signal file with the header's name."""
-    if path is None:
-        return ""
-    stem = path.removesuffix(b".hea")
-    candidates = (path,) if stem == path and os.path.isfile(path) else tuple(stem + end for end in _WFDB_SUFFIXES)
-    found = []
-    for candidate in candidates:
-        with contextlib.suppress(OSError, ValueError):  # no such file, or not a possible name
-            status = os.stat(candidate)
-            found.append(f"{status.st_size} {status.st_mtime_ns}")
-    return " ".join(found)
+def _stamp(path: bytes | None) -> str:
+    return "" if path is None else recording_stamp(os.fsdecode(path))
 
 
 def _check_unique_ids(files: Sequence[Path]) -> None:

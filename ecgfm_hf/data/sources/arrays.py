@@ -1,4 +1,4 @@
-"""Recordings that are in memory."""
+"""Recordings in memory as a source."""
 
 import hashlib
 from collections import Counter
@@ -21,13 +21,13 @@ _SIGNAL = ("signal", "sampling_rate", "lead_names", "units")
 
 class Arrays(Source):
     """
-    Recordings that are in memory.
+    Recordings in memory.
 
     Args:
         recordings (iterable of mappings): Each with `recording_id`, `signal` (leads, samples; integers or floats),
-            `sampling_rate` (Hz), `lead_names`, `units` (one, or one a lead), and what else is known: `patient_id,
-            source, time, age, sex, report`.
-        labels (mapping of `str` to sequences, *optional*): By label, a value a recording: 1, 0 or None.
+            `sampling_rate` (Hz), `lead_names`, `units` (one, or one a lead), and optionally `patient_id, source,
+            time, age, sex, report`.
+        labels (mapping of `str` to sequences, *optional*): By label, one value a recording: 1, 0 or None.
     """
 
     name = "arrays"
@@ -43,7 +43,7 @@ class Arrays(Source):
                     f"recording {number}: unknown key {', '.join(unknown)}, expected {', '.join(sorted(known))}"
                 )
             if missing := [name for name in ("recording_id", *_SIGNAL) if name not in recording]:
-                raise SourceError(f"recording {number} lacks {', '.join(missing)}")
+                raise SourceError(f"recording {number}: missing {', '.join(missing)}")
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ class Arrays(Source):
         return stamps
 
     def read_one(self, entry: Mapping[str, Any]) -> ECGRecord:
-        """Reads one row of the index; see [`Source.read_one`]."""
+        """Read one row of the index; see [`Source.read_one`]."""
         recording = self._recordings[entry["_row"]]
         samples = np.asarray(recording["signal"])
         where = f"recording {entry['recording_id']}"
@@ -84,7 +84,7 @@ class Arrays(Source):
             low, high = int(samples.min()), int(samples.max())
             fits = next((t for t in (np.int16, np.int32) if np.iinfo(t).min < low and high <= np.iinfo(t).max), None)
             if fits is None and max(-low, high) >= 2**53:
-                raise ECGReadError(f"{where}: samples from {low} to {high} are no ECG")
+                raise ECGReadError(f"{where}: samples from {low} to {high} cannot be an ECG")
             if samples.dtype not in (np.int16, np.int32):
                 samples = samples.astype(fits or np.float64)
         units = recording["units"]
@@ -102,7 +102,7 @@ class Arrays(Source):
 
 
 def _label_arrays(labels: LabelTable) -> dict[str, pa.Array]:
-    """The columns of a store for these labels: int8, null where the value is unknown."""
+    """Return a store's columns for these labels: int8, null for unknown."""
     arrays = {}
     for number, name in enumerate(labels.names):
         values = labels.values[:, number]

@@ -1,5 +1,6 @@
-"""What a dataset's own layout comes down to: a table of recordings, and a way to read each."""
+"""A dataset on disk as a source: a table of its recordings, and a way to read each of them."""
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,9 +14,12 @@ from ...records import ECGReadError, ECGRecord, read_ecg
 from ...utils.errors import ECGFMError
 from ..exclusion import Excluded
 
+_SIGNALS = (".mat", ".dat")
+_LONGEST_HEADER = 1 << 20
+
 
 class SourceError(ECGFMError, ValueError):
-    """A dataset that is not laid out as its source expects. The message names the file or folder."""
+    """A dataset without the layout that its source expects. The message names the file or folder."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,8 @@ class SourceIndex:
         table (`pa.Table`): One row a recording. `recording_id` (unique) and `path` (relative, with `/`), and any of the
             store's columns `patient_id, source, time, age, sex, report` and labels (int8, null for unknown). Other
             columns begin with `_` and are for the source's own `read`.
-        excluded (list of [`Excluded`]): What the dataset's tables promise and does not exist, or cannot be used.
-        notes (list of `str`): Sentences that belong in the report.
+        excluded (list of [`Excluded`]): Recordings that the dataset names but that are missing or cannot be used.
+        notes (list of `str`): Sentences for the report.
     """
 
     table: pa.Table
@@ -53,26 +57,27 @@ class Source(ABC):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What, besides the files, decides the rows; JSON-able, without absolute paths. Part of the report."""
+        """Return what decides the rows besides the files: JSON-able, without absolute paths. Part of the report."""
         return {}
 
     @property
     @abstractmethod
     def label_names(self) -> tuple[str, ...]:
-        """The labels, in order. Known before indexing."""
+        """Return the labels, in order; available before indexing."""
 
     @abstractmethod
     def index(self) -> SourceIndex:
-        """Finds all recordings. Raises `SourceError` where the dataset as a whole cannot be used."""
+        """Find all recordings. `SourceError` where the dataset as a whole cannot be used."""
 
     def labels(self, record: ECGRecord, entry: Mapping[str, Any]) -> dict[str, int | None]:
-        """Labels of a recording, 1, 0 or None; by default those of its row in the index."""
+        """Return the labels of a recording, 1, 0 or None: by default those of its row in the index."""
         return {name: entry.get(name) for name in self.label_names}
 
     def read(self, entries: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], ECGRecord | Exception]]:
         """
-        Reads rows of the index, in order: each row comes back with its recording, or with the error in its place.
-        Sources that keep many recordings in a file override this to open it once.
+        Read rows of the index, in order, and yield each with its recording or with the error that reading it raised.
+
+        Sources with many recordings in a file override this to open it once.
         """
         for entry in entries:
             try:
@@ -82,32 +87,57 @@ class Source(ABC):
 
     def stamps(self, table: pa.Table) -> list[str] | None:
         """
-        A text for each row that changes when its file does: here size and time of what its `path` names, the header
-        of WFDB. None where there are no files. Copies of a dataset pass for the same if they keep their times.
+        Return a text for each row that changes when a file of its recording does; None where there are no files.
+
+        See [`recording_stamp`]. A copy of a dataset counts as the same if it keeps the files' times.
         """
-        if getattr(self, "root", None) is None:
+        root = getattr(self, "root", None)
+        if root is None:
             return None
         paths = table["path"].to_pylist()
-        stamp_of = {path: _stamp(self.root, path) for path in dict.fromkeys(paths)}
+        stamp_of = {path: recording_stamp(os.path.join(root, path), root) for path in dict.fromkeys(paths)}
         return [stamp_of[path] for path in paths]
 
     def read_one(self, entry: Mapping[str, Any]) -> ECGRecord:
-        """Reads one row of the index. Raises [`ECGReadError`] or `ValueError` where it cannot be read."""
+        """Read one row of the index. [`ECGReadError`] or `ValueError` where it cannot be read."""
         return read_ecg(inside(self.root, entry["path"]))
 
 
-def _stamp(root: Path, path: str) -> str:
-    for candidate in (path, f"{path}.hea"):
+def recording_stamp(path: str, root: str | os.PathLike | None = None) -> str:
+    """
+    Return a text that changes when any file of a recording does: for WFDB, its header and all its signal files.
+
+    Headers go by their content, which an edit may change without changing its length; other files by size and time.
+
+    Args:
+        path: A file, or a WFDB record's name.
+        root: A folder outside of which no header is opened.
+    """
+    stem, suffix = os.path.splitext(path)
+    header = f"{stem if suffix.lower() in (*_SIGNALS, '.hea') else path}.hea"
+    found, files = [], [path]
+    if os.path.isfile(header) and (root is None or _is_inside(root, header)):
+        content = _read_header(header)
+        found.append(hashlib.blake2b(content, digest_size=16).hexdigest())
+        names = [*_signal_files(content), *(os.path.basename(stem) + suffix for suffix in _SIGNALS)]
+        files = [path, *(os.path.join(os.path.dirname(header), name) for name in names)]
+    for file in dict.fromkeys(files):
         try:
-            status = os.stat(os.path.join(root, candidate))
-        except (OSError, ValueError):
+            status = os.stat(file)
+        except (OSError, ValueError):  # no such file, or not a possible name
             continue
-        return f"{status.st_size} {status.st_mtime_ns}"
-    return ""
+        if file != header:
+            found.append(f"{os.path.basename(file)} {status.st_size} {status.st_mtime_ns}")
+    return " ".join(found)
+
+
+def _is_inside(root: str | os.PathLike, path: str) -> bool:
+    real, folder = os.path.realpath(path), os.path.realpath(root)
+    return os.path.commonpath([real, folder]) == folder
 
 
 def inside(root: Path, path: str) -> str:
-    """`root / path`, refused with `SourceError` where a table's path leads out of the folder."""
+    """Return `root / path`. `SourceError` where a table's path leads out of the folder."""
     normal = os.path.normpath(path)
     if os.path.isabs(normal) or normal == ".." or normal.startswith(".." + os.sep) or "\0" in path:
         raise SourceError(f"the path {path!r} leads out of the dataset's folder")
@@ -116,27 +146,27 @@ def inside(root: Path, path: str) -> str:
 
 def walk_files(root: Path, suffixes: Iterable[str], excluded: list[Excluded] | None = None) -> Iterator[str]:
     """
-    Relative paths (with `/`) of all files with these suffixes, in sorted order; hidden ones are passed over.
+    Yield the relative paths (with `/`) of all files with these suffixes, sorted, without hidden ones.
 
-    What stands in the way of others goes to `excluded`: folders that cannot be read, folders that are links (they may
-    lead anywhere, also round in circles), and names that are no UTF-8, which no table can hold.
+    `excluded` receives what is skipped: folders that cannot be read, folders that are links (which may lead anywhere,
+    and in circles), and names that are not UTF-8, which a table cannot hold.
     """
     suffixes = tuple(suffixes)
 
-    def tell(path: str, reason: str) -> None:
+    def exclude(path: str, reason: str) -> None:
         if excluded is not None:
             shown = os.path.relpath(path, root).replace(os.sep, "/")
             shown = shown.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
             excluded.append(Excluded(None, shown, "index", reason, f"{shown}: {reason}"))
 
     def unreadable(error: OSError) -> None:
-        tell(error.filename, f"folder cannot be read ({error.strerror})")
+        exclude(error.filename, f"folder cannot be read ({error.strerror})")
 
     for folder, folders, files in os.walk(root, onerror=unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
             if os.path.islink(os.path.join(folder, name)):
-                tell(os.path.join(folder, name), "folder is a link, which is not followed")
+                exclude(os.path.join(folder, name), "folder is a link, which is not followed")
         prefix = os.path.relpath(folder, root).replace(os.sep, "/")
         for name in sorted(files):
             if name.lower().endswith(suffixes) and not name.startswith("."):
@@ -144,13 +174,13 @@ def walk_files(root: Path, suffixes: Iterable[str], excluded: list[Excluded] | N
                 try:
                     path.encode("utf-8")
                 except UnicodeEncodeError:
-                    tell(os.path.join(folder, name), "file name is not UTF-8")
+                    exclude(os.path.join(folder, name), "file name is not UTF-8")
                 else:
                     yield path
 
 
 def unique_rows(table: pa.Table, excluded: list[Excluded]) -> pa.Table:
-    """The table without rows whose `recording_id` an earlier row has; these go to `excluded`."""
+    """Return the table without rows whose `recording_id` an earlier row has; `excluded` receives these."""
     seen: dict[str, int] = {}
     keep = []
     for row, recording in enumerate(table["recording_id"].to_pylist()):
@@ -164,12 +194,8 @@ def unique_rows(table: pa.Table, excluded: list[Excluded]) -> pa.Table:
     return table if len(keep) == table.num_rows else table.take(keep)
 
 
-_SIGNALS = (".mat", ".dat")
-_LONGEST_HEADER = 1 << 20
-
-
 def header_of(root: Path, path: str) -> str:
-    """The header that is read where a table says `path` (`001`, `001.mat`); `path` itself where it is no WFDB."""
+    """Return the header that is read for a table's `path` (`001`, `001.mat`), or `path` where it is not WFDB."""
     stem, suffix = os.path.splitext(path)
     if suffix.lower() in _SIGNALS:
         header = f"{stem}.hea"
@@ -182,12 +208,12 @@ def header_of(root: Path, path: str) -> str:
 
 def exclude_headless(root: Path, headers: Iterable[str], excluded: list[Excluded], taken: Iterable[str] = ()) -> None:
     """
-    Accounts for signal files whose header is gone, which would otherwise be lost without a word.
+    Add signal files without a header to `excluded`, so that they are reported.
 
     Args:
         root (`Path`)
         headers (iterable of `str`): Those found, relative to the folder.
-        excluded (list of [`Excluded`]): What is found goes here.
+        excluded (list of [`Excluded`]): Receives them.
         taken (iterable of `str`): Files that are recordings by themselves.
     """
     by_folder: dict[str, list[str]] = {}
@@ -196,27 +222,33 @@ def exclude_headless(root: Path, headers: Iterable[str], excluded: list[Excluded
     headed = {header[: -len(".hea")] for found in by_folder.values() for header in found}
     taken = set(taken)
     named: dict[str, set[str]] = {}
-    told = {os.path.splitext(one.path)[0] for one in excluded if one.path is not None}
+    reported = {os.path.splitext(one.path)[0] for one in excluded if one.path is not None}
     unnamable: list[Excluded] = []
     for path in walk_files(root, _SIGNALS, unnamable):
         folder, _, name = path.rpartition("/")
         if path[: -len(".mat")] in headed or path in taken:
             continue
         if folder not in named:  # a header may name signals that are not called like it
-            named[folder] = {word for header in by_folder.get(folder, ()) for word in _first_words(root / header)}
+            contents = [_read_header(root / header) for header in by_folder.get(folder, ())]
+            named[folder] = {name for content in contents for name in _signal_files(content)}
         if name not in named[folder]:
             detail = f"{path}: a signal file without a header"
             excluded.append(Excluded(None, path, "index", "signal file without a header", detail))
-    # Of pairs whose names no table can hold, the header has been told already; folders, too.
-    excluded += [one for one in unnamable if os.path.splitext(one.path or "")[0] not in told]
+    # Headers and folders whose names a table cannot hold have been reported already.
+    excluded += [one for one in unnamable if os.path.splitext(one.path or "")[0] not in reported]
 
 
-def _first_words(header: Path) -> list[str]:
-    if not header.is_file():
-        return []
+def _read_header(header: str | os.PathLike) -> bytes:
+    if not os.path.isfile(header):
+        return b""
     try:
-        with open(header, encoding="utf-8", errors="replace") as file:
-            lines = file.read(_LONGEST_HEADER).splitlines()
+        with open(header, "rb") as file:
+            return file.read(_LONGEST_HEADER)
     except OSError:
-        return []
+        return b""
+
+
+def _signal_files(header: bytes) -> list[str]:
+    """Return the first word of each line: the record's name and those of its signal files."""
+    lines = header.decode("utf-8", "replace").splitlines()
     return [line.split(maxsplit=1)[0] for line in lines if line.strip() and not line.startswith("#")]

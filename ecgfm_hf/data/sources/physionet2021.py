@@ -1,4 +1,4 @@
-"""The PhysioNet/CinC Challenge 2021 in its own layout: folders of WFDB files with age, sex and codes in the headers."""
+"""The PhysioNet/CinC Challenge 2021: folders of WFDB files, and labels from the SNOMED CT codes in their headers."""
 
 import functools
 import os
@@ -16,7 +16,7 @@ from ...utils.ids import canonical_id
 from ..labels import LabelTable, LabelTableError, known_ids
 from .base import Excluded, Source, SourceError, SourceIndex, exclude_headless, unique_rows, walk_files
 
-# The codes that occur in the PhysioNet/CinC Challenge 2021 and that it does not score (its dx_mapping_unscored.csv).
+# Codes in the challenge's recordings that it does not score (its dx_mapping_unscored.csv).
 UNSCORED_CODES = frozenset(
     """
     233892002 164951009 251187003 61277005 426664006 251139008 57054005 413444003 426434006 54329005 251173003
@@ -72,7 +72,7 @@ class PhysioNet2021(Source):
         return snomed_values(record.diagnoses)
 
     def _source_of(self, path: str) -> str:
-        """`georgia` of `training/georgia/g1/E00001.hea`, wherever on that way the root lies."""
+        """Return `georgia` for `training/georgia/g1/E00001.hea`, whichever of these folders is the root."""
         below = path.split("/")[:-1]
         folders = [*os.path.abspath(self.root).split(os.sep)[-3:], *below]
         if "training" in folders[:-1]:
@@ -86,7 +86,7 @@ class SnomedLabels:
 
     `table` has the 26 scored classes; `unscored` and `unknown` give codes with the number of recordings that carry
     them; `others` the codes of each recording that are not in the table, in their order; `undiagnosed` the number of
-    recordings without any code.
+    recordings without codes.
     """
 
     table: LabelTable
@@ -98,10 +98,10 @@ class SnomedLabels:
 
 def snomed_labels(ids: Sequence[Hashable], codes: Sequence[str | Iterable[int | str] | None]) -> SnomedLabels:
     """
-    SNOMED CT codes to the 26 classes that the PhysioNet/CinC Challenge 2021 scores, in the order of its `weights.csv`.
+    Turn SNOMED CT codes into the 26 classes that the challenge scores, in the order of its `weights.csv`.
 
-    Codes that its scoring takes for one share a class. A recording with codes has 0 for the classes that they do not
-    name, as the challenge scores it; one without any code was not diagnosed, and all its labels are NaN.
+    Codes that the challenge scores as one share a class. As there, a recording with codes has 0 for all other classes.
+    A recording without codes was not diagnosed: all its labels are NaN.
 
     Args:
         ids (sequence, length n): Unique recording ids.
@@ -131,17 +131,17 @@ def snomed_labels(ids: Sequence[Hashable], codes: Sequence[str | Iterable[int | 
 
 
 def scored_classes() -> tuple[str, ...]:
-    """The 26 classes that the PhysioNet/CinC Challenge 2021 scores, in the order of its `weights.csv`."""
+    """Return the 26 classes that the challenge scores, in the order of its `weights.csv`."""
     return _scored_classes()[0]
 
 
 def scored_codes() -> frozenset[str]:
-    """The codes of these classes."""
+    """Return the codes of these classes."""
     return frozenset(_scored_classes()[1])
 
 
 def snomed_values(codes: str | Iterable[int | str] | None) -> dict[str, int | None]:
-    """The same for one recording: 1 or 0 by class, or None throughout for a recording without any code."""
+    """Return the labels of one recording: 1 or 0 by class, or None for all where there are no codes."""
     names, _ = _scored_classes()
     values, _ = _classes_of(codes)
     return dict.fromkeys(names) if values is None else dict(zip(names, values.astype(int).tolist(), strict=True))
@@ -149,8 +149,8 @@ def snomed_values(codes: str | Iterable[int | str] | None) -> dict[str, int | No
 
 @functools.cache
 def _scored_classes() -> tuple[tuple[str, ...], dict[str, int]]:
-    """Names of the scored classes and the column of each code."""
-    # Imported late: the conversion room loads torch, and label tables need only numpy.
+    """Return the names of the scored classes, and the column of each code."""
+    # Imported late: `fairseq` imports torch.
     from ...fairseq.label_sets import PHYSIONET_CLASSES
 
     names = tuple(name for _, _, name in PHYSIONET_CLASSES)
@@ -158,8 +158,8 @@ def _scored_classes() -> tuple[tuple[str, ...], dict[str, int]]:
 
 
 def _classes_of(given: str | Iterable[int | str] | None) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """(26,) of 1 and 0, or None where there is no code; and the codes of no scored class."""
-    names, place = _scored_classes()
+    """Return (26,) of 1 and 0, or None without codes; and the codes outside the scored classes."""
+    names, column_of = _scored_classes()
     if isinstance(given, str):
         parts = re.split(r"[,;|\s]+", given)
     else:
@@ -168,5 +168,5 @@ def _classes_of(given: str | Iterable[int | str] | None) -> tuple[np.ndarray | N
     if not found:
         return None, ()
     values = np.zeros(len(names))
-    values[[place[code] for code in found if code in place]] = 1
-    return values, tuple(code for code in found if code not in place)
+    values[[column_of[code] for code in found if code in column_of]] = 1
+    return values, tuple(code for code in found if code not in column_of)

@@ -1,4 +1,9 @@
-"""Recordings of one's own: files and a table, or files alone."""
+"""
+A user's own recordings: files and a table, or files without one.
+
+`csv_columns` reads the tables of public datasets, whose form is known. Here an error reports everything that is wrong
+with a column, because its reader has to mend the table.
+"""
 
 import csv
 import functools
@@ -21,6 +26,7 @@ from ...labeler.tables import STATUS_COLUMN
 from ...records import ECGRecord
 from ...records.reading import read_with_defaults
 from ...utils.ids import canonical_id
+from ...utils.name_lists import as_names
 from ..labels import LabelTableError
 from ..splits import parse_time
 from ..store import COLUMNS, StoreError, store_schema
@@ -58,7 +64,7 @@ EXPECTED = {
 
 def read_header(path: Path) -> list[str]:
     """
-    The columns' names without blanks around them and without line breaks; those of nameless columns are empty.
+    Return the columns' names, without blanks around them and without line breaks; empty for columns without a name.
 
     Raises:
         `SourceError`: no such file, one that cannot be read, no header, a name twice.
@@ -82,7 +88,7 @@ def read_header(path: Path) -> list[str]:
 
 
 def read_columns(path: Path) -> dict[str, list]:
-    """All columns that have names, by name. Raises `SourceError` as [`read_header`], and for rows of other lengths."""
+    """Return all columns with a name. `SourceError` as [`read_header`], and for rows of another length."""
     header = read_header(path)
     try:
         if path.suffix.lower() == ".parquet":
@@ -95,11 +101,11 @@ def read_columns(path: Path) -> dict[str, list]:
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header):
             raise SourceError(f"{path}, row {number}: {len(row)} cells under {len(header)} columns")
-    return {name: [row[place] for row in rows] for place, name in enumerate(header) if name}
+    return {name: [row[index] for row in rows] for index, name in enumerate(header) if name}
 
 
 def clean_name(name: Any) -> str:
-    """A column's name as labels and settings use it."""
+    """Return a column's name as labels and settings use it."""
     text = re.sub(r"\s*[\r\n]+\s*", " ", str(name)).strip()
     return "" if re.fullmatch(r"__index_level_\d+__", text) else text  # pandas' index, which has no name
 
@@ -131,17 +137,17 @@ def convert_cells(
     where: Any, name: str, values: Sequence[Any], meaning: Callable[[Any], Any], expected: str, hint: str = ""
 ) -> list:
     """
-    What the cells of a column mean.
+    Convert the cells of a column.
 
     Args:
         where: The table, for the error.
         name (`str`): The column, for the error.
-        meaning: Of one cell; it raises `ValueError` (or `TypeError`, `OverflowError`) where it has none.
-        expected (`str`): The same in words.
-        hint (`str`): What else can be done.
+        meaning: Converts one cell; raises `ValueError`, `TypeError` or `OverflowError` where it cannot.
+        expected (`str`): What cells may hold, for the error.
+        hint (`str`): What else the user can do, for the error.
 
     Raises:
-        `SourceError`: it names every different cell without a meaning, how often it occurs and in which row first.
+        `SourceError`: names every different wrong cell, how often it occurs and the row where it is first.
     """
     result: list = []
     odd: dict[str, list[int]] = {}
@@ -151,17 +157,17 @@ def convert_cells(
         except (ValueError, TypeError, OverflowError):
             odd.setdefault(str(value).strip(), []).append(row)
     if odd:
-        told = [
+        quoted = [
             f"row {rows[0]}: {name} is {_quoted(text)} ({len(rows)} row{'s' * (len(rows) > 1)})"
             for text, rows in list(odd.items())[:_MOST_QUOTES]
         ]
         more = f"; and {len(odd) - _MOST_QUOTES} other values" if len(odd) > _MOST_QUOTES else ""
-        raise SourceError(f"{where}, {'; '.join(told)}{more}; expected {expected}{hint}")
+        raise SourceError(f"{where}, {'; '.join(quoted)}{more}; expected {expected}{hint}")
     return result
 
 
 def text_of(value: Any) -> str:
-    """A cell as text, empty where nothing is in it."""
+    """Return a cell as text, empty for an empty cell."""
     text = "" if value is None else str(value).strip()
     return "" if text.lower() in ("", "nan", "none") else text
 
@@ -171,7 +177,7 @@ def text_or_none(value: Any) -> str | None:
 
 
 def over_89(value: Any) -> bool:
-    """Whether an age says "over 89": in words, or as PTB-XL (300) and MIMIC-III (300 and the years since) code it."""
+    """Return whether an age means "over 89": in words, or as PTB-XL (300) and MIMIC-III (300 + years since) code it."""
     text = re.sub(r"\s", "", text_of(value))
     try:
         return text in _OVER_89 or 300 <= float(text) < 320
@@ -187,7 +193,7 @@ def age_in_years(value: Any) -> float | None:
         return None
     age = float(text)
     if not 0 <= age < 150:
-        raise ValueError(f"{age} is no age")
+        raise ValueError(f"{age} is not an age")
     return age
 
 
@@ -196,19 +202,19 @@ def sex_in(value: Any) -> str | None:
     if text in _UNKNOWN_SEXES or canonical_id(text) is None:
         return None
     if text not in _SEXES:
-        raise ValueError(f"{text!r} is no sex")
+        raise ValueError(f"{text!r} is not a sex")
     return _SEXES[text]
 
 
 def time_cells(where: Any, values: Sequence[Any], hint: str = "") -> list[datetime | None]:
-    """Times without a zone: those with one in UTC. `SourceError` where only some have one."""
+    """Convert times to times without a zone, in UTC where they have one. `SourceError` where only some have one."""
     found = convert_cells(where, "time", values, _time, EXPECTED["time"], hint)
     zoned = [time is not None and time.tzinfo is not None for time in found]
     bare = [time is not None and time.tzinfo is None for time in found]
     if any(zoned) and any(bare):
         first, other = zoned.index(True), bare.index(True)
         raise SourceError(
-            f"{where}: some times have a time zone (row {first + 1}: {_quoted(values[first])}) and some have none "
+            f"{where}: some times have a time zone (row {first + 1}: {_quoted(values[first])}) and others do not "
             f"(row {other + 1}: {_quoted(values[other])}), so they cannot be compared; give all a zone, or none"
         )
     return [None if time is None else time.replace(tzinfo=None) for time in found]
@@ -235,10 +241,26 @@ def lead_names_in(value: Any) -> list[str] | None:
 
 
 def label_cells(where: Any, name: str, values: Sequence[Any], hint: str = "") -> pa.Array:
-    """A label's column: int8, null where it is unknown."""
+    """Convert a column of labels to int8, null where unknown."""
     texts = [str(value) for value in values]
     meanings = convert_cells(where, f"label {name!r}", texts, _label, "0, 1, True, False or nothing", hint)
     return pa.array(meanings, pa.int8())
+
+
+def _numeric_range(values: Sequence[Any]) -> tuple[float, float] | None:
+    """Return the smallest and largest number of a column of numbers of which most are not 0 or 1, else None."""
+    try:
+        numbers = [float(text) for value in values if (text := text_of(value))]
+    except ValueError:
+        return None
+    # Few other numbers among labels are mistakes, which `label_cells` reports cell by cell.
+    if 2 * sum(number not in (0.0, 1.0) for number in numbers) <= len(numbers):
+        return None
+    return min(numbers), max(numbers)
+
+
+def _shown_label(value: int | None) -> str:
+    return "unknown" if value is None else str(value)
 
 
 @functools.lru_cache(256)
@@ -254,7 +276,7 @@ def _time(value: Any) -> datetime | None:
     if isinstance(time, float) and math.isnan(time):
         return None
     if time is not None and not isinstance(time, datetime):
-        raise ValueError(f"{time!r} is no time in ISO 8601")
+        raise ValueError(f"{time!r} is not a time in ISO 8601")
     return time if time is None or time.tzinfo is None else time.astimezone(UTC)
 
 
@@ -272,10 +294,10 @@ def _quoted(value: Any) -> str:
     return repr(text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "...")
 
 
-# Files that say everything themselves, and files that do once their rate, unit or leads are given.
+# Formats that describe themselves, and formats that need a sampling rate, unit or lead names.
 _COMPLETE = (".hea", ".dcm", ".dicom", ".edf", ".xml", ".scp", ".ecg")
 _WITH_ARGUMENTS = (".npy", ".csv", ".tsv", ".mat")
-# Columns that mean something by their names; all others are labels, unless `labels` says which are.
+# Columns with a meaning; all others are labels, unless `labels` names these.
 _FACTS = ("recording_id", "patient_id", "path", "source", "time", "age", "sex", "report")
 _ARGUMENTS = ("sampling_rate", "units", "lead_names", "exam_id")
 _MEANINGS: dict[str, Callable[[Any], Any]] = {
@@ -293,25 +315,26 @@ _MEANINGS: dict[str, Callable[[Any], Any]] = {
 
 class RecordingTable(Source):
     """
-    A folder of recordings in any format that `read_ecg` knows, with a CSV or Parquet table of what is known of them.
+    A folder of recordings in any format that `read_ecg` reads, with a CSV or Parquet table that describes them.
 
     Columns of the table, all optional but one of the first two: `path` (relative to the folder), `recording_id` (by
     default the path without suffix; without `path`, the file under the folder that has this name), `patient_id`,
     `source`, `time` (ISO 8601; in UTC where it has a zone), `age` (years; `>89`, `90+` and 300 become 90), `sex` (M, F,
     male, female, or unknown, other), `report`; `sampling_rate`, `units`, `lead_names` (separated by blanks or commas)
-    and `exam_id` for files that lack them; `status`, as `ecgfm label` writes it (labels are unknown unless it is
-    `labelled`). Every other column is a label: 1, 0, true, false, or empty for unknown.
-    Blanks around names are dropped, and columns without a name are passed over. A CSV may have `;` or tabs for commas.
+    and `exam_id` for files without them; `status`, as `ecgfm label` writes it (labels are unknown unless it is
+    `labelled`). Every other column is a label: 1, 0, true, false, or empty for unknown. Two rows with one
+    `recording_id` must have the same labels. Blanks around names are dropped, and columns without a name are ignored. A
+    CSV may have `;` or tabs instead of commas.
 
     Args:
         root (`str` or `Path`): The folder.
-        table (`str` or `Path`, *optional*): Without it, every recording in the folder is taken, without labels.
+        table (`str` or `Path`, *optional*): Without it, all recordings in the folder are used, without labels.
         labels (sequence of `str`, *optional*): The columns that are labels, in order. Defaults to all columns whose
             names mean nothing else.
         columns (mapping of `str` to `str`, *optional*): The table's own names for the columns above:
-            `{"patient_id": "MRN", "path": "file"}`. An empty name leaves a column out: `{"age": ""}`.
+            `{"patient_id": "MRN", "path": "file"}`. An empty name ignores a column: `{"age": ""}`.
         unlabelled (`str`): `"unknown"`, or `"negative"` to read the labels of rows with another `status` as they are.
-        sampling_rate, units, lead_names: For all files that lack them; see [`read_ecg`].
+        sampling_rate, units, lead_names: For all files without them; see [`read_ecg`].
     """
 
     name = "table"
@@ -334,7 +357,9 @@ class RecordingTable(Source):
         self._arguments = {name: value for name, value in arguments.items() if value is not None}
         self._columns = {ours: clean_name(theirs) for ours, theirs in dict(columns or {}).items()}
         if unknown := [name for name in self._columns if name not in (*_FACTS, *_ARGUMENTS)]:
-            raise SourceError(f"columns names {', '.join(unknown)}, expected among {', '.join((*_FACTS, *_ARGUMENTS))}")
+            raise SourceError(
+                f"columns= gives names for {', '.join(unknown)}; expected: {', '.join((*_FACTS, *_ARGUMENTS))}"
+            )
         if isinstance(labels, str):
             raise SourceError(f"labels must be a list of names, found: {labels!r}")
         header = [] if table is None else read_header(self.table_path)
@@ -371,7 +396,7 @@ class RecordingTable(Source):
             exclude_headless(self.root, [path for path in files if path.lower().endswith(".hea")], excluded, files)
             if not files:
                 others = f"; {len(excluded)} others cannot be used" if excluded else ""
-                raise SourceError(f"{self.root}: found no recording (files ending in {', '.join(_COMPLETE)}{others})")
+                raise SourceError(f"{self.root}: no recordings found (files ending in {', '.join(_COMPLETE)}{others})")
             table = pa.table({"recording_id": pa.array([recording_id_of(path) for path in files]), "path": files})
             notes.append("No table was given: patients and labels are unknown.")
             return SourceIndex(unique_rows(table, excluded), excluded, notes)
@@ -383,26 +408,28 @@ class RecordingTable(Source):
         if "path" not in columns and "recording_id" not in columns:
             found = shown_header(read_header(self.table_path))
             raise SourceError(
-                f"{self.table_path} needs a column path or recording_id ({found}); columns= or --columns says which "
-                "of its columns they are"
+                f"{self.table_path} needs a column path or recording_id ({found}); give its name with columns= or "
+                "--columns path=NAME"
             )
         if not len(next(iter(columns.values()))):
             raise SourceError(f"{self.table_path} has no rows")
         ids, paths = self._locate(columns, files, excluded)
         used = {recording_id_of(path) for path in paths if path is not None}
         if idle := sum(recording_id_of(path) not in used for path in files):
-            notes.append(f"{idle} files that look like recordings lie in the folder, but the table does not name them.")
+            notes.append(f"{idle} files in the folder look like recordings and are not in the table.")
+        typed = self._typed(columns, notes)
+        self._check_repeated(ids, typed)
         located = {"recording_id": pa.array(ids, pa.string()), "path": pa.array(paths, pa.string())}
-        table = self._once_each(pa.table(located | self._typed(columns, notes)), excluded)
+        table = self._once_each(pa.table(located | typed), excluded)
         return SourceIndex(unique_rows(table, excluded), excluded, notes)
 
     def read_one(self, entry: Mapping[str, Any]) -> ECGRecord:
-        """Reads one row of the index; see [`Source.read_one`]."""
+        """Read one row of the index; see [`Source.read_one`]."""
         own = {name: entry[f"_{name}"] for name in _ARGUMENTS if entry.get(f"_{name}") is not None}
         return read_with_defaults(inside(self.root, entry["path"]), **(self._arguments | own))
 
     def _has(self, ours: str, columns: Mapping[str, list]) -> bool:
-        # An empty name, which no column has, leaves one out.
+        # An empty name, which no column has, ignores one.
         return self._columns.get(ours, ours) in columns and not (self._labels_given and ours in self._label_names)
 
     def _files(self, excluded: list[Excluded]) -> list[str]:
@@ -416,7 +443,7 @@ class RecordingTable(Source):
     def _locate(
         self, columns: Mapping[str, list], files: list[str], excluded: list[Excluded]
     ) -> tuple[list[str | None], list[str | None]]:
-        """Ids and paths by row; a row that lacks either has no path, and goes to `excluded`."""
+        """Return ids and paths by row. A row without either has no path, and `excluded` receives it."""
         given = columns.get("recording_id")
         ids: list[str | None] = []
         if given is not None:
@@ -471,7 +498,7 @@ class RecordingTable(Source):
         return os.path.normpath(text).replace(os.sep, "/")
 
     def _once_each(self, table: pa.Table, excluded: list[Excluded]) -> pa.Table:
-        """The rows that have a path; of several that would read the same recording from the same file, the first."""
+        """Return rows with a path, and of several with the same recording of the same file the first."""
         ids, paths = table["recording_id"].to_pylist(), table["path"].to_pylist()
         exams = table["_exam_id"].to_pylist() if "_exam_id" in table.column_names else [None] * len(ids)
         kept_ids: set[str | None] = set()
@@ -480,7 +507,7 @@ class RecordingTable(Source):
         for row, (recording, path, exam) in enumerate(zip(ids, paths, exams, strict=True)):
             if path is None:
                 continue
-            if recording not in kept_ids:  # otherwise `unique_rows` tells
+            if recording not in kept_ids:  # otherwise `unique_rows` reports it
                 first = kept_files.setdefault((header_of(self.root, path), exam), row)
                 if first != row:
                     detail = f"row {row + 1} ({recording}, {path}): same file as row {first + 1} ({ids[first]})"
@@ -490,8 +517,26 @@ class RecordingTable(Source):
             keep.append(row)
         return table if len(keep) == table.num_rows else table.take(keep)
 
+    def _check_repeated(self, ids: Sequence[str | None], typed: Mapping[str, pa.Array]) -> None:
+        """Raise `SourceError` where two rows with one id have different labels."""
+        labels = {name: typed[name].to_pylist() for name in self._label_names}
+        first: dict[str, int] = {}
+        for row, recording in enumerate(ids):
+            earlier = row if recording is None else first.setdefault(recording, row)
+            different = [
+                f"{name} is {_shown_label(values[earlier])} and {_shown_label(values[row])}"
+                for name, values in labels.items()
+                if values[earlier] != values[row]
+            ]
+            if different:
+                more = f", and {len(different) - _MOST_QUOTES} more" if len(different) > _MOST_QUOTES else ""
+                raise SourceError(
+                    f"{self.table_path}: rows {earlier + 1} and {row + 1} have the same recording_id {recording} and "
+                    f"different labels: {', '.join(different[:_MOST_QUOTES])}{more}. Keep the right one of the two rows"
+                )
+
     def _typed(self, columns: Mapping[str, list], notes: list[str]) -> dict[str, pa.Array]:
-        """All columns but ids and paths, as the store has them."""
+        """Return all columns but ids and paths, with the store's types."""
         typed: dict[str, pa.Array] = {}
         for name in (*_FACTS, *_ARGUMENTS):
             if name in ("recording_id", "path") or name not in columns:
@@ -508,8 +553,17 @@ class RecordingTable(Source):
                 counts = Counter(text.lower() or "nothing" for text in texts)
                 shown = ", ".join(f"{text}: {count}" for text, count in sorted(counts.items()))
                 notes.append(f"{counts.total()} rows give no sex that is M or F ({shown}); it is stored as unknown.")
-        hint = "" if self._labels_given else "; say which columns are labels (labels= or --labels)"
         where = self.table_path
+        numeric = {name: found for name in self._label_names if (found := _numeric_range(columns[name]))}
+        if numeric:
+            shown = "; ".join(f"{name!r} ({low:g} to {high:g})" for name, (low, high) in numeric.items())
+            binary = [name for name in self._label_names if name not in numeric][:_MOST_NAMES]
+            advice = f"name the columns that are labels: labels={binary} or --labels {as_names(binary)}"
+            raise SourceError(
+                f"{where}: columns with other numbers than 0 and 1 cannot be labels: {shown}; "
+                + (advice if binary else "give the table label columns")
+            )
+        hint = "" if self._labels_given else "; name the columns that are labels (labels= or --labels)"
         labels = {name: label_cells(where, name, columns[name], hint) for name in self._label_names}
         if self._has_status:
             statuses = columns[STATUS_COLUMN]
@@ -523,12 +577,12 @@ class RecordingTable(Source):
         return typed | labels
 
     def _converted(self, name: str, values: list, meaning: Callable[[Any], Any] | None) -> list:
-        hint = f"; columns={{{name!r}: ''}} or --columns {name}= leaves this column out"
+        hint = f"; columns={{{name!r}: ''}} or --columns {name}= ignores this column"
         if name == "time":
             return time_cells(self.table_path, values, hint)
         return convert_cells(self.table_path, name, values, meaning, EXPECTED.get(name, "text"), hint)
 
 
 def recording_id_of(path: str) -> str:
-    """The id of a recording that is known by its path alone: the path without the suffix of a recording."""
+    """Return the id of a recording that has only a path: the path without a recording's suffix."""
     return os.path.splitext(path)[0] if path.lower().endswith((*_COMPLETE, *_WITH_ARGUMENTS, ".dat")) else path
