@@ -35,7 +35,7 @@ def test_a_streamed_builder_feeds_the_model_and_reports_damage(root, tmp_path, c
     with caplog.at_level(logging.WARNING):
         items = list(as_model_inputs(stream, ECGFMFeatureExtractor()))
     assert len(items) == 8
-    assert "left out" in caplog.text
+    assert "is skipped" in caplog.text
 
 
 def test_the_cache_notices_that_the_folder_changed(root, tmp_path):

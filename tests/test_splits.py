@@ -165,7 +165,7 @@ def test_a_published_split_that_is_absent_here_is_said_so():
 def test_unknown_patients_need_an_assumption_which_the_result_states():
     ids, patients = [f"r{number}" for number in range(40)], [None, float("nan"), "", "NaN", *range(36)]
     for strategy in ("grouped", "grouped_temporal"):
-        with pytest.raises(SplitError, match="4 of 40 recordings have no patient id: grouping by patient needs them"):
+        with pytest.raises(SplitError, match="4 of 40 recordings have no patient id: a split by patient needs them"):
             split_recordings(ids, strategy, patients=patients, times=range(40))
         result = split_recordings(ids, strategy, patients=patients, times=range(40), assume_independent=True)
         assert "4 of 40 recordings have no patient id and are assumed to be of different" in result.assumptions[0]
@@ -289,8 +289,8 @@ def test_filters_count_a_recording_once_and_take_facts_per_lead():
         flags={"no time": [0, 0, 0, 0]},
     )
     assert result.keep.tolist() == [True, False, False, False]
-    assert result.removed == {"source left out": 1, "NaN lead": 1, "constant lead": 1, "no time": 0}
-    assert result.matched == {"source left out": 1, "NaN lead": 2, "constant lead": 3, "no time": 0}
+    assert result.removed == {"source excluded": 1, "NaN lead": 1, "constant lead": 1, "no time": 0}
+    assert result.matched == {"source excluded": 1, "NaN lead": 2, "constant lead": 3, "no time": 0}
 
 
 @pytest.mark.parametrize(
@@ -298,10 +298,10 @@ def test_filters_count_a_recording_once_and_take_facts_per_lead():
     [
         ({"sources": ["a"], "keep_sources": ["A"]}, r"no recording is of source A \(found: a\)"),
         ({"drop_sources": ["a"]}, r"no recording is of source a \(found: none\)"),
-        ({"nan_leads": [None]}, "NaN lead, row 0: neither true nor false"),
-        ({"constant_leads": [0, "maybe"]}, "constant lead, row 1: neither true nor false: 'maybe'"),
-        ({"constant_leads": [[0, float("nan")]]}, "neither true nor false"),
-        ({"nan_leads": [1, 1]}, "the filters leave nothing: {'NaN lead': 2}"),
+        ({"nan_leads": [None]}, "NaN lead, row 0: found None, expected true or false"),
+        ({"constant_leads": [0, "maybe"]}, "constant lead, row 1: found 'maybe', expected true or false"),
+        ({"constant_leads": [[0, float("nan")]]}, "expected true or false"),
+        ({"nan_leads": [1, 1]}, "the filters exclude all recordings: {'NaN lead': 2}"),
         ({"nan_leads": [0, 1], "constant_leads": [0]}, "columns of one length"),
     ],
 )

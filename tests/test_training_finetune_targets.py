@@ -53,7 +53,7 @@ def test_a_class_column_of_numbers_or_names():
     assert (found.names, found.values["train"].tolist()) == (("sinus", "flutter", "fibrillation"), [2, 0, -100, 1])
     found = targets(labels=["sex"], classes=["M", "F"], **single)
     assert found.values["train"].tolist() == [1, 0, -100, 1]
-    with pytest.raises(SettingsError, match="'sex' of the data has 'F' in train, which is no class"):
+    with pytest.raises(SettingsError, match="'sex' of the data has 'F' in train, not one of M, W"):
         targets(labels=["sex"], classes=["M", "W"], **single)
 
 

@@ -354,7 +354,7 @@ def parse_time(value: Any, row: int) -> datetime | float | int | None:
         try:
             value = datetime.fromisoformat(value.strip())
         except ValueError:
-            raise SplitError(f"row {row}: {value!r} is no time in ISO 8601 (such as 2020-01-31 08:30:00)") from None
+            raise SplitError(f"row {row}: {value!r} is not a time in ISO 8601 (such as 2020-01-31 08:30:00)") from None
     if isinstance(value, datetime):
         return value.astimezone(UTC) if value.tzinfo else value
     if isinstance(value, date):
