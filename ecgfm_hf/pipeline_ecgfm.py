@@ -111,6 +111,11 @@ class ECGClassificationPipeline(ChunkPipeline):
     _load_feature_extractor = True
     _load_tokenizer = False
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # Dropout would change the scores from call to call.
+        self.model.eval()
+
     def _sanitize_parameters(
         self,
         missing_leads: str | None = None,

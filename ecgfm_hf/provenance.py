@@ -1,12 +1,13 @@
 """
-What is known of a model's weights, noted beside them at the time: `model_facts.json`.
+Provenance of a model's weights: `provenance.json` beside them lists what was done to them.
 
     {"format": 1, "steps": [{"step": "conversion", ...}, {"step": "fine-tuning", ...}]}
 
-A step is what was done to the weights, in order; what they began from comes first. The file may be shared: it holds no
+Steps are in order, beginning with those of the weights that a step started from. The file may be shared: it holds no
 paths, no names of hosts or users, no ids, and no counts of few patients. Model cards are made from it.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,110 +18,106 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .utils.errors import ECGFMError
+from .utils.files import write_json
 from .utils.redaction import find_paths
 
 if TYPE_CHECKING:
     import torch
 
-FACTS_FILE = "model_facts.json"
-# Of weights that nothing is known of.
+PROVENANCE_FILE = "provenance.json"
+# The step of weights without a `provenance.json`.
 UNKNOWN = "unknown"
 _FORMAT = 1
 
 
-class ModelFactsError(ECGFMError, ValueError):
-    """A `model_facts.json` that cannot be read. The message names it."""
+class ProvenanceError(ECGFMError, ValueError):
+    """A `provenance.json` that is damaged or has another format. The message names the file."""
 
 
 def add_step(
-    model_dir: str | Path, step: str, facts: Mapping[str, Any], *, began_from: str | Path | None = None
+    model_dir: str | Path, step: str, details: Mapping[str, Any], *, began_from: str | Path | None = None
 ) -> Path:
     """
-    Notes the last thing that was done to the weights in a folder.
+    Write what was last done to the weights in a folder into its `provenance.json`.
 
     Args:
-        model_dir (`str` or `Path`): Exists. A note that is there already is replaced.
-        step (`str`): Such as `"fine-tuning"`.
-        facts (mapping): Plain values. Who writes them sees to it that they may be shared; texts with an absolute path
-            are left out all the same.
-        began_from (`str` or `Path`, *optional*): The folder of the weights that this began from, whose steps come
-            first; one without a note gives a step `"unknown"`. None for random weights, and for conversions.
+        model_dir: An existing folder. A `provenance.json` in it is replaced.
+        step: Such as `"fine-tuning"`.
+        details: Plain values that may be shared. Texts with an absolute path are left out.
+        began_from: The folder of the weights that this step started from, whose steps come first; one without
+            provenance gives a step `"unknown"`. None for random weights, and for conversions.
 
     Returns:
-        `Path`: the file.
+        The file's path.
     """
     before: list[dict[str, Any]] = []
     if began_from is not None:
-        try:
+        # Hours of training must not be lost to a damaged file of another folder.
+        with contextlib.suppress(ProvenanceError):
             before = read_steps(began_from)
-        except ModelFactsError:
-            before = []
-        # Hours of training must not be lost to a damaged note of another folder.
         before = before or [{"step": UNKNOWN}]
-    content = {"format": _FORMAT, "steps": [*before, {"step": step, **_without_places(facts)}]}
-    path = Path(model_dir) / FACTS_FILE
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    scratch.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(scratch, path)
+    path = Path(model_dir) / PROVENANCE_FILE
+    write_json(path, {"format": _FORMAT, "steps": [*before, {"step": step, **_without_paths(details)}]})
     return path
 
 
 def read_steps(model_dir: str | Path) -> list[dict[str, Any]]:
     """
-    What was done to the weights in a folder, in order; an empty list where there is no note.
+    Return the steps of a folder's `provenance.json`, oldest first; an empty list where there is none.
 
     Raises:
-        [`ModelFactsError`]: the note is damaged, or of another format.
+        [`ProvenanceError`]: the file is damaged, or has another format.
     """
-    path = Path(model_dir) / FACTS_FILE
+    path = Path(model_dir) / PROVENANCE_FILE
     if not path.is_file():
         return []
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         steps = content["steps"]
         if content["format"] != _FORMAT:
-            raise ModelFactsError(f"{path} has format {content['format']!r}, expected {_FORMAT}")
+            raise ProvenanceError(f"{path} has format {content['format']!r}, expected {_FORMAT}")
         if not isinstance(steps, list) or not all(isinstance(step, dict) and "step" in step for step in steps):
-            raise ModelFactsError(f"{path} is damaged: its steps are no list of mappings with a key 'step'")
-    except ModelFactsError:
+            raise ProvenanceError(f"{path} is damaged: its steps are no list of mappings with a key 'step'")
+    except ProvenanceError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelFactsError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+        raise ProvenanceError(f"{path} is damaged: {type(error).__name__}: {error}") from None
     return steps
 
 
-def _without_places(value: Any) -> Any:
+def _without_paths(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _without_places(one) for key, one in value.items() if not _is_place(one)}
+        return {key: _without_paths(one) for key, one in value.items() if not _is_path(one)}
     if isinstance(value, list | tuple):
-        return [_without_places(one) for one in value if not _is_place(one)]
+        return [_without_paths(one) for one in value if not _is_path(one)]
     return value
 
 
-def _is_place(value: Any) -> bool:
+def _is_path(value: Any) -> bool:
     return isinstance(value, os.PathLike) or (isinstance(value, str) and any(find_paths(value)))
 
 
 def splits_of(steps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], str, Mapping[str, Any]]]:
-    """Each step, use (`"train"`, `"valid"`) and facts of the recordings that were used."""
+    """Yield each step, use (`"train"`, `"valid"`) and the summary of the recordings that were used."""
     for step in steps:
-        for use, facts in ((step.get("data") or {}).get("splits") or {}).items():
-            yield step, use, facts
+        for use, summary in ((step.get("data") or {}).get("splits") or {}).items():
+            yield step, use, summary
 
 
 def labels_of_few(steps: Sequence[Mapping[str, Any]], label_names: Sequence[str]) -> list[str]:
     """
-    Labels of whose training recordings, in the last step, some count is withheld. Nor may their `pos_weight` be told: a
-    quotient of counts, with all its digits, gives them away.
+    Return the labels for which the last step withholds a count of training recordings.
+
+    Their `pos_weight` must be withheld too: a quotient of counts, with all its digits, reveals them.
     """
     few = set()
-    for _, use, facts in splits_of(steps[-1:]):
-        counts = facts.get("labels")
+    for _, use, summary in splits_of(steps[-1:]):
+        counts = summary.get("labels")
         if use != "train":
             continue
         if counts is None:
-            # Of so few patients nothing is told by label.
-            few |= set(label_names) if isinstance(facts.get("recordings"), str) else set()
+            # With so few patients every count by label is withheld.
+            few |= set(label_names) if isinstance(summary.get("recordings"), str) else set()
         else:
             few |= {name for name, of in counts.items() if any(isinstance(number, str) for number in of.values())}
     return [name for name in label_names if name in few]
@@ -150,12 +147,12 @@ def num_updates(steps: Sequence[Mapping[str, Any]]) -> int | None:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Python's version, this package's, and those of others."""
+    """Return the versions of this package, of other packages, and of Python."""
     return {name: version(name) for name in ("ecgfm-hf", *packages)} | {"python": platform.python_version()}
 
 
 def hardware(device: "torch.device", processes: int = 1) -> dict[str, Any]:
-    """What is computed on: the kind of processor, never the machine's name."""
+    """Return the kind of processor and the number of processes, never the machine's name."""
     import torch
 
     if device.type == "cuda":
@@ -172,15 +169,16 @@ def _cpu() -> str:
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file, as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file, as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_digest(model_dir: str | Path) -> str | None:
     """
-    SHA-256 that tells a folder's weights from others: of its one safetensors file, or of the digests of several, by
-    name. None where there is none, as of a Hub repository's name.
+    Return a SHA-256 that identifies a folder's weights, or None where it has none.
+
+    It is that of its only safetensors file, or of the digests and names of several.
     """
     files = sorted(Path(model_dir).glob("*.safetensors")) if Path(model_dir).is_dir() else []
     if len(files) < 2:
@@ -189,23 +187,23 @@ def weights_digest(model_dir: str | Path) -> str | None:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def told_settings(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Those of a run's settings that may be told, by name: which others there are or come to be does not matter."""
+def select_settings(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the settings with these names, which may be shared; others, also later ones, are left out."""
     return {name: settings[name] for name in names}
 
 
 __all__ = [
-    "FACTS_FILE",
+    "PROVENANCE_FILE",
     "UNKNOWN",
-    "ModelFactsError",
+    "ProvenanceError",
     "add_step",
     "file_digest",
     "hardware",
     "labels_of_few",
     "num_updates",
     "read_steps",
+    "select_settings",
     "splits_of",
-    "told_settings",
     "versions",
     "weights_digest",
 ]

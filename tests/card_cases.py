@@ -63,7 +63,7 @@ def fine_tuned(folder):
         label_notes={"pacing rhythm": "Spikes are hard to see at 500 Hz."},
     )
     write_model(folder, config)
-    shutil.copy(FIXTURES / "model_facts.json", folder)
+    shutil.copy(FIXTURES / "provenance.json", folder)
     return folder
 
 

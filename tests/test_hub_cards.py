@@ -18,7 +18,7 @@ from ecgfm_hf import ECGFMForMultiLabelClassification
 from ecgfm_hf.cli.main import main
 from ecgfm_hf.hub import Machine, PushRefusedError, push_folder
 from ecgfm_hf.hub.cards import build_model_card, card_problems
-from ecgfm_hf.provenance import FACTS_FILE
+from ecgfm_hf.provenance import PROVENANCE_FILE
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def test_a_push_builds_the_card_with_results_that_the_hub_reads(hub, folder, tmp
     found = {result.metric_name: result for result in ModelCard(card_of(hub)).data.eval_results}
     assert found["AUROC, mean over labels"].metric_value == round(results["macro"]["auroc"]["value"], 4)
     assert found["AUROC, mean over labels"].dataset_name == DETAILS["dataset_name"]
-    assert json.loads(hub.files("lab/rhythms")[FACTS_FILE])["steps"][-1]["step"] == "fine-tuning"
+    assert json.loads(hub.files("lab/rhythms")[PROVENANCE_FILE])["steps"][-1]["step"] == "fine-tuning"
     assert not (folder / "README.md").exists()
 
 

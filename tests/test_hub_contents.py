@@ -286,12 +286,12 @@ def test_weights_of_positives_that_tell_withheld_counts_are_refused(folder):
     train = {"recordings": 100, "patients": 100, "labels": {"A": told, "B": told, "C": few}}
     add_step(folder, "fine-tuning", {"data": {"splits": {"train": train}}})
     (problem,) = [problem for problem in problems(folder) if "pos_weight" in problem]
-    assert "pos_weight tells how few training recordings have, or lack, C, which model_facts.json withholds" in problem
+    assert "pos_weight tells how few training recordings have, or lack, C, which provenance.json withholds" in problem
     edit_json(folder / "config.json", pos_weight=None)
     assert problems(folder) == ()
     edit_json(folder / "config.json", pos_weight=[4.0, 9.0, 600.0])
-    (folder / "model_facts.json").write_text("{")
-    assert any(problem.startswith("model_facts.json: ") for problem in problems(folder))
+    (folder / "provenance.json").write_text("{")
+    assert any(problem.startswith("provenance.json: ") for problem in problems(folder))
 
 
 def test_a_text_too_large_to_look_through_is_refused(folder):

@@ -83,7 +83,7 @@ def pushed(tmp_path_factory, checkpoint_path):
 def test_what_a_run_pushes_has_no_path_and_no_name_of_user_or_host(name, pushed):
     hub, place = pushed
     files = hub.files(f"lab/{name}")
-    whole = {"config.json", "model.safetensors", "preprocessor_config.json", "model_facts.json", "README.md", "LICENSE"}
+    whole = {"config.json", "model.safetensors", "preprocessor_config.json", "provenance.json", "README.md", "LICENSE"}
     assert whole <= set(files)
     for file, content in files.items():
         for secret in (str(place), str(place.parent), USER, HOST, FOLDER):

@@ -18,7 +18,7 @@ from ecgfm_hf.hub.cards import CardDetailsError, CardError, build_model_card, ca
 from ecgfm_hf.hub.cards.card import section_titles
 from ecgfm_hf.hub.cards.details import MANDATORY
 from ecgfm_hf.hub.cards.markdown import plain
-from ecgfm_hf.provenance import FACTS_FILE, ModelFactsError
+from ecgfm_hf.provenance import PROVENANCE_FILE, ProvenanceError
 
 REPOSITORY = "example/ecg-fm-rhythms"
 
@@ -93,7 +93,7 @@ def test_weights_that_would_tell_withheld_counts_are_not_told(card, tmp_path):
     assert "Training weighted positives, which shifts the logits" in card
     folder = write_model(tmp_path / "m", tiny_config(pos_weight=[4.07, 9.03, 600.0]))
     assert "| pacing rhythm | mean | – | no | 6.397 |" in build_model_card(folder)
-    shutil.copy(FIXTURES / FACTS_FILE, folder)
+    shutil.copy(FIXTURES / PROVENANCE_FILE, folder)
     text = build_model_card(folder)
     assert "| pacing rhythm | mean | – | no | – |" in text
     assert "| atrial fibrillation | mean | – | no | 1.404 |" in text
@@ -218,25 +218,25 @@ def test_what_is_not_noted_is_said_to_be_unknown(tmp_path):
     assert "base_model" not in text
     bare = build_model_card(folder)
     assert bare.count("**To be filled in**") == len(MANDATORY)
-    (folder / FACTS_FILE).write_text('{"format": 1, "steps": [{"step": "unknown"}, {"step": "fine-tuning"}]}')
+    (folder / PROVENANCE_FILE).write_text('{"format": 1, "steps": [{"step": "unknown"}, {"step": "fine-tuning"}]}')
     assert "is not noted beside them, and is unknown here" in section(build_model_card(folder), "Training procedure")
-    (folder / FACTS_FILE).write_text("{")
-    with pytest.raises(ModelFactsError, match="damaged"):
+    (folder / PROVENANCE_FILE).write_text("{")
+    with pytest.raises(ProvenanceError, match="damaged"):
         build_model_card(folder)
 
 
 def test_where_thresholds_come_from_is_told_only_if_it_was_noted(card, tmp_path):
     assert "chosen on the validation recordings below. Labels without one are not decided: pacing rhythm." in card
     folder = fine_tuned(tmp_path / "m")
-    (folder / FACTS_FILE).unlink()
+    (folder / PROVENANCE_FILE).unlink()
     assert "where they come from is not noted" in build_model_card(folder)
 
 
 def test_an_interrupted_run_has_no_duration(tmp_path):
     folder = fine_tuned(tmp_path / "m")
-    content = json.loads((folder / FACTS_FILE).read_text())
+    content = json.loads((folder / PROVENANCE_FILE).read_text())
     content["steps"][1]["seconds"] = None
-    (folder / FACTS_FILE).write_text(json.dumps(content))
+    (folder / PROVENANCE_FILE).write_text(json.dumps(content))
     assert "| Duration | Not noted (the run was interrupted and continued). |" in build_model_card(folder)
 
 
@@ -322,7 +322,7 @@ def test_what_is_no_model_or_evaluation_is_refused(model, tmp_path):
     with pytest.raises(CardError, match="holds no results of"):
         build_model_card(model, evaluation=tmp_path)
     evaluation_of(model, tmp_path, intervals=None)
-    with pytest.raises(CardError, match=r"model_facts\.json, or .* lacks or holds what is not of its form: TypeError"):
+    with pytest.raises(CardError, match=r"provenance\.json, or .* lacks or holds what is not of its form: TypeError"):
         build_model_card(model, evaluation=tmp_path)
     with pytest.raises(CardError, match="repo_id"):
         build_model_card(model, repo_id='a"b')
@@ -340,8 +340,8 @@ def test_what_is_no_model_or_evaluation_is_refused(model, tmp_path):
 )
 def test_facts_that_are_not_of_their_form_are_told(step, tmp_path):
     folder = write_model(tmp_path / "m", tiny_config())
-    (folder / FACTS_FILE).write_text(json.dumps({"format": 1, "steps": [step]}))
-    with pytest.raises(CardError, match=r"model_facts\.json lacks or holds what is not of its form"):
+    (folder / PROVENANCE_FILE).write_text(json.dumps({"format": 1, "steps": [step]}))
+    with pytest.raises(CardError, match=r"provenance\.json lacks or holds what is not of its form"):
         build_model_card(folder)
 
 
@@ -368,7 +368,7 @@ def test_a_model_of_other_tasks_has_no_weights_of_positives_and_no_thresholds_ch
     }
     for name, used in (("fine-tuning", "validation (chose the update)"), ("linear probe", "validation")):
         content = {"format": 1, "steps": [{**step, "step": name}]}
-        (folder / FACTS_FILE).write_text(json.dumps(content))
+        (folder / PROVENANCE_FILE).write_text(json.dumps(content))
         text = build_model_card(folder)
         assert f"| {used} | 100 | 100 |" in text
         assert "| Weight of positives | none |" in text

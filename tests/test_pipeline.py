@@ -13,6 +13,7 @@ from pydicom.data import get_testdata_file
 from transformers import pipeline as transformers_pipeline
 
 from ecgfm_hf import (
+    ECGClassificationPipeline,
     ECGFMConfig,
     ECGFMFeatureExtractor,
     ECGFMForMultiLabelClassification,
@@ -161,6 +162,12 @@ def test_transformers_pipeline_function_builds_it_too(model_dir):
     )
     given = recording()
     assert pipe(given)["scores"] == pytest.approx(load_pipeline(model_dir)(given)["scores"], abs=1e-6)
+
+
+def test_a_model_in_training_mode_is_put_into_evaluation_mode(model_dir):
+    model = ECGFMForMultiLabelClassification.from_pretrained(model_dir, hidden_dropout=0.5).train()
+    pipe = ECGClassificationPipeline(model=model, feature_extractor=ECGFMFeatureExtractor())
+    assert pipe(recording())["scores"] == load_pipeline(model_dir)(recording())["scores"]
 
 
 def test_path_and_arrays_give_the_same_answer(model_dir):

@@ -139,7 +139,7 @@ def test_the_folder_tells_what_was_done_and_on_how_many(finished, workplace):
     )
     # Four patients.
     assert splits["valid"] == {"recordings": "<10", "patients": "<10"}
-    assert str(workplace) not in (out / "model_facts.json").read_text()
+    assert str(workplace) not in (out / "provenance.json").read_text()
 
 
 def test_a_finished_run_is_not_run_again(finished, workplace):

@@ -254,7 +254,7 @@ def test_twenty_updates_from_a_converted_checkpoint_are_bit_equal_from_run_to_ru
     assert (unknown["step"], step["step"], step["updates"]) == ("unknown", "pretraining", 20)
     assert step["effective_batch_segments"] == 8
     assert step["data"]["splits"]["train"]["recordings"] == len(load_prepared(settings().data, "train"))
-    assert str(tmp_path) not in (tmp_path / "a" / "model_facts.json").read_text()
+    assert str(tmp_path) not in (tmp_path / "a" / "provenance.json").read_text()
     Pretrainer(settings(**shared | {"max_steps": 1}, output_dir=tmp_path / "c", seed=2)).run()
     assert logged(tmp_path / "c")[0]["loss"] != logged(tmp_path / "a")[0]["loss"]
 

@@ -158,8 +158,8 @@ def _probe(args: argparse.Namespace) -> "tuple[LinearProbe, Any, Embeddings, Emb
 def _facts(
     args: argparse.Namespace, probe: "LinearProbe", train: "Embeddings", valid: "Embeddings | None", seconds: int
 ) -> dict[str, Any]:
-    """For `model_facts.json`."""
-    from ..provenance import hardware, told_settings, versions
+    """For `provenance.json`."""
+    from ..provenance import hardware, select_settings, versions
     from ..training.data_summary import summarize_data, summarize_recordings
 
     config = probe.model.config
@@ -171,7 +171,9 @@ def _facts(
     return {
         "data": summarize_data(splits),
         "strengths": probe.strengths,
-        "settings": told_settings(vars(args), ("thresholds", "calibration", "min_cases", "folds", "seed", "precision")),
+        "settings": select_settings(
+            vars(args), ("thresholds", "calibration", "min_cases", "folds", "seed", "precision")
+        ),
         "seconds": seconds,
         "hardware": hardware(probe.model.device),
         "versions": versions("torch", "transformers", "scikit-learn"),

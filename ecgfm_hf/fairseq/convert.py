@@ -14,7 +14,7 @@ from ..configuration_ecgfm import ECGFMConfig
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..model_folder import load_model, save_model_folder
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMForPreTraining
-from ..provenance import FACTS_FILE, ModelFactsError, add_step, file_digest, read_steps, versions
+from ..provenance import PROVENANCE_FILE, ProvenanceError, add_step, file_digest, read_steps, versions
 from ..utils.errors import OutputExistsError
 from ..utils.files import atomic_folder
 from .checkpoint import CheckpointError, FairseqCheckpoint, load_fairseq_checkpoint
@@ -37,7 +37,7 @@ _WRITTEN_FILES = (
     "*.safetensors",
     "model.safetensors.index.json",
     "*_ecgfm.py",
-    FACTS_FILE,
+    PROVENANCE_FILE,
 )
 
 
@@ -261,7 +261,7 @@ def _is_written_by_conversion(path: Path) -> bool:
     if path.name == CARD_FILE and path.is_file():
         try:
             return [step.get("card_sha256") for step in read_steps(path.parent)] == [file_digest(path)]
-        except ModelFactsError:
+        except ProvenanceError:
             return False
     return any(path.match(pattern) for pattern in _WRITTEN_FILES)
 

@@ -23,7 +23,7 @@ from ..configuration_ecgfm import ECGFMConfig
 from ..feature_extraction_ecgfm import STANDARD_LEADS, ECGFMFeatureExtractor
 from ..model_folder import ModelNotFoundError, load_feature_extractor, load_model
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMForPreTraining, ECGFMPreTrainedModel
-from ..provenance import ModelFactsError, num_updates, read_steps
+from ..provenance import ProvenanceError, num_updates, read_steps
 from ..utils.errors import OutputExistsError
 from ..utils.files import atomic_path
 from .checkpoint import CheckpointError, load_fairseq_checkpoint
@@ -291,7 +291,7 @@ def _load(model_dir: Path) -> ConvertedModel:
 def _updates(model_dir: Path) -> int | None:
     try:
         return num_updates(read_steps(model_dir))
-    except ModelFactsError:
+    except ProvenanceError:
         return None
 
 

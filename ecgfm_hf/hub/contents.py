@@ -16,7 +16,7 @@ import yaml
 
 from ..configuration_ecgfm import ECGFMConfig
 from ..data.leakage import GUARD_FILE, seen
-from ..provenance import FACTS_FILE
+from ..provenance import PROVENANCE_FILE
 from .front_matter import split_front_matter
 from .settings import AGAIN, CONFIG_FILE, EXTRACTOR_FILE, pos_weight_problems, settings_problems
 from .traces import Machine, find_traces, this_machine
@@ -143,7 +143,7 @@ def folder_contents(
         if not _take(found, name):
             found.problems.append(f"{name}: there is no such file: {AGAIN}")
     # What was done to the weights, for the cards of models that begin from it. Looked through all the same.
-    _take(found, FACTS_FILE)
+    _take(found, PROVENANCE_FILE)
     config = _check_settings(found)
     if config is not None and weights:
         whole = [name for name in weights if name in found.files]

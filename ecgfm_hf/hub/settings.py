@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from ..configuration_ecgfm import ECGFMConfig
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..modeling_ecgfm import AUTO_MAP, CUSTOM_PIPELINES
-from ..provenance import FACTS_FILE, ModelFactsError, labels_of_few, read_steps
+from ..provenance import PROVENANCE_FILE, ProvenanceError, labels_of_few, read_steps
 from .weights import MODEL_CLASSES
 
 CONFIG_FILE, EXTRACTOR_FILE = "config.json", "preprocessor_config.json"
@@ -90,13 +90,13 @@ def pos_weight_problems(folder: Path, config: ECGFMConfig) -> list[str]:
         return []
     try:
         few = labels_of_few(read_steps(folder), config.label_names)
-    except ModelFactsError as error:
-        return [f"{FACTS_FILE}: {error}"]
+    except ProvenanceError as error:
+        return [f"{PROVENANCE_FILE}: {error}"]
     if not few:
         return []
     return [
         f"{CONFIG_FILE}: pos_weight tells how few training recordings have, or lack, {', '.join(few)}, which "
-        f"{FACTS_FILE} withholds: set it to null (nothing but training reads it)"
+        f"{PROVENANCE_FILE} withholds: set it to null (nothing but training reads it)"
     ]
 
 

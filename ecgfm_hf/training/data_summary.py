@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def summarize_data(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Combine the summaries of the splits that were used, by what they were used for, for `model_facts.json`."""
+    """Combine the summaries of the splits that were used, by what they were used for, for `provenance.json`."""
     return {"smallest_cell": SMALLEST_CELL, "splits": dict(splits)}
 
 

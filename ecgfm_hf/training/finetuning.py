@@ -15,7 +15,7 @@ from accelerate.tracking import filter_trackers
 from ..data.leakage import check_guard, write_guard
 from ..model_folder import ModelFolderError, load_model, save_model_folder
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification
-from ..provenance import add_step, hardware, labels_of_few, told_settings, versions
+from ..provenance import add_step, hardware, labels_of_few, select_settings, versions
 from ..utils.files import write_json
 from .data_summary import summarize_data, summarize_split
 from .finetuning_data import FinetuneData, load_finetune_data
@@ -290,7 +290,7 @@ class Finetuner:
             "effective_batch_segments": settings.effective_batch(self.processes.num_processes),
             # The weights themselves reveal how many recordings have a label, however few.
             "pos_weight": "given" if isinstance(weights, list) else weights,
-            "settings": told_settings(settings.to_dict(), _REPORTED),
+            "settings": select_settings(settings.to_dict(), _REPORTED),
             "seconds": seconds,
             "hardware": hardware(self.trainer.accelerator.device, self.processes.num_processes),
             "versions": versions("torch", "transformers", "accelerate"),

@@ -14,7 +14,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedTy
 from accelerate.utils import GradientAccumulationPlugin
 
 from ..model_folder import save_model_folder
-from ..provenance import FACTS_FILE, add_step, hardware, told_settings, versions
+from ..provenance import PROVENANCE_FILE, add_step, hardware, select_settings, versions
 from ..utils.files import write_json
 from .data_summary import summarize_data
 from .initial_model import build_pretraining_model
@@ -336,7 +336,7 @@ class Pretrainer:
             with writing_to(folder):
                 save_model_folder(self.updater.bare, self.feature_extractor, folder, state_dict=weights)
                 # A run that was finished before adds nothing.
-                if self.state.update > self._first_update or not (folder / FACTS_FILE).is_file():
+                if self.state.update > self._first_update or not (folder / PROVENANCE_FILE).is_file():
                     add_step(folder, "pretraining", self._provenance(), began_from=self.settings.init_from)
         self.accelerator.wait_for_everyone()
 
@@ -351,7 +351,7 @@ class Pretrainer:
             "pairs": len(self.train_data),
             "updates": self.state.update,
             "effective_batch_segments": settings.effective_batch(processes),
-            "settings": told_settings(settings.to_dict(), _REPORTED),
+            "settings": select_settings(settings.to_dict(), _REPORTED),
             "seconds": None if self._began is None else round(time.monotonic() - self._began),
             "hardware": hardware(self.accelerator.device, processes),
             "versions": versions("torch", "transformers", "accelerate"),

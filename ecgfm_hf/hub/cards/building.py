@@ -11,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ...cli.evaluate import METRICS_FILE
 from ...configuration_ecgfm import ECGFMConfig
-from ...provenance import FACTS_FILE, labels_of_few, read_steps, splits_of, weights_digest
+from ...provenance import PROVENANCE_FILE, labels_of_few, read_steps, splits_of, weights_digest
 from ...utils.errors import ECGFMError
 from .card import Card, card_metadata, pipeline_tag
 from .details import CardDetails, placeholder
@@ -47,7 +47,7 @@ class ModelKnown:
         extractor ([`ECGFMFeatureExtractor`])
         architecture (`str`): The model's class.
         parameters (`int`)
-        steps (sequence of mappings): Of `model_facts.json`.
+        steps (sequence of mappings): Of `provenance.json`.
         results (mapping, *optional*): Of `metrics.json`.
         checked (`bool`): Whether the results are known to be of these weights.
     """
@@ -71,7 +71,7 @@ def build_model_card(
     """
     The text of a model folder's `README.md`.
 
-    What is known goes in: config, feature extractor, `model_facts.json`, an evaluation. What is not known is said to be
+    What is known goes in: config, feature extractor, `provenance.json`, an evaluation. What is not known is said to be
     unknown; what only a person knows and every card must say stands in `details`, or has a placeholder that
     [`card_problems`] reports. No paths, no names of hosts, no ids, and no counts that the evaluation withholds.
 
@@ -84,7 +84,7 @@ def build_model_card(
     Raises:
         [`CardDetailsError`]: an unknown detail, or of another kind.
         [`CardError`]: no model folder; an evaluation of other weights or labels; a file that is not of its form.
-        [`ModelFactsError`]: a damaged `model_facts.json`.
+        [`ProvenanceError`]: a damaged `provenance.json`.
     """
     given = CardDetails.of(details)
     for what, name in (("repo_id", repo_id), ("base_model", given.base_model)):
@@ -98,7 +98,7 @@ def build_model_card(
     try:
         return _card(known, given, name, repo_id).render()
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        files = FACTS_FILE if evaluation is None else f"{FACTS_FILE}, or {evaluation},"
+        files = PROVENANCE_FILE if evaluation is None else f"{PROVENANCE_FILE}, or {evaluation},"
         raise CardError(f"{model_dir}: {files} lacks or holds what is not of its form: {error!r}") from error
 
 

@@ -1,4 +1,4 @@
-"""The sections of a card that follow from `model_facts.json`: what was done to the weights, on which recordings."""
+"""The sections of a card that follow from `provenance.json`: what was done to the weights, on which recordings."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -118,7 +118,7 @@ def converted_card(name: str, facts: Mapping[str, Any], model: Any) -> str:
 
     Args:
         name (`str`)
-        facts (mapping): Of the conversion, as in `model_facts.json`.
+        facts (mapping): Of the conversion, as in `provenance.json`.
         model: That it gave.
 
     Raises:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecgfm_hf.provenance import FACTS_FILE, ModelFactsError, add_step, labels_of_few, read_steps, weights_digest
+from ecgfm_hf.provenance import PROVENANCE_FILE, ProvenanceError, add_step, labels_of_few, read_steps, weights_digest
 from ecgfm_hf.utils.redaction import find_paths
 
 
@@ -23,7 +23,7 @@ def test_steps_of_the_weights_that_training_began_from_come_first(tmp_path):
     assert [step.get("updates") for step in read_steps(second)] == [None, 6]
     add_step(third, "linear probe", {}, began_from=second)
     assert [step["step"] for step in read_steps(third)] == ["conversion", "fine-tuning", "linear probe"]
-    assert sorted(path.name for path in third.iterdir()) == [FACTS_FILE]
+    assert sorted(path.name for path in third.iterdir()) == [PROVENANCE_FILE]
 
 
 def test_weights_without_a_note_have_an_unknown_history(tmp_path):
@@ -34,7 +34,7 @@ def test_weights_without_a_note_have_an_unknown_history(tmp_path):
     add_step(folder, "fine-tuning", {}, began_from=source)
     assert [step["step"] for step in read_steps(folder)] == ["unknown", "fine-tuning"]
     # Training that has ended is not lost to a damaged note.
-    (source / FACTS_FILE).write_text("{")
+    (source / PROVENANCE_FILE).write_text("{")
     add_step(folder, "fine-tuning", {}, began_from=source)
     assert [step["step"] for step in read_steps(folder)] == ["unknown", "fine-tuning"]
 
@@ -44,8 +44,8 @@ def test_weights_without_a_note_have_an_unknown_history(tmp_path):
     ["{", "[]", "{}", '{"format": 2, "steps": []}', '{"format": 1, "steps": {}}', '{"format": 1, "steps": [1]}'],
 )
 def test_a_damaged_note_is_named(content, tmp_path):
-    (tmp_path / FACTS_FILE).write_text(content)
-    with pytest.raises(ModelFactsError, match=FACTS_FILE):
+    (tmp_path / PROVENANCE_FILE).write_text(content)
+    with pytest.raises(ProvenanceError, match=PROVENANCE_FILE):
         read_steps(tmp_path)
 
 
