@@ -21,10 +21,7 @@ from test_app_uploads import LAUGHS, archive
 from wfdb_files import random_samples, write_record
 
 NAME = "Zweistein"  # of recordings; it must not get into the log
-START = (
-    "import argparse, sys; from ecgfm_hf.app import add_app_arguments, run_app; parser = argparse.ArgumentParser(); "
-    "add_app_arguments(parser); sys.exit(run_app(parser.parse_args()))"
-)
+START = "import sys; from ecgfm_hf.cli.main import main; sys.exit(main(['app', *sys.argv[1:]]))"
 
 
 class Page:

@@ -290,7 +290,7 @@ def test_deleting_bridges_and_changes_nothing_else():
     times = np.array([False, False, True, True, False, False])
     assert delete_times(signal, times).tolist() == [[0, 1, 2, 3, 4, 5], [0, 0, 0, 0, 0, 0]]
     assert signal[0, 2] == 9
-    with pytest.raises(ValueError, match="nothing to bridge"):
+    with pytest.raises(ValueError, match="covers the whole recording"):
         delete_times(signal, np.ones(6, dtype=bool))
 
 
