@@ -61,11 +61,11 @@ def test_a_whole_model_goes_with_card_and_licence_and_nothing_else(folder):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     contents = folder_contents(folder, "me/x")
     assert contents.problems == contents.notes == contents.left == ()
-    assert {file.name for file in contents.going} == GOING
-    by_name = {file.name: file for file in contents.going}
+    assert {file.name for file in contents.uploads} == GOING
+    by_name = {file.name: file for file in contents.uploads}
     assert b"MIT License" in by_name["LICENSE"].content
     assert by_name["README.md"].content.decode() == build_model_card(folder, repo_id="me/x")
-    assert contents.size == sum(file.size for file in contents.going)
+    assert contents.size == sum(file.size for file in contents.uploads)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -81,7 +81,9 @@ def test_sharded_weights_go_with_their_index(tiny_config, tmp_path):
     assert len(shards) > 1
     contents = folder_contents(folder, "me/x")
     assert contents.problems == ()
-    assert {f.name for f in contents.going} == GOING - {"model.safetensors"} | shards | {"model.safetensors.index.json"}
+    assert {f.name for f in contents.uploads} == GOING - {"model.safetensors"} | shards | {
+        "model.safetensors.index.json"
+    }
     next(iter(folder.glob("model-*.safetensors"))).unlink()
     assert any("which is not there" in problem for problem in problems(folder))
 
@@ -112,8 +114,8 @@ def test_what_is_not_on_the_list_stays_and_is_told(name, why, folder):
     (folder / name).write_bytes(b"patient 10000032")
     contents = folder_contents(folder, "me/x")
     assert contents.problems == ()
-    assert {file.name for file in contents.going} == GOING
-    ((left, reason),) = contents.left
+    assert {file.name for file in contents.uploads} == GOING
+    ((left, reason),) = contents.kept
     assert left == (name.split("/")[0] + "/" if "/" in name else name)
     assert why in reason
 
@@ -170,7 +172,7 @@ def test_ids_of_the_training_data_are_refused_and_not_repeated(folder, tmp_path)
     text = "the id of a recording or patient that the model was trained on"
     assert [p for p in found if text in p] == [f"README.md: line {n}: {text}" for n in (17, 18)]
     assert not any("10000032" in problem for problem in found)
-    assert GUARD_FILE in dict(folder_contents(folder, "me/x").left)
+    assert GUARD_FILE in dict(folder_contents(folder, "me/x").kept)
     (folder / "README.md").write_text(build_model_card(folder) + "\n90,883,072 parameters, AUROC 0.9961234567\n")
     assert problems(folder) == ()
     (folder / GUARD_FILE).write_text("{}")
@@ -325,14 +327,14 @@ def test_a_card_that_cannot_be_built_whole_is_refused(folder, monkeypatch):
 
 def test_a_card_that_is_there_is_taken_and_an_evaluation_beside_it_is_an_error(folder, tmp_path):
     (folder / "README.md").write_text(build_model_card(folder) + "\nBy hand.\n")
-    (card,) = (file for file in folder_contents(folder, "me/x").going if file.name == "README.md")
+    (card,) = (file for file in folder_contents(folder, "me/x").uploads if file.name == "README.md")
     assert card.content.endswith(b"By hand.\n")
     assert any("would not be told" in problem for problem in problems(folder, evaluation=tmp_path))
     assert any(
         "so that details would not be told" in problem for problem in problems(folder, details={"license": "mit"})
     )
     (folder / "README.md").unlink()
-    (card,) = (f for f in folder_contents(folder, "me/x", evaluation=tmp_path).going if f.name == "README.md")
+    (card,) = (f for f in folder_contents(folder, "me/x", evaluation=tmp_path).uploads if f.name == "README.md")
     assert b"It was evaluated." in card.content
 
 

@@ -28,7 +28,7 @@ from ecgfm_hf import (
 )
 from ecgfm_hf.cli.main import main
 from ecgfm_hf.data.leakage import write_guard
-from ecgfm_hf.hub import PushError, PushRefusedError, find_traces, this_machine
+from ecgfm_hf.hub import PushError, PushRefusedError, find_private_details, this_machine
 
 LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
 # Runs where importing the package fails, as it does where it is not installed.
@@ -387,7 +387,7 @@ def test_saving_writes_nothing_of_this_machine(part, folder, tmp_path):
             assert content == (Path(ecgfm_hf.__file__).parent / file.name).read_bytes()
         else:
             assert not [secret for secret in secrets if secret in content.decode()], file.name
-            assert not find_traces(content.decode(), this_machine()), file.name  # user, host, paths
+            assert not find_private_details(content.decode(), this_machine()), file.name  # user, host, paths
 
 
 def test_pushing_a_model_in_memory_is_transformers_own(hub, folder):

@@ -406,7 +406,8 @@ def test_the_command_writes_a_card_and_names_what_it_lacks(model, evaluation, tm
 
 def test_the_command_names_paths_and_people_in_what_it_wrote(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        "ecgfm_hf.hub.traces.this_machine", lambda: Machine(users=("jdoe",), hosts=("node-17",), home="/home/jdoe")
+        "ecgfm_hf.hub.private_details.this_machine",
+        lambda: Machine(users=("jdoe",), hosts=("node-17",), home="/home/jdoe"),
     )
     details = tmp_path / "details.yaml"
     given = {name: text for name, text in DETAILS.items() if "data" not in name or name == "training_data"}

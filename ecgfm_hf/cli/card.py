@@ -67,7 +67,7 @@ def run_card(args: argparse.Namespace) -> int:
         `int`: 0 written and complete, 1 something is to be filled in or taken out, 2 usage.
     """
     from ..hub.cards import card_problems, published_names
-    from ..hub.traces import find_traces, this_machine
+    from ..hub.private_details import find_private_details, this_machine
 
     if args.list:
         print("\n".join(published_names()))
@@ -84,7 +84,7 @@ def run_card(args: argparse.Namespace) -> int:
         return 2
     if output is not None:
         print(f"card  {output}")
-    problems, traces = card_problems(text), find_traces(text, this_machine().pushing_to(args.repo))
+    problems, traces = card_problems(text), find_private_details(text, this_machine().pushing_to(args.repo))
     for problem in problems:
         print(f"incomplete: {problem}", file=sys.stderr)
     for trace in traces:

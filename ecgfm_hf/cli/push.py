@@ -45,8 +45,7 @@ def run_push(args: argparse.Namespace) -> int:
     from huggingface_hub.utils import disable_progress_bars
 
     from ..hub.contents import folder_contents
-    from ..hub.errors import PushError, PushRefusedError
-    from ..hub.pushing import check_push, push_contents
+    from ..hub.pushing import PushError, PushRefusedError, check_push, push_contents
 
     if not sys.stderr.isatty():
         disable_progress_bars()
@@ -79,11 +78,11 @@ def run_push(args: argparse.Namespace) -> int:
 
 
 def _print(contents) -> None:
-    width = max([len(file.name) for file in contents.going] + [len(name) for name, _ in contents.left], default=0)
-    for file in contents.going:
+    width = max([len(file.name) for file in contents.uploads] + [len(name) for name, _ in contents.kept], default=0)
+    for file in contents.uploads:
         print(f"goes        {file.name:<{width}}  {_size(file.size):>9}{f'  {file.source}' if file.source else ''}")
-    print(f"            {len(contents.going)} files, {_size(contents.size)}")
-    for name, why in contents.left:
+    print(f"            {len(contents.uploads)} files, {_size(contents.size)}")
+    for name, why in contents.kept:
         print(f"left here   {name:<{width}}  {why}")
     for note in contents.notes:
         print(f"note        {note}")

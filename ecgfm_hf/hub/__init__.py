@@ -1,7 +1,7 @@
 """
-To the Hub: what of a model goes, what must not, the push itself, and model cards.
+Share models on the Hub: what is uploaded, what is refused, the push itself, and model cards.
 
-Nothing is imported until it is asked for.
+Nothing is imported before it is used.
 """
 
 import lazy_loader

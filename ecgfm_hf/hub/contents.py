@@ -1,8 +1,9 @@
 """
-What of a folder goes to the Hub, what stays, and what forbids the push.
+Decide which files of a model folder are uploaded, which stay, and what forbids the push.
 
-A list of names decides what goes; whatever else lies in the folder (checkpoints, optimiser state, logs, data, notes of
-whom the model has seen) stays because it is not on the list. What goes is then looked through.
+A fixed list of names decides what is uploaded. Everything else in the folder (checkpoints, optimizer state, logs,
+data, ids of training patients) stays because it is not on the list. The listed files are then searched for private
+details.
 """
 
 import importlib.metadata
@@ -17,36 +18,40 @@ import yaml
 from ..configuration_ecgfm import ECGFMConfig
 from ..data.leakage import GUARD_FILE, seen
 from ..provenance import PROVENANCE_FILE
-from .front_matter import split_front_matter
-from .settings import AGAIN, CONFIG_FILE, EXTRACTOR_FILE, pos_weight_problems, settings_problems
-from .traces import Machine, find_traces, this_machine
-from .weights import (
+from .cards.checks import split_front_matter
+from .model_files import (
+    CONFIG_FILE,
+    EXTRACTOR_FILE,
     INDEX_FILE,
+    SAVE_AGAIN,
     SINGLE_FILE,
     WeightsError,
     header_texts,
     is_weights_file,
+    pos_weight_problems,
+    settings_problems,
     weight_files,
     weight_problems,
 )
+from .private_details import Machine, find_private_details, this_machine
 
 CARD_FILE, LICENSE_FILE = "README.md", "LICENSE"
 CODE_FILES = ("configuration_ecgfm.py", "feature_extraction_ecgfm.py", "modeling_ecgfm.py", "pipeline_ecgfm.py")
 _TEXT_FILES = (CONFIG_FILE, EXTRACTOR_FILE, *CODE_FILES, LICENSE_FILE, CARD_FILE)
 _OUR_LICENCE = "mit"
-# Bytes of a text, which is read and looked through whole.
+# Bytes of a text file, which is read and searched as a whole.
 _LARGEST_TEXT = 10_000_000
 
-# Why what stays does, by what its name looks like.
+# Why a file stays, by its name.
 _REASONS = (
     (r".*do-not-share.*", "identifies people"),
-    (r"(checkpoints|checkpoint-\d+|step-\d+|engine)/", "checkpoints, with optimiser state"),
-    (r".*\.(bin|pt|pth|pkl|pickle|ckpt|joblib)", "a pickle: it may hold optimiser state, or code"),
+    (r"(checkpoints|checkpoint-\d+|step-\d+|engine)/", "checkpoints, with optimizer state"),
+    (r".*\.(bin|pt|pth|pkl|pickle|ckpt|joblib)", "a pickle: it may contain optimizer state or code"),
     (r"(store|data)/|.*\.(parquet|arrow|feather|csv|tsv|xlsx?|jsonl?\.gz|npy|npz|h5|hdf5)", "data"),
     (r".*\.(hea|dat|mat|dcm|edf|xml|scp|ecg|atr)", "recordings"),
     (
         r"settings\.yaml|metrics\.jsonl|finetuning\.json|trainer_state\.json|nonfinite/",
-        "of the training run",
+        "part of the training run",
     ),
     (r"adapters/", "merged into the weights"),
     (r"\..*", "hidden"),
@@ -54,17 +59,17 @@ _REASONS = (
 
 
 @dataclass(frozen=True)
-class GoingFile:
+class UploadFile:
     """
-    A file that goes.
+    A file to upload.
 
     Args:
-        name (`str`): In the repository.
+        name (`str`): Its name in the repository.
         size (`int`): Bytes.
-        content (`bytes`, *optional*): Of all but weights: what was looked through is what is sent.
-        path (`Path`, *optional*): Of weights.
-        stamp (tuple): Of weights: tells whether the file has been changed since.
-        source (`str`): Where it comes from, unless from the folder.
+        content (`bytes`, *optional*): For all files but weights: exactly the bytes that were searched.
+        path (`Path`, *optional*): For weights.
+        stamp (tuple): For weights: changes if the file changes.
+        source (`str`): Where the file comes from, if not from the folder.
     """
 
     name: str
@@ -78,30 +83,32 @@ class GoingFile:
 @dataclass(frozen=True)
 class PushContents:
     """
+    The result of [`folder_contents`].
+
     Args:
         model_dir (`Path`)
-        going (tuple of [`GoingFile`])
-        left (tuple of (`str`, `str`)): What stays in the folder (folders end in a slash), and why.
-        notes (tuple of `str`): What to know before it goes.
-        problems (tuple of `str`): What forbids it; each names a file and what was found.
+        uploads (tuple of [`UploadFile`])
+        kept (tuple of (`str`, `str`)): What stays in the folder (folders end in a slash), and why.
+        notes (tuple of `str`): What to know before the push.
+        problems (tuple of `str`): What forbids the push; each names a file and the finding.
     """
 
     model_dir: Path
-    going: tuple[GoingFile, ...] = ()
-    left: tuple[tuple[str, str], ...] = ()
+    uploads: tuple[UploadFile, ...] = ()
+    kept: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
-        """Bytes that go."""
-        return sum(file.size for file in self.going)
+        """Return the number of bytes to upload."""
+        return sum(file.size for file in self.uploads)
 
 
 @dataclass
 class _Collected:
     folder: Path
-    files: dict[str, GoingFile] = field(default_factory=dict)
+    files: dict[str, UploadFile] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -119,19 +126,20 @@ def folder_contents(
     guards: Sequence[str | Path] = (),
 ) -> PushContents:
     """
-    What of a model folder goes, what stays, and what forbids the push. Reads; changes nothing, and asks no network.
+    Decide what of a model folder is uploaded, what stays, and what forbids the push. Changes nothing and uses no
+    network.
 
     Args:
-        model_dir (`str` or `Path`): Folder that was converted, fine-tuned, probed, pretrained or saved.
-        repo_id (`str`, *optional*): Where to, for the card. A user who has the same name there is no secret.
-        evaluation (`str` or `Path`, *optional*): Folder that `ecgfm evaluate` wrote, for the card.
-        details (mapping, `str` or `Path`, *optional*): What only a person knows, for the card: by name, or a YAML file;
-            see [`~ecgfm_hf.hub.cards.CardDetails`].
-        allow (iterable of `str`): Findings of exactly this text are harmless.
-        guards (sequence of `str` or `Path`): Other folders whose notes of what a model has seen are heeded.
+        model_dir (`str` or `Path`): A folder that was converted, fine-tuned, probed, pretrained or saved.
+        repo_id (`str`, *optional*): The repository, for the card. A user name that is also its namespace is allowed.
+        evaluation (`str` or `Path`, *optional*): A folder that `ecgfm evaluate` wrote, for the card.
+        details (mapping, `str` or `Path`, *optional*): Details for the card, as a mapping or a YAML file; see
+            [`~ecgfm_hf.hub.cards.CardDetails`].
+        allow (iterable of `str`): Findings with exactly this text are accepted.
+        guards (sequence of `str` or `Path`): Other folders whose lists of training ids are searched for too.
 
     Raises:
-        `FileNotFoundError`: there is no such folder, or it is no model folder; the message says what it is.
+        `FileNotFoundError`: the folder is missing, or is not a model folder; the message names what it is.
     """
     found, machine = _open(model_dir), this_machine().pushing_to(repo_id)
     try:
@@ -141,8 +149,8 @@ def folder_contents(
         found.problems.append(str(error))
     for name in (*_TEXT_FILES[:-2], *weights):
         if not _take(found, name):
-            found.problems.append(f"{name}: there is no such file: {AGAIN}")
-    # What was done to the weights, for the cards of models that begin from it. Looked through all the same.
+            found.problems.append(f"{name}: missing: {SAVE_AGAIN}")
+    # Provenance, for the cards of models that start from this one. It is searched like the other files.
     _take(found, PROVENANCE_FILE)
     config = _check_settings(found)
     if config is not None and weights:
@@ -153,41 +161,41 @@ def folder_contents(
     _check_texts(found, machine, allow, [found.folder, *guards])
     _compare_code(found)
     return PushContents(
-        found.folder, tuple(found.files.values()), _left(found), tuple(found.notes), tuple(found.problems)
+        found.folder, tuple(found.files.values()), _kept(found), tuple(found.notes), tuple(found.problems)
     )
 
 
 def _open(model_dir: str | Path) -> _Collected:
     folder = Path(model_dir)
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
+        raise FileNotFoundError(f"no such folder: {folder}")
     if not (folder / CONFIG_FILE).is_file():
         for mark, kind in (
-            ("report.json", "a prepared store, and training data is never pushed"),
-            ("predictions.parquet", "an evaluation: give it as --evaluation, with the model's folder"),
+            ("report.json", "a prepared store; training data is never pushed"),
+            ("predictions.parquet", "an evaluation: pass it as --evaluation, together with the model folder"),
         ):
             if (folder / mark).is_file():
                 raise FileNotFoundError(f"{folder} is {kind}")
-        raise FileNotFoundError(f"{folder} is no model folder: it has no {CONFIG_FILE}")
+        raise FileNotFoundError(f"{folder} is not a model folder: it has no {CONFIG_FILE}")
     return _Collected(folder)
 
 
 def _take(found: _Collected, name: str) -> bool:
-    """Takes a file of the folder, if it is there."""
+    """Add a file of the folder, if it exists; return whether it does."""
     path, inside = found.folder / name, found.folder.resolve()
     if not path.exists() and not path.is_symlink():
         return False
     if path.exists() and not path.resolve().is_relative_to(inside):
-        found.problems.append(f"{name}: is a link out of the folder, to {path.resolve()}: put the file itself there")
+        found.problems.append(
+            f"{name}: is a link to {path.resolve()}, outside the folder: copy the file into the folder"
+        )
     elif not path.is_file():
-        found.problems.append(f"{name}: is no file")
+        found.problems.append(f"{name}: is not a file")
     elif is_weights_file(name) and name != INDEX_FILE:
         status = path.stat()
-        found.files[name] = GoingFile(name, status.st_size, path=path.resolve(), stamp=stamp(path))
+        found.files[name] = UploadFile(name, status.st_size, path=path.resolve(), stamp=stamp(path))
     elif path.stat().st_size > _LARGEST_TEXT:
-        found.problems.append(
-            f"{name}: has {path.stat().st_size:,} bytes, more than {_LARGEST_TEXT:,} that are looked through"
-        )
+        found.problems.append(f"{name}: has {path.stat().st_size:,} bytes, at most {_LARGEST_TEXT:,} are allowed")
     else:
         _add(found, name, path.read_bytes())
     return True
@@ -197,19 +205,19 @@ def _add(found: _Collected, name: str, content: bytes, source: str = "") -> None
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
-        found.problems.append(f"{name}: is no text in UTF-8: {error}")
+        found.problems.append(f"{name}: is not UTF-8 text: {error}")
         return
-    found.files[name] = GoingFile(name, len(content), content=content, source=source)
+    found.files[name] = UploadFile(name, len(content), content=content, source=source)
 
 
 def stamp(path: Path) -> tuple[int, ...]:
-    """Changes when the file does."""
+    """Return numbers that change when the file changes."""
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _check_settings(found: _Collected) -> tuple[ECGFMConfig, str] | None:
-    """Config and architecture, if both files of settings are there and in order."""
+    """Return config and architecture, if config.json and preprocessor_config.json are valid."""
     if not {CONFIG_FILE, EXTRACTOR_FILE} <= found.files.keys():
         return None
     problems, notes, config = settings_problems(found.text(CONFIG_FILE), found.text(EXTRACTOR_FILE))
@@ -231,31 +239,31 @@ def _add_card(
     if _take(found, CARD_FILE):
         if unused := [what for what, given in (("evaluation", evaluation), ("details", details)) if given is not None]:
             found.problems.append(
-                f"{CARD_FILE}: is there already, so that {' and '.join(unused)} would not be told: give either, or "
-                "have `ecgfm card --overwrite` write it anew"
+                f"{CARD_FILE}: exists, so {' and '.join(unused)} would not be used: leave them out, or write the card "
+                "again with `ecgfm card --overwrite`"
             )
     elif not found.problems:
         try:
             known = _read_details(details)
             card = build_model_card(found.folder, evaluation=evaluation, repo_id=repo_id, **known).encode("utf-8")
         except (ValueError, OSError) as error:
-            found.problems.append(f"{CARD_FILE}: there is none, and none can be built: {error}")
+            found.problems.append(f"{CARD_FILE}: missing, and cannot be built: {error}")
         else:
-            _add(found, CARD_FILE, card, source="built from what is known of the model")
+            _add(found, CARD_FILE, card, source="built from the folder")
     else:
-        found.problems.append(f"{CARD_FILE}: there is none, and none can be built before the rest is mended")
+        found.problems.append(f"{CARD_FILE}: missing, and cannot be built before the other problems are fixed")
     if CARD_FILE not in found.files:
         return
     incomplete = [f"{CARD_FILE}: {problem}" for problem in card_problems(found.text(CARD_FILE))]
     if incomplete and found.files[CARD_FILE].source:
         incomplete.append(
-            f"{CARD_FILE}: there is none, and what could be built is not whole: give details, or have `ecgfm card` "
-            "write one, to be completed by hand"
+            f"{CARD_FILE}: missing, and the card that was built is incomplete: give --details, or write it with "
+            "`ecgfm card` and complete it by hand"
         )
     found.problems += incomplete
     targets = dict.fromkeys(re.findall(r"\]\(([\w./-]+)\)", found.text(CARD_FILE)))
     known = {*found.files, LICENSE_FILE}
-    found.notes += [f"{CARD_FILE}: refers to {name}, which does not go" for name in targets if name not in known]
+    found.notes += [f"{CARD_FILE}: refers to {name}, which is not uploaded" for name in targets if name not in known]
 
 
 def _add_licence(found: _Collected) -> None:
@@ -265,24 +273,24 @@ def _add_licence(found: _Collected) -> None:
     licence = metadata.get("license")
     if licence != _OUR_LICENCE:
         found.problems.append(
-            f"{LICENSE_FILE}: there is no such file, and the card says license: {licence}, not {_OUR_LICENCE}: put the "
-            "text of that licence there"
+            f"{LICENSE_FILE}: missing, and the card has license: {licence}, not {_OUR_LICENCE}: put the text of that "
+            "licence into the folder"
         )
         return
     try:
         files = importlib.metadata.files("ecgfm-hf") or []
     except importlib.metadata.PackageNotFoundError:
         files = []
-    places = [Path(file.locate()) for file in files if file.name == LICENSE_FILE]
-    path = next((path for path in places if path.is_file()), None)
+    paths = [Path(file.locate()) for file in files if file.name == LICENSE_FILE]
+    path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        found.problems.append(f"{LICENSE_FILE}: there is no such file, and the package has come without its own")
+        found.problems.append(f"{LICENSE_FILE}: missing, and the installed package has none to copy")
     else:
-        _add(found, LICENSE_FILE, path.read_bytes(), source="of the code")
+        _add(found, LICENSE_FILE, path.read_bytes(), source="licence of the code")
         if metadata.get("base_model"):
             found.notes.append(
-                f"{LICENSE_FILE}: is that of the code; if the weights that these began from are under a licence with "
-                "another copyright holder, put its text into the folder"
+                f"{LICENSE_FILE}: is the licence of the code. If the base model has another copyright holder, put that "
+                "licence into the folder"
             )
 
 
@@ -306,14 +314,14 @@ def _check_texts(found: _Collected, machine: Machine, allow: Iterable[str], guar
     texts = [(name, file.content.decode("utf-8")) for name, file in found.files.items() if file.content is not None]
     texts += header_texts(found.folder, [name for name in found.files if name not in dict(texts)])
     for name, text in texts:
-        found.problems += dict.fromkeys(f"{name}: {trace}" for trace in find_traces(text, machine, allow))
+        found.problems += dict.fromkeys(f"{name}: {trace}" for trace in find_private_details(text, machine, allow))
     for guard in guards:
         try:
             for name, text in texts:
                 if name not in CODE_FILES and name != LICENSE_FILE:
-                    # The id itself is not repeated: what is printed may be logged.
+                    # The id itself is not repeated, because output may be logged.
                     found.problems += [
-                        f"{name}: line {line}: the id of a recording or patient that the model was trained on"
+                        f"{name}: line {line}: has the id of a training recording or patient"
                         for line in _lines_with_ids(text, Path(guard))
                     ]
         except ValueError as error:
@@ -321,7 +329,7 @@ def _check_texts(found: _Collected, machine: Machine, allow: Iterable[str], guar
 
 
 def _lines_with_ids(text: str, guard: Path) -> list[int]:
-    """Lines that hold an id of the training or validation data, as the note in a model's folder knows them."""
+    """Return the numbers of lines that contain an id of the training or validation data."""
     if not (guard / GUARD_FILE).is_file():
         return []
     lines = [_possible_ids(line) for line in text.splitlines()]
@@ -332,14 +340,14 @@ def _lines_with_ids(text: str, guard: Path) -> list[int]:
 
 
 def _possible_ids(line: str) -> set[str]:
-    """Words that may be ids. Short ones and short numbers are left out: they would be found in any text."""
+    """Return the words of a line that may be ids; short words and short numbers occur in any text and do not count."""
     words = set()
     for word in re.split(r"[\s\"'`,;()\[\]{}<>|=:]+", line):
         word = word.rstrip(".")
         for part in (word, word.rpartition("/")[2], word.rpartition("/")[2].partition(".")[0]):
             if re.fullmatch(r"\d{7,}", part) or (len(part) >= 4 and re.search(r"\d", part) and re.search(r"\D", part)):
                 words.add(part)
-    # A decimal number is no id.
+    # A decimal number is not an id.
     return {word for word in words if not re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?%?", word) or word.isdigit()}
 
 
@@ -347,10 +355,10 @@ def _compare_code(found: _Collected) -> None:
     for name in CODE_FILES:
         own = Path(__file__).parents[1] / name
         if name in found.files and found.files[name].content != own.read_bytes():
-            found.notes.append(f"{name}: is not that of the installed package; others will run it as it is")
+            found.notes.append(f"{name}: differs from the installed package; others will run it as it is")
 
 
-def _left(found: _Collected) -> tuple[tuple[str, str], ...]:
+def _kept(found: _Collected) -> tuple[tuple[str, str], ...]:
     names = sorted(p.name + ("/" if p.is_dir() else "") for p in found.folder.iterdir() if p.name not in found.files)
     refused = {problem.partition(":")[0] for problem in found.problems}
     return tuple((name, _reason(name, SINGLE_FILE in found.files)) for name in names if name not in refused)
@@ -358,8 +366,8 @@ def _left(found: _Collected) -> tuple[tuple[str, str], ...]:
 
 def _reason(name: str, single: bool) -> str:
     if single and is_weights_file(name):
-        return f"{SINGLE_FILE} is what is loaded"
+        return f"{SINGLE_FILE} is loaded instead"
     return next((why for pattern, why in _REASONS if re.fullmatch(pattern, name)), "not part of a model folder")
 
 
-__all__ = ["CARD_FILE", "GoingFile", "PushContents", "folder_contents", "stamp"]
+__all__ = ["CARD_FILE", "PushContents", "UploadFile", "folder_contents", "stamp"]

@@ -1,25 +1,25 @@
 """
-The one way to the Hub: check, then one commit.
+Push a model folder to the Hub: check it, then make one commit.
 
-huggingface_hub repeats by itself what is safe to repeat (uploads of weights and the questions around them, five times
-with growing waits). The commit it sends once, since an answer that got lost may hide a commit that was made. Here it
-is repeated: it names the commit that it builds on, so the Hub takes it once, and a second try finds nothing to change.
+huggingface_hub retries uploads of weights (five times, with growing waits), but sends a commit only once: a lost
+answer may hide a commit that was made. Here the commit is retried. It names its parent commit, so the Hub accepts it
+once, and a second try has nothing to change.
 """
 
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
+from ..utils.errors import ECGFMError
 from .contents import PushContents, folder_contents, stamp
-from .errors import PushError, PushRefusedError
-from .traces import find_traces, this_machine
-from .weights import is_weights_file
+from .model_files import is_weights_file
+from .private_details import find_private_details, this_machine
 
 try:
     from httpx2 import TransportError
@@ -27,8 +27,25 @@ except ImportError:  # huggingface_hub before 2
     from httpx import TransportError
 
 _Result = TypeVar("_Result")
-# Seconds before each new try of what huggingface_hub tries once.
+# Seconds before each retry.
 _WAITS = (1.0, 4.0)
+
+
+class PushRefusedError(ECGFMError, ValueError):
+    """
+    The push is refused. Nothing was sent.
+
+    Args:
+        problems (sequence of `str`): Each names a file and the finding.
+    """
+
+    def __init__(self, problems: Sequence[str]):
+        super().__init__("not pushed:\n" + "\n".join(f"  {problem}" for problem in problems))
+        self.problems = list(problems)
+
+
+class PushError(ECGFMError, RuntimeError):
+    """The Hub did not accept the push. The message says why, and what to do."""
 
 
 def push_folder(
@@ -44,30 +61,31 @@ def push_folder(
     allow: Iterable[str] = (),
 ) -> CommitInfo:
     """
-    Pushes a model folder in one commit: weights, config, feature extractor, pipeline, code, licence and card. The
-    folder stays as it is.
+    Push a model folder in one commit: weights, config, feature extractor, pipeline, code, licence and card. The folder
+    is not changed.
 
     Args:
-        model_dir (`str` or `Path`): Folder that was converted, fine-tuned, probed, pretrained or saved. Only what
-            [`~ecgfm_hf.hub.folder_contents`] lists goes. Its `README.md` is the card; without one a card is built.
-        repo_id (`str`): `"NAMESPACE/NAME"`; made if there is none.
-        private (`bool`, *optional*): Make it private; an error where it exists and is public. By default it is public
-            (or as the organisation says).
-        revision (`str`, *optional*): Branch, made from `main` if there is none. `main` by default.
-        evaluation (`str` or `Path`, *optional*): Folder that `ecgfm evaluate` wrote, for the card that is built.
-        details (mapping, `str` or `Path`, *optional*): What only a person knows, for the card that is built: by name,
-            or a YAML file; see [`~ecgfm_hf.hub.cards.CardDetails`].
+        model_dir (`str` or `Path`): A folder that was converted, fine-tuned, probed, pretrained or saved. Only the
+            files that [`~ecgfm_hf.hub.folder_contents`] lists are uploaded. Its `README.md` is the card; without one,
+            a card is built.
+        repo_id (`str`): `"NAMESPACE/NAME"`; created if it does not exist.
+        private (`bool`, *optional*): Make a new repository private; an error if it exists and is public. The default
+            is the namespace's.
+        revision (`str`, *optional*): The branch, created from `main` if it does not exist. Default: `main`.
+        evaluation (`str` or `Path`, *optional*): A folder that `ecgfm evaluate` wrote, for a card that is built.
+        details (mapping, `str` or `Path`, *optional*): Details for a card that is built, as a mapping or a YAML file;
+            see [`~ecgfm_hf.hub.cards.CardDetails`].
         commit_message (`str`, *optional*)
-        token (`str`, *optional*): By default `HF_TOKEN`, or that of `hf auth login`.
-        allow (iterable of `str`): What the search for paths and names finds, and you know to be harmless.
+        token (`str`, *optional*): Default: `HF_TOKEN`, or the token of `hf auth login`.
+        allow (iterable of `str`): Findings that you know to be harmless, exactly as they are printed.
 
     Returns:
-        `huggingface_hub.CommitInfo`: `repo_url`, `commit_url`, `oid`. That of the last commit if nothing had changed.
+        `huggingface_hub.CommitInfo`: `repo_url`, `commit_url`, `oid`; the last commit if nothing has changed.
 
     Raises:
-        [`PushRefusedError`]: something must not go, or is missing. Nothing was sent.
-        [`PushError`]: the Hub did not take it. No file of the repository has changed.
-        `FileNotFoundError`: there is no such folder, or it is no model folder.
+        [`PushRefusedError`]: something must not be uploaded, or is missing. Nothing was sent.
+        [`PushError`]: the Hub did not accept the push. No file of the repository has changed.
+        `FileNotFoundError`: the folder is missing, or is not a model folder.
     """
     allow = tuple(allow)
     contents = folder_contents(model_dir, repo_id, evaluation=evaluation, details=details, allow=allow)
@@ -92,7 +110,7 @@ def push_contents(
     token: str | None = None,
     allow: Iterable[str] = (),
 ) -> CommitInfo:
-    """As [`push_folder`], of what was looked through already."""
+    """Push contents that [`folder_contents`] has returned; otherwise as [`push_folder`]."""
     from .. import __version__
 
     if problems := check_push(contents, repo_id, commit_message, allow):
@@ -100,23 +118,23 @@ def push_contents(
     message = commit_message or f"Upload an ECG-FM model with ecgfm-hf {__version__}"
     token = token or get_token()
     if token is None:
-        raise PushError("no access token: run `hf auth login`, or set HF_TOKEN. A token with write access is needed")
+        raise PushError("no access token: run `hf auth login`, or set HF_TOKEN, with a token that has write access")
     return _Push(contents, repo_id, revision, message, HfApi(token=token), token).run(private)
 
 
 def check_push(
     contents: PushContents, repo_id: str, commit_message: str | None = None, allow: Iterable[str] = ()
 ) -> list[str]:
-    """What forbids a push, without network: problems of the contents, of the message and of the repository's name."""
+    """Return what forbids a push: problems of the contents, the message and the repository's name. Uses no network."""
     problems, machine = list(contents.problems), this_machine().pushing_to(repo_id)
-    problems += [f"commit message: {trace}" for trace in find_traces(commit_message or "", machine, allow)]
+    problems += [f"commit message: {trace}" for trace in find_private_details(commit_message or "", machine, allow)]
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         problems.append(f"repository: {error}")
     else:
         if "/" not in repo_id:
-            problems.append(f"repository: must be NAMESPACE/NAME, as the card names it, found: {repo_id}")
+            problems.append(f"repository: expected NAMESPACE/NAME, found: {repo_id}")
     return problems
 
 
@@ -130,10 +148,11 @@ class _Push:
 
     def run(self, private: bool | None) -> CommitInfo:
         self._repo_id = self._try(lambda: self._api.create_repo(self._repo_id, private=private, exist_ok=True)).repo_id
-        if private and not self._try(lambda: self._api.repo_info(self._repo_id)).private:
+        if private and not self._try(lambda: self._api.model_info(self._repo_id)).private:
             raise PushError(
-                f"{self._repo_id} exists and is public, and a private push was asked for: make it private in its "
-                "settings on the Hub first, or choose another name. Nothing was sent"
+                f"{self._repo_id} exists and is public, but a private push was requested: choose another name, or "
+                "make it "
+                "private in its settings on the Hub first. Nothing was sent"
             )
         if self._revision is not None and not self._revision.startswith("refs/"):
             self._try(lambda: self._api.create_branch(self._repo_id, branch=self._revision, exist_ok=True))
@@ -142,13 +161,13 @@ class _Push:
         self._check_arrived()
         return done
 
-    def _info(self):
-        return self._api.repo_info(self._repo_id, revision=self._revision)
+    def _info(self) -> ModelInfo:
+        return self._api.model_info(self._repo_id, revision=self._revision)
 
     def _commit(self) -> CommitInfo:
         additions = [
             CommitOperationAdd(file.name, file.content if file.content is not None else str(file.path))
-            for file in self._contents.going
+            for file in self._contents.uploads
         ]
         self._api.preupload_lfs_files(self._repo_id, additions, revision=self._revision, free_memory=False)
         self._check_unchanged()
@@ -161,24 +180,25 @@ class _Push:
         )
 
     def _stale(self) -> list[CommitOperationDelete]:
-        """Weights of an earlier push that has other files: transformers would load them in place of these."""
-        going = {file.name for file in self._contents.going}
+        """Return weight files of an earlier push, which transformers would load instead of the new ones."""
+        going = {file.name for file in self._contents.uploads}
         if not any(is_weights_file(name) for name in going):
             return []
         there = [sibling.rfilename for sibling in self._info().siblings or ()]
         return [CommitOperationDelete(name) for name in there if is_weights_file(name) and name not in going]
 
     def _check_unchanged(self) -> None:
-        for file in self._contents.going:
+        for file in self._contents.uploads:
             if file.path is not None and (not file.path.is_file() or stamp(file.path) != file.stamp):
-                raise PushError(f"{file.path} has changed since it was checked (is a run at work there?): push again")
+                raise PushError(f"{file.path} has changed since it was checked (is a run writing there?): push again")
 
     def _check_arrived(self) -> None:
-        """A `.gitignore` on the Hub makes it leave files out without a word."""
+        """Check that all files arrived: a `.gitignore` on the Hub drops files silently."""
         there = {sibling.rfilename for sibling in self._try(self._info).siblings or ()}
-        if missing := [file.name for file in self._contents.going if file.name not in there]:
+        if missing := [file.name for file in self._contents.uploads if file.name not in there]:
             raise PushError(
-                f"{self._repo_id} has taken the commit without {', '.join(missing)}: does a .gitignore there name them?"
+                f"{self._repo_id} accepted the commit without {', '.join(missing)}: check whether its .gitignore "
+                "names them"
             )
 
     def _try(self, call: Callable[[], _Result]) -> _Result:
@@ -189,49 +209,51 @@ class _Push:
             except PushError:
                 raise
             except Exception as error:
-                wait = next(waits, None) if _may_pass(error) else None
+                wait = next(waits, None) if _is_transient(error) else None
                 if wait is None:
                     raise self._explained(error) from error
                 time.sleep(wait)
 
     def _explained(self, error: Exception) -> Exception:
-        """The error to raise: with what to do about it, and without token or signed address."""
+        """Return the error to raise: it says what to do, and contains no token and no signed address."""
         repo, status = self._repo_id, _status(error)
-        said = self._said(error)
+        reason = self._reason(error)
         where = repo + (f" (branch {self._revision})" if self._revision else "")
         if isinstance(error, OfflineModeIsEnabled):
-            return PushError("HF_HUB_OFFLINE is set, so nothing can be pushed: unset it")
+            return PushError("HF_HUB_OFFLINE is set: unset it to push")
         if status == 401:
             return PushError(
-                "the Hub does not accept the access token (401): run `hf auth login` with a token that has write "
+                "the Hub rejects the access token (401): run `hf auth login` with a token that has write "
                 "access, or set HF_TOKEN"
             )
         if status == 403:
             return PushError(
-                f"the access token may not write to {where} (403): it needs write access to this namespace. {said}"
+                f"the access token cannot write to {where} (403): it needs write access to this namespace. {reason}"
             )
         if status == 404:
             return PushError(
-                f"there is no {where} (404), or the access token may not see it: was it removed or renamed meanwhile, "
-                f"is the namespace right? {said}"
+                f"{where} does not exist (404), or the access token cannot read it: check the namespace, and whether "
+                "the "
+                f"repository was removed or renamed. {reason}"
             )
         if status in (409, 412):
             return PushError(
-                f"{where} was changed by somebody else during the push ({status}), and was left as they made it: look "
-                f"at it, then push again. {said}"
+                f"{where} was changed by somebody else during the push ({status}); their change was kept. Look at it, "
+                f"then push again. {reason}"
             )
         if status is not None:
-            return PushError(f"the Hub refused {where} ({status}): {said}")
+            return PushError(f"the Hub refused {where} ({status}): {reason}")
         if _transport_error(error) is not None:
             return PushError(
-                f"{self._api.endpoint} cannot be reached: {said}. No file there has changed; the same command goes on "
-                "with what is not uploaded yet"
+                f"{self._api.endpoint} cannot be reached: {reason}. No file there has changed; run the same command "
+                "again to "
+                "resume the upload"
             )
         if isinstance(error, (ValueError, OSError)):
-            return PushError(f"{where}: {said}")
+            return PushError(f"{where}: {reason}")
         return error
 
-    def _said(self, error: Exception) -> str:
+    def _reason(self, error: Exception) -> str:
         cause = _http_error(error) or _transport_error(error) or error
         text = getattr(cause, "server_message", None) or str(cause) or type(cause).__name__
         text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", " ".join(text.split()))
@@ -239,7 +261,7 @@ class _Push:
 
 
 def _chain(error: BaseException | None) -> Iterable[BaseException]:
-    # A failed upload comes wrapped in others.
+    # A failed upload is wrapped in other errors.
     while error is not None:
         yield error
         error = error.__cause__
@@ -258,11 +280,11 @@ def _status(error: BaseException) -> int | None:
     return None if found is None or found.response is None else found.response.status_code
 
 
-def _may_pass(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     if isinstance(error, OfflineModeIsEnabled):
         return False
     status = _status(error)
     return _transport_error(error) is not None if status is None else status in (408, 429) or status >= 500
 
 
-__all__ = ["check_push", "push_contents", "push_folder"]
+__all__ = ["PushError", "PushRefusedError", "check_push", "push_contents", "push_folder"]

@@ -1,4 +1,4 @@
-"""Model cards: made from what is known of a model, and asking for what only a person knows."""
+"""Model cards: built from a model folder, an evaluation, and the details that only a person can give."""
 
 import lazy_loader
 

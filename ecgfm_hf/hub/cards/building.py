@@ -13,7 +13,7 @@ from ...cli.evaluate import METRICS_FILE
 from ...configuration_ecgfm import ECGFMConfig
 from ...provenance import PROVENANCE_FILE, labels_of_few, read_steps, splits_of, weights_digest
 from ...utils.errors import ECGFMError
-from .card import Card, card_metadata, pipeline_tag
+from .card import ECG_FM_CITATION, PUBLISHED, Card, card_metadata, pipeline_tag
 from .details import CardDetails, placeholder
 from .evaluation_sections import (
     METRIC_IDS,
@@ -22,10 +22,9 @@ from .evaluation_sections import (
     evaluation_results,
     evaluation_section,
 )
-from .history_sections import chosen_on, data_section, history_limits, is_weighted, procedure_section
 from .markdown import bullets, code, paragraphs, plain
 from .model_sections import CLASSIFIER, OUT_OF_SCOPE, description, how_to_use, input_section, outputs_section
-from .repositories import ECG_FM_CITATION, PUBLISHED
+from .provenance_sections import chosen_on, data_section, history_limits, is_weighted, procedure_section
 
 _ENCODER_NOT_EVALUATED = (
     "An encoder without a head answers nothing that could be measured by itself. What is trained on it has to be "

@@ -9,6 +9,23 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+PUBLISHED = {
+    "mimic_iv_ecg_physionet_pretrained": "wanglab/ecg-fm",
+    "mimic_iv_ecg_finetuned": "wanglab/ecg-fm",
+    "physionet_finetuned": "wanglab/ecg-fm-preprint",
+}
+ECG_FM_CITATION = """\
+@article{mckeen2025ecgfm,
+  title   = {{ECG-FM}: an open electrocardiogram foundation model},
+  author  = {McKeen, Kaden and Masood, Sameer and Toma, Augustin and Rubin, Barry and Wang, Bo},
+  journal = {JAMIA Open},
+  volume  = {8},
+  number  = {5},
+  pages   = {ooaf122},
+  year    = {2025},
+  doi     = {10.1093/jamiaopen/ooaf122},
+  note    = {arXiv:2408.05178}
+}"""
 TEMPLATE = Path(__file__).with_name("template.md")
 DISCLAIMER = "Not a medical device."
 TAGS = ("ecg", "electrocardiogram", "12-lead-ecg", "ecg-fm", "cardiology", "medical")
@@ -99,3 +116,10 @@ def card_metadata(
 def pipeline_tag(is_classifier: bool) -> str:
     """The Hub's list of tasks has none for signals: `other` for what has a head, `feature-extraction` for encoders."""
     return "other" if is_classifier else "feature-extraction"
+
+
+def published_link(name: str) -> str:
+    """A published checkpoint, with a link to its repository on the Hub."""
+    repository = PUBLISHED.get(name)
+    where = "" if repository is None else f" of [{repository}](https://huggingface.co/{repository})"
+    return f"`{name}.pt`{where}"

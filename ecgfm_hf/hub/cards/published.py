@@ -13,12 +13,11 @@ import yaml
 from ...configuration_ecgfm import ECGFMConfig
 from ...utils.errors import ECGFMError
 from .building import licence_section
-from .card import Card, card_metadata, pipeline_tag
+from .card import ECG_FM_CITATION, PUBLISHED, Card, card_metadata, pipeline_tag
 from .details import CardDetails
-from .history_sections import procedure_section
 from .markdown import bullets, paragraphs, plain, table
 from .model_sections import CLASSIFIER, OUT_OF_SCOPE, description, how_to_use, input_section, outputs_section
-from .repositories import ECG_FM_CITATION, PUBLISHED
+from .provenance_sections import procedure_section
 
 _FOLDER = Path(__file__).with_name("published")
 

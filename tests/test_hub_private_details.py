@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ecgfm_hf
-from ecgfm_hf.hub import Machine, find_traces, this_machine
+from ecgfm_hf.hub import Machine, find_private_details, this_machine
 
 MACHINE = Machine(users=("jdoe", "max", "root"), hosts=("node-17.clinic.example", "node-17"), home="/home/jdoe")
 
 
 def kinds(text, **settings):
-    return {trace.kind for trace in find_traces(text, MACHINE, **settings)}
+    return {trace.kind for trace in find_private_details(text, MACHINE, **settings)}
 
 
 @pytest.mark.parametrize(
@@ -44,9 +44,9 @@ def test_a_path_is_found(text):
 
 
 def test_a_finding_tells_where_it_is():
-    (trace,) = find_traces("one\ntwo /data/mimic/a three", MACHINE)
+    (trace,) = find_private_details("one\ntwo /data/mimic/a three", MACHINE)
     assert str(trace) == "line 2: a path of a machine, '/data/mimic/a'"
-    (trace,) = find_traces('{"a": {"b": ["x", "\\u002fdata\\u002fmimic"]}}', MACHINE)
+    (trace,) = find_private_details('{"a": {"b": ["x", "\\u002fdata\\u002fmimic"]}}', MACHINE)
     assert trace.where == "key a.b[1]"
 
 
@@ -65,7 +65,7 @@ def test_a_finding_tells_where_it_is():
     ],
 )
 def test_ordinary_text_is_left_in_peace(text):
-    assert find_traces(text, MACHINE) == []
+    assert find_private_details(text, MACHINE) == []
 
 
 def test_names_are_found_as_words_and_ordinary_words_only_where_they_name_somebody():
@@ -79,22 +79,22 @@ def test_names_are_found_as_words_and_ordinary_words_only_where_they_name_somebo
 
 
 def test_the_users_folder_is_found_where_it_does_not_look_like_a_path():
-    (trace,) = find_traces("in /jdoehome, by rsync", Machine(home="/jdoehome"))
+    (trace,) = find_private_details("in /jdoehome, by rsync", Machine(home="/jdoehome"))
     assert str(trace) == "line 1: the user's folder, '/jdoehome'"
 
 
 def test_a_path_is_told_once_with_all_names_in_it():
-    (trace,) = find_traces("see /home/jdoe/node-17/run.", MACHINE)
+    (trace,) = find_private_details("see /home/jdoe/node-17/run.", MACHINE)
     assert (trace.kind, trace.text) == ("a path of a machine", "/home/jdoe/node-17/run")
     # Where the path is harmless, its names need not be.
     assert kinds("see /home/jdoe/run", allow=["/home/jdoe/run"]) == {"the user's folder", "the user's name"}
 
 
 def test_a_secret_is_found_and_not_repeated():
-    (trace,) = find_traces("token hf_" + "abcDEF123" * 4, MACHINE)
+    (trace,) = find_private_details("token hf_" + "abcDEF123" * 4, MACHINE)
     assert (trace.kind, trace.text) == ("a secret", "hf_ab...")
     assert kinds("-----BEGIN RSA PRIVATE KEY-----") == {"a secret"}
-    found = find_traces("/data/hf_" + "abcDEF123" * 4 + "/model", MACHINE)
+    found = find_private_details("/data/hf_" + "abcDEF123" * 4 + "/model", MACHINE)
     assert [trace.kind for trace in found] == ["a path of a machine", "a secret"]
     assert not any("abcDEF" in str(trace) for trace in found)
 
@@ -107,7 +107,7 @@ def test_what_is_allowed_is_left_out_and_nothing_else():
 def test_what_goes_with_every_model_has_no_traces():
     package = Path(ecgfm_hf.__file__).parent
     for path in package.glob("*_ecgfm.py"):
-        assert find_traces(path.read_text(encoding="utf-8"), MACHINE) == [], path.name
+        assert find_private_details(path.read_text(encoding="utf-8"), MACHINE) == [], path.name
 
 
 def test_this_machine_is_known():
@@ -136,5 +136,5 @@ def test_any_absolute_path_is_found_in_text_and_in_json(parts, before, after, wi
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(max_size=200))
 def test_any_text_is_looked_through_without_an_error(text):
-    find_traces(text, MACHINE)
-    find_traces(json.dumps({"a": text}), MACHINE)
+    find_private_details(text, MACHINE)
+    find_private_details(json.dumps({"a": text}), MACHINE)

@@ -10,10 +10,11 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from huggingface_hub.utils import validate_repo_id
 
-from ..front_matter import BYTE_ORDER_MARK, split_front_matter
 from .card import DISCLAIMER, section_titles
 from .details import ALL_MANDATORY, placeholders
 
+BYTE_ORDER_MARK = "\ufeff"
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
 _LISTS = ("tags", "datasets", "metrics")
 
@@ -28,7 +29,7 @@ def card_problems(text: str) -> list[str]:
     Returns:
         `list[str]`: a sentence each: mandatory sections that are missing, empty, or have a placeholder; the disclaimer
         that is missing; a front matter that cannot be read, lacks licence, library or tags, or holds results that the
-        Hub would not show. Paths and names are [`find_traces`]'s, in cards as in all that is pushed.
+        Hub would not show. Paths and names are [`find_private_details`]'s, in cards as in all that is pushed.
     """
     front_matter, body = split_front_matter(text)
     problems = [*_metadata_problems(front_matter), *_section_problems(body)]
@@ -37,6 +38,13 @@ def card_problems(text: str) -> list[str]:
     if DISCLAIMER.lower() not in body.lower():
         problems.append(f"the card does not say: {DISCLAIMER}")
     return problems
+
+
+def split_front_matter(text: str) -> tuple[str | None, str]:
+    """The YAML between the first two lines of `---`, None without, and what follows."""
+    text = text.removeprefix(BYTE_ORDER_MARK)
+    found = _FRONT_MATTER.match(text)
+    return (None, text) if found is None else (found[1], text[found.end() :])
 
 
 def _section_problems(body: str) -> Iterator[str]:
@@ -139,4 +147,4 @@ def _result_problems(metadata: dict[str, Any]) -> Iterator[str]:
             yield f"front matter: model-index: a metric's value must be a number, found: {result.metric_value!r}"
 
 
-__all__ = ["card_problems"]
+__all__ = ["card_problems", "split_front_matter"]

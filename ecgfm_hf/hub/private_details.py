@@ -1,8 +1,7 @@
 """
-Traces of the machine, and secrets, in text that is about to be published: absolute paths, names of the user and the
-host, access tokens.
+Find private details in text before it is published: absolute paths, user and host names, access tokens.
 
-Meant for accidents, such as a path that a tool wrote into a config; whoever wants to hide a path from it can.
+This finds accidents, such as a path that a tool wrote into a config. It does not find what somebody hides.
 """
 
 import contextlib
@@ -22,10 +21,10 @@ from urllib.parse import unquote
 
 from ..utils.redaction import find_paths
 
-# Accounts and hosts of this name say nothing about anybody.
-_EVERYBODY = {"root", "user", "admin", "administrator", "ubuntu", "debian", "jovyan", "runner", "nobody", "guest"}
-_EVERYBODY |= {"localhost", "localdomain", "ec2-user", "vscode", "docker", "container", "test", "local"}
-_EVERYBODY |= {"home", "work", "workspace"}
+# Accounts and hosts with these names identify nobody.
+_COMMON_NAMES = {"root", "user", "admin", "administrator", "ubuntu", "debian", "jovyan", "runner", "nobody", "guest"}
+_COMMON_NAMES |= {"localhost", "localdomain", "ec2-user", "vscode", "docker", "container", "test", "local"}
+_COMMON_NAMES |= {"home", "work", "workspace"}
 _SHORTEST_NAME = 3
 _PATH, _SECRET = "a path of a machine", "a secret"
 
@@ -37,12 +36,14 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}|-----BEGIN [A-Z ]*PRIVATE KEY-----")
 
 
 @dataclass(frozen=True)
-class Trace:
+class PrivateDetail:
     """
+    A finding in a text.
+
     Args:
         where (`str`): Such as `"line 3"`, or a key of a JSON file.
         kind (`str`): Such as `"a path of a machine"`.
-        text (`str`): What was found; of a secret, its first letters.
+        text (`str`): The text that was found; of a secret, only the first letters.
     """
 
     where: str
@@ -56,12 +57,12 @@ class Trace:
 @dataclass(frozen=True)
 class Machine:
     """
-    What must not be told of the machine.
+    The names of a machine that must not be published.
 
     Args:
-        users (tuple of `str`): Names of its user. Compared as written: `smith` is not `Smith et al.`
+        users (tuple of `str`): Names of its user, case-sensitive: `smith` does not match `Smith et al.`
         hosts (tuple of `str`): Names of the host, in any case.
-        home (`str`): The user's folder.
+        home (`str`): The user's home folder.
     """
 
     users: tuple[str, ...] = ()
@@ -69,13 +70,13 @@ class Machine:
     home: str = ""
 
     def pushing_to(self, repo_id: str | None) -> "Machine":
-        """The same, but for a user who has the same name on the Hub, where it is in the repository's name anyway."""
+        """Return this machine without the user name that is also the namespace of `repo_id`: it is public there."""
         namespace = repo_id.partition("/")[0].lower() if repo_id and "/" in repo_id else None
         return replace(self, users=tuple(name for name in self.users if name.lower() != namespace))
 
 
 def this_machine() -> Machine:
-    """This one, as the system and the environment name it. Asks no network."""
+    """Return the names of this machine from the system and the environment. Uses no network."""
     users = [os.environ.get(name, "") for name in ("USER", "LOGNAME", "USERNAME", "SUDO_USER")]
     with contextlib.suppress(OSError, KeyError, ImportError):  # a container whose user has no name
         users.append(getpass.getuser())
@@ -83,40 +84,40 @@ def this_machine() -> Machine:
     users.append(Path(home).name)
     hosts = [socket.gethostname(), platform.node(), os.environ.get("HOSTNAME", "")]
     hosts += [host.partition(".")[0] for host in hosts]
-    # `~` where the home is unknown, `/` where a service has none.
-    return Machine(_known(users), _known(hosts), home if len(home) > 1 else "")
+    # `~` if the home is unknown, `/` if a service has none.
+    return Machine(_long_enough(users), _long_enough(hosts), home if len(home) > 1 else "")
 
 
-def _known(names: Iterable[str]) -> tuple[str, ...]:
+def _long_enough(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({name for name in names if len(name) >= _SHORTEST_NAME}))
 
 
-def find_traces(text: str, machine: Machine, allow: Iterable[str] = ()) -> list[Trace]:
+def find_private_details(text: str, machine: Machine, allow: Iterable[str] = ()) -> list[PrivateDetail]:
     """
-    Looks through a text: as it stands, with its escapes read (percent signs, HTML entities), and, where it is JSON,
-    string by string.
+    Find private details in a text: as it is, with percent signs and HTML entities decoded, and, if it is JSON, string
+    by string.
 
     Args:
         text (`str`)
-        machine ([`Machine`]): Whose names are looked for. One that is an ordinary word (it is in the code that goes
-            with every model, or an account that everybody has) is only found before an `@` and in paths.
-        allow (iterable of `str`): Findings of exactly this text are left out.
+        machine ([`Machine`]): The names to search for. A name that is an ordinary word (a word of the model code, or a
+            common account) is only found before an `@` and in paths.
+        allow (iterable of `str`): Findings with exactly this text are ignored.
 
     Returns:
-        list of [`Trace`]: each text and kind once, and of a path no names that stand in it.
+        list of [`PrivateDetail`]: each text and kind once. Names inside a path that was found are not repeated.
     """
     allow, found = set(allow), {}
     for where, reading in _readings(text):
         paths: list[tuple[int, int]] = []
-        for (start, end), trace in _look(reading, machine):
-            if trace.text in allow:
+        for (start, end), detail in _findings(reading, machine):
+            if detail.text in allow:
                 continue
-            if trace.kind == _PATH:
+            if detail.kind == _PATH:
                 paths.append((start, end))
-            elif trace.kind != _SECRET and any(first <= start and end <= last for first, last in paths):
+            elif detail.kind != _SECRET and any(first <= start and end <= last for first, last in paths):
                 continue
-            key = (trace.kind, trace.text)
-            found.setdefault(key, Trace(where or trace.where, trace.kind, trace.text))
+            key = (detail.kind, detail.text)
+            found.setdefault(key, PrivateDetail(where or detail.where, detail.kind, detail.text))
     return list(found.values())
 
 
@@ -125,7 +126,7 @@ def _readings(text: str) -> Iterator[tuple[str, str]]:
     for read in (unquote, html.unescape):
         if (other := read(text)) != text:
             yield "", other
-    with contextlib.suppress(ValueError, RecursionError):  # no JSON, or nested without end
+    with contextlib.suppress(ValueError, RecursionError):  # not JSON, or nested too deeply
         yield from list(_strings(json.loads(text), ""))
 
 
@@ -141,48 +142,48 @@ def _strings(content: Any, key: str) -> Iterator[tuple[str, str]]:
             yield from _strings(value, f"{key}[{number}]")
 
 
-def _look(text: str, machine: Machine) -> Iterator[tuple[tuple[int, int], Trace]]:
-    """Findings and where they stand; paths before the names that may be in them."""
+def _findings(text: str, machine: Machine) -> Iterator[tuple[tuple[int, int], PrivateDetail]]:
+    """Yield findings with their spans; paths come before the names that may be in them."""
 
-    def trace(match: re.Match, kind: str) -> tuple[tuple[int, int], Trace]:
+    def finding(match: re.Match[str], kind: str) -> tuple[tuple[int, int], PrivateDetail]:
         line = text.count("\n", 0, match.start()) + 1
         shown = _TOKEN.sub(_beginning, match.group().rstrip(".,;:)"))
-        return match.span(), Trace(f"line {line}", kind, shown)
+        return match.span(), PrivateDetail(f"line {line}", kind, shown)
 
     for match in find_paths(text):
-        yield trace(match, _PATH)
+        yield finding(match, _PATH)
     for match in _TOKEN.finditer(text):
-        yield trace(match, _SECRET)
+        yield finding(match, _SECRET)
     if machine.home:
         for match in re.finditer(rf"(?<![\w/.]){re.escape(machine.home)}(?![\w-])", text):
-            yield trace(match, "the user's folder")
+            yield finding(match, "the user's folder")
     for match in _PRIVATE_ADDRESS.finditer(text):
-        yield trace(match, "an address in a private network")
+        yield finding(match, "an address in a private network")
     for names, flags, kind in (
         (machine.users, 0, "the user's name"),
         (machine.hosts, re.IGNORECASE, "the host's name"),
     ):
         for name in names:
-            # An ordinary word needs a context that makes a name of it; paths have been looked for above.
+            # An ordinary word counts as a name only before an @. Paths were searched above.
             after = r"(?=@[\w-])" if _is_ordinary(name) else r"(?![A-Za-z0-9])"
             for match in re.finditer(rf"(?<![A-Za-z0-9]){re.escape(name)}{after}", text, flags):
-                yield trace(match, kind)
+                yield finding(match, kind)
 
 
-def _beginning(secret: re.Match) -> str:
-    """As much of a secret as may be printed."""
+def _beginning(secret: re.Match[str]) -> str:
+    """Return the part of a secret that may be printed."""
     return f"{secret.group()[:5]}..."
 
 
 def _is_ordinary(name: str) -> bool:
-    return name.lower() in _EVERYBODY or name.lower() in _words_of_every_model()
+    return name.lower() in _COMMON_NAMES or name.lower() in _words_of_every_model()
 
 
 @functools.cache
 def _words_of_every_model() -> frozenset[str]:
-    """Words of the code that goes with every model: they cannot give anybody away."""
+    """Return the words of the model code, which is uploaded with every model: they identify nobody."""
     code = (path.read_text(encoding="utf-8") for path in Path(__file__).parents[1].glob("*_ecgfm.py"))
     return frozenset(word.lower() for text in code for word in re.findall(r"[A-Za-z][A-Za-z0-9]+", text))
 
 
-__all__ = ["Machine", "Trace", "find_traces", "this_machine"]
+__all__ = ["Machine", "PrivateDetail", "find_private_details", "this_machine"]

@@ -5,8 +5,8 @@ from typing import Any
 
 from ...evaluation.formatting import count
 from ...provenance import UNKNOWN, splits_of
+from .card import published_link
 from .markdown import bullets, code, duration, facts_table, paragraphs, plain, settings_text, table
-from .repositories import published_link
 
 Step = Mapping[str, Any]
 _HEADINGS = {
