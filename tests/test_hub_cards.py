@@ -24,7 +24,7 @@ from ecgfm_hf.provenance import PROVENANCE_FILE
 @pytest.fixture(autouse=True)
 def _somebody(monkeypatch):
     machine = Machine(users=("jdoe",), hosts=("node-17",), home="/home/jdoe")
-    for module in ("contents", "pushing", "traces"):
+    for module in ("contents", "pushing", "private_details"):
         monkeypatch.setattr(f"ecgfm_hf.hub.{module}.this_machine", lambda: machine)
 
 
@@ -56,11 +56,11 @@ def test_a_card_is_built_filled_in_by_hand_and_pushed(hub, folder, tmp_path, cap
     push = ["push", str(folder), "lab/rhythms"]
     # Nobody has said what only a person knows.
     assert main([*push, "--dry-run"]) == 1
-    assert "section 'Intended use': intended_use is to be filled in" in capsys.readouterr().err
+    assert "section 'Intended use': intended_use fill in" in capsys.readouterr().err
     evaluation = evaluation_of(folder, tmp_path / "evaluation")
     assert main(["card", str(folder), "--evaluation", str(evaluation), "--repo", "lab/rhythms"]) == 1
     assert main([*push, "--dry-run"]) == 1
-    assert "dataset_name is to be filled in" in capsys.readouterr().err
+    assert "dataset_name fill in" in capsys.readouterr().err
     assert hub.requests == []
     details = tmp_path / "details.yaml"
     details.write_text(yaml.safe_dump(DETAILS), encoding="utf-8")
@@ -139,7 +139,7 @@ def test_labels_of_any_name_reach_the_hub(hub, tmp_path):
 def test_the_licence_of_other_peoples_weights_is_asked_for(folder, capsys, tmp_path):
     (folder / "README.md").write_text(build_model_card(folder, **DETAILS), encoding="utf-8")
     assert main(["push", str(folder), "lab/rhythms", "--dry-run"]) == 0
-    assert "note        LICENSE: is that of the code" in capsys.readouterr().out
+    assert "note        LICENSE: is the licence of the code" in capsys.readouterr().out
 
 
 def test_the_details_that_the_documentation_shows_are_enough(folder, tmp_path):

@@ -60,7 +60,7 @@ def edit_json(path, **changes):
 def test_a_whole_model_goes_with_card_and_licence_and_nothing_else(folder):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     contents = folder_contents(folder, "me/x")
-    assert contents.problems == contents.notes == contents.left == ()
+    assert contents.problems == contents.notes == contents.kept == ()
     assert {file.name for file in contents.uploads} == GOING
     by_name = {file.name: file for file in contents.uploads}
     assert b"MIT License" in by_name["LICENSE"].content
@@ -85,7 +85,7 @@ def test_sharded_weights_go_with_their_index(tiny_config, tmp_path):
         "model.safetensors.index.json"
     }
     next(iter(folder.glob("model-*.safetensors"))).unlink()
-    assert any("which is not there" in problem for problem in problems(folder))
+    assert any("which is missing" in problem for problem in problems(folder))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_sharded_weights_go_with_their_index(tiny_config, tmp_path):
         ("metrics.jsonl", "training run"),
         (".env", "hidden"),
         ("notes.txt", "not part of a model folder"),
-        ("model-00001-of-00002.safetensors", "model.safetensors is what is loaded"),
+        ("model-00001-of-00002.safetensors", "model.safetensors is loaded instead"),
         ("checkpoints/step-00000001/optimizer.pt", "checkpoints"),
         ("store/data/train.parquet", "data"),
         ("more/config.json", "not part of a model folder"),
@@ -122,13 +122,13 @@ def test_what_is_not_on_the_list_stays_and_is_told(name, why, folder):
 
 @pytest.mark.parametrize(
     ("mark", "message"),
-    [("report.json", "prepared store"), ("predictions.parquet", "an evaluation"), ("a.hea", "no model folder")],
+    [("report.json", "prepared store"), ("predictions.parquet", "an evaluation"), ("a.hea", "not a model folder")],
 )
 def test_a_folder_that_is_no_model_is_refused_for_what_it_is(mark, message, tmp_path):
     (tmp_path / mark).write_text("{}")
     with pytest.raises(FileNotFoundError, match=message):
         folder_contents(tmp_path, "me/x")
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
         folder_contents(tmp_path / "none", "me/x")
 
 
@@ -169,7 +169,7 @@ def test_ids_of_the_training_data_are_refused_and_not_repeated(folder, tmp_path)
         f"{build_model_card(folder)}\n| 10000032 | 7 |\nrec_0001.hea, `JS00001`\n40689238"
     )
     found = problems(folder)
-    text = "the id of a recording or patient that the model was trained on"
+    text = "has the id of a training recording or patient"
     assert [p for p in found if text in p] == [f"README.md: line {n}: {text}" for n in (17, 18)]
     assert not any("10000032" in problem for problem in found)
     assert GUARD_FILE in dict(folder_contents(folder, "me/x").kept)
@@ -188,14 +188,14 @@ def test_links_out_of_the_folder_are_refused_and_links_within_are_not(folder, tm
         outside.write_bytes(b"x")
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(outside)
-        assert any(problem.startswith(f"{name}: is a link out of the folder") for problem in problems(folder))
+        assert any(problem.startswith(f"{name}: is a link to") for problem in problems(folder))
 
 
 def test_a_link_that_leads_nowhere_is_refused(folder):
     for target in ("README.md", "none"):
         (folder / "README.md").unlink(missing_ok=True)
         (folder / "README.md").symlink_to(target)
-        assert any(problem.startswith("README.md: is no file") for problem in problems(folder)), target
+        assert any(problem.startswith("README.md: is not a file") for problem in problems(folder)), target
 
 
 def test_weights_must_be_the_models(folder):
@@ -206,17 +206,19 @@ def test_weights_must_be_the_models(folder):
         save_file(tensors, file, {"format": "pt"})
         return " ".join(problems(folder))
 
-    assert "lacks weights of ECGFMForMultiLabelClassification, which would start at random: classifier.weight" in found(
+    assert "weights of ECGFMForMultiLabelClassification are missing and would be random: classifier.weight" in found(
         {k: v for k, v in whole.items() if k != "classifier.weight"}
     )
-    assert "holds what ECGFMForMultiLabelClassification has not: exp_avg" in found({**whole, "exp_avg": torch.ones(2)})
-    assert "classifier.weight has shape [2, 32], the config asks for [3, 32]" in found(
+    assert "has tensors that ECGFMForMultiLabelClassification does not use: exp_avg" in found(
+        {**whole, "exp_avg": torch.ones(2)}
+    )
+    assert "classifier.weight has shape [2, 32], the config expects [3, 32]" in found(
         {**whole, "classifier.weight": torch.ones(2, 32)}
     )
     assert "holds NaN" in found({**whole, "classifier.weight": torch.full((3, 32), torch.nan)})
     assert "never trained" in found({**whole, "classifier.bias": torch.zeros(3)})
     edit_json(folder / "config.json", architectures=["ECGFMForPreTraining"])
-    assert "ECGFMForPreTraining has not: classifier.bias, classifier.weight" in found(whole)
+    assert "ECGFMForPreTraining does not use: classifier.bias, classifier.weight" in found(whole)
     edit_json(folder / "config.json", architectures=["ECGFMForMultiLabelClassification"])
     torch.save(whole, file)
     assert "no safetensors file, or damaged" in " ".join(problems(folder))
@@ -232,7 +234,7 @@ def test_weights_must_be_the_models(folder):
 def test_an_index_names_only_shards_of_the_folder(target, folder):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": target}}))
-    assert any("as a shard" in problem for problem in problems(folder))
+    assert any("the shard" in problem for problem in problems(folder))
 
 
 @pytest.mark.parametrize(
@@ -240,13 +242,17 @@ def test_an_index_names_only_shards_of_the_folder(target, folder):
     [
         ("config.json", {"model_type": "wav2vec2"}, "model_type must be 'ecgfm'"),
         ("config.json", {"architectures": ["Other"]}, "architectures must be one of"),
-        ("config.json", {"auto_map": {"AutoModel": "modeling_ecgfm.ECGFMModel"}}, "auto_map does not name all"),
-        ("config.json", {"custom_pipelines": None}, "custom_pipelines does not name all"),
+        (
+            "config.json",
+            {"auto_map": {"AutoModel": "modeling_ecgfm.ECGFMModel"}},
+            "auto_map does not name the code files",
+        ),
+        ("config.json", {"custom_pipelines": None}, "custom_pipelines does not name the code files"),
         ("config.json", {"label_thresholds": {"D": 0.5}}, "labels that id2label does not have"),
-        ("config.json", {"num_leads": 8}, "gives 12 leads, the model takes 8"),
+        ("config.json", {"num_leads": 8}, "has 12 leads, but the model takes 8"),
         ("config.json", {"architectures": [{}]}, "architectures must be one of"),
         ("config.json", {"architectures": "ECGFMModel"}, "architectures must be one of"),
-        ("config.json", {"hidden_act": "none such"}, "config.json: no ECGFMForMultiLabelClassification can be built"),
+        ("config.json", {"hidden_act": "none such"}, "config.json: cannot build ECGFMForMultiLabelClassification"),
         ("config.json", {"id2label": 3}, "config.json: "),
         ("config.json", {"id2label": [1]}, "config.json: "),
         ("config.json", {"hidden_size": "768"}, "config.json: "),
@@ -272,7 +278,7 @@ def test_settings_must_be_whole_and_agree(file, changes, message, folder):
 @pytest.mark.parametrize("name", sorted(GOING - {"LICENSE", "README.md", "config.json"}))
 def test_a_missing_part_is_named(name, folder):
     (folder / name).unlink()
-    assert any(problem.startswith(f"{name}: there is no such file") for problem in problems(folder))
+    assert any(problem.startswith(f"{name}: missing") for problem in problems(folder))
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b"\xef\xbb\xbf{}", b""])
@@ -288,7 +294,7 @@ def test_weights_of_positives_that_tell_withheld_counts_are_refused(folder):
     train = {"recordings": 100, "patients": 100, "labels": {"A": told, "B": told, "C": few}}
     add_step(folder, "fine-tuning", {"data": {"splits": {"train": train}}})
     (problem,) = [problem for problem in problems(folder) if "pos_weight" in problem]
-    assert "pos_weight tells how few training recordings have, or lack, C, which provenance.json withholds" in problem
+    assert "pos_weight reveals counts of few patients for C, which provenance.json withholds" in problem
     edit_json(folder / "config.json", pos_weight=None)
     assert problems(folder) == ()
     edit_json(folder / "config.json", pos_weight=[4.0, 9.0, 600.0])
@@ -299,12 +305,12 @@ def test_weights_of_positives_that_tell_withheld_counts_are_refused(folder):
 def test_a_text_too_large_to_look_through_is_refused(folder):
     with (folder / "README.md").open("w") as file:
         file.truncate(10_000_001)
-    assert any("README.md: has 10,000,001 bytes, more than 10,000,000" in problem for problem in problems(folder))
+    assert any("README.md: has 10,000,001 bytes, at most 10,000,000" in problem for problem in problems(folder))
 
 
 def test_a_licence_behind_a_byte_order_mark_is_read(folder):
     (folder / "README.md").write_text("\ufeff" + build_model_card(folder).replace("mit", "cc-by-4.0"), encoding="utf-8")
-    assert any("the card says license: cc-by-4.0" in problem for problem in problems(folder))
+    assert any("the card has license: cc-by-4.0" in problem for problem in problems(folder))
 
 
 def test_a_card_with_empty_sections_is_refused(folder):
@@ -322,16 +328,16 @@ def test_a_card_that_cannot_be_built_whole_is_refused(folder, monkeypatch):
         raise ValueError("no such evaluation")
 
     monkeypatch.setattr("card_stand_in.build_model_card", fails)
-    assert problems(folder) == ("README.md: there is none, and none can be built: no such evaluation",)
+    assert problems(folder) == ("README.md: missing, and cannot be built: no such evaluation",)
 
 
 def test_a_card_that_is_there_is_taken_and_an_evaluation_beside_it_is_an_error(folder, tmp_path):
     (folder / "README.md").write_text(build_model_card(folder) + "\nBy hand.\n")
     (card,) = (file for file in folder_contents(folder, "me/x").uploads if file.name == "README.md")
     assert card.content.endswith(b"By hand.\n")
-    assert any("would not be told" in problem for problem in problems(folder, evaluation=tmp_path))
+    assert any("would not be used" in problem for problem in problems(folder, evaluation=tmp_path))
     assert any(
-        "so that details would not be told" in problem for problem in problems(folder, details={"license": "mit"})
+        "so details would not be used" in problem for problem in problems(folder, details={"license": "mit"})
     )
     (folder / "README.md").unlink()
     (card,) = (f for f in folder_contents(folder, "me/x", evaluation=tmp_path).uploads if f.name == "README.md")
@@ -340,7 +346,7 @@ def test_a_card_that_is_there_is_taken_and_an_evaluation_beside_it_is_an_error(f
 
 def test_another_licence_must_be_there_to_go(folder):
     (folder / "README.md").write_text(build_model_card(folder).replace("license: mit", "license: cc-by-nc-4.0"))
-    assert any("LICENSE: there is no such file, and the card says license: cc-by-nc-4.0" in p for p in problems(folder))
+    assert any("LICENSE: missing, and the card has license: cc-by-nc-4.0" in p for p in problems(folder))
     (folder / "LICENSE").write_text("Attribution-NonCommercial 4.0")
     assert problems(folder) == ()
 
@@ -355,9 +361,9 @@ def test_what_to_know_is_noted(tiny_config, tmp_path):
     contents = folder_contents(tmp_path, "me/x")
     assert contents.problems == ()
     notes = " ".join(contents.notes)
-    assert "1 labels have no name" in notes
-    assert "label_thresholds has nothing for 2 of 2 labels" in notes
+    assert "1 labels have default names" in notes
+    assert "label_thresholds is missing for 2 of 2 labels" in notes
     assert [note for note in contents.notes if "refers" in note] == [
-        "README.md: refers to figures/roc.png, which does not go"
+        "README.md: refers to figures/roc.png, which is not uploaded"
     ]
-    assert "pipeline_ecgfm.py: is not that of the installed package" in notes
+    assert "pipeline_ecgfm.py: differs from the installed package" in notes

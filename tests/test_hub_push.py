@@ -249,8 +249,8 @@ def test_a_push_that_died_after_the_upload_goes_on_without_it(hub, folder):
 @pytest.mark.parametrize(
     ("place", "status", "message"),
     [
-        ("/repos/create", 401, "does not accept the access token.*hf auth login"),
-        ("/preupload/", 403, "may not write to me/model"),
+        ("/repos/create", 401, "rejects the access token.*hf auth login"),
+        ("/preupload/", 403, "cannot write to me/model"),
         ("/commit/", 404, "there is no me/model"),
         ("/commit/", 409, "changed by somebody else.*push again"),
         ("/commit/", 413, r"the Hub refused me/model \(413\)"),
@@ -281,7 +281,7 @@ def test_without_a_token_nothing_is_asked(hub, folder, monkeypatch, tmp_path):
 
 
 def test_a_namespace_of_others_is_refused(hub, folder):
-    with pytest.raises(PushError, match=r"may not write to them/model \(403\)"):
+    with pytest.raises(PushError, match=r"cannot write to them/model \(403\)"):
         push_folder(folder, "them/model")
 
 

@@ -1,4 +1,4 @@
-"""The card of a model folder, from what is noted beside the weights, an evaluation, and what a person adds."""
+"""Build the card of a model folder from its provenance, an evaluation, and the details that a person gives."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,19 +27,18 @@ from .model_sections import CLASSIFIER, OUT_OF_SCOPE, description, how_to_use, i
 from .provenance_sections import chosen_on, data_section, history_limits, is_weighted, procedure_section
 
 _ENCODER_NOT_EVALUATED = (
-    "An encoder without a head answers nothing that could be measured by itself. What is trained on it has to be "
-    "evaluated."
+    "An encoder without a head has no scores to evaluate. Evaluate the models that are trained on it."
 )
 
 
 class CardError(ECGFMError, ValueError):
-    """A card that cannot be made. The message names the folder or file, and what is wrong with it."""
+    """A card that cannot be built. The message names the folder or file, and what is wrong with it."""
 
 
 @dataclass(frozen=True)
-class ModelKnown:
+class ModelSummary:
     """
-    What is known of a model folder.
+    The content of a model folder that its card needs.
 
     Args:
         config ([`ECGFMConfig`])
@@ -47,8 +46,8 @@ class ModelKnown:
         architecture (`str`): The model's class.
         parameters (`int`)
         steps (sequence of mappings): Of `provenance.json`.
-        results (mapping, *optional*): Of `metrics.json`.
-        checked (`bool`): Whether the results are known to be of these weights.
+        results (mapping, *optional*): From `metrics.json`.
+        checked (`bool`): Whether the results are known to belong to these weights.
     """
 
     config: ECGFMConfig
@@ -68,11 +67,11 @@ def build_model_card(
     **details: Any,
 ) -> str:
     """
-    The text of a model folder's `README.md`.
+    Return the text of a model folder's `README.md`.
 
-    What is known goes in: config, feature extractor, `provenance.json`, an evaluation. What is not known is said to be
-    unknown; what only a person knows and every card must say stands in `details`, or has a placeholder that
-    [`card_problems`] reports. No paths, no names of hosts, no ids, and no counts that the evaluation withholds.
+    The card contains config, feature extractor, provenance and an evaluation; it states what is unknown. Mandatory
+    details that are missing from `details` get a placeholder, which [`card_problems`] reports. The card has no paths,
+    no host names, no ids, and no counts that the evaluation withholds.
 
     Args:
         model_dir (`str` or `Path`): As `ecgfm convert`, `pretrain`, `finetune` and `probe` write them.
@@ -92,25 +91,25 @@ def build_model_card(
                 validate_repo_id(name)
             except HFValidationError as error:
                 raise CardError(f"{what}: {error}") from None
-    known = know(model_dir, evaluation)
+    model = summarize_model(model_dir, evaluation)
     name = given.name or (repo_id or Path(model_dir).resolve().name).rpartition("/")[2]
     try:
-        return _card(known, given, name, repo_id).render()
+        return _card(model, given, name, repo_id).render()
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        files = PROVENANCE_FILE if evaluation is None else f"{PROVENANCE_FILE}, or {evaluation},"
-        raise CardError(f"{model_dir}: {files} lacks or holds what is not of its form: {error!r}") from error
+        files = PROVENANCE_FILE if evaluation is None else f"{PROVENANCE_FILE} or {evaluation}"
+        raise CardError(f"{model_dir}: {files} is damaged: {error!r}") from error
 
 
-def _card(known: ModelKnown, given: CardDetails, name: str, repo_id: str | None) -> Card:
-    config, results = known.config, known.results
-    is_classifier = known.architecture == CLASSIFIER
+def _card(model: ModelSummary, given: CardDetails, name: str, repo_id: str | None) -> Card:
+    config, results = model.config, model.results
+    is_classifier = model.architecture == CLASSIFIER
     tag = pipeline_tag(is_classifier)
-    base_model = given.base_model or _published_base(known.steps)
+    base_model = given.base_model or _published_base(model.steps)
     scored = [] if results is None else evaluation_results(results, given, tag)
     evaluated = NOT_EVALUATED if is_classifier else _ENCODER_NOT_EVALUATED
     if results is not None:
-        evaluated = evaluation_section(results, given, _decided_elsewhere(results, config), known.checked)
-    limits = [*history_limits(known.steps), *(evaluation_limits(results) if is_classifier else [])]
+        evaluated = evaluation_section(results, given, _decided_elsewhere(results, config), model.checked)
+    limits = [*history_limits(model.steps), *(evaluation_limits(results) if is_classifier else [])]
     return Card(
         metadata=card_metadata(
             name=name,
@@ -118,7 +117,7 @@ def _card(known: ModelKnown, given: CardDetails, name: str, repo_id: str | None)
             license_name=given.license_name,
             license_link=given.license_link,
             pipeline_tag=tag,
-            tags=[*given.tags, *_synthetic(known.steps)],
+            tags=[*given.tags, *_synthetic(model.steps)],
             base_model=base_model,
             datasets=given.training_datasets,
             metrics=[METRIC_IDS[m] for m in (results or {}).get("macro", ()) if m in METRIC_IDS],
@@ -128,8 +127,8 @@ def _card(known: ModelKnown, given: CardDetails, name: str, repo_id: str | None)
         summary=given.summary or "",
         description=description(
             config,
-            known.architecture,
-            known.parameters,
+            model.architecture,
+            model.parameters,
             (
                 "Began from",
                 None if base_model is None else f"[{plain(base_model)}](https://huggingface.co/{base_model})",
@@ -137,18 +136,18 @@ def _card(known: ModelKnown, given: CardDetails, name: str, repo_id: str | None)
         ),
         intended_use=given.intended_use or placeholder("intended_use"),
         out_of_scope_use=paragraphs(given.out_of_scope_use, bullets(OUT_OF_SCOPE)),
-        how_to_use=how_to_use(known.architecture, repo_id or "FOLDER_OR_REPOSITORY", known.extractor.lead_names),
-        input=input_section(known.extractor),
+        how_to_use=how_to_use(model.architecture, repo_id or "FOLDER_OR_REPOSITORY", model.extractor.lead_names),
+        input=input_section(model.extractor),
         outputs=outputs_section(
             config,
-            known.architecture,
-            known.extractor.sampling_rate,
-            labels_of_few(known.steps, config.label_names),
-            chosen_on(known.steps),
-            is_weighted(known.steps),
+            model.architecture,
+            model.extractor.sampling_rate,
+            labels_of_few(model.steps, config.label_names),
+            chosen_on(model.steps),
+            is_weighted(model.steps),
         ),
-        training_data=paragraphs(given.training_data or placeholder("training_data"), data_section(known.steps)),
-        training_procedure=procedure_section(known.steps),
+        training_data=paragraphs(given.training_data or placeholder("training_data"), data_section(model.steps)),
+        training_procedure=procedure_section(model.steps),
         evaluation=evaluated,
         limitations=paragraphs(given.limitations or placeholder("limitations"), bullets(limits) if limits else None),
         licence=licence_section(given),
@@ -159,31 +158,31 @@ def _card(known: ModelKnown, given: CardDetails, name: str, repo_id: str | None)
     )
 
 
-def know(model_dir: str | Path, evaluation: str | Path | None = None) -> ModelKnown:
-    """What is known of a model folder. Errors as of [`build_model_card`]."""
+def summarize_model(model_dir: str | Path, evaluation: str | Path | None = None) -> ModelSummary:
+    """Read what the card of a model folder needs. Raises the errors of [`build_model_card`]."""
     from ...feature_extraction_ecgfm import ECGFMFeatureExtractor
 
     folder = Path(model_dir)
     if not (folder / "config.json").is_file():
-        raise CardError(f"{folder} is no model folder: it has no config.json")
+        raise CardError(f"{folder} is not a model folder: it has no config.json")
     try:
         config = ECGFMConfig.from_pretrained(folder)
         extractor = ECGFMFeatureExtractor.from_pretrained(folder)
     except (OSError, ValueError, TypeError, AttributeError, LookupError, StrictDataclassError) as error:
         raise CardError(f"{folder}: {error}") from None
     if config.model_type != ECGFMConfig.model_type or not config.architectures:
-        raise CardError(f"{folder} holds no ECG-FM model: its config.json names no architecture of one")
+        raise CardError(f"{folder} is not an ECG-FM model: its config.json names no ECG-FM architecture")
     results, checked = None, False
     if evaluation is not None:
         results = _read_results(Path(evaluation))
         checked = _check_results(results, config, folder, Path(evaluation))
-    return ModelKnown(
+    return ModelSummary(
         config, extractor, config.architectures[0], count_weights(folder), read_steps(folder), results, checked
     )
 
 
 def count_weights(folder: Path) -> int:
-    """Parameters in a folder's safetensors files, read from their headers alone."""
+    """Count the parameters in a folder's safetensors files, from their headers."""
     from safetensors import SafetensorError, safe_open
 
     files = sorted(folder.glob("*.safetensors"))
@@ -193,7 +192,7 @@ def count_weights(folder: Path) -> int:
     for path in files:
         try:
             with safe_open(path, framework="np") as weights:
-                for name in weights.keys():  # noqa: SIM118 - no mapping
+                for name in weights.keys():  # noqa: SIM118 - not a mapping
                     size = 1
                     for side in weights.get_slice(name).get_shape():
                         size *= side
@@ -211,21 +210,23 @@ def _read_results(path: Path) -> dict[str, Any]:
             raise CardError(f"{file} has format {results['format']!r}, expected 1")
         results["macro"], results["per_label"], results["subgroups"], results["labels"], results["problem_type"]
     except FileNotFoundError:
-        raise CardError(f"there is no {file}: `ecgfm evaluate` writes it") from None
+        raise CardError(f"{file} is missing: `ecgfm evaluate` writes it") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, CardError):
             raise
-        raise CardError(f"{file} holds no results of `ecgfm evaluate`: {type(error).__name__}: {error}") from None
+        raise CardError(f"{file} has no results of `ecgfm evaluate`: {type(error).__name__}: {error}") from None
     return results
 
 
 def _check_results(results: Mapping[str, Any], config: ECGFMConfig, folder: Path, evaluation: Path) -> bool:
-    """Whether results are known to be of the weights in a folder; [`CardError`] where they are known not to be."""
+    """Return whether results belong to the weights in a folder; raise [`CardError`] if they belong to others."""
     problem = config.problem_type or "multi_label_classification"
     unknown = [name for name in results["labels"] if name not in config.label_names]
     if config.architectures[0] != CLASSIFIER or unknown or results["problem_type"] != problem:
-        what = f"it has labels {', '.join(unknown[:5])}" if unknown else f"it is of a {results['problem_type']}"
-        raise CardError(f"{evaluation} is no evaluation of the model in {folder}: {what}")
+        what = f"its problem type is {results['problem_type']}"
+        if unknown:
+            what = f"it has the labels {', '.join(unknown[:5])}"
+        raise CardError(f"{evaluation} is not an evaluation of the model in {folder}: {what}")
     weights = results.get("weights")
     if weights is None:
         return False
@@ -256,7 +257,7 @@ def _synthetic(steps: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def licence_section(given: CardDetails) -> str:
-    """Licence, who made the model, whom to ask."""
+    """Return the section with licence, developers and contact."""
     licence = placeholder("license")
     if given.license is not None:
         named = given.license if given.license_name is None else f"{given.license} ({given.license_name})"
@@ -270,4 +271,4 @@ def licence_section(given: CardDetails) -> str:
     )
 
 
-__all__ = ["CardError", "ModelKnown", "build_model_card", "count_weights", "know", "licence_section"]
+__all__ = ["CardError", "ModelSummary", "build_model_card", "count_weights", "licence_section"]

@@ -1,4 +1,4 @@
-"""A model card: its parts, and the template that puts them together."""
+"""The parts of a model card, and the template that combines them."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ TAGS = ("ecg", "electrocardiogram", "12-lead-ecg", "ecg-fm", "cardiology", "medi
 @dataclass(frozen=True)
 class Card:
     """
-    What a card says, each part Markdown without its heading. Every part is mandatory but the summary.
+    The parts of a card in Markdown, without headings. All are mandatory except the summary.
 
     Args:
         metadata (`ModelCardData`): The front matter.
@@ -60,7 +60,7 @@ class Card:
     citation: str
 
     def render(self) -> str:
-        """The text of `README.md`."""
+        """Return the text of `README.md`."""
         parts = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)}
         metadata = parts.pop("metadata")
         return _template().render(front_matter=metadata.to_yaml(), **parts)
@@ -70,14 +70,14 @@ class Card:
 def _template() -> Any:
     from jinja2 import Environment, StrictUndefined
 
-    # Not HTML: what has to be escaped is, where the parts are made.
+    # The result is Markdown, not HTML; the parts are escaped where they are made.
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 @cache
 def section_titles() -> tuple[str, ...]:
-    """The headings of the template's sections, all of them mandatory."""
+    """Return the headings of the template's sections; all are mandatory."""
     lines = TEMPLATE.read_text(encoding="utf-8").splitlines()
     return tuple(line.removeprefix("## ") for line in lines if line.startswith("## "))
 
@@ -95,7 +95,7 @@ def card_metadata(
     metrics: Iterable[str] = (),
     results: Iterable[EvalResult] = (),
 ) -> ModelCardData:
-    """The front matter as the Hub reads it; what is not known is not there."""
+    """Return the front matter as the Hub reads it; unknown fields are left out."""
     results = list(results)
     return ModelCardData(
         library_name="transformers",
@@ -107,19 +107,19 @@ def card_metadata(
         datasets=list(datasets) or None,
         metrics=list(metrics) or None,
         tags=list(dict.fromkeys([*TAGS, *tags])),
-        # Without results the Hub wants no model-index, and the name is for nothing else.
+        # Only a model-index needs the name, and a model-index needs results.
         model_name=name if results else None,
         eval_results=results or None,
     )
 
 
 def pipeline_tag(is_classifier: bool) -> str:
-    """The Hub's list of tasks has none for signals: `other` for what has a head, `feature-extraction` for encoders."""
+    """Return the task for the Hub, which has none for signals: `other` with a head, else `feature-extraction`."""
     return "other" if is_classifier else "feature-extraction"
 
 
 def published_link(name: str) -> str:
-    """A published checkpoint, with a link to its repository on the Hub."""
+    """Return the name of a published checkpoint with a link to its repository on the Hub."""
     repository = PUBLISHED.get(name)
     where = "" if repository is None else f" of [{repository}](https://huggingface.co/{repository})"
     return f"`{name}.pt`{where}"

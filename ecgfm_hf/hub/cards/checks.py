@@ -1,4 +1,4 @@
-"""What is wrong with a card: sections that are missing or empty, and a front matter that the Hub cannot read."""
+"""Check a card: missing or empty sections, and a front matter that the Hub cannot read."""
 
 import re
 from collections.abc import Iterator
@@ -21,27 +21,27 @@ _LISTS = ("tags", "datasets", "metrics")
 
 def card_problems(text: str) -> list[str]:
     """
-    Why a card must not be published as it is; an empty list if it may be.
+    Return why a card must not be published; an empty list if it may be.
 
     Args:
-        text (`str`): Of a `README.md`.
+        text (`str`): The content of a `README.md`.
 
     Returns:
-        `list[str]`: a sentence each: mandatory sections that are missing, empty, or have a placeholder; the disclaimer
-        that is missing; a front matter that cannot be read, lacks licence, library or tags, or holds results that the
-        Hub would not show. Paths and names are [`find_private_details`]'s, in cards as in all that is pushed.
+        `list[str]`: one sentence per problem: a mandatory section that is missing, empty, or has a placeholder; a
+        missing disclaimer; a front matter that cannot be read, has no licence, library or tags, or has results that
+        the Hub would not show. [`find_private_details`] searches for paths and names.
     """
     front_matter, body = split_front_matter(text)
     problems = [*_metadata_problems(front_matter), *_section_problems(body)]
     if text.startswith(BYTE_ORDER_MARK):
-        problems.append("front matter: a byte order mark before it hides it: save the file as UTF-8 without one")
+        problems.append("front matter: a byte order mark hides it: save the file as UTF-8 without one")
     if DISCLAIMER.lower() not in body.lower():
-        problems.append(f"the card does not say: {DISCLAIMER}")
+        problems.append(f"the card does not contain: {DISCLAIMER}")
     return problems
 
 
 def split_front_matter(text: str) -> tuple[str | None, str]:
-    """The YAML between the first two lines of `---`, None without, and what follows."""
+    """Return the YAML between the first two lines of `---` (None if there is none), and the rest of the text."""
     text = text.removeprefix(BYTE_ORDER_MARK)
     found = _FRONT_MATTER.match(text)
     return (None, text) if found is None else (found[1], text[found.end() :])
@@ -55,13 +55,13 @@ def _section_problems(body: str) -> Iterator[str]:
             yield f"section '{title}' is missing"
             continue
         for key in placeholders(content):
-            yield f"section '{title}': {key} is to be filled in: {ALL_MANDATORY.get(key, 'see the placeholder')}"
+            yield f"section '{title}': fill in {key}: {ALL_MANDATORY.get(key, 'see the placeholder')}"
         if not re.sub(r"<!--.*?-->", "", content, flags=re.DOTALL).strip():
             yield f"section '{title}' is empty"
 
 
 def _sections(body: str) -> dict[str, str]:
-    """The content of each section by its heading; headings in blocks of code are none."""
+    """Return the content of each section by its heading; code blocks have no headings."""
     sections: dict[str, list[str]] = {}
     current, fence = None, None
     for line in body.splitlines():
@@ -80,21 +80,21 @@ def _sections(body: str) -> dict[str, str]:
 
 def _metadata_problems(front_matter: str | None) -> Iterator[str]:
     if front_matter is None:
-        yield "front matter: there is none (lines between two lines of ---)"
+        yield "front matter: missing (YAML between two lines of ---)"
         return
     try:
         metadata = yaml.safe_load(front_matter)
     except yaml.YAMLError as error:
-        yield f"front matter: it is no YAML: {' '.join(str(error).split())}"
+        yield f"front matter: not YAML: {' '.join(str(error).split())}"
         return
     if not isinstance(metadata, dict):
-        yield f"front matter: it must hold key: value lines, found {type(metadata).__name__}"
+        yield f"front matter: expected key: value lines, found {type(metadata).__name__}"
         return
     license = metadata.get("license")
     if not license:
         yield f"front matter: license is missing: {ALL_MANDATORY['license']}"
     elif not isinstance(license, str) or not _LICENSE.fullmatch(license):
-        yield f"front matter: license must be an abbreviation of the Hub's, such as mit, found: {license!r}"
+        yield f"front matter: license must be one of the Hub's identifiers, such as mit, found: {license!r}"
     elif license == "other" and not metadata.get("license_name"):
         yield "front matter: license other needs license_name"
     if metadata.get("library_name") != "transformers":
@@ -118,7 +118,7 @@ def _base_model_problems(base_model: Any) -> Iterator[str]:
         try:
             validate_repo_id(name)
         except (HFValidationError, TypeError):
-            yield f"front matter: base_model must be a repository of the Hub (owner/name), found: {name!r}"
+            yield f"front matter: base_model must be a Hub repository (owner/name), found: {name!r}"
 
 
 def _result_problems(metadata: dict[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a card needs and only a person knows."""
+"""The details of a card that only a person can give."""
 
 import dataclasses
 import difflib
@@ -12,7 +12,7 @@ import yaml
 
 from ...utils.errors import ECGFMError
 
-# What to write where something mandatory is missing. The keys are fields of `CardDetails`.
+# Mandatory fields of `CardDetails`, and what to write there.
 MANDATORY = {
     "license": "the licence of the weights, as the Hub abbreviates it (such as mit or cc-by-4.0); it follows from the "
     "licences of the weights that training began from and of the data",
@@ -23,7 +23,7 @@ MANDATORY = {
     "limitations": "where the model must be expected to fail: patients, devices and settings that the data lack, how "
     "labels can be wrong",
 }
-# Mandatory only where there are figures to report.
+# Mandatory only with an evaluation.
 MANDATORY_EVALUATION = {
     "dataset_name": "the name of the data that the figures are of, as others would cite it",
 }
@@ -37,26 +37,26 @@ class CardDetailsError(ECGFMError, ValueError):
 @dataclass
 class CardDetails:
     """
-    What a person says of a model. Texts are Markdown; headings in them begin with `###`.
+    What a person states about a model. Texts are Markdown; headings in them start with `###`.
 
     Args:
-        name (`str`, *optional*): The card's title; the repository's name, else the folder's, if absent.
+        name (`str`, *optional*): The card's title. Default: the name of the repository, or of the folder.
         license (`str`, *optional*): Mandatory, as the Hub abbreviates it; `other` needs `license_name`.
         license_name, license_link (`str`, *optional*): Of `other`.
         developers, intended_use, training_data, limitations (`str`, *optional*): Mandatory; see `MANDATORY`.
-        out_of_scope_use (`str`, *optional*): More than what every card says.
-        contact (`str`, *optional*): Where questions go.
-        summary (`str`, *optional*): A sentence or two to begin with.
+        out_of_scope_use (`str`, *optional*): In addition to the text of every card.
+        contact (`str`, *optional*): Contact for questions.
+        summary (`str`, *optional*): One or two sentences at the top.
         dataset_name (`str`, *optional*): Mandatory with an evaluation.
         dataset_id (`str`, *optional*): The evaluated data's Hub repository, or a name in its form.
-        evaluation_data (`str`, *optional*): What else to know of the evaluated data.
+        evaluation_data (`str`, *optional*): More about the evaluated data.
         training_datasets (list of `str`): Hub repositories of training data, or names in their form.
         base_model (`str`, *optional*): The Hub repository of the weights that training began from.
-        tags (list of `str`): More than those that every card has.
+        tags (list of `str`): In addition to those of every card.
         citation (`str`, *optional*): BibTeX of a publication of this model.
 
     Raises:
-        [`CardDetailsError`]: a value of another kind, a heading that would end its section.
+        [`CardDetailsError`]: a value of the wrong type, or a heading that would end its section.
     """
 
     name: str | None = None
@@ -89,38 +89,39 @@ class CardDetails:
             elif value is not None:
                 if heading := re.search(r"^##?\s.*$", value, re.MULTILINE):
                     raise CardDetailsError(
-                        f"{spec.name}: the heading {heading[0]!r} would begin a section of the card; use ### or lower"
+                        f"{spec.name}: the heading {heading[0]!r} would start a new section of the card: use ### or "
+                        "lower"
                     )
                 setattr(self, spec.name, value.strip() or None)
 
     @classmethod
     def of(cls, details: Mapping[str, Any]) -> "CardDetails":
-        """Details by name. [`CardDetailsError`] for one that there is not."""
+        """Return the details in a mapping. Raises [`CardDetailsError`] for an unknown name."""
         known = [spec.name for spec in dataclasses.fields(cls)]
         for name in details:
             if name not in known:
                 close = difflib.get_close_matches(str(name), known, n=1)
                 hint = f"; did you mean {close[0]}?" if close else f" (known: {', '.join(known)})"
-                raise CardDetailsError(f"a card has no detail {name!r}{hint}")
+                raise CardDetailsError(f"unknown detail {name!r}{hint}")
         return cls(**details)
 
 
 def read_details(path: str | Path) -> dict[str, Any]:
     """
-    The details in a YAML file.
+    Read details from a YAML file.
 
     Raises:
-        [`CardDetailsError`]: no YAML, no mapping, an unknown detail, or one of another kind.
+        [`CardDetailsError`]: not YAML, not a mapping, an unknown detail, or a value of the wrong type.
         `OSError`: the file cannot be read.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CardDetailsError(f"{path} is no YAML: {error}") from None
+        raise CardDetailsError(f"{path} is not YAML: {error}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise CardDetailsError(f"{path} must hold key: value lines, found {type(content).__name__}")
+        raise CardDetailsError(f"{path}: expected key: value lines, found {type(content).__name__}")
     try:
         CardDetails.of(content)
     except CardDetailsError as error:
@@ -129,12 +130,12 @@ def read_details(path: str | Path) -> dict[str, Any]:
 
 
 def placeholder(key: str) -> str:
-    """What stands where something mandatory is missing; [`card_problems`] finds it."""
+    """Return the text that stands for a missing mandatory detail; [`card_problems`] finds it."""
     return f"<!-- to fill in: {key} -->\n**To be filled in** (`{key}`): {ALL_MANDATORY[key]}."
 
 
 def placeholders(text: str) -> list[str]:
-    """The keys of all placeholders in a text."""
+    """Return the keys of all placeholders in a text."""
     return re.findall(r"<!-- to fill in: (\w+) -->", text)
 
 
