@@ -35,7 +35,6 @@ ALLOWED_UPWARD = {("pipeline_ecgfm", "records")}
 # To be emptied.
 KNOWN_UPWARD = {
     ("app.answering", "cli.predict_output"),
-    ("hub.cards.building", "cli.evaluate"),
 }
 KNOWN_CIRCLES: list[list[str]] = []
 KNOWN_PRINTING = {"training.monitoring"}

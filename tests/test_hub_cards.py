@@ -56,7 +56,7 @@ def test_a_card_is_built_filled_in_by_hand_and_pushed(hub, folder, tmp_path, cap
     push = ["push", str(folder), "lab/rhythms"]
     # Nobody has said what only a person knows.
     assert main([*push, "--dry-run"]) == 1
-    assert "section 'Intended use': intended_use fill in" in capsys.readouterr().err
+    assert "section 'Intended use': fill in intended_use" in capsys.readouterr().err
     evaluation = evaluation_of(folder, tmp_path / "evaluation")
     assert main(["card", str(folder), "--evaluation", str(evaluation), "--repo", "lab/rhythms"]) == 1
     assert main([*push, "--dry-run"]) == 1
@@ -90,7 +90,7 @@ def test_a_push_builds_the_card_with_results_that_the_hub_reads(hub, folder, tmp
 
 @pytest.mark.parametrize(
     ("details", "message"),
-    [("licence: mit", "no detail 'licence'; did you mean license"), ("- a", "key: value"), (None, "No such file")],
+    [("licence: mit", "unknown detail 'licence'; did you mean license"), ("- a", "key: value"), (None, "No such file")],
 )
 def test_details_that_cannot_be_used_stop_a_push(details, message, hub, folder, tmp_path, capsys):
     path = tmp_path / "details.yaml"

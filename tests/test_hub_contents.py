@@ -221,10 +221,10 @@ def test_weights_must_be_the_models(folder):
     assert "ECGFMForPreTraining does not use: classifier.bias, classifier.weight" in found(whole)
     edit_json(folder / "config.json", architectures=["ECGFMForMultiLabelClassification"])
     torch.save(whole, file)
-    assert "no safetensors file, or damaged" in " ".join(problems(folder))
+    assert "not a safetensors file, or damaged" in " ".join(problems(folder))
     save_file(whole, file)
     file.write_bytes(file.read_bytes()[:-7])
-    assert "no safetensors file, or damaged" in " ".join(problems(folder))
+    assert "not a safetensors file, or damaged" in " ".join(problems(folder))
     file.unlink()
     torch.save(whole, folder / "pytorch_model.bin")
     assert "pytorch_model.bin is a pickle" in " ".join(problems(folder))
@@ -336,9 +336,7 @@ def test_a_card_that_is_there_is_taken_and_an_evaluation_beside_it_is_an_error(f
     (card,) = (file for file in folder_contents(folder, "me/x").uploads if file.name == "README.md")
     assert card.content.endswith(b"By hand.\n")
     assert any("would not be used" in problem for problem in problems(folder, evaluation=tmp_path))
-    assert any(
-        "so details would not be used" in problem for problem in problems(folder, details={"license": "mit"})
-    )
+    assert any("so details would not be used" in problem for problem in problems(folder, details={"license": "mit"}))
     (folder / "README.md").unlink()
     (card,) = (f for f in folder_contents(folder, "me/x", evaluation=tmp_path).uploads if f.name == "README.md")
     assert b"It was evaluated." in card.content

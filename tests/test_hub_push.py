@@ -251,7 +251,7 @@ def test_a_push_that_died_after_the_upload_goes_on_without_it(hub, folder):
     [
         ("/repos/create", 401, "rejects the access token.*hf auth login"),
         ("/preupload/", 403, "cannot write to me/model"),
-        ("/commit/", 404, "there is no me/model"),
+        ("/commit/", 404, "me/model does not exist"),
         ("/commit/", 409, "changed by somebody else.*push again"),
         ("/commit/", 413, r"the Hub refused me/model \(413\)"),
         ("/validate-yaml", 400, "me/model"),
@@ -287,7 +287,7 @@ def test_a_namespace_of_others_is_refused(hub, folder):
 
 def test_a_repository_that_vanishes_is_told(hub, folder):
     hub.fail("POST", "/preupload/", None, before=hub.repositories.clear)
-    with pytest.raises(PushError, match=r"there is no me/model \(404\).*removed or renamed"):
+    with pytest.raises(PushError, match=r"me/model does not exist \(404\).*removed or renamed"):
         push_folder(folder, "me/model")
 
 
@@ -339,7 +339,7 @@ def test_what_the_hub_leaves_out_is_told(hub, folder, monkeypatch):
 
     whole = huggingface_hub.HfApi.create_commit
     monkeypatch.setattr(create_commit, lambda self, repo, operations, **how: whole(self, repo, operations[1:], **how))
-    with pytest.raises(PushError, match=r"without config\.json: does a \.gitignore"):
+    with pytest.raises(PushError, match=r"without config\.json: check whether its \.gitignore"):
         push_folder(folder, "me/model")
 
 
@@ -357,7 +357,7 @@ def test_what_is_refused_sends_nothing(hub, folder):
         push_folder(folder, "me/model", commit_message="From /data/mimic/x")
     with pytest.raises(PushRefusedError, match="repository: "):
         push_folder(folder, "a/b/c")
-    with pytest.raises(PushRefusedError, match=r"repository: must be NAMESPACE/NAME, .* found: model"):
+    with pytest.raises(PushRefusedError, match=r"repository: expected NAMESPACE/NAME, found: model"):
         push_folder(folder, "model")
     assert hub.requests == []
 

@@ -305,7 +305,7 @@ def test_figures_of_another_model_are_refused(model, tmp_path):
     other = evaluation_of(model, tmp_path / "weights", weights="0" * 64)
     with pytest.raises(CardError, match=r"of other weights than those in .*evaluate this model"):
         build_model_card(model, evaluation=other)
-    with pytest.raises(CardError, match=r"no evaluation of the model in .*it has labels x"):
+    with pytest.raises(CardError, match=r"not an evaluation of the model in .*it has the labels x"):
         build_model_card(model, evaluation=evaluation_of(model, tmp_path / "labels", labels=["x"]))
     with pytest.raises(CardError, match="it is of a regression"):
         build_model_card(model, evaluation=evaluation_of(model, tmp_path / "kind", problem_type="regression"))
@@ -322,7 +322,7 @@ def test_what_is_no_model_or_evaluation_is_refused(model, tmp_path):
     with pytest.raises(CardError, match="has no results of"):
         build_model_card(model, evaluation=tmp_path)
     evaluation_of(model, tmp_path, intervals=None)
-    with pytest.raises(CardError, match=r"provenance\.json, or .* is damaged: TypeError"):
+    with pytest.raises(CardError, match=r"provenance\.json or .* is damaged: TypeError"):
         build_model_card(model, evaluation=tmp_path)
     with pytest.raises(CardError, match="repo_id"):
         build_model_card(model, repo_id='a"b')
