@@ -60,7 +60,7 @@ def test_a_card_is_built_filled_in_by_hand_and_pushed(hub, folder, tmp_path, cap
     evaluation = evaluation_of(folder, tmp_path / "evaluation")
     assert main(["card", str(folder), "--evaluation", str(evaluation), "--repo", "lab/rhythms"]) == 1
     assert main([*push, "--dry-run"]) == 1
-    assert "dataset_name fill in" in capsys.readouterr().err
+    assert "fill in dataset_name" in capsys.readouterr().err
     assert hub.requests == []
     details = tmp_path / "details.yaml"
     details.write_text(yaml.safe_dump(DETAILS), encoding="utf-8")

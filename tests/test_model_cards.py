@@ -307,7 +307,7 @@ def test_figures_of_another_model_are_refused(model, tmp_path):
         build_model_card(model, evaluation=other)
     with pytest.raises(CardError, match=r"not an evaluation of the model in .*it has the labels x"):
         build_model_card(model, evaluation=evaluation_of(model, tmp_path / "labels", labels=["x"]))
-    with pytest.raises(CardError, match="it is of a regression"):
+    with pytest.raises(CardError, match="its problem type is regression"):
         build_model_card(model, evaluation=evaluation_of(model, tmp_path / "kind", problem_type="regression"))
     with pytest.raises(CardError, match="format 2"):
         build_model_card(model, evaluation=evaluation_of(model, tmp_path / "format", format=2))
