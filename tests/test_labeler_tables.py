@@ -72,7 +72,7 @@ def test_processes_and_cache_change_no_row():
         ({"entities": {"A": ["B"], "B": ["A"]}, "phrases": {}}, "own ancestor"),
         ({"phrases": {"Nothing": ["x"]}}, "phrases: 'Nothing'"),
         ({"phrases": {"Long QT": ["{where} qt"]}}, "slot 'where' is not defined"),
-        ({"ignored": ["possible"]}, "'possible': the phrase is there already"),
+        ({"ignored": ["possible"]}, "'possible': the phrase occurs already"),
         ({"phrases": {"Long QT": ["{very qt"]}}, r"phrases: 'Long QT': '\{very qt': a brace or bracket is not closed"),
         ({"ignored": ["[old qt", "new] qt"]}, r"ignored: '\[old qt': a brace or bracket"),
         ({"phrases": {"Long QT": ["{which|that qt}]"]}}, "a brace or bracket"),
@@ -167,7 +167,7 @@ def test_original_tables_are_read_with_the_connective_gate(tmp_path):
         ({"entity_tem": {}}, r"entity_tem\.json: must be an array, found: dict"),
         (
             {"entity_tem": [{"name": "A"}, {"name": "A"}]},
-            r"entity_tem\.json: entry 1 \('A'\): the name 'A' is there already",
+            r"entity_tem\.json: entry 1 \('A'\): the name 'A' occurs already",
         ),
         (
             {"entity_tem": [{"name": "A", "sup": ["B"]}]},
@@ -178,7 +178,7 @@ def test_original_tables_are_read_with_the_connective_gate(tmp_path):
         ({"desc_pat": [{"pattern": "p", "descriptors": ["Q"]}]}, r"desc_pat\.json: entry 0 \('p'\): descriptor 'Q'"),
         (
             {"desc_pat": [{"pattern": "infarct", "descriptors": []}]},
-            r"desc_pat\.json: entry 0 'infarct': .* there already",
+            r"desc_pat\.json: entry 0 'infarct': .* occurs already",
         ),
         ({"connective": [{"pattern": "or", "descriptors": ["Possible"]}]}, r"connective\.json: entry 0 \('or'\)"),
         ({"uncertainty_map": {"Possible": 3}}, r"uncertainty_map\.json: 'Possible'"),
