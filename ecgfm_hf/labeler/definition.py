@@ -116,7 +116,7 @@ def build(definition: Mapping[str, Any], where: str) -> tuple[Knowledge, Switche
         if entity not in entities:
             raise reader.error(entry, f"entity {entity!r} is not defined")
         for item in reader.listed(phrases, entry):
-            text, own = item, ()
+            text, own = item, tuple[str, ...]()
             if isinstance(item, Mapping):
                 reader.keys(item, entry, {"text", "descriptors"})
                 text, own = item.get("text"), reader.names(item.get("descriptors", []), entry)

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from ..utils.errors import ECGFMError
+from ..utils.files import atomic_path
 from .batch import ReportRow
 
 STATUS_COLUMN = "status"
@@ -222,10 +223,11 @@ def open_writer(suffix: str, path: Path, reader: _Reader, labels: Sequence[str],
 
 def write_counts(path: Path, counts: Counter[str]) -> None:
     """Write texts and how often they occur, the most frequent first, as CSV."""
-    with open(path, "w", encoding="utf-8", newline="") as stream:
+    rows = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    with atomic_path(path) as scratch, open(scratch, "w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["text", "count"])
-        writer.writerows(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+        writer.writerows(rows)
 
 
 def _by_suffix(path: Path, suffix: str, kinds: dict[str, type]) -> type:

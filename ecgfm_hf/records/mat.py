@@ -226,5 +226,5 @@ def _matrix(path: str, name: str, parts: list[tuple[int, memoryview]], order: st
         raise ECGReadError(f"{path}: {name} has shape {shape}, which does not fit its {len(stored)} bytes")
     values = np.frombuffer(stored, dtype).reshape(shape, order="F")
     # A double whose values are whole numbers may be stored in fewer bytes, and is a double all the same.
-    wide = {_DOUBLE_CLASS: np.dtype("f8"), _SINGLE_CLASS: np.dtype("f4")}
+    wide: dict[int, np.dtype] = {_DOUBLE_CLASS: np.dtype("f8"), _SINGLE_CLASS: np.dtype("f4")}
     return np.ascontiguousarray(values, dtype=wide.get(flags & 0xFF, dtype.newbyteorder("=")))

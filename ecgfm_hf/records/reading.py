@@ -153,15 +153,15 @@ def _read(path: str, arguments: Mapping[str, Any], ignore_surplus: bool) -> ECGR
     arguments = {name: value for name, value in arguments.items() if value is not None}
     header = _wfdb_header(path)
     if header is not None:
-        format_, path_arguments = _WFDB, (header, path)
+        format_, paths = _WFDB, [header, path]
     else:
-        format_, path_arguments = _format_of(path), (path,)
+        format_, paths = _format_of(path), [path]
     if ignore_surplus:
         arguments = {name: arguments[name] for name in format_.needs + format_.takes if name in arguments}
     _check_arguments(path, format_, arguments)
     module, _, function = format_.reader.partition(".")
     read: Callable[..., ECGRecord] = getattr(importlib.import_module(f".{module}", __package__), function)
-    return read(*path_arguments, **arguments)
+    return read(*paths, **arguments)
 
 
 def _wfdb_header(path: str) -> str | None:

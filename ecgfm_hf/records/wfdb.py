@@ -119,7 +119,7 @@ def read_wfdb(header_path: str, given: str) -> ECGRecord:
     if formats[0] in _WHOLE_BYTES:
         parts = [_read_whole_bytes(header, *group) for group in _groups(header)]
         samples = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        missing_value = _WHOLE_BYTES[formats[0]][1]
+        missing_value: int | None = _WHOLE_BYTES[formats[0]][1]
     else:
         samples = _read_by_wfdb(header, formats[0])
         missing_value = _BY_WFDB[formats[0]][1]
