@@ -5,12 +5,9 @@ Fine-tuning, for launchers: `ecgfm finetune` is the same.
     torchrun --standalone --nproc_per_node 2 scripts/finetune.py --config finetune_small ... use_cpu=true
 """
 
-import argparse
 import sys
 
-from ecgfm_hf.cli.finetune import add_finetune_arguments, run_finetune
+from ecgfm_hf.cli.main import main
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Fine-tunes an ECG-FM classifier.")
-    add_finetune_arguments(parser)
-    sys.exit(run_finetune(parser.parse_args()))
+    sys.exit(main(["finetune", *sys.argv[1:]]))

@@ -5,12 +5,9 @@ Pretraining, for launchers: `ecgfm pretrain` is the same.
     torchrun --standalone --nproc_per_node 2 scripts/pretrain.py --config pretrain_tiny ... use_cpu=true
 """
 
-import argparse
 import sys
 
-from ecgfm_hf.cli.pretrain import add_pretrain_arguments, run_pretrain
+from ecgfm_hf.cli.main import main
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Pretrains ECG-FM with W2V + CMSC + RLM.")
-    add_pretrain_arguments(parser)
-    sys.exit(run_pretrain(parser.parse_args()))
+    sys.exit(main(["pretrain", *sys.argv[1:]]))

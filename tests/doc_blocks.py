@@ -94,10 +94,7 @@ def run_bash(block: Block, folder: Path) -> None:
         tell = f"ecgfm() {{ printf '%s\\0' \"$@\"; }}; {line}"
         arguments = _in_shell(tell, folder).split("\0")[:-1]
         arguments += block.smaller.get(arguments[0], [])
-        try:
-            status = main(arguments)
-        except SystemExit as stop:
-            status = stop.code
+        status = main(arguments)
         assert status == 0, f"{block.page}:{block.line}: status {status} of: ecgfm {shlex.join(arguments)}"
 
 
@@ -115,14 +112,14 @@ def run_python(block: Block, names: dict) -> None:
 
 def check_arguments(arguments: list[str]) -> None:
     """Parses a command line that cannot be run here; settings of training are read as well."""
-    from ecgfm_hf.cli.main import build_parser
-    from ecgfm_hf.training import FinetuneSettings, read_recipe
+    from ecgfm_hf.cli.main import load_command
+    from ecgfm_hf.training import FinetuneSettings, PretrainSettings, read_recipe
 
-    options = build_parser().parse_args(arguments)
-    if options.command == "pretrain":
-        read_recipe(options.config, options.changes)
-    if options.command == "finetune":
-        read_recipe(options.config, options.changes, FinetuneSettings)
+    name, *rest = arguments
+    options = load_command(name).make_context(name, rest).params
+    if name in ("pretrain", "finetune"):
+        settings = PretrainSettings if name == "pretrain" else FinetuneSettings
+        read_recipe(options["config"], options["changes"] or [], settings)
 
 
 def extras() -> set[str]:

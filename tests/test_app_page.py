@@ -1,6 +1,5 @@
 """What the page answers: the pipeline's scores, pictures, saliency, and text that stays text."""
 
-import argparse
 import base64
 import json
 import re
@@ -16,7 +15,7 @@ from ecgfm_hf.app import html
 from ecgfm_hf.app.reader_process import _read
 from ecgfm_hf.app.scoring import ATTENTION, PageScorer, SessionRecordings, parse_file_options, saliency_choices
 from ecgfm_hf.app.uploads import stored_bytes
-from ecgfm_hf.cli.app import add_app_arguments, run_app
+from ecgfm_hf.cli.main import main
 
 NOTHING = ("", "", "", "")  # said of a file
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{3}} `4` $$5$$ \u202eback"
@@ -267,26 +266,19 @@ def test_nothing_from_outside_is_markup(tiny_config):
 
 @pytest.mark.parametrize("arguments", [["--port", "70000"], ["--max-mb", "0"], ["--max-mb", "nan"], ["--share"]])
 def test_arguments_that_make_no_sense_are_refused(arguments):
-    parser = argparse.ArgumentParser()
-    add_app_arguments(parser)
-    with pytest.raises(SystemExit):
-        parser.parse_args(["--model", "m", *arguments])
+    assert main(["app", "--model", "m", *arguments]) == 2
 
 
 def test_a_port_that_is_taken_is_said_to_be(capsys):
     pytest.importorskip("gradio")
-    parser = argparse.ArgumentParser()
-    add_app_arguments(parser)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert run_app(parser.parse_args(["--model", "m", "--port", str(port)])) == 2
+        assert main(["app", "--model", "m", "--port", str(port)]) == 2
     expected = f"port {port}: Address already in use (--port 0 takes any that is free)"
     assert expected in capsys.readouterr().err
 
 
 def test_a_missing_library_is_named_with_the_extra_that_has_it(monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gradio" else name)
-    parser = argparse.ArgumentParser()
-    add_app_arguments(parser)
-    assert run_app(parser.parse_args(["--model", "m"])) == 2
+    assert main(["app", "--model", "m"]) == 2
     assert capsys.readouterr().err == "ecgfm: the page needs gradio: pip install 'ecgfm-hf[app]'\n"

@@ -24,6 +24,7 @@ ROOMS = [
     "data",
     "inference",
     "evaluation",
+    "recipes",
     "training",
     "interpretation",
     "hub",

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoFeatureExtractor, AutoModelForPreTraining, AutoModelForSequenceClassification
 
 from ecgfm_hf import ECGFMConfig, ECGFMForMultiLabelClassification, ECGFMForPreTraining
-from ecgfm_hf.cli.convert import add_convert_arguments, run_convert
+from ecgfm_hf.cli.main import main
 from ecgfm_hf.fairseq import (
     MIMIC17,
     PHYSIONET26,
@@ -1115,9 +1115,7 @@ def test_full_size_models_have_the_original_s_tensors_to_the_unit(name, paramete
 
 
 def run(*arguments):
-    parser = argparse.ArgumentParser()
-    add_convert_arguments(parser)
-    return run_convert(parser.parse_args([str(argument) for argument in arguments]))
+    return main(["convert", *map(str, arguments)])
 
 
 def test_the_command_converts_and_summarises(tmp_path, capsys):

@@ -1,6 +1,5 @@
 """Model folders back to fairseq-signals checkpoints: what comes back equal, what is told, what is refused."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForMultiLabelClassification, ECGFMForPreTraining, ECGFMModel
-from ecgfm_hf.cli.convert import add_convert_arguments, run_convert
+from ecgfm_hf.cli.main import main
 from ecgfm_hf.fairseq import (
     CheckpointError,
     config_from_checkpoint,
@@ -44,9 +43,7 @@ def settings_of(folder):
 
 
 def run(*arguments):
-    parser = argparse.ArgumentParser()
-    add_convert_arguments(parser)
-    return run_convert(parser.parse_args([str(argument) for argument in arguments]))
+    return main(["convert", *map(str, arguments)])
 
 
 @pytest.fixture

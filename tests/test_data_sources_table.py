@@ -1,6 +1,5 @@
 """A user's own table: what it may say, how its ids and files meet, and what it must be told."""
 
-import argparse
 import os
 from datetime import datetime
 from pathlib import Path
@@ -11,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from wfdb_files import random_samples, write_record
 
+from ecgfm_hf import SettingsError
 from ecgfm_hf.cli.main import main
-from ecgfm_hf.cli.prepare import _fractions, _list, _mapping
+from ecgfm_hf.cli.options import parse_mapping, parse_names
+from ecgfm_hf.cli.prepare import _parse_fractions
 from ecgfm_hf.data import Arrays, PhysioNet2021, RecordingTable, SourceError, prepare, record_from_row
 
 SAMPLES = random_samples(samples=50)
@@ -310,17 +311,18 @@ def test_labels_that_are_none_are_told_with_rows_from_1(tmp_path):
 
 
 def test_lists_and_mappings_of_the_command_line():
-    assert _list('"a, b",c') == ["a, b", "c"]
-    assert _list(' I , "II",,V1') == ["I", "II", "V1"]
-    assert _list("") == []
-    with pytest.raises(ValueError, match="must look like"):
-        _list('"a, b')
-    assert _mapping('age=,"path=file, name"') == {"age": "", "path": "file, name"}
+    assert parse_names('"a, b",c', "--drop") == ["a, b", "c"]
+    assert parse_names(' I , "II",,V1', "--drop") == ["I", "II", "V1"]
+    assert parse_names("", "--drop") == []
+    with pytest.raises(SettingsError, match="--drop: must look like"):
+        parse_names('"a, b', "--drop")
+    assert parse_mapping('age=,"path=file, name"') == {"age": "", "path": "file, name"}
+    assert parse_mapping('"path=a,b",patient_id=MRN') == {"path": "a,b", "patient_id": "MRN"}
     for wrong in ("age", "=x", ""):
-        with pytest.raises(argparse.ArgumentTypeError):
-            _mapping(wrong)
-    with pytest.raises(argparse.ArgumentTypeError, match="must look like train="):
-        _fractions("train=0.5,test=")
+        with pytest.raises(SettingsError, match="--columns: must look like"):
+            parse_mapping(wrong)
+    with pytest.raises(SettingsError, match="must look like train="):
+        _parse_fractions("train=0.5,test=")
 
 
 def test_the_command_leaves_a_column_out(tmp_path, capsys):

@@ -98,10 +98,9 @@ def test_extras_that_pages_name_exist():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_flags_that_a_page_names_exist(page):
-    from ecgfm_hf.cli.main import build_parser
+    from ecgfm_hf.cli.main import COMMANDS, load_command
 
-    commands = next(action for action in build_parser()._actions if action.dest == "command").choices
     for command, rest in re.findall(r"`ecgfm ([\w-]+)([^`]*)`", page.read_text()):
-        assert command in commands, f"{page.name}: ecgfm {command}"
-        flags = {flag for action in commands[command]._actions for flag in action.option_strings}
+        assert command in COMMANDS, f"{page.name}: ecgfm {command}"
+        flags = {"--help", *(flag for parameter in load_command(command).params for flag in parameter.opts)}
         assert set(re.findall(r"--[\w-]+", rest)) <= flags, f"{page.name}: ecgfm {command}{rest}"

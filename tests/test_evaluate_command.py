@@ -1,6 +1,5 @@
 """`ecgfm evaluate`: a model and a dataset in, three files and a table out."""
 
-import argparse
 import json
 import re
 
@@ -14,10 +13,9 @@ from ecgfm_hf.cli.evaluate import (
     METRICS_FILE,
     PREDICTIONS_FILE,
     REPORT_FILE,
-    add_evaluate_arguments,
-    run_evaluate,
     summary,
 )
+from ecgfm_hf.cli.main import main
 from ecgfm_hf.data import load_arrays, load_prepared
 from ecgfm_hf.data.leakage import write_guard
 from ecgfm_hf.evaluation import evaluate_predictions
@@ -55,11 +53,9 @@ def evaluated(store, model_dir, tmp_path_factory):
 
 
 def evaluate(*arguments, split="all"):
-    parser = argparse.ArgumentParser()
-    add_evaluate_arguments(parser)
     given = list(map(str, arguments))
     stored = given[0].endswith(".parquet")
-    return run_evaluate(parser.parse_args([*given, "--resamples", "100", *([] if stored else ["--split", split])]))
+    return main(["evaluate", *given, "--resamples", "100", *([] if stored else ["--split", split])])
 
 
 def results_of(folder):

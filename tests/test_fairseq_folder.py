@@ -1,6 +1,5 @@
 """Processed folders of fairseq-signals: read as model inputs, written from a store, and the one from the other."""
 
-import argparse
 import csv
 import os
 import shutil
@@ -11,7 +10,7 @@ import pytest
 import scipy.io
 
 from ecgfm_hf import ECGFMFeatureExtractor
-from ecgfm_hf.cli import export_fairseq as command
+from ecgfm_hf.cli.main import main
 from ecgfm_hf.data.labels import read_label_csv
 from ecgfm_hf.data.store import row_from_record
 from ecgfm_hf.fairseq import FairseqFolder, FairseqFolderError, export_fairseq_folder, load_fairseq_folder
@@ -603,9 +602,7 @@ def test_the_folder_tells_splits_labels_and_weights(folder):
 
 
 def run(*arguments):
-    parser = argparse.ArgumentParser()
-    command.add_export_arguments(parser)
-    return command.run_export(parser.parse_args([str(argument) for argument in arguments]))
+    return main(["export-fairseq", *map(str, arguments)])
 
 
 @pytest.fixture

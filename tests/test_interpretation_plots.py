@@ -1,6 +1,5 @@
 """The 12-lead page: its scale on paper, what it shows of odd recordings, and the panel of scores."""
 
-import argparse
 import dataclasses
 import re
 import sys
@@ -12,7 +11,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.image import imread
 
 from ecgfm_hf import ECGFMConfig
-from ecgfm_hf.cli.plot_options import add_plot_arguments, plot_path, plot_recording
+from ecgfm_hf.cli.prediction_pages import plot_path, plot_recording
 from ecgfm_hf.interpretation import Attribution, plot_ecg, plot_prediction, save_page
 from ecgfm_hf.records import ECGRecord
 
@@ -435,11 +434,8 @@ def test_other_formats_papers_and_gains_are_refused(tmp_path):
 
 
 def test_a_recordings_page_is_written_where_it_was_asked_for(tmp_path, config):
-    parser = argparse.ArgumentParser()
-    add_plot_arguments(parser)
-    options = parser.parse_args(["--plot", str(tmp_path / "pages"), "--plot-paper", "letter"])
     taken: set[str] = set()
-    paths = [plot_path(options.plot, name, options.plot_format, taken) for name in ("a/E7", "b/e7", "..", "x y:z\n")]
+    paths = [plot_path(tmp_path / "pages", name, "pdf", taken) for name in ("a/E7", "b/e7", "..", "x y:z\n")]
     assert [path.name for path in paths] == ["E7.pdf", "e7_2.pdf", "recording.pdf", "x_y_z_.pdf"]
     plot_recording(made_up_record(), {"rhythm": 0.5, "beats": 0.1}, None, config, None, paths[0], paper="letter")
     assert paths[0].read_bytes().startswith(b"%PDF")

@@ -143,7 +143,7 @@ def test_an_output_that_cannot_be_written_is_named_as_it_was_given(reports, tmp_
     out = tmp_path / f"{'x' * 246}.{suffix}"  # Short enough for a file's name, not for what it is until it is whole.
     assert label(reports, out) == 1
     message = capsys.readouterr().err
-    assert message.startswith(f"ecgfm label: {out}: cannot be written: ")
+    assert message.startswith(f"ecgfm: {out}: cannot be written: ")
     assert "partial" not in message
     assert label(reports, tmp_path / "folder.csv" / "out.csv") == 2
     (tmp_path / "folder.csv").mkdir()
@@ -194,7 +194,7 @@ def test_unmatched_explanations_and_counts_are_written(reports, tmp_path):
         ("text,text\nx,y\n", [], "the column 'text' occurs twice"),
         ("", [], "is empty"),
         ("text\nx\n", ["--threshold", "2"], "keep must be"),
-        ("text\nx\n", ["--num-proc", "0"], "processes must be at least 1"),
+        ("text\nx\n", ["--num-proc", "0"], "Invalid value for '--num-proc'"),
         ("text\nx\n", ["--split-column", "fold", "--label-def", "def.csv"], "has no column 'fold'"),
         ("text\nx\n", ["--split-column", "text"], "--split-column is for --label-def, which is not given"),
         ("text\nx\n", ["--label-def", "/"], "/: is a folder"),

@@ -1,6 +1,5 @@
 """Linear probing: embeddings computed once, heads that are what scikit-learn fits, a model folder like any other."""
 
-import argparse
 import logging
 
 import numpy as np
@@ -10,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, ECGFMForPreTraining, ECGFMModel, load_pipeline
-from ecgfm_hf.cli.probe import add_probe_arguments, run_probe
+from ecgfm_hf.cli.main import main
 from ecgfm_hf.data import load_arrays, load_prepared, record_from_row
 from ecgfm_hf.data.leakage import GUARD_FILE, seen
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
@@ -273,9 +272,7 @@ def test_values_that_are_no_labels_or_embeddings_are_refused_by_name(encoder):
 
 
 def run(*arguments) -> int:
-    parser = argparse.ArgumentParser()
-    add_probe_arguments(parser)
-    return run_probe(parser.parse_args(list(map(str, arguments))))
+    return main(["probe", *map(str, arguments)])
 
 
 @pytest.fixture

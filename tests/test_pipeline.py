@@ -290,9 +290,7 @@ def test_output_goes_to_a_file(model_dir, tmp_path, capsys):
     [["predict"], ["predict", "x.hea"], ["predict", "x.hea", "--model", "m", "--batch-size", "0"], ["nonsense"]],
 )
 def test_wrong_usage_exits_with_2(arguments):
-    with pytest.raises(SystemExit) as exit_info:
-        ecgfm(arguments)
-    assert exit_info.value.code == 2
+    assert ecgfm(arguments) == 2
 
 
 def test_predict_takes_what_files_do_not_say_themselves(model_dir, tmp_path, capsys):

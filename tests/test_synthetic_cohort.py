@@ -1,6 +1,5 @@
 """The synthetic cohort: its signals show what its truth says, its labels follow from it, its files hold it."""
 
-import argparse
 import csv
 import json
 
@@ -9,7 +8,7 @@ import pytest
 import wfdb
 
 import ecgfm_hf
-from ecgfm_hf.cli.synthesize import add_synthesize_arguments, run_synthesize
+from ecgfm_hf.cli.main import main
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 from ecgfm_hf.synthetic import (
     EPISODIC_LABELS,
@@ -562,9 +561,7 @@ def test_a_patient_outside_the_cohort_is_refused():
 
 
 def run_command(*arguments):
-    parser = argparse.ArgumentParser()
-    add_synthesize_arguments(parser)
-    return run_synthesize(parser.parse_args([str(argument) for argument in arguments]))
+    return main(["synthesize", *map(str, arguments)])
 
 
 def test_command_writes_a_cohort_and_says_what(tmp_path, capsys):

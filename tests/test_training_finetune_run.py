@@ -1,6 +1,5 @@
 """A fine-tuning run from its settings: the folder that it writes, what it refuses, the command."""
 
-import argparse
 import json
 import shlex
 import shutil
@@ -11,7 +10,7 @@ import torch
 from finetune_cases import TINY_MODEL, make_store, plant_leak, recordings
 
 from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, ECGFMForPreTraining, save_model_folder
-from ecgfm_hf.cli.finetune import add_finetune_arguments, run_finetune
+from ecgfm_hf.cli.main import main
 from ecgfm_hf.data import load_arrays, load_prepared
 from ecgfm_hf.data.leakage import GUARD_FILE, LeakError, seen
 from ecgfm_hf.model_folder import load_pipeline
@@ -285,9 +284,7 @@ def test_a_source_is_prepared_first(workplace, tmp_path):
 
 
 def run(*arguments):
-    parser = argparse.ArgumentParser()
-    add_finetune_arguments(parser)
-    return run_finetune(parser.parse_args(["--config", *arguments]))
+    return main(["finetune", "--config", *arguments])
 
 
 def test_the_command_trains_and_says_what_the_figures_are(workplace, tmp_path, capsys):

@@ -1,6 +1,5 @@
 """Recipes: every key explained, none unknown, changes typed as YAML has them."""
 
-import argparse
 import dataclasses
 import re
 
@@ -8,7 +7,7 @@ import pytest
 import yaml
 
 from ecgfm_hf import ECGFMConfig
-from ecgfm_hf.cli.pretrain import add_pretrain_arguments, run_pretrain
+from ecgfm_hf.cli.main import main
 from ecgfm_hf.training import FinetuneSettings, PretrainSettings, SettingsError, find_recipe, read_recipe, recipe_names
 from ecgfm_hf.training.settings import REFUSED_TRAINING_ARGS, RENAMED
 
@@ -136,9 +135,7 @@ def test_files_of_ones_own(tmp_path):
 
 
 def run(*arguments):
-    parser = argparse.ArgumentParser()
-    add_pretrain_arguments(parser)
-    return run_pretrain(parser.parse_args(["--config", *arguments]))
+    return main(["pretrain", "--config", *arguments])
 
 
 def test_the_command_shows_a_recipe_and_refuses_what_is_wrong(capsys):

@@ -1,140 +1,132 @@
-"""`ecgfm card`: its arguments, and what it prints."""
+"""`ecgfm card`."""
 
-import argparse
-import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-EXIT_STATUS = (
-    "Exit status: 0 written and complete, 1 written, but something is to be filled in or taken out (named on standard "
-    "error), 2 usage."
-)
-# Details with an option of their own; a file of --details may hold these and the others.
-_OPTIONS = {
-    "license": "licence of the weights as the Hub abbreviates it, such as mit",
-    "developers": "who made the model and answers for it",
-    "intended_use": "what the model is for",
-    "training_data": "where the recordings come from, how they were labelled, what permits their use",
-    "limitations": "where it must be expected to fail",
-    "dataset_name": "name of the data that the evaluation is of",
-    "base_model": "repository on the Hub of the weights that training began from",
-}
+import typer
+
+from ..utils.errors import SettingsError
+from ..utils.files import write_text
+from .options import quiet_libraries
 
 
-def add_card_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of `ecgfm card`."""
-    add = parser.add_argument
-    add(
-        "model",
-        metavar="MODEL_DIR",
-        type=Path,
-        nargs="?",
-        help="folder of `ecgfm convert`, pretrain, finetune or probe",
-    )
-    add(
-        "--evaluation",
-        metavar="DIR",
-        type=Path,
-        help="folder that `ecgfm evaluate` wrote: its figures go into the card",
-    )
-    add(
-        "--details",
-        metavar="FILE.yaml",
-        type=Path,
-        help="what only a person knows, by name: license, intended_use, ...",
-    )
-    for name, help in _OPTIONS.items():
-        add(f"--{name.replace('_', '-')}", metavar="TEXT", help=f"{help} (as in --details)")
-    add("--repo", metavar="OWNER/NAME", help="repository on the Hub that the card is for; names the model in code")
-    add(
-        "--output",
-        metavar="FILE",
-        type=Path,
-        help="where to write it, - for standard output (default: MODEL_DIR/README.md)",
-    )
-    add("--overwrite", action="store_true", help="replace the file where it exists")
-    add("--published", metavar="NAME", help="print or write the card of a published checkpoint instead")
-    add("--list", action="store_true", help="name the published checkpoints that there is a card of, and exit")
+def _detail(name: str, text: str) -> object:
+    return typer.Option(f"--{name}", metavar="TEXT", help=f"{text} (as in --details).")
 
 
-def run_card(args: argparse.Namespace) -> int:
+def card(
+    model: Annotated[
+        Path | None,
+        typer.Argument(metavar="MODEL_DIR", help="Folder of `ecgfm convert`, pretrain, finetune or probe."),
+    ] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(
+            "--evaluation", metavar="DIR", help="Folder that `ecgfm evaluate` wrote: its figures go into the card."
+        ),
+    ] = None,
+    details: Annotated[
+        Path | None,
+        typer.Option(
+            "--details", metavar="FILE.yaml", help="What only a person can state, by name: license, intended_use, ..."
+        ),
+    ] = None,
+    license: Annotated[
+        str | None, _detail("license", "Licence of the weights as the Hub abbreviates it, such as mit")
+    ] = None,
+    developers: Annotated[str | None, _detail("developers", "Who made the model and is responsible for it")] = None,
+    intended_use: Annotated[str | None, _detail("intended-use", "What the model is for")] = None,
+    training_data: Annotated[
+        str | None,
+        _detail("training-data", "Where the recordings come from, how they were labelled, what permits their use"),
+    ] = None,
+    limitations: Annotated[str | None, _detail("limitations", "Where the model is expected to fail")] = None,
+    dataset_name: Annotated[str | None, _detail("dataset-name", "Name of the data that the evaluation is of")] = None,
+    base_model: Annotated[
+        str | None, _detail("base-model", "Repository on the Hub of the weights that training started from")
+    ] = None,
+    repo: Annotated[
+        str | None,
+        typer.Option(
+            "--repo", metavar="OWNER/NAME", help="Repository on the Hub that the card is for; the card's code names it."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            help="File to write, - for standard output (default: MODEL_DIR/README.md).",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file where it exists.")] = False,
+    published: Annotated[
+        str | None,
+        typer.Option("--published", metavar="NAME", help="Print or write the card of a published checkpoint instead."),
+    ] = None,
+    list_published: Annotated[
+        bool, typer.Option("--list", help="List the published checkpoints that have a card, and exit.")
+    ] = False,
+) -> int:
     """
-    Runs `ecgfm card`.
+    Write a model's card.
 
-    Returns:
-        `int`: 0 written and complete, 1 something is to be filled in or taken out, 2 usage.
+    Exit status: 0 written and complete, 1 written, but something is missing or must be removed (named on standard
+    error), 2 usage.
     """
-    from ..hub.cards import card_problems, published_names
-    from ..hub.private_details import find_private_details, this_machine
+    given = {
+        "license": license,
+        "developers": developers,
+        "intended_use": intended_use,
+        "training_data": training_data,
+        "limitations": limitations,
+        "dataset_name": dataset_name,
+        "base_model": base_model,
+    }
+    with quiet_libraries():
+        from ..hub import find_private_details, this_machine
+        from ..hub.cards import build_model_card, card_problems, published_card, published_names, read_details
 
-    if args.list:
-        print("\n".join(published_names()))
-        return 0
-    try:
-        output = _output(args)
-        text = _text(args)
-        if output is None:
+        if list_published:
+            print("\n".join(published_names()))
+            return 0
+        path = _output(model, output, overwrite)
+        stated = {name: value for name, value in given.items() if value is not None}
+        if published is not None:
+            others = {"model": model, "evaluation": evaluation, "details": details}
+            unused = [name for name, value in others.items() if value is not None]
+            if unused or stated:
+                raise SettingsError(
+                    f"--published is a complete card: remove {', '.join([*unused, *stated])} from the command"
+                )
+            text = published_card(published, repo)
+        elif model is None:
+            raise SettingsError("give MODEL_DIR, or --published NAME (--list names them)")
+        else:
+            from_file = {} if details is None else read_details(details)
+            text = build_model_card(model, evaluation=evaluation, repo_id=repo, **{**from_file, **stated})
+        if path is None:
             print(text, end="")
         else:
-            _write(output, text)
-    except (OSError, ValueError) as error:
-        print(f"ecgfm card: {error}", file=sys.stderr)
-        return 2
-    if output is not None:
-        print(f"card  {output}")
-    problems, traces = card_problems(text), find_private_details(text, this_machine().pushing_to(args.repo))
+            write_text(path, text)
+            print(f"card  {path}")
+        problems, traces = card_problems(text), find_private_details(text, this_machine().pushing_to(repo))
     for problem in problems:
         print(f"incomplete: {problem}", file=sys.stderr)
     for trace in traces:
         print(f"not to be published: {trace}", file=sys.stderr)
-    if problems and output is not None:
-        print("ecgfm card: say it with --details FILE.yaml, and --overwrite to replace this card", file=sys.stderr)
+    if problems and path is not None:
+        print("ecgfm: complete it with --details FILE.yaml, and --overwrite to replace this card", file=sys.stderr)
     return 1 if problems or traces else 0
 
 
-def card_of_converted(name: str, facts: Mapping[str, Any], model: Any) -> str:
-    """For `ecgfm convert --card NAME`: the published checkpoint's card, with what conversion found."""
-    from ..hub.cards import converted_card
-
-    return converted_card(name, facts, model)
-
-
-def _text(args: argparse.Namespace) -> str:
-    from ..hub.cards import build_model_card, published_card, read_details
-
-    given = {name: getattr(args, name) for name in _OPTIONS if getattr(args, name) is not None}
-    if args.published is not None:
-        unused = [name for name in ("model", "evaluation", "details") if getattr(args, name) is not None]
-        if unused or given:
-            raise ValueError(f"--published is a card by itself: give no {', '.join([*unused, *given])} with it")
-        return published_card(args.published, args.repo)
-    if args.model is None:
-        raise ValueError("give MODEL_DIR, or --published NAME (--list names them)")
-    details = {} if args.details is None else read_details(args.details)
-    return build_model_card(args.model, evaluation=args.evaluation, repo_id=args.repo, **{**details, **given})
-
-
-def _output(args: argparse.Namespace) -> Path | None:
-    """Where the card goes; None for standard output."""
-    output = args.output
+def _output(model: Path | None, output: Path | None, overwrite: bool) -> Path | None:
+    """Return the file to write; None for standard output."""
     if output is None:
-        output = None if args.model is None else args.model / "README.md"
+        output = None if model is None else model / "README.md"
     elif str(output) == "-":
         output = None
-    if output is not None and output.exists() and not args.overwrite:
+    if output is not None and output.exists() and not overwrite:
         raise FileExistsError(f"{output} exists and may have been edited: choose another --output, or --overwrite")
     return output
-
-
-def _write(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-__all__ = ["EXIT_STATUS", "add_card_arguments", "card_of_converted", "run_card"]

@@ -1,144 +1,146 @@
-"""`ecgfm convert`: its arguments, and what it prints."""
+"""`ecgfm convert`."""
 
-import argparse
 import sys
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ..fairseq.checkpoint import CheckpointError
-from ..fairseq.convert import ConversionReport, convert_checkpoint
-from ..fairseq.export_checkpoint import ExportReport, export_fairseq_checkpoint
-from ..model_folder import ModelFolderError, ModelNotFoundError
-from ..utils.errors import InputNotFoundError, OutputExistsError, SettingsError
+import typer
 
+from ..utils.errors import SettingsError
+from .options import failing_with, quiet_libraries
 
-def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of `ecgfm convert`."""
-    parser.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        type=Path,
-        help="fairseq-signals checkpoint (.pt); with --to-fairseq the model folder (DIR)",
-    )
-    parser.add_argument(
-        "output_dir",
-        metavar="OUT_DIR",
-        type=Path,
-        help="folder to write, new or empty; with --to-fairseq the file to write (OUT.pt)",
-    )
-    parser.add_argument(
-        "--to-fairseq",
-        action="store_true",
-        help="the other way: ecgfm convert --to-fairseq DIR OUT.pt writes a model folder as a checkpoint",
-    )
-    parser.add_argument(
-        "--old-weight-norm",
-        action="store_true",
-        help="with --to-fairseq: names for fairseq-signals from before 2025-01-20",
-    )
-    parser.add_argument(
-        "--labels",
-        metavar="LABELS",
-        help="labels of a classifier in order: mimic17, physionet26, a file (CSV with a column 'name', or one name a "
-        'line), or "A,B,..."',
-    )
-    parser.add_argument("--heads", metavar="N", type=int, help="attention heads, where the file cannot tell")
-    parser.add_argument(
-        "--like", metavar="PRETRAINED.pt", type=Path, help="pretrained checkpoint that a fine-tuned one began from"
-    )
-    parser.add_argument(
-        "--leads", metavar="I,II,...", help="names of the model's leads in order, where it takes fewer than 12"
-    )
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="compare the written model with the source's weights, evaluated independently",
-    )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace OUT_DIR if it is an ECG-FM model folder, OUT.pt if it is a checkpoint",
-    )
-    parser.add_argument(
-        "--card",
-        metavar="NAME",
-        help="the file is the published checkpoint of this name: write its model card as README.md "
-        "(`ecgfm card --list` names them)",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="do everything, but keep nothing")
+if TYPE_CHECKING:
+    from ..fairseq import ConversionReport, ExportReport
+    from ..modeling_ecgfm import ECGFMPreTrainedModel
 
 
-def run_convert(args: argparse.Namespace, card: Callable[[str, Mapping[str, Any], Any], str] | None = None) -> int:
+def convert(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT", help="fairseq-signals checkpoint (.pt); with --to-fairseq the model folder (DIR)."
+        ),
+    ],
+    output_dir: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT_DIR", help="Folder to write, new or empty; with --to-fairseq the file to write (OUT.pt)."
+        ),
+    ],
+    to_fairseq: Annotated[
+        bool,
+        typer.Option(
+            "--to-fairseq",
+            help="Convert the other way: ecgfm convert --to-fairseq DIR OUT.pt writes a model folder as a checkpoint.",
+        ),
+    ] = False,
+    old_weight_norm: Annotated[
+        bool,
+        typer.Option("--old-weight-norm", help="With --to-fairseq: names for fairseq-signals from before 2025-01-20."),
+    ] = False,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="LABELS",
+            help="Labels of a classifier in order: mimic17, physionet26, a file (CSV with a column 'name', or one name "
+            'a line), or "A,B,...".',
+        ),
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option("--heads", metavar="N", help="Attention heads, where the file does not hold them.")
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            "--like", metavar="PRETRAINED.pt", help="Pretrained checkpoint that a fine-tuned one started from."
+        ),
+    ] = None,
+    leads: Annotated[
+        str | None,
+        typer.Option(
+            "--leads", metavar="I,II,...", help="Names of the model's leads in order, where it takes fewer than 12."
+        ),
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Compare the written model with the source's weights, evaluated independently."),
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace OUT_DIR if it is an ECG-FM model folder, OUT.pt if it is a checkpoint."
+        ),
+    ] = False,
+    card: Annotated[
+        str | None,
+        typer.Option(
+            "--card",
+            metavar="NAME",
+            help="The file is the published checkpoint of this name: write its model card as README.md (`ecgfm card "
+            "--list` names them).",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything, but keep nothing.")] = False,
+) -> int:
     """
-    Runs `ecgfm convert`.
+    Turn a fairseq-signals checkpoint into a model folder.
 
-    Args:
-        args (`argparse.Namespace`)
-        card (callable, *optional*): `(name, facts, model) -> text` for `--card`, of a room that this one does not know.
-
-    Returns:
-        `int`: 0 converted, 1 the model cannot be converted or verification failed, 2 usage.
+    Exit status: 0 converted, 1 the model cannot be converted or verification failed, 2 usage.
     """
-    try:
-        _check_together(args)
-        report = _export(args) if args.to_fairseq else _convert(args, card)
-    except (ModelNotFoundError, SettingsError, InputNotFoundError, OutputExistsError) as error:
-        print(f"ecgfm convert: {error}", file=sys.stderr)
-        return 2
-    except (CheckpointError, ModelFolderError) as error:
-        print(f"ecgfm convert: {error}", file=sys.stderr)
-        return 1
-    except ValueError as error:
-        print(f"ecgfm convert: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # no space, no permission
-        print(f"ecgfm convert: {error}", file=sys.stderr)
-        return 1
-    for warning in report.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(_export_summary(report) if args.to_fairseq else _summary(report))
+    if to_fairseq:
+        others = {"--labels": labels, "--heads": heads, "--like": like, "--leads": leads, "--card": card}
+        if given := [name for name, value in others.items() if value is not None]:
+            raise SettingsError(
+                f"{', '.join(given)} cannot be used with --to-fairseq: a model folder holds all of this"
+            )
+    elif old_weight_norm:
+        raise SettingsError("--old-weight-norm is for --to-fairseq; a checkpoint's own names are recognised")
+    with quiet_libraries():
+        from ..fairseq import CheckpointError, convert_checkpoint, export_fairseq_checkpoint
+        from ..model_folder import ModelFolderError, ModelNotFoundError
+
+        with failing_with(1, CheckpointError, ModelFolderError), failing_with(2, ModelNotFoundError):
+            if to_fairseq:
+                exported = export_fairseq_checkpoint(
+                    checkpoint,
+                    output_dir,
+                    old_weight_norm=old_weight_norm,
+                    verify=verify,
+                    overwrite=overwrite,
+                    dry_run=dry_run,
+                )
+                notes, text = exported.warnings, _export_summary(exported)
+            else:
+                converted = convert_checkpoint(
+                    checkpoint,
+                    output_dir,
+                    labels=labels,
+                    heads=heads,
+                    like=like,
+                    lead_names=None if leads is None else [name.strip() for name in leads.split(",")],
+                    verify=verify,
+                    overwrite=overwrite,
+                    dry_run=dry_run,
+                    card=None if card is None else lambda facts, model: _card(card, facts, model),
+                    published=card,
+                )
+                notes, text = converted.warnings, _summary(converted)
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+    print(text)
     return 0
 
 
-def _check_together(args: argparse.Namespace) -> None:
-    if args.to_fairseq:
-        if given := [name for name in ("labels", "heads", "like", "leads", "card") if getattr(args, name) is not None]:
-            options = ", ".join(f"--{name}" for name in given)
-            raise ValueError(f"{options} cannot be used with --to-fairseq: a model folder says all of it")
-    elif args.old_weight_norm:
-        raise ValueError("--old-weight-norm is for --to-fairseq; a checkpoint's own names are recognised")
+def _card(name: str, facts: Mapping[str, Any], model: "ECGFMPreTrainedModel") -> str:
+    """Return the published checkpoint's card, with what conversion found; `fairseq` may not import `hub` itself."""
+    from ..hub.cards import converted_card
+
+    return converted_card(name, facts, model)
 
 
-def _convert(args: argparse.Namespace, card: Callable[[str, Mapping[str, Any], Any], str] | None) -> ConversionReport:
-    return convert_checkpoint(
-        args.checkpoint,
-        args.output_dir,
-        labels=args.labels,
-        heads=args.heads,
-        like=args.like,
-        lead_names=None if args.leads is None else [name.strip() for name in args.leads.split(",")],
-        verify=args.verify,
-        overwrite=args.overwrite,
-        dry_run=args.dry_run,
-        card=None if card is None or args.card is None else partial(card, args.card),
-        published=args.card,
-    )
-
-
-def _export(args: argparse.Namespace) -> ExportReport:
-    return export_fairseq_checkpoint(
-        args.checkpoint,
-        args.output_dir,
-        old_weight_norm=args.old_weight_norm,
-        verify=args.verify,
-        overwrite=args.overwrite,
-        dry_run=args.dry_run,
-    )
-
-
-def _summary(report: ConversionReport) -> str:
+def _summary(report: "ConversionReport") -> str:
     config = report.config
     rows = [
         ("model", report.model_class),
@@ -156,10 +158,10 @@ def _summary(report: ConversionReport) -> str:
         rows.append(("pos_weight", "none" if config.pos_weight is None else "carried over"))
     if report.differences is not None:
         rows.append(("tensors", "bit-equal to the source's"))
-    return _table(rows, report)
+    return _table(rows, report, report.output_dir)
 
 
-def _export_summary(report: ExportReport) -> str:
+def _export_summary(report: "ExportReport") -> str:
     rows = [
         ("model", report.model_class),
         ("leads", " ".join(report.lead_names)),
@@ -169,17 +171,16 @@ def _export_summary(report: ExportReport) -> str:
         ("settings", "read back equal, except those listed as lost" if report.lost_settings else "read back equal"),
     ]
     rows.extend((f"lost: {name}", _shortened(value)) for name, value in report.lost_settings.items())
-    return _table(rows, report)
+    return _table(rows, report, report.output)
 
 
-def _shortened(value: Any) -> str:
+def _shortened(value: object) -> str:
     text = ", ".join(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else str(value)
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
-def _table(rows: list[tuple[str, str]], report: ConversionReport | ExportReport) -> str:
-    """What was written, with the verification's figures and the destination, which every report has, at the end."""
-    destination = report.output if isinstance(report, ExportReport) else report.output_dir
+def _table(rows: list[tuple[str, str]], report: "ConversionReport | ExportReport", destination: Path | None) -> str:
+    """Return rows as a table, with the verification's figures and the destination at the end."""
     rows = [
         *rows,
         *(

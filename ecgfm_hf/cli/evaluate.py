@@ -1,150 +1,188 @@
-"""`ecgfm evaluate`: its arguments, the steps, and what it prints."""
+"""`ecgfm evaluate`."""
 
-import argparse
 import json
-import logging
 import os
-import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from ..utils.name_lists import names
+import typer
 
-PREDICTIONS_FILE, METRICS_FILE, REPORT_FILE = "predictions.parquet", "metrics.json", "report.html"
+from ..evaluation import METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
+from .options import (
+    BatchSizeOption,
+    CommandFailed,
+    DeviceOption,
+    NumWorkersOption,
+    SeedOption,
+    failing_with,
+    parse_names,
+    quiet_libraries,
+    show_progress,
+)
+
+if TYPE_CHECKING:
+    from ..evaluation.prediction_sources import LoadedPredictions
+    from ..inference import Predictions
+
 _MOST_LABELS_PRINTED, _WIDEST_CELL = 30, 60
 
 
-def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of `ecgfm evaluate`."""
-    add = parser.add_argument
-    add("model", metavar="MODEL", help="folder or Hub repository of a classifier, or a predictions.parquet")
-    add("dataset", metavar="DATASET", nargs="?", help="store that `ecgfm prepare` wrote; none for stored predictions")
-    add("--split", default="test", help="which split of it (default: test)")
-    files = f"{PREDICTIONS_FILE}, {METRICS_FILE} and {REPORT_FILE}"
-    add("--output", metavar="DIR", default="evaluation", help=f"folder for {files} (default: evaluation)")
-    add("--overwrite", action="store_true", help="replace these files where they exist")
-    add("--labels", metavar="A,B", type=names, help="evaluate only these of the model's labels")
-    add("--targets", metavar="CSV", help="the true values by recording_id, instead of the dataset's labels")
-    add("--class-column", metavar="NAME", help="for a single label: the column that holds the class")
-    add("--compare", metavar="OTHER", help="a second model or predictions.parquet, on the same recordings")
-    add("--thresholds", metavar="MODEL", help="whose thresholds to decide by (default: the evaluated model's own)")
-    add("--resamples", type=_at_least(100), default=1000, metavar="N", help="of the bootstrap (default: 1000)")
-    add("--seed", type=_at_least(0), default=0, metavar="N", help="of the bootstrap (default: 0)")
-    few = "nothing is told of fewer patients than that (default: 10; 1 tells everything, for public data)"
-    add("--smallest-cell", type=_at_least(1), default=10, metavar="N", help=few)
-    seen = "evaluate also on recordings or patients that the model has seen; the report says so"
-    add("--allow-seen", action="store_true", help=seen)
-    add("--batch-size", type=_at_least(1), default=16, metavar="N", help="segments together (default: 16)")
-    add("--num-workers", type=_at_least(0), default=0, metavar="N", help="processes that read (default: 0)")
-    add("--precision", choices=("float32", "bfloat16"), default="float32", help="default: float32")
-    add("--device", default="cpu", help="such as cpu or cuda:0 (default: cpu)")
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, found: {text}")
-        return int(text)
-
-    return number
-
-
-def run_evaluate(args: argparse.Namespace) -> int:
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Folder or Hub repository of a classifier, or a predictions.parquet."),
+    ],
+    dataset: Annotated[
+        str | None,
+        typer.Argument(metavar="DATASET", help="Store that `ecgfm prepare` wrote; none for stored predictions."),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", metavar="NAME", help="Split of the dataset.")] = "test",
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", metavar="DIR", help=f"Folder for {PREDICTIONS_FILE}, {METRICS_FILE} and {REPORT_FILE}."
+        ),
+    ] = Path("evaluation"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace these files where they exist.")] = False,
+    labels: Annotated[
+        str | None, typer.Option("--labels", metavar="A,B", help="Evaluate only these of the model's labels.")
+    ] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option("--targets", metavar="CSV", help="True values by recording_id, instead of the dataset's labels."),
+    ] = None,
+    class_column: Annotated[
+        str | None,
+        typer.Option(
+            "--class-column", metavar="NAME", help="For single-label models: the column that holds the class."
+        ),
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            "--compare", metavar="OTHER", help="A second model or predictions.parquet, on the same recordings."
+        ),
+    ] = None,
+    thresholds: Annotated[
+        str | None,
+        typer.Option(
+            "--thresholds", metavar="MODEL", help="Decide by this model's thresholds (default: the evaluated model's)."
+        ),
+    ] = None,
+    resamples: Annotated[
+        int, typer.Option("--resamples", min=100, metavar="N", help="Resamples of the bootstrap.")
+    ] = 1000,
+    seed: SeedOption = 0,
+    smallest_cell: Annotated[
+        int,
+        typer.Option(
+            "--smallest-cell",
+            min=1,
+            metavar="N",
+            help="Withhold counts of fewer patients; 1 withholds nothing, for public data.",
+        ),
+    ] = 10,
+    allow_seen: Annotated[
+        bool,
+        typer.Option(
+            "--allow-seen",
+            help="Include recordings and patients that the model has seen; the report says so.",
+        ),
+    ] = False,
+    batch_size: BatchSizeOption = 16,
+    num_workers: NumWorkersOption = 0,
+    precision: Annotated[
+        Literal["float32", "bfloat16"], typer.Option("--precision", help="Number type of the computation.")
+    ] = "float32",
+    device: DeviceOption = "cpu",
+) -> int:
     """
-    Runs `ecgfm evaluate`.
+    Measure a classifier on a split.
 
-    Returns:
-        `int`: 0 evaluated, 1 the results cannot be written, 2 usage.
+    Writes predictions, metrics with confidence intervals, and a report.
+
+    Exit status: 0 evaluated, 1 the results cannot be written, 2 usage.
     """
+    chosen = parse_names(labels, "--labels")
+    _check_output(output, overwrite)
     from ..evaluation.prediction_sources import distinct_names, load_predictions
     from ..evaluation.results import compare_predictions, evaluate_predictions
 
-    output = Path(args.output)
-    try:
-        _check_output(output, args.overwrite)
-        _quiet()
-        names = ("split", "labels", "targets", "class_column", "thresholds", "allow_seen", "batch_size", "num_workers")
-        options = {name: getattr(args, name) for name in (*names, "precision", "device")}
-        options["progress"] = sys.stderr.isatty()
-        first, second = load_predictions(args.model, args.dataset, **options), None
-        if args.compare is not None:
-            # A file has its own labels.
-            dataset = None if os.path.isfile(args.compare) else args.dataset
-            second = load_predictions(args.compare, dataset, **options)
-        results = evaluate_predictions(
-            first.predictions,
-            model=first.name,
-            dataset=None if first.stored else Path(args.dataset).resolve().name,
-            split=None if first.stored else args.split,
-            thresholds=first.thresholds,
-            thresholds_from=first.thresholds_from,
-            left_out=first.left_out,
-            warnings=first.warnings,
-            notes=first.notes,
-            versions=first.versions,
-            resamples=args.resamples,
-            seed=args.seed,
-            smallest_cell=args.smallest_cell,
+    def load(path: str, store: str | None) -> "LoadedPredictions":
+        return load_predictions(
+            path,
+            store,
+            split=split,
+            labels=chosen,
+            targets=targets,
+            class_column=class_column,
+            thresholds=thresholds,
+            allow_seen=allow_seen,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            precision=precision,
+            device=device,
+            progress=show_progress(),
         )
-        # A model card tells by it whether the figures are of the weights that it is of.
-        results["weights"] = first.weights
-        if second is not None:
-            results["warnings"] += [f"{second.name}: {line}" for line in second.warnings]
-            results["comparison"] = compare_predictions(
-                first.predictions,
-                second.predictions,
-                names=distinct_names(first.name, second.name),
-                resamples=args.resamples,
-                seed=args.seed,
-                smallest_cell=args.smallest_cell,
-            )
-    except (OSError, ValueError) as error:
-        print(f"ecgfm evaluate: {error}", file=sys.stderr)
-        return 2
+
+    # OSError: a model or store that is not there or cannot be read.
+    with quiet_libraries(datasets_too=True), failing_with(2, OSError):
+        first, second = load(model, dataset), None
+        if compare is not None:
+            second = load(compare, None if os.path.isfile(compare) else dataset)  # a file has its own labels
+    results = evaluate_predictions(
+        first.predictions,
+        model=first.name,
+        dataset=None if dataset is None or first.stored else Path(dataset).resolve().name,
+        split=None if first.stored else split,
+        thresholds=first.thresholds,
+        thresholds_from=first.thresholds_from,
+        left_out=first.left_out,
+        warnings=first.warnings,
+        notes=first.notes,
+        versions=first.versions,
+        resamples=resamples,
+        seed=seed,
+        smallest_cell=smallest_cell,
+    )
+    # By it a model card finds whether the figures belong to its weights.
+    results["weights"] = first.weights
+    if second is not None:
+        results["warnings"] += [f"{second.name}: {line}" for line in second.warnings]
+        results["comparison"] = compare_predictions(
+            first.predictions,
+            second.predictions,
+            names=distinct_names(first.name, second.name),
+            resamples=resamples,
+            seed=seed,
+            smallest_cell=smallest_cell,
+        )
     try:
         _write(output, first.predictions, results)
     except OSError as error:
-        print(f"ecgfm evaluate: cannot write {output}: {error}", file=sys.stderr)
-        return 1
+        raise CommandFailed(f"cannot write {output}: {error}", 1) from error
     print(summary(results))
     print(f"\n{output / REPORT_FILE}, {output / METRICS_FILE}")
-    print(f"{output / PREDICTIONS_FILE}: a row a recording, with the ids of recordings and patients; only there")
+    print(f"{output / PREDICTIONS_FILE}: a row a recording; the only file with ids of recordings and patients")
     return 0
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# What comes out
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def _quiet() -> None:
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-
-
 def _check_output(output: Path, overwrite: bool) -> None:
-    from ..evaluation.prediction_sources import EvaluateError
-
     if output.exists() and not output.is_dir():
-        raise EvaluateError(f"{output} is not a folder")
+        raise CommandFailed(f"{output} is not a folder")
     there = [name for name in (PREDICTIONS_FILE, METRICS_FILE, REPORT_FILE) if (output / name).exists()]
     if there and not overwrite:
-        raise EvaluateError(f"{output} already holds {', '.join(there)}: choose another --output, or --overwrite")
-    # Before the model runs: hours of work must not end at a folder that cannot be written.
+        raise CommandFailed(f"{output} already holds {', '.join(there)}: choose another --output, or --overwrite")
+    # Before the model runs for hours.
     output.mkdir(parents=True, exist_ok=True)
     if not os.access(output, os.W_OK):
-        raise EvaluateError(f"{output} cannot be written")
+        raise CommandFailed(f"{output} cannot be written")
 
 
-def _write(output: Path, predictions: Any, results: Mapping[str, Any]) -> None:
-    """The three files, which take their places only once all of them are written."""
+def _write(output: Path, predictions: "Predictions", results: Mapping[str, Any]) -> None:
+    """Write the three files, each under its name only once all of them are written."""
     from ..evaluation.report import write_html_report
 
     with tempfile.TemporaryDirectory(prefix=".ecgfm-evaluate.", dir=output) as work:
@@ -160,7 +198,7 @@ def _write(output: Path, predictions: Any, results: Mapping[str, Any]) -> None:
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """The results as a short table, and what to know about them."""
+    """Return the results as a short table, with warnings and notes."""
     from ..evaluation.formatting import METRIC_NAMES, count, figure_text
     from ..evaluation.report import OF_ALL
 
@@ -197,7 +235,7 @@ def summary(results: Mapping[str, Any]) -> str:
 
 
 def _over(figure: Mapping[str, Any], labels: int) -> str:
-    """Over how many labels a mean is, where that is not over all."""
+    """Return the number of labels that a mean is over, where it is not over all."""
     return f"over {figure['labels']} of {labels} labels" if figure.get("labels", labels) < labels else ""
 
 
@@ -217,7 +255,7 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     from ..evaluation.formatting import literal
 
     rows = [[_clipped(literal(cell)) for cell in row] for row in rows]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 

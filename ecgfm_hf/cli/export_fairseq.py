@@ -1,73 +1,70 @@
-"""`ecgfm export-fairseq`: its arguments, and what it prints."""
+"""`ecgfm export-fairseq`."""
 
-import argparse
 import functools
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from ..fairseq.folder_writing import ExportedFolder, export_fairseq_folder
-from ..fairseq.segments import FairseqFolderError
+import typer
 
-_POLICIES = {
-    "missing_leads": ("error", "zero"),
-    "nan_samples": ("error", "zero", "interpolate"),
-    "constant_leads": ("zero", "error"),
-}
+from .options import ConstantLeads, NanSamples, StoreArgument, quiet_libraries, show_progress
 
+if TYPE_CHECKING:
+    from ..fairseq import ExportedFolder
 
-def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of `ecgfm export-fairseq`."""
-    parser.add_argument("store", metavar="STORE", type=Path, help="folder that `ecgfm prepare` wrote")
-    parser.add_argument("output_dir", metavar="OUT", type=Path, help="folder to write; must be new or empty")
-    parser.add_argument(
-        "--root", metavar="PATH", help="where the manifests say that the segments are (default: OUT/segmented)"
-    )
-    parser.add_argument(
-        "--model",
-        metavar="DIR",
-        type=Path,
-        help="model folder whose feature extractor is used (default: the published)",
-    )
-    for name, choices in _POLICIES.items():
-        help_text = "default: the extractor's own"
-        parser.add_argument(f"--{name.replace('_', '-')}", choices=choices, help=help_text)
+_DEFAULT = "Default: the extractor's own."
 
 
-def run_export(args: argparse.Namespace) -> int:
+def export_fairseq(
+    store: StoreArgument,
+    output_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must be new or empty.")],
+    root: Annotated[
+        str | None,
+        typer.Option(
+            "--root", metavar="PATH", help="Folder of the segments in the manifests (default: OUT/segmented)."
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            metavar="DIR",
+            help="Model folder whose feature extractor is used (default: the published settings).",
+        ),
+    ] = None,
+    missing_leads: Annotated[Literal["error", "zero"] | None, typer.Option("--missing-leads", help=_DEFAULT)] = None,
+    nan_samples: Annotated[NanSamples | None, typer.Option("--nan-samples", help=_DEFAULT)] = None,
+    constant_leads: Annotated[ConstantLeads | None, typer.Option("--constant-leads", help=_DEFAULT)] = None,
+) -> int:
     """
-    Runs `ecgfm export-fairseq`.
+    Write a store as fairseq-signals' processed folder.
 
-    Returns:
-        `int`: 0 all exported, 1 some recordings were left out or the folder cannot be written, 2 usage.
+    Exit status: 0 all exported, 1 some recordings were skipped or the folder cannot be written, 2 usage.
     """
     from tqdm import tqdm
 
-    from ..data.store import StoreError, load_prepared
-    from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
+    given = {"missing_leads": missing_leads, "nan_samples": nan_samples, "constant_leads": constant_leads}
+    policies: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    with quiet_libraries(datasets_too=True):
+        from ..data.store import load_prepared
+        from ..fairseq import export_fairseq_folder
+        from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 
-    policies = {name: getattr(args, name) for name in _POLICIES if getattr(args, name) is not None}
-    try:
-        if args.model is None:
+        if model is None:
             extractor = ECGFMFeatureExtractor(**policies)
-        elif (args.model / "preprocessor_config.json").is_file():
-            extractor = ECGFMFeatureExtractor.from_pretrained(args.model, **policies)
+        elif (model / "preprocessor_config.json").is_file():
+            extractor = ECGFMFeatureExtractor.from_pretrained(model, **policies)
         else:
-            raise FileNotFoundError(f"{args.model} has no preprocessor_config.json; give a model folder")
+            raise FileNotFoundError(f"{model} has no preprocessor_config.json; give a model folder")
         # Streaming reads the store once, from first to last, and makes no copy of it.
         report = export_fairseq_folder(
-            load_prepared(args.store, streaming=True),
-            args.output_dir,
+            load_prepared(store, streaming=True),
+            output_dir,
             extractor,
-            root=args.root,
+            root=root,
             errors="skip",
-            progress=functools.partial(tqdm, unit="recording", disable=not sys.stderr.isatty()),
+            progress=functools.partial(tqdm, unit="recording", disable=not show_progress()),
         )
-    except (StoreError, FairseqFolderError, FileNotFoundError, FileExistsError, ValueError) as error:
-        print(f"ecgfm export-fairseq: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # no space, no permission
-        print(f"ecgfm export-fairseq: {error}", file=sys.stderr)
-        return 1
     print(_summary(report))
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -76,7 +73,7 @@ def run_export(args: argparse.Namespace) -> int:
     return 1 if report.skipped else 0
 
 
-def _summary(report: ExportedFolder) -> str:
+def _summary(report: "ExportedFolder") -> str:
     heading = f"{'split':<10}{'recordings':>12}{'segments':>12}{'unlabelled':>12}{'unpaired':>12}"
     lines = [heading]
     for split, count in report.recordings.items():

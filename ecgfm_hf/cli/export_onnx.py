@@ -1,38 +1,37 @@
-"""`ecgfm export-onnx`: its arguments, and what it prints."""
+"""`ecgfm export-onnx`."""
 
-import argparse
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import quiet_libraries
 
 if TYPE_CHECKING:
     from ..inference.onnx_export import OnnxReport
 
 
-def add_export_onnx_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of `ecgfm export-onnx`."""
-    parser.add_argument("model", metavar="MODEL", help="folder or Hub repository of a classifier")
-    parser.add_argument("output_dir", metavar="OUT", type=Path, help="folder to write, new or empty")
+def export_onnx(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub repository of a classifier.")],
+    output_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write, new or empty.")],
+) -> int:
+    """
+    Write a classifier as an ONNX file, checked against torch.
 
+    Writes model.onnx with labels, aggregation and preprocessing settings beside it (needs ecgfm-hf\\[onnx]). The model
+    takes any number of segments of any length.
 
-def run_export_onnx(args: argparse.Namespace) -> int:
-    """Runs `ecgfm export-onnx`. Returns 0 written, 1 the model cannot be exported, 2 usage."""
-    from ..inference.onnx_export import OnnxExportError, export_onnx
+    Exit status: 0 written, 1 the model cannot be exported or the outputs differ, 2 usage.
+    """
+    with quiet_libraries():
+        from ..inference.onnx_export import export_onnx as export
 
-    try:
-        report = export_onnx(args.model, args.output_dir)
-    except OnnxExportError as error:
-        print(f"ecgfm: {error}", file=sys.stderr)
-        return 1
-    except (ImportError, ValueError, OSError) as error:
-        print(f"ecgfm: {error}", file=sys.stderr)
-        return 2
-    print(_summary(report))
+        print(_summary(export(model, output_dir)))
     return 0
 
 
 def _summary(report: "OnnxReport") -> str:
-    rows: list[tuple[str, Any]] = [("size", f"{report.size / 2**20:.1f} MB")]
+    rows: list[tuple[str, str]] = [("size", f"{report.size / 2**20:.1f} MB")]
     rows += [(f"difference, {name}", f"{value:.1e} of the largest value") for name, value in report.differences.items()]
     rows += [("difference, score", f"{report.score_difference:.1e}")]
     rows += [("checked at", ", ".join(" x ".join(map(str, shape)) for shape in report.checked))]

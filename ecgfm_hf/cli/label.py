@@ -1,110 +1,166 @@
-"""`ecgfm label`: its arguments, and what it prints."""
+"""`ecgfm label`."""
 
-import argparse
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from ..labeler.batch import join_lines, label_reports
-from ..labeler.explanation import html_page
-from ..labeler.knowledge import LabelerError
-from ..labeler.label_def import LabelCounts
-from ..labeler.labeler import LABELLED, STATUSES, Labeler
-from ..labeler.presets import MIMIC17_LABELS, PRESETS
-from ..labeler.tables import STATUS_COLUMN, Block, TableError, open_reader, open_writer, write_counts
+import typer
 
-_EXPLAINED = 20  # Reports on the page of --explain-html.
+from ..utils.errors import SettingsError
+from .options import NumProcOption, failing_with, show_progress
 
+if TYPE_CHECKING:
+    from ..labeler import LabelCounts, Labeler
+    from ..labeler.tables import Block
 
-def add_label_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of `ecgfm label`."""
-    parser.add_argument("reports", metavar="REPORTS", type=Path, help="table with a report a row: .csv or .parquet")
-    parser.add_argument("output", metavar="OUT", type=Path, help="table to write: .parquet or .csv; replaces a file")
-    parser.add_argument(
-        "--text-column",
-        default="text",
-        metavar="NAME",
-        help="column of the report (default: text); 'report_*' joins report_0, report_1, ... of MIMIC-IV-ECG",
-    )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--preset", choices=tuple(PRESETS), default="mimic17", help="default: mimic17")
-    which.add_argument("--definition", type=Path, metavar="JSON", help="a labeler of your own")
-    which.add_argument("--original", type=Path, metavar="DIR", help="the original's JSON tables, from your clone of it")
-    parser.add_argument("--soft", action="store_true", help="probabilities in place of 0 and 1")
-    least = parser.add_mutually_exclusive_group()
-    least.add_argument("--keep", choices=("any",), default="any", help="count a label with any probability (default)")
-    least.add_argument("--threshold", type=float, metavar="P", help="count a label from this probability on")
-    parser.add_argument("--num-proc", type=int, default=1, metavar="N", help="processes (default: 1)")
-    parser.add_argument("--unmatched", type=Path, metavar="CSV", help="write what no phrase accounts for, with counts")
-    parser.add_argument(
-        "--explain-html",
-        type=Path,
-        metavar="HTML",
-        help=f"write which words gave which label, for the first {_EXPLAINED} reports that differ",
-    )
-    parser.add_argument("--label-def", type=Path, metavar="CSV", help="write counts and pos_weight, as label_def.csv")
-    parser.add_argument("--split-column", metavar="NAME", help="column of the split, for --label-def (default: train)")
+_EXPLAINED = 20  # reports on the page of --explain-html
 
 
-def run_label(args: argparse.Namespace) -> int:
+Preset = Literal["mimic17", "mimic17-clinical"]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What to label and what to write; the names are those of the options."""
+
+    reports: Path
+    output: Path
+    text_column: str
+    soft: bool
+    keep: str | float
+    num_proc: int
+    unmatched: Path | None
+    explain_html: Path | None
+    label_def: Path | None
+    split_column: str | None
+
+
+def label(
+    reports: Annotated[Path, typer.Argument(metavar="REPORTS", help="Table with a report a row: .csv or .parquet.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Table to write: .parquet or .csv; replaces a file.")],
+    text_column: Annotated[
+        str,
+        typer.Option(
+            "--text-column",
+            metavar="NAME",
+            help="Column of the report; 'report_*' joins report_0, report_1, ... of MIMIC-IV-ECG.",
+        ),
+    ] = "text",
+    preset: Annotated[
+        Preset | None,
+        typer.Option("--preset", help="A labeler of this package (default: mimic17)."),
+    ] = None,
+    definition: Annotated[
+        Path | None, typer.Option("--definition", metavar="JSON", help="A labeler of your own.")
+    ] = None,
+    original: Annotated[
+        Path | None,
+        typer.Option("--original", metavar="DIR", help="The original's JSON tables, from your clone of it."),
+    ] = None,
+    soft: Annotated[bool, typer.Option("--soft", help="Probabilities in place of 0 and 1.")] = False,
+    keep: Annotated[
+        Literal["any"] | None, typer.Option("--keep", help="Count a label with any probability (default).")
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", metavar="P", help="Count a label from this probability on."),
+    ] = None,
+    num_proc: NumProcOption = 1,
+    unmatched: Annotated[
+        Path | None,
+        typer.Option("--unmatched", metavar="CSV", help="Write what no phrase accounts for, with counts."),
+    ] = None,
+    explain_html: Annotated[
+        Path | None,
+        typer.Option(
+            "--explain-html",
+            metavar="HTML",
+            help=f"Write which words gave which label, for the first {_EXPLAINED} reports that differ.",
+        ),
+    ] = None,
+    label_def: Annotated[
+        Path | None,
+        typer.Option("--label-def", metavar="CSV", help="Write counts and pos_weight, as label_def.csv."),
+    ] = None,
+    split_column: Annotated[
+        str | None,
+        typer.Option("--split-column", metavar="NAME", help="Column of the split, for --label-def (default: train)."),
+    ] = None,
+) -> int:
     """
-    Runs `ecgfm label`.
+    Turn free-text reports into labels.
 
-    Returns:
-        `int`: 0 written, 1 reading or writing failed, 2 usage.
+    Exit status: 0 written, 1 reading or writing failed, 2 usage.
     """
-    try:
-        labeler = _labeler(args)
-        print(_label(args, labeler))
-    except (LabelerError, TableError, FileNotFoundError, ModuleNotFoundError, ValueError) as error:
-        print(f"ecgfm label: {error}", file=sys.stderr)
-        return 2
-    except (OSError, BrokenExecutor) as error:
-        print(f"ecgfm label: {error}", file=sys.stderr)
-        return 1
+    _one_of(**{"--preset": preset, "--definition": definition, "--original": original})
+    _one_of(**{"--keep": keep, "--threshold": threshold})
+    if split_column is not None and label_def is None:
+        raise SettingsError("--split-column is for --label-def, which is not given")
+    from ..labeler import MIMIC17_LABELS, Labeler
+
+    if original is not None:
+        # The original's tables hold hundreds of entities; its published classifier has these labels.
+        labeler = Labeler.from_original(original, MIMIC17_LABELS)
+    elif definition is not None:
+        labeler = Labeler.from_definition(definition)
+    else:
+        labeler = Labeler.from_preset(preset or "mimic17")
+    job = _Job(
+        reports,
+        output,
+        text_column,
+        soft,
+        "any" if threshold is None else threshold,
+        num_proc,
+        unmatched,
+        explain_html,
+        label_def,
+        split_column,
+    )
+    with failing_with(1, BrokenExecutor):
+        print(_label(job, labeler))
     return 0
 
 
-def _labeler(args: argparse.Namespace) -> Labeler:
-    if args.original is not None:
-        # The original's tables know hundreds of entities; its published classifier has these.
-        return Labeler.from_original(args.original, MIMIC17_LABELS)
-    if args.definition is not None:
-        return Labeler.from_definition(args.definition)
-    return Labeler.from_preset(args.preset)
+def _one_of(**options: object) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise typer.BadParameter(f"{given[1]}: not allowed with {given[0]}")
 
 
-def _label(args: argparse.Namespace, labeler: Labeler) -> str:
-    """Goes through the table block by block; the output appears under its name only when it is whole."""
+def _label(job: _Job, labeler: "Labeler") -> str:
+    """Label the table block by block; the output appears under its name only when it is complete."""
     from tqdm import tqdm
 
-    if args.split_column is not None and args.label_def is None:
-        raise ValueError("--split-column is for --label-def, which is not given")
-    _check_outputs(args)
-    counts, known, explained = LabelCounts(labeler.labels), LabelCounts(labeler.labels), {}
-    unmatched: Counter[str] = Counter()
-    statuses: Counter[str] = Counter()
+    from ..labeler import LabelCounts, html_page, label_reports
+    from ..labeler.labeler import LABELLED
+    from ..labeler.tables import STATUS_COLUMN, TableError, open_reader, open_writer, write_counts
+
+    _check_outputs(job)
+    counts, known = LabelCounts(labeler.labels), LabelCounts(labeler.labels)
+    unmatched, statuses = Counter[str](), Counter[str]()
+    explained: dict[str, None] = {}
     unlabelled = 0
-    partial = args.output.with_name(f".{args.output.name}.partial")
-    reader = open_reader(args.reports)
-    columns = _text_columns(reader.header, args.text_column, args.reports)
-    split = None if args.split_column is None else reader.index(args.split_column)
+    partial = job.output.with_name(f".{job.output.name}.partial")
+    reader = open_reader(job.reports)
+    columns = _text_columns(reader.header, job.text_column, job.reports)
+    split = None if job.split_column is None else reader.index(job.split_column)
     for index in columns:
         reader.read_as_text(index)
-    report_of = _report_of(columns, joined=args.text_column.endswith("*"))
+    report_of = _report_of(columns, joined=job.text_column.endswith("*"))
     for label in (*labeler.labels, STATUS_COLUMN):
         if label in reader.header:
-            raise TableError(f"{args.reports}: has a column {label!r} already; rename it")
-    keep = args.keep if args.threshold is None else args.threshold
+            raise TableError(f"{job.reports}: has a column {label!r} already; rename it")
     pending: list[Block] = []  # Blocks whose reports are being labelled, the oldest first.
 
-    def reports() -> Iterator[object]:
+    def reports() -> Iterator[str | None]:
         for block in reader.blocks():
             pending.append(block)
             texts = report_of(block)
@@ -112,18 +168,18 @@ def _label(args: argparse.Namespace, labeler: Labeler) -> str:
                 explained.update(dict.fromkeys(text for text in texts if isinstance(text, str)))
             yield from texts
 
-    rows = label_reports(labeler, reports(), keep=keep, soft=args.soft, processes=args.num_proc)
+    rows = label_reports(labeler, reports(), keep=job.keep, soft=job.soft, processes=job.num_proc)
     try:
-        with _named(args.output):
-            opened = open_writer(args.output.suffix, partial, reader, labeler.labels, args.soft)
+        with _named(job.output):
+            opened = open_writer(job.output.suffix, partial, reader, labeler.labels, job.soft)
         with (
             opened as writer,
-            tqdm(total=reader.number, unit="report", disable=not sys.stderr.isatty()) as progress,
+            tqdm(total=reader.number, unit="report", disable=not show_progress()) as progress,
         ):
             for first in rows:
                 block = pending.pop(0)
                 labelled = [first, *islice(rows, block.number - 1)]
-                with _named(args.output):
+                with _named(job.output):
                     writer.write(block, labelled)
                 splits = ["train"] * block.number if split is None else map(str, block.texts(split))
                 for row, name in zip(labelled, splits, strict=True):
@@ -134,35 +190,37 @@ def _label(args: argparse.Namespace, labeler: Labeler) -> str:
                     statuses[row.status] += 1
                     unmatched.update(row.unmatched)
                 progress.update(block.number)
-        with _named(args.output):
-            os.replace(partial, args.output)
+        with _named(job.output):
+            os.replace(partial, job.output)
     finally:
-        with _named(args.output):
+        with _named(job.output):
             partial.unlink(missing_ok=True)
-    if args.label_def is not None:
-        known.write(args.label_def)
-    if args.unmatched is not None:
-        write_counts(args.unmatched, unmatched)
-    if args.explain_html is not None:
+    if job.label_def is not None:
+        known.write(job.label_def)
+    if job.unmatched is not None:
+        write_counts(job.unmatched, unmatched)
+    if job.explain_html is not None:
         page = html_page(map(labeler.explain, islice(explained, _EXPLAINED)))
-        args.explain_html.write_text(page, encoding="utf-8")
-    return _summary(labeler, counts, unlabelled, statuses, unmatched, args)
+        job.explain_html.write_text(page, encoding="utf-8")
+    return _summary(labeler, counts, unlabelled, statuses, unmatched, job)
 
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Errors name the file that was asked for, and not the one that it is until it is whole."""
+    """Name `path` in errors, not the temporary file beside it."""
     try:
         yield
     except OSError as error:
         raise OSError(f"{path}: cannot be written: {os.strerror(error.errno) if error.errno else error}") from error
 
 
-def _check_outputs(args: argparse.Namespace) -> None:
-    """What would only show after the work: outputs that cannot be written, or would overwrite something of this run."""
-    used: dict[Path, str] = {args.reports.resolve(): "the reports"}
-    outputs = {"the labels": args.output, "--unmatched": args.unmatched}
-    outputs |= {"--explain-html": args.explain_html, "--label-def": args.label_def}
+def _check_outputs(job: _Job) -> None:
+    """Check before the work that the outputs can be written and overwrite nothing of this run."""
+    from ..labeler.tables import TableError
+
+    used: dict[Path, str] = {job.reports.resolve(): "the reports"}
+    outputs = {"the labels": job.output, "--unmatched": job.unmatched}
+    outputs |= {"--explain-html": job.explain_html, "--label-def": job.label_def}
     for what, path in outputs.items():
         if path is None:
             continue
@@ -173,12 +231,14 @@ def _check_outputs(args: argparse.Namespace) -> None:
         if path.is_dir():
             raise TableError(f"{path}: is a folder")
         # The labels replace a file; the others are written into it.
-        if not os.access(path if path.exists() and path != args.output else path.resolve().parent, os.W_OK):
+        if not os.access(path if path.exists() and path != job.output else path.resolve().parent, os.W_OK):
             raise TableError(f"{path}: {what} cannot be written there")
         used[path.resolve()] = what
 
 
 def _text_columns(header: list[str], name: str, path: Path) -> list[int]:
+    from ..labeler.tables import TableError
+
     if name.endswith("*"):
         is_line = re.compile(re.escape(name[:-1]) + r"\d+").fullmatch
         lines = sorted(filter(is_line, header), key=lambda column: int(column[len(name) - 1 :]))
@@ -190,20 +250,24 @@ def _text_columns(header: list[str], name: str, path: Path) -> list[int]:
     return found
 
 
-def _report_of(columns: list[int], joined: bool) -> Callable[[Block], list]:
+def _report_of(columns: list[int], joined: bool) -> "Callable[[Block], list[str | None]]":
+    from ..labeler import join_lines
+
     if joined:
         return lambda block: [join_lines(lines) for lines in zip(*map(block.texts, columns), strict=True)]
     return lambda block: block.texts(columns[0])
 
 
 def _summary(
-    labeler: Labeler,
-    counts: LabelCounts,
+    labeler: "Labeler",
+    counts: "LabelCounts",
     unlabelled: int,
     statuses: Counter[str],
     unmatched: Counter[str],
-    args: argparse.Namespace,
+    job: _Job,
 ) -> str:
+    from ..labeler.labeler import STATUSES
+
     positives, number = counts.totals()
     rows = [(label, count) for label, count in zip(labeler.labels, positives, strict=True)]
     rows.append(("no label", unlabelled))
@@ -211,4 +275,4 @@ def _summary(
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {count:>9,}  {count / max(number, 1):7.2%}" for name, count in rows]
     text = f"{len(unmatched):,} statements unmatched, {sum(unmatched.values()):,} times"
-    return "\n".join(chain(lines, (f"{number:,} reports ({labeler.name}), {text}", f"written to {args.output}")))
+    return "\n".join(chain(lines, (f"{number:,} reports ({labeler.name}), {text}", f"written to {job.output}")))

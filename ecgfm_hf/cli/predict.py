@@ -1,137 +1,424 @@
-"""`ecgfm predict`, `ecgfm embed` and `ecgfm embed-map`: their arguments, and what they print."""
+"""`ecgfm predict`, `ecgfm embed` and `ecgfm embed-map`."""
 
-import argparse
 import contextlib
-import functools
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
-from ..utils.name_lists import names
-from .options import add_precision_argument
+import typer
 
-READS = (
-    "Takes files, folders of them, tables that name them, and stores of `ecgfm prepare`. Reads WFDB (.hea with .dat or "
-    ".mat) and DICOM; with ecgfm-hf[formats] installed also EDF, MUSE XML, Sierra XML, aECG, SCP-ECG and CODE-15's "
-    "HDF5; with the options for files that do not say everything, CSV, TSV, .npy and fairseq-signals .mat. With "
-    "--output FILE.parquet a run may be killed and goes on when started again, and may be shared among processes by "
-    "`torchrun` or `accelerate launch`."
+from .options import (
+    BatchSizeOption,
+    ColumnsOption,
+    CommandFailed,
+    ConstantLeads,
+    MissingLeads,
+    NanSamples,
+    PrecisionOption,
+    ShortRecordings,
+    loading,
+    parse_mapping,
+    parse_names,
+    quiet_libraries,
+    show_progress,
+    sigterm_as_interrupt,
 )
-EXIT_STATUS = "Exit status: 0 all answered, 1 some failed, 2 usage, 130 interrupted."
+from .prediction_pages import GAINS, PageOptions
 
-_POLICIES = ("missing_leads", "nan_samples", "constant_leads", "short_recordings")
-_ARGUMENTS = ("sampling_rate", "units", "lead_names", "exam_id")
+if TYPE_CHECKING:
+    import pyarrow as pa
 
+    from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
+    from ..inference import FileSource, ModelRunner, StoreSource
+    from ..modeling_ecgfm import ECGFMPreTrainedModel
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Arguments
-# ----------------------------------------------------------------------------------------------------------------------
+_MORE, _RUN, _FORMATS = "More recordings", "Running", "For formats that do not hold this; other files are not changed"
+_POLICIES, _PAGES = (
+    "Policies (default: as in the model's folder)",
+    "A page for each recording (needs ecgfm-hf\\[plots])",
+)
 
-
-def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of `ecgfm predict`."""
-    _add_recordings(parser)
-    parser.add_argument("--model", required=True, metavar="DIR", help="folder or Hub repository of a classifier")
-    parser.add_argument("--format", choices=("table", "csv", "json"), help="of what is printed (default: table)")
-    parser.add_argument(
-        "--output", metavar="PATH", help="write there instead of standard output; ending in .parquet: see above"
-    )
-    _add_running(parser)
-
-
-def add_embed_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of `ecgfm embed`."""
-    _add_recordings(parser)
-    parser.add_argument("--model", required=True, metavar="DIR", help="folder or Hub repository of any ECG-FM model")
-    parser.add_argument("--output", required=True, metavar="PATH", help="a Parquet file, ending in .parquet")
-    parser.add_argument("--per-segment", action="store_true", help="a row a segment (default: the recording's mean)")
-    parser.add_argument(
-        "--layer",
-        type=int,
-        default=-1,
-        metavar="N",
-        help="mean over frames of hidden state N: 0 is the first layer's input, 1 its output, ... (default: -1, the "
-        "last, which is the published embedding)",
-    )
-    _add_running(parser)
-
-
-def add_embed_map_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of `ecgfm embed-map`."""
-    parser.add_argument("embeddings", metavar="EMBEDDINGS", type=Path, help="Parquet file that `ecgfm embed` wrote")
-    parser.add_argument(
-        "--labels", metavar="TABLE", type=Path, help="CSV or Parquet with a column recording_id or path, or the store"
-    )
-    parser.add_argument("--columns", metavar="OURS=THEIRS,...", type=_mapping, help="the table's names for our columns")
-    parser.add_argument("--label", metavar="NAME", help="which column of it (default: the only one)")
-    parser.add_argument("--output", required=True, metavar="PATH", type=Path, help="picture: .png, .pdf or .svg")
-
-
-def _add_recordings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "inputs",
-        nargs="*",
+_Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="FILE", help="Recordings (.hea or record name, DICOM file, ...), folders, or stores."),
+]
+_List = Annotated[
+    str | None,
+    typer.Option("--list", metavar="FILE", help="A path a line; - is standard input.", rich_help_panel=_MORE),
+]
+_Table = Annotated[
+    str | None,
+    typer.Option(
+        "--table",
         metavar="FILE",
-        help="recordings (.hea or record name, DICOM file, ...), folders, or stores",
-    )
-    where = parser.add_argument_group("more recordings")
-    where.add_argument("--list", metavar="FILE", help="a path a line; - is standard input")
-    where.add_argument("--table", metavar="FILE", help="CSV or Parquet with a column path (or recording_id)")
-    where.add_argument("--root", metavar="DIR", help="what the table's paths are relative to (default: its folder)")
-    where.add_argument("--columns", metavar="OURS=THEIRS,...", type=_mapping, help="the table's names for our columns")
-    where.add_argument("--split", metavar="NAME", help="of stores (default: all)")
-
-
-def _add_running(parser: argparse.ArgumentParser) -> None:
-    run = parser.add_argument_group("running")
-    run.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="segments together (default: 8)")
-    run.add_argument("--workers", type=_count, default=0, metavar="N", help="processes that read ahead (default: 0)")
-    run.add_argument("--device", default="cpu", help="such as cpu, cuda (a process its own) or cuda:0 (default: cpu)")
-    add_precision_argument(run, default="float32")
-    run.add_argument("--compile", action="store_true", help="compile first: a minute or so, worth it for thousands")
-    run.add_argument("--failures", metavar="CSV", help="name what failed there (.parquet: default beside the output)")
-    run.add_argument(
+        help="CSV or Parquet with a column path (or recording_id).",
+        rich_help_panel=_MORE,
+    ),
+]
+_Root = Annotated[
+    str | None,
+    typer.Option(
+        "--root",
+        metavar="DIR",
+        help="What the table's paths are relative to (default: its folder).",
+        rich_help_panel=_MORE,
+    ),
+]
+_Split = Annotated[
+    str | None, typer.Option("--split", metavar="NAME", help="Of stores (default: all).", rich_help_panel=_MORE)
+]
+_Workers = Annotated[
+    int,
+    typer.Option("--workers", min=0, metavar="N", help="Processes that read ahead.", rich_help_panel=_RUN),
+]
+_Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="Such as cpu, cuda (each process takes its own) or cuda:0.",
+        rich_help_panel=_RUN,
+    ),
+]
+_Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile first: takes about a minute, pays for thousands.", rich_help_panel=_RUN),
+]
+_Failures = Annotated[
+    str | None,
+    typer.Option(
+        "--failures",
+        metavar="CSV",
+        help="List the recordings that failed in this file (.parquet: by default beside the output).",
+        rich_help_panel=_RUN,
+    ),
+]
+_PartSize = Annotated[
+    int,
+    typer.Option(
         "--part-size",
-        type=_positive,
-        default=256,
+        min=1,
         metavar="N",
-        help=".parquet: recordings written together, the most that a kill costs (default: 256)",
+        help=".parquet: recordings written together; a kill loses at most these.",
+        rich_help_panel=_RUN,
+    ),
+]
+_Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help=".parquet: replace the output of another run.", rich_help_panel=_RUN),
+]
+_SamplingRate = Annotated[
+    float | None,
+    typer.Option("--sampling-rate", metavar="HZ", help="Of CSV, TSV and .npy.", rich_help_panel=_FORMATS),
+]
+_Units = Annotated[
+    str | None,
+    typer.Option(
+        "--units",
+        metavar="UNIT",
+        help="Of CSV, TSV, .npy and .mat, such as mV; CODE-15: default mV.",
+        rich_help_panel=_FORMATS,
+    ),
+]
+_LeadNames = Annotated[
+    str | None,
+    typer.Option(
+        "--lead-names",
+        metavar="I,II,...",
+        help="Of .npy: one a row; of CSV and TSV: which columns.",
+        rich_help_panel=_FORMATS,
+    ),
+]
+_ExamId = Annotated[
+    int | None,
+    typer.Option("--exam-id", metavar="N", help="Of CODE-15's HDF5: which exam.", rich_help_panel=_FORMATS),
+]
+_MissingLeads = Annotated[
+    MissingLeads | None,
+    typer.Option("--missing-leads", help="Usually: error.", rich_help_panel=_POLICIES),
+]
+_NanSamples = Annotated[
+    NanSamples | None,
+    typer.Option("--nan-samples", help="Usually: error.", rich_help_panel=_POLICIES),
+]
+_ConstantLeads = Annotated[
+    ConstantLeads | None,
+    typer.Option("--constant-leads", help="Usually: zero.", rich_help_panel=_POLICIES),
+]
+_ShortRecordings = Annotated[
+    ShortRecordings | None,
+    typer.Option("--short-recordings", help="Shorter than a segment. Usually: error.", rich_help_panel=_POLICIES),
+]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What `predict` and `embed` are asked for. `list_file` is `--list`; the other names are those of the options."""
+
+    command: str
+    model: str
+    output: str | None
+    inputs: list[str]
+    list_file: str | None
+    table: str | None
+    root: str | None
+    columns: dict[str, str] | None
+    split: str | None
+    batch_size: int
+    workers: int
+    device: str
+    precision: str
+    compile: bool
+    failures: str | None
+    part_size: int
+    overwrite: bool
+    arguments: dict[str, Any]  # of read_ecg, for formats that do not hold them
+    policies: dict[str, Any]  # of the feature extractor
+
+
+def _own_device(device: str) -> str:
+    """Return the GPU of this process where several processes share a run and `cuda` is wanted."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def predict(
+    model: Annotated[str, typer.Option("--model", metavar="DIR", help="Folder or Hub repository of a classifier.")],
+    inputs: _Inputs = None,
+    format: Annotated[
+        Literal["table", "csv", "json"] | None,
+        typer.Option("--format", help="Of what is printed (default: table)."),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", metavar="PATH", help="Write there instead of standard output; ending in .parquet: see above."
+        ),
+    ] = None,
+    list_file: _List = None,
+    table: _Table = None,
+    root: _Root = None,
+    columns: ColumnsOption = None,
+    split: _Split = None,
+    batch_size: BatchSizeOption = 8,
+    workers: _Workers = 0,
+    device: _Device = "cpu",
+    precision: PrecisionOption = "float32",
+    compile: _Compile = False,
+    failures: _Failures = None,
+    part_size: _PartSize = 256,
+    overwrite: _Overwrite = False,
+    sampling_rate: _SamplingRate = None,
+    units: _Units = None,
+    lead_names: _LeadNames = None,
+    exam_id: _ExamId = None,
+    missing_leads: _MissingLeads = None,
+    nan_samples: _NanSamples = None,
+    constant_leads: _ConstantLeads = None,
+    short_recordings: _ShortRecordings = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="DIR",
+            help="Write a 12-lead page with scores for each recording.",
+            rich_help_panel=_PAGES,
+        ),
+    ] = None,
+    plot_format: Annotated[
+        Literal["pdf", "png"], typer.Option("--plot-format", help="File format.", rich_help_panel=_PAGES)
+    ] = "pdf",
+    plot_paper: Annotated[
+        Literal["a4", "letter"], typer.Option("--plot-paper", help="Paper.", rich_help_panel=_PAGES)
+    ] = "a4",
+    plot_start: Annotated[
+        float, typer.Option("--plot-start", metavar="S", help="Second to begin at.", rich_help_panel=_PAGES)
+    ] = 0.0,
+    plot_gain: Annotated[
+        float, typer.Option("--plot-gain", metavar="MM", help="mm/mV: 5, 10 or 20.", rich_help_panel=_PAGES)
+    ] = 10.0,
+    plot_saliency: Annotated[
+        str | None,
+        typer.Option(
+            "--plot-saliency",
+            metavar="LABEL",
+            help="Colour the traces by what speaks for this label (integrated gradients; needs ecgfm-hf\\[saliency]), "
+            "or 'attention' for the published attention map.",
+            rich_help_panel=_PAGES,
+        ),
+    ] = None,
+) -> int:
+    """
+    Score recordings with a classifier.
+
+    Each recording gets one answer. Takes files, folders of them, tables that name them, and stores of `ecgfm prepare`.
+    Reads WFDB (.hea with .dat or .mat) and DICOM; with ecgfm-hf\\[formats] also EDF, MUSE XML, Sierra XML, aECG,
+    SCP-ECG and CODE-15's HDF5; with the options for formats that do not hold everything, CSV, TSV, .npy and
+    fairseq-signals .mat. With --output FILE.parquet a run that was killed resumes when it is started again, and may be
+    shared among processes by `torchrun` or `accelerate launch`.
+
+    Exit status: 0 all answered, 1 some failed, 2 usage, 130 interrupted.
+    """
+    if plot_gain not in GAINS:
+        raise typer.BadParameter(f"--plot-gain must be 5, 10 or 20 mm/mV, found: {plot_gain:g}")
+    pages = PageOptions(plot, plot_format, plot_paper, plot_start, plot_gain, plot_saliency) if plot else None
+    to_parquet = output is not None and output.endswith(".parquet")
+    if to_parquet and format is not None:
+        raise CommandFailed(f"--format {format} is of what is printed, and {output} is Parquet")
+    if to_parquet and pages is not None:
+        raise CommandFailed(f"pages are for answers that are printed, and {output} is Parquet")
+    run = _Run(
+        "predict",
+        model,
+        output,
+        list(inputs or ()),
+        list_file,
+        table,
+        root,
+        parse_mapping(columns),
+        split,
+        batch_size,
+        workers,
+        _own_device(device),
+        precision,
+        compile,
+        failures,
+        part_size,
+        overwrite,
+        _given(
+            sampling_rate=sampling_rate,
+            units=units,
+            lead_names=parse_names(lead_names, "--lead-names"),
+            exam_id=exam_id,
+        ),
+        _given(
+            missing_leads=missing_leads,
+            nan_samples=nan_samples,
+            constant_leads=constant_leads,
+            short_recordings=short_recordings,
+        ),
     )
-    run.add_argument("--overwrite", action="store_true", help=".parquet: begin anew in place of another run's output")
-    lacking = parser.add_argument_group("what some formats do not say; files that say it themselves are not touched")
-    lacking.add_argument("--sampling-rate", type=float, metavar="HZ", help="of CSV, TSV and .npy")
-    lacking.add_argument("--units", metavar="UNIT", help="of CSV, TSV, .npy and .mat, such as mV; CODE-15: default mV")
-    lacking.add_argument(
-        "--lead-names", type=names, metavar="I,II,...", help="of .npy: one a row; of CSV and TSV: which columns"
+    _check_outputs(run)
+    with sigterm_as_interrupt(), quiet_libraries():
+        return _predict(run, format or "table", pages, to_parquet)
+
+
+def embed(
+    model: Annotated[str, typer.Option("--model", metavar="DIR", help="Folder or Hub repository of any ECG-FM model.")],
+    output: Annotated[str, typer.Option("--output", metavar="PATH", help="A Parquet file, ending in .parquet.")],
+    inputs: _Inputs = None,
+    per_segment: Annotated[
+        bool, typer.Option("--per-segment", help="A row a segment (default: the recording's mean).")
+    ] = False,
+    layer: Annotated[
+        int,
+        typer.Option(
+            "--layer",
+            metavar="N",
+            help="Mean over frames of hidden state N: 0 is the first layer's input, 1 its output, ... -1 is the last, "
+            "which is the published embedding.",
+        ),
+    ] = -1,
+    list_file: _List = None,
+    table: _Table = None,
+    root: _Root = None,
+    columns: ColumnsOption = None,
+    split: _Split = None,
+    batch_size: BatchSizeOption = 8,
+    workers: _Workers = 0,
+    device: _Device = "cpu",
+    precision: PrecisionOption = "float32",
+    compile: _Compile = False,
+    failures: _Failures = None,
+    part_size: _PartSize = 256,
+    overwrite: _Overwrite = False,
+    sampling_rate: _SamplingRate = None,
+    units: _Units = None,
+    lead_names: _LeadNames = None,
+    exam_id: _ExamId = None,
+    missing_leads: _MissingLeads = None,
+    nan_samples: _NanSamples = None,
+    constant_leads: _ConstantLeads = None,
+    short_recordings: _ShortRecordings = None,
+) -> int:
+    """
+    Turn recordings into vectors.
+
+    Writes an embedding for each recording, or for each of its segments. Takes and reads what `ecgfm predict` does. A
+    run that was killed resumes when it is started again, and may be shared among processes by `torchrun` or
+    `accelerate launch`.
+
+    Exit status: 0 all embedded, 1 some failed, 2 usage, 130 interrupted.
+    """
+    if not output.endswith(".parquet"):
+        raise CommandFailed(f"--output must end in .parquet, found: {output}")
+    run = _Run(
+        "embed",
+        model,
+        output,
+        list(inputs or ()),
+        list_file,
+        table,
+        root,
+        parse_mapping(columns),
+        split,
+        batch_size,
+        workers,
+        _own_device(device),
+        precision,
+        compile,
+        failures,
+        part_size,
+        overwrite,
+        _given(
+            sampling_rate=sampling_rate,
+            units=units,
+            lead_names=parse_names(lead_names, "--lead-names"),
+            exam_id=exam_id,
+        ),
+        _given(
+            missing_leads=missing_leads,
+            nan_samples=nan_samples,
+            constant_leads=constant_leads,
+            short_recordings=short_recordings,
+        ),
     )
-    lacking.add_argument("--exam-id", type=int, metavar="N", help="of CODE-15's HDF5: which exam")
-    policies = parser.add_argument_group("what to do about (default: as the model's folder says)")
-    policies.add_argument("--missing-leads", choices=("error", "zero", "derive"), help="usually: error")
-    policies.add_argument("--nan-samples", choices=("error", "zero", "interpolate"), help="usually: error")
-    policies.add_argument("--constant-leads", choices=("error", "zero"), help="usually: zero")
-    policies.add_argument("--short-recordings", choices=("error", "pad"), help="under a segment; usually: error")
+    _check_outputs(run)
+    with sigterm_as_interrupt(), quiet_libraries():
+        return _embed(run, layer, per_segment)
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, found: {text}")
-    return int(text)
+def embed_map(
+    embeddings: Annotated[Path, typer.Argument(metavar="EMBEDDINGS", help="Parquet file that `ecgfm embed` wrote.")],
+    output: Annotated[Path, typer.Option("--output", metavar="PATH", help="Picture: .png, .pdf or .svg.")],
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels", metavar="TABLE", help="CSV or Parquet with a column recording_id or path, or the store."
+        ),
+    ] = None,
+    columns: ColumnsOption = None,
+    label: Annotated[
+        str | None,
+        typer.Option("--label", metavar="NAME", help="Which column of the table (default: the only one)."),
+    ] = None,
+) -> int:
+    """
+    Show embeddings in a plane, coloured by a label.
 
+    Exit status: 0 written, 1 the picture cannot be written, 2 usage.
+    """
+    mapping = parse_mapping(columns)
+    from ..inference import draw_embedding_map
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, found: {text}")
-    return int(text)
-
-
-def _mapping(text: str) -> dict[str, str]:
-    pairs = [pair.partition("=") for pair in text.split(",")]
-    if not all(ours.strip() and equals for ours, equals, _ in pairs):
-        raise argparse.ArgumentTypeError(f"must be OURS=THEIRS,..., found: {text}")
-    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+    print(draw_embedding_map(embeddings, output, labels=labels, label=label, columns=mapping))
+    return 0
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -139,245 +426,153 @@ def _mapping(text: str) -> dict[str, str]:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-class _UsageError(Exception):
-    """Told, and exit status 2."""
-
-
-def run_predict(args: argparse.Namespace, pages: Callable[..., Any] | None = None) -> int:
-    """
-    Runs `ecgfm predict`.
-
-    Args:
-        args: What was parsed.
-        pages (callable, *optional*): `(args, pipeline)` gives `(record, answer)`, which writes a recording's page, or
-            None where no pages are asked for.
-
-    Returns:
-        `int`: 0 all answered, 1 some failed or nothing more can be written, 2 usage, 130 interrupted.
-    """
-    return _told(functools.partial(_predict, pages=pages), args)
-
-
-def run_embed(args: argparse.Namespace) -> int:
-    """Runs `ecgfm embed`; exit status as of [`run_predict`]."""
-    return _told(_embed, args)
-
-
-def run_embed_map(args: argparse.Namespace) -> int:
-    """Runs `ecgfm embed-map`. Returns 0 written, 2 usage."""
-    from ..inference.embedding_map import draw_embedding_map
-
-    try:
-        print(
-            draw_embedding_map(args.embeddings, args.output, labels=args.labels, label=args.label, columns=args.columns)
-        )
-    except (ValueError, ImportError) as error:
-        print(f"ecgfm: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _told(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    from ..utils.precision import keep_freed_memory
-
-    keep_freed_memory()
-    try:
-        with _terminated_as_interrupted():
-            return run(args)
-    except _UsageError as error:
-        # Every process finds the same, and one says so.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"ecgfm: {error}", file=sys.stderr)
-        return 2
-
-
-def _predict(args: argparse.Namespace, pages: Callable[..., Any] | None) -> int:
+def _predict(run: _Run, format: str, pages: PageOptions | None, to_parquet: bool) -> int:
     import torch
 
+    from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
+    from ..inference.scoring import ModelRunner, score_rows, score_schema
     from ..model_folder import load_pipeline
-    from ..utils.precision import resolve_precision, weights_dtype
+    from ..modeling_ecgfm import ECGFMForMultiLabelClassification
+    from ..utils.precision import keep_freed_memory, resolve_precision, weights_dtype
+    from .predict_output import print_answers
 
-    to_parquet = args.output is not None and args.output.endswith(".parquet")
-    _check_places(args)
-    if to_parquet and args.format is not None:
-        raise _UsageError(f"--format {args.format} is of what is printed, and {args.output} is Parquet")
+    keep_freed_memory()
     with contextlib.ExitStack() as stack:
         stream = sys.stdout
-        if args.output is not None and not to_parquet:
-            stream = stack.enter_context(_opened(args.output))
-        with _loading(args.model):
-            precision = resolve_precision(args.precision, _device(args))
+        if run.output is not None and not to_parquet:
+            stream = stack.enter_context(_opened(run.output))
+        with loading(run.model):
+            precision = resolve_precision(run.precision, run.device)
             # Gradients are of float32; without them the weights are read as they are used.
-            has_gradients = getattr(args, "plot_saliency", None) is not None
-            dtype = torch.float32 if has_gradients else weights_dtype(precision, _device(args))
-            pipeline = load_pipeline(args.model, device=_device(args), dtype=dtype, **_policies(args))
+            has_gradients = pages is not None and pages.saliency is not None
+            dtype = torch.float32 if has_gradients else weights_dtype(precision, run.device)
+            pipeline = load_pipeline(run.model, device=run.device, dtype=dtype, **run.policies)
         model, extractor = pipeline.model, pipeline.feature_extractor
-        source = _source(args, extractor, inspect=True)
-        try:
-            page = None if pages is None else pages(args, pipeline)
-        except (ValueError, ImportError) as error:
-            raise _UsageError(str(error)) from None
-        if not to_parquet:
-            from .predict_output import print_answers
-
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-                raise _UsageError("several processes share a run only with --output FILE.parquet")
-            return print_answers(_runner(args, model, precision), source, model.config, args, stream, page)
-        if page is not None:
-            raise _UsageError(f"pages are for answers that are printed, and {args.output} is Parquet")
-        from ..inference.scoring import score_rows, score_schema
-
-        config = model.config
-        return _write_parquet(
-            args,
-            model,
-            precision,
-            extractor,
-            source,
-            score_schema(config),
-            lambda read, logits, _: score_rows(read, logits, config),
+        # The package's own classes, by load_pipeline.
+        assert isinstance(model, ECGFMForMultiLabelClassification)
+        assert isinstance(extractor, ECGFMFeatureExtractor)
+        source = _source(run, extractor, inspect=True)
+        page = None if pages is None else pages.writer(pipeline, run.model)
+        runner = ModelRunner(model, run.batch_size, precision, False, None, run.compile)
+        if to_parquet:
+            return _write_parquet(
+                run,
+                model,
+                runner,
+                extractor,
+                source,
+                score_schema(model.config),
+                lambda read, logits, _: score_rows(read, logits, model.config),
+                layer=None,
+            )
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise CommandFailed("several processes share a run only with --output FILE.parquet")
+        return print_answers(
+            runner, source, model.config, format, stream, failures=run.failures, workers=run.workers, page=page
         )
 
 
-def _embed(args: argparse.Namespace) -> int:
+def _embed(run: _Run, layer: int, per_segment: bool) -> int:
     from ..inference.embeddings import embedding_rows, embedding_schema, load_encoder
-    from ..inference.scoring import check_layer
-    from ..utils.precision import resolve_precision
+    from ..inference.scoring import ModelRunner, check_layer
+    from ..utils.precision import keep_freed_memory, resolve_precision
 
-    if not args.output.endswith(".parquet"):
-        raise _UsageError(f"--output must end in .parquet, found: {args.output}")
-    _check_places(args)
-    with _loading(args.model):
-        precision = resolve_precision(args.precision, _device(args))
-        model, extractor = load_encoder(args.model, device=_device(args), precision=precision, **_policies(args))
-    try:
-        layer = check_layer(args.layer, model.config.num_hidden_layers)
-    except ValueError as error:
-        raise _UsageError(str(error)) from None
+    keep_freed_memory()
+    with loading(run.model):
+        precision = resolve_precision(run.precision, run.device)
+        model, extractor = load_encoder(run.model, device=run.device, precision=precision, **run.policies)
+    chosen = check_layer(layer, model.config.num_hidden_layers)
     return _write_parquet(
-        args,
+        run,
         model,
-        precision,
+        ModelRunner(model, run.batch_size, precision, True, chosen, run.compile),
         extractor,
-        _source(args, extractor, inspect=False),
-        embedding_schema(model.config.hidden_size, args.per_segment),
-        lambda read, _, embeddings: embedding_rows(read, embeddings, args.per_segment),
-        embeddings=True,
-        layer=layer,
-        per_segment=args.per_segment,
+        _source(run, extractor, inspect=False),
+        embedding_schema(model.config.hidden_size, per_segment),
+        lambda read, _, embeddings: embedding_rows(read, embeddings, per_segment),
+        layer=chosen,
+        per_segment=per_segment,
     )
 
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[TextIO]:
-    """A file to write, which keeps what it holds until it is emptied. Errors name it."""
+    """Open a file to write, which keeps its content until it is truncated. Errors name it."""
     try:
         with open(path, "a", encoding="utf-8", newline="") as stream:
             yield stream
     except OSError as error:
-        raise error if error.filename is not None else OSError(error.errno, error.strerror, path) from error
+        raise CommandFailed(f"{path}: {error.strerror or error}" if error.filename is None else error) from error
 
 
-def _check_places(args: argparse.Namespace) -> None:
-    """Hours of work must not end at a place where nothing can be written."""
-    places = [path for path in (args.output, args.failures) if path is not None]
-    for path in places:
+def _check_outputs(run: _Run) -> None:
+    """Check that the outputs can be written, before hours of work."""
+    paths = [path for path in (run.output, run.failures) if path is not None]
+    for path in paths:
         if not os.path.isdir(folder := os.path.dirname(path) or "."):
-            raise _UsageError(f"there is no folder {folder}")
-    if len({os.path.realpath(path) for path in places}) < len(places):
-        raise _UsageError(f"--output and --failures are the same file: {args.output}")
+            raise CommandFailed(f"there is no folder {folder}")
+    if len({os.path.realpath(path) for path in paths}) < len(paths):
+        raise CommandFailed(f"--output and --failures are the same file: {run.output}")
 
 
-@contextlib.contextmanager
-def _loading(model: str) -> Iterator[None]:
-    try:
-        yield
-    # Whatever libraries make of a folder or a device that something is wrong with.
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        where = (
-            ""
-            if os.path.isdir(model) or isinstance(error, FileNotFoundError)
-            else "it is no folder here, and from the Hub: "
-        )
-        raise _UsageError(f"cannot load the model {model}: {where}{what}") from None
-
-
-def _device(args: argparse.Namespace) -> str:
-    return f"cuda:{os.environ['LOCAL_RANK']}" if args.device == "cuda" and "LOCAL_RANK" in os.environ else args.device
-
-
-def _policies(args: argparse.Namespace) -> dict[str, str]:
-    return {name: getattr(args, name) for name in _POLICIES if getattr(args, name) is not None}
-
-
-def _source(args: argparse.Namespace, extractor: Any, inspect: bool) -> Any:
+def _source(run: _Run, extractor: "ECGFMFeatureExtractor", inspect: bool) -> "FileSource | StoreSource":
     from ..inference.sources import find_recordings, read_list
 
-    inputs = list(args.inputs)
-    if args.list == "-":
+    inputs = list(run.inputs)
+    if run.list_file == "-":
         inputs += read_list(sys.stdin.buffer)
-    elif args.list is not None:
-        with open(args.list, "rb") as file:
+    elif run.list_file is not None:
+        with open(run.list_file, "rb") as file:
             inputs += read_list(file)
-    if not inputs and args.table is None:
-        raise _UsageError("there are no recordings: give files, folders or stores, --list or --table")
-    arguments = {name: getattr(args, name) for name in _ARGUMENTS if getattr(args, name) is not None}
-    try:
-        return find_recordings(
-            inputs,
-            extractor,
-            table=args.table,
-            root=args.root,
-            columns=args.columns,
-            split=args.split,
-            arguments=arguments,
-            inspect=inspect,
-        )
-    except ValueError as error:
-        raise _UsageError(str(error)) from None
+    if not inputs and run.table is None:
+        raise CommandFailed("there are no recordings: give files, folders or stores, --list or --table")
+    return find_recordings(
+        inputs,
+        extractor,
+        table=run.table,
+        root=run.root,
+        columns=run.columns,
+        split=run.split,
+        arguments=run.arguments,
+        inspect=inspect,
+    )
 
 
 def _write_parquet(
-    args: argparse.Namespace,
-    model: Any,
-    precision: str,
-    extractor: Any,
-    source: Any,
-    schema: Any,
-    to_rows: Any,
-    embeddings: bool = False,
-    layer: int | None = None,
+    run: _Run,
+    model: "ECGFMPreTrainedModel",
+    runner: "ModelRunner",
+    extractor: "ECGFMFeatureExtractor",
+    source: "FileSource | StoreSource",
+    schema: "pa.Schema",
+    to_rows: Callable[..., list[dict[str, Any]]],
     **settings: Any,
 ) -> int:
-    from ..inference.parquet_run import ParquetRun, Processes, ResumeError, plan_of
-    from .predict_output import say_written
+    from ..inference.parquet_run import ParquetRun, Processes, plan_of
+    from .predict_output import report_written
 
-    settings = {"command": args.command, "precision": precision, "compile": args.compile, "layer": layer, **settings}
+    assert run.output is not None
+    settings = {"command": run.command, "precision": runner.precision, "compile": run.compile, **settings}
     processes = Processes()
     try:
-        run = ParquetRun(
-            Path(args.output),
+        parquet_run = ParquetRun(
+            Path(run.output),
             source,
-            _runner(args, model, precision, embeddings, layer),
+            runner,
             schema,
             to_rows,
             plan_of(model, extractor, source, **settings),
-            failures_file=None if args.failures is None else Path(args.failures),
-            part_size=args.part_size,
-            num_workers=args.workers,
-            progress=sys.stderr.isatty(),
+            failures_file=None if run.failures is None else Path(run.failures),
+            part_size=run.part_size,
+            num_workers=run.workers,
+            progress=show_progress(),
             processes=processes,
         )
-        result = run.run(overwrite=args.overwrite)
-    except ResumeError as error:
-        raise _UsageError(str(error)) from None
+        result = parquet_run.run(overwrite=run.overwrite)
     except KeyboardInterrupt:
-        print("ecgfm: interrupted; the same command goes on", file=sys.stderr)
-        return 130
+        raise CommandFailed("interrupted; the same command resumes", 130) from None
     except OSError as error:
-        print(f"ecgfm: {args.output}: {error}; the same command goes on", file=sys.stderr)
-        return 1
+        raise CommandFailed(f"{run.output}: {error}; the same command resumes", 1) from error
     finally:
         processes.end()
     if not processes.is_main:
@@ -385,37 +580,8 @@ def _write_parquet(
     if result.was_complete:
         print(f"ecgfm: {result.output} is complete already", file=sys.stderr)
     else:
-        say_written(result.recordings - result.failed, args.output)
+        report_written(result.recordings - result.failed, run.output)
     if result.failed:
         where = f"{result.failed} of {result.recordings} recordings failed: see {result.failures_file}"
         print(f"ecgfm: {where}", file=sys.stderr)
     return 1 if result.failed else 0
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, so that worker processes end with this one."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _runner(
-    args: argparse.Namespace, model: Any, precision: str, embeddings: bool = False, layer: int | None = None
-) -> Any:
-    from ..inference.scoring import ModelRunner
-
-    try:
-        return ModelRunner(model, args.batch_size, precision, embeddings, layer, args.compile)
-    except ValueError as error:
-        raise _UsageError(str(error)) from None

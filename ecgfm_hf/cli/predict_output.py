@@ -1,6 +1,5 @@
 """What `ecgfm predict` prints: a table for people, CSV and JSON for programs."""
 
-import argparse
 import csv
 import json
 import os
@@ -10,27 +9,38 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from .options import show_progress
+
 if TYPE_CHECKING:
+    from ..configuration_ecgfm import ECGFMConfig
     from ..inference.scoring import ModelRunner
     from ..inference.sources import FileSource, StoreSource
+    from ..records import ECGRecord
+
+_Answers = list[dict[str, Any]]
 
 
 def print_answers(
     runner: "ModelRunner",
     source: "FileSource | StoreSource",
-    config: Any,
-    args: argparse.Namespace,
+    config: "ECGFMConfig",
+    format: str,
     stream: TextIO,
-    page: Callable[..., None] | None = None,
+    *,
+    failures: str | None = None,
+    workers: int = 0,
+    page: "Callable[[ECGRecord, dict[str, Any]], None] | None" = None,
 ) -> int:
     """
-    Answers all recordings, and writes the answers once all are there; failures go to standard error as they come.
+    Score all recordings and write the answers once all are there; failures go to standard error as they come.
 
     Args:
         runner ([`ModelRunner`]), source, config ([`ECGFMConfig`]): The model, the recordings, the model's config.
-        args: `format`, `failures` and `workers` of `ecgfm predict`.
-        stream: Where to. A file is emptied before.
-        page: `(record, answer)` writes a recording's page.
+        format: `"table"`, `"csv"` or `"json"`.
+        stream: Where to write. A file is truncated first.
+        failures: A CSV file that lists the recordings that failed.
+        workers: Processes that read ahead.
+        page: Writes a recording's page, given the recording and its answer.
 
     Returns:
         `int`: 0 all answered, 1 some failed, 130 interrupted: what has been answered is written.
@@ -41,59 +51,62 @@ def print_answers(
     from ..inference.reading import read_in_order
     from ..inference.scoring import answer_of
 
-    answers: list[dict[str, Any]] = []
-    failures: list[tuple[str, str | None, str]] = []
+    answers: _Answers = []
+    failed: list[tuple[str, str | None, str]] = []
     interrupted = False
-    show_progress = len(source) > 1 and sys.stderr.isatty()
     try:
-        found = runner.run(read_in_order(source, num_workers=args.workers))
-        for read, logits, _ in tqdm(found, total=len(source), unit="recording", disable=not show_progress):
-            if read.failure is None:
+        found = runner.run(read_in_order(source, num_workers=workers))
+        for read, logits, _ in tqdm(
+            found, total=len(source), unit="recording", disable=len(source) < 2 or not show_progress()
+        ):
+            if read.failure is not None:
+                failed.append((read.recording_id, read.path, read.failure))
+                # A message may begin with the file itself: the header of the record that was named.
+                named = read.failure.startswith(read.recording_id)
+                message = read.failure if named else f"{read.recording_id}: {read.failure}"
+                tqdm.write(f"ecgfm: {message}", file=sys.stderr)
+            elif logits is not None:
                 answers.append(answer_of(read, logits, config))
                 if page is not None:
                     try:
                         page(source.record(read.row), answers[-1])
                     except (OSError, ValueError, RuntimeError) as error:
-                        failures.append((read.recording_id, read.path, f"no page: {error}"))
+                        failed.append((read.recording_id, read.path, f"no page: {error}"))
                         tqdm.write(f"ecgfm: {read.recording_id}: no page: {error}", file=sys.stderr)
-            else:
-                failures.append((read.recording_id, read.path, read.failure))
-                # A message may begin with the file itself: the header of the record that was named.
-                named = read.failure.startswith(read.recording_id)
-                told = read.failure if named else f"{read.recording_id}: {read.failure}"
-                tqdm.write(f"ecgfm: {told}", file=sys.stderr)
     except KeyboardInterrupt:
         interrupted = True
     if stream is not sys.stdout and os.path.isfile(stream.name):
         stream.truncate(0)
-    write_answers(answers, config, args.format or "table", stream, runner.precision)
+    write_answers(answers, config, format, stream, runner.precision)
     if stream is not sys.stdout:
-        say_written(len(answers), stream.name)
-    if args.failures is not None:
-        write_failures(Path(args.failures), iter(failures))
-    if failures:
-        print(f"ecgfm: {len(failures)} of {len(source)} recordings failed", file=sys.stderr)
+        report_written(len(answers), stream.name)
+    if failures is not None:
+        write_failures(Path(failures), iter(failed))
+    if failed:
+        print(f"ecgfm: {len(failed)} of {len(source)} recordings failed", file=sys.stderr)
     if interrupted:
-        done = len(answers) + len(failures)
+        done = len(answers) + len(failed)
         print(f"ecgfm: interrupted after {done} of {len(source)} recordings", file=sys.stderr)
         return 130
-    return 1 if failures else 0
+    return 1 if failed else 0
 
 
-def say_written(recordings: int, path: str) -> None:
-    """What a run that prints nothing else has come to, on standard error."""
+def report_written(recordings: int, path: str) -> None:
+    """Print how many recordings were written, on standard error."""
     print(f"ecgfm: {recordings} recording{'s' * (recordings != 1)} written to {path}", file=sys.stderr)
 
 
-def write_answers(answers: list[dict], config: Any, format: str, stream: TextIO, precision: str = "float32") -> None:
+def write_answers(
+    answers: _Answers, config: "ECGFMConfig", format: str, stream: TextIO, precision: str = "float32"
+) -> None:
     """
-    Writes answers as the pipeline gives them.
+    Write answers as the pipeline returns them.
 
     Args:
         answers: One a recording.
-        config ([`ECGFMConfig`]): Of the model that they are from.
+        config ([`ECGFMConfig`]): The config of the model that made them.
         format: `"table"`, `"csv"` or `"json"`.
-        stream: Where to.
+        stream: Where to write.
         precision: What they were computed in.
     """
     from ..inference.scoring import score_note
@@ -103,13 +116,13 @@ def write_answers(answers: list[dict], config: Any, format: str, stream: TextIO,
     write(answers, config, note, precision, stream)
 
 
-def _write_json(answers: list[dict], config: Any, note: str, precision: str, stream: TextIO) -> None:
+def _write_json(answers: _Answers, config: "ECGFMConfig", note: str, precision: str, stream: TextIO) -> None:
     about = {"precision": precision, "note": note}
     json.dump([answer | about for answer in answers], stream, indent=1, ensure_ascii=False)
     stream.write("\n")
 
 
-def _write_csv(answers: list[dict], config: Any, note: str, precision: str, stream: TextIO) -> None:
+def _write_csv(answers: _Answers, config: "ECGFMConfig", note: str, precision: str, stream: TextIO) -> None:
     # The columns are for programs; the note goes where people look.
     print(f"ecgfm: {_computed(note, precision)}", file=sys.stderr)
     writer = csv.writer(stream, lineterminator="\n")
@@ -119,7 +132,7 @@ def _write_csv(answers: list[dict], config: Any, note: str, precision: str, stre
         writer.writerow([answer["recording"], *scores, answer["segments"], "; ".join(answer["warnings"])])
 
 
-def _write_table(answers: list[dict], config: Any, note: str, precision: str, stream: TextIO) -> None:
+def _write_table(answers: _Answers, config: "ECGFMConfig", note: str, precision: str, stream: TextIO) -> None:
     """Labels down, a column a recording, as many columns as the terminal is wide."""
     if not answers:
         return
@@ -153,10 +166,10 @@ def _computed(note: str, precision: str) -> str:
     return note if precision == "float32" else f"{note}; computed in {precision} (--precision float32 is exact)"
 
 
-def _headings(answers: list[dict]) -> list[str]:
+def _headings(answers: _Answers) -> list[str]:
     """File names; whole paths where two files have the same name."""
     names = [os.path.basename(answer["recording"]) for answer in answers]
     return names if len(set(names)) == len(names) else [answer["recording"] for answer in answers]
 
 
-__all__ = ["print_answers", "say_written", "write_answers"]
+__all__ = ["print_answers", "report_written", "write_answers"]

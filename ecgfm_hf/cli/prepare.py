@@ -1,158 +1,265 @@
-"""`ecgfm prepare` and `ecgfm split`: their arguments, and what they print."""
+"""`ecgfm prepare` and `ecgfm split`."""
 
-import argparse
-import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from ..utils.name_lists import names
+import typer
 
-SOURCES = ("mimic_iv_ecg", "physionet2021", "code_15", "table")
+from ..utils.errors import SettingsError
+from .options import (
+    ColumnsOption,
+    CommandFailed,
+    NumProcOption,
+    SeedOption,
+    parse_mapping,
+    parse_names,
+    show_progress,
+)
 
+if TYPE_CHECKING:
+    from ..data import PrepareSettings, Source, SplitSettings
 
-def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of `ecgfm prepare`."""
-    parser.add_argument("source", metavar="SOURCE", choices=SOURCES, help=", ".join(SOURCES))
-    parser.add_argument("root", metavar="ROOT", type=Path, help="the dataset's folder")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; new, empty, or of the same preparation")
-    parser.add_argument("--num-proc", metavar="N", type=int, default=1, help="processes (default: 1)")
-    parser.add_argument(
-        "--shard",
-        metavar="I/N",
-        type=_shard,
-        help="write the I-th of N shares (I from 1), for several machines; a run without --shard finishes",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="index and rehearse the split, but read and write nothing"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a store in OUT, finished or not")
+_KNOWN, _PRIVACY, _SPLIT = "What is known of the recordings", "Privacy", "Split"
 
-    own = parser.add_argument_group("what is known of the recordings")
-    own.add_argument("--table", metavar="FILE", type=Path, help="table: CSV or Parquet with a row a recording")
-    own.add_argument("--columns", metavar="OURS=THEIRS,...", type=_mapping, help="table: its names for our columns")
-    own.add_argument("--labels", metavar="LABELS", help="table: label columns A,B,...; mimic_iv_ecg: a CSV, or mimic17")
-    own.add_argument(
-        "--patients", metavar="FILE", type=Path, help="mimic_iv_ecg: MIMIC-IV's patients.csv, for age, sex"
-    )
-    own.add_argument("--sampling-rate", metavar="HZ", type=float, help="table: of files that do not say it")
-    own.add_argument("--units", metavar="UNIT", help="table: of files that do not say it")
-    own.add_argument("--lead-names", metavar="I,II,...", type=_list, help="table: of files that do not say them")
-    own.add_argument("--keep-sources", metavar="A,B", type=_list, help="only these, such as georgia,ptb-xl")
-    own.add_argument("--drop-sources", metavar="A,B", type=_list, help="all but these")
-
-    private = parser.add_argument_group("privacy")
-    private.add_argument("--pseudonymise", action="store_true", help="salted hashes in place of ids, and no paths")
-    private.add_argument("--salt-file", metavar="FILE", type=Path, help="for the same hashes again; made if missing")
-    private.add_argument(
-        "--drop", metavar="A,B", type=_list, default=[], help="columns to leave empty, such as report,time"
-    )
-    _add_split_arguments(parser, "--split")
-
-
-def add_split_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of `ecgfm split`."""
-    parser.add_argument("store", metavar="STORE", type=Path, help="folder that `ecgfm prepare` wrote; split in place")
-    parser.add_argument("--num-proc", metavar="N", type=int, default=1, help="processes (default: 1)")
-    _add_split_arguments(parser, "--by")
-
-
-def _add_split_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    group = parser.add_argument_group("split")
-    group.add_argument(
-        name,
-        dest="strategy",
-        choices=("random", "grouped", "temporal", "grouped_temporal"),
-        help="grouped: by patient (default: one split, all)",
-    )
-    group.add_argument("--fractions", metavar="A=X,B=Y", type=_fractions, help="default: train=0.8,valid=0.1,test=0.1")
-    group.add_argument("--seed", metavar="S", type=int, default=0, help="default: 0")
-    group.add_argument("--split-csv", metavar="FILE", type=Path, help="a published split: idx, save_file, split")
-    group.add_argument(
-        "--assume-independent", action="store_true", help="each recording of an unknown patient is another patient's"
-    )
-    group.add_argument("--drop-nan-leads", action="store_true", help="leave out recordings with NaN in any lead")
-    group.add_argument("--drop-constant-leads", action="store_true", help="leave out recordings with a dead lead")
+_Strategy = Literal["random", "grouped", "temporal", "grouped_temporal"]
+_STRATEGY_HELP = "grouped: by patient (default: one split, all)."
+_Fractions = Annotated[
+    str | None,
+    typer.Option(
+        "--fractions", metavar="A=X,B=Y", help="Default: train=0.8,valid=0.1,test=0.1.", rich_help_panel=_SPLIT
+    ),
+]
+_SplitCSV = Annotated[
+    Path | None,
+    typer.Option(
+        "--split-csv", metavar="FILE", help="A published split: idx, save_file, split.", rich_help_panel=_SPLIT
+    ),
+]
+_AssumeIndependent = Annotated[
+    bool,
+    typer.Option(
+        "--assume-independent",
+        help="Treat each recording of an unknown patient as another patient's.",
+        rich_help_panel=_SPLIT,
+    ),
+]
+_DropNanLeads = Annotated[
+    bool,
+    typer.Option("--drop-nan-leads", help="Exclude recordings with NaN in any lead.", rich_help_panel=_SPLIT),
+]
+_DropConstantLeads = Annotated[
+    bool,
+    typer.Option("--drop-constant-leads", help="Exclude recordings with a constant lead.", rich_help_panel=_SPLIT),
+]
 
 
-def run_prepare(args: argparse.Namespace) -> int:
+def prepare(
+    source: Annotated[
+        Literal["mimic_iv_ecg", "physionet2021", "code_15", "table"],
+        typer.Argument(metavar="SOURCE", help="mimic_iv_ecg, physionet2021, code_15 or table."),
+    ],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The dataset's folder.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder to write: new, empty, or of the same preparation.")
+    ],
+    num_proc: NumProcOption = 1,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Write the I-th of N shares (I from 1), for several machines. A run without --shard completes the "
+            "store.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Index and rehearse the split, but read no signals and write nothing.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store in OUT, complete or not.")] = False,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            "--table", metavar="FILE", help="table: CSV or Parquet with a row a recording.", rich_help_panel=_KNOWN
+        ),
+    ] = None,
+    columns: ColumnsOption = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="LABELS",
+            help="table: label columns A,B,...; mimic_iv_ecg: a CSV, or mimic17.",
+            rich_help_panel=_KNOWN,
+        ),
+    ] = None,
+    patients: Annotated[
+        Path | None,
+        typer.Option(
+            "--patients",
+            metavar="FILE",
+            help="mimic_iv_ecg: MIMIC-IV's patients.csv, for age and sex.",
+            rich_help_panel=_KNOWN,
+        ),
+    ] = None,
+    sampling_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--sampling-rate",
+            metavar="HZ",
+            help="table: of files that do not hold it.",
+            rich_help_panel=_KNOWN,
+        ),
+    ] = None,
+    units: Annotated[
+        str | None,
+        typer.Option("--units", metavar="UNIT", help="table: of files that do not hold it.", rich_help_panel=_KNOWN),
+    ] = None,
+    lead_names: Annotated[
+        str | None,
+        typer.Option(
+            "--lead-names",
+            metavar="I,II,...",
+            help="table: of files that do not hold them.",
+            rich_help_panel=_KNOWN,
+        ),
+    ] = None,
+    keep_sources: Annotated[
+        str | None,
+        typer.Option(
+            "--keep-sources", metavar="A,B", help="Only these, such as georgia,ptb-xl.", rich_help_panel=_KNOWN
+        ),
+    ] = None,
+    drop_sources: Annotated[
+        str | None,
+        typer.Option("--drop-sources", metavar="A,B", help="All but these.", rich_help_panel=_KNOWN),
+    ] = None,
+    pseudonymise: Annotated[
+        bool,
+        typer.Option("--pseudonymise", help="Salted hashes in place of ids, and no paths.", rich_help_panel=_PRIVACY),
+    ] = False,
+    salt_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--salt-file",
+            metavar="FILE",
+            help="Use this salt, for the same hashes again; made if missing.",
+            rich_help_panel=_PRIVACY,
+        ),
+    ] = None,
+    drop: Annotated[
+        str | None,
+        typer.Option(
+            "--drop",
+            metavar="A,B",
+            help="Columns to leave empty, such as report,time.",
+            rich_help_panel=_PRIVACY,
+        ),
+    ] = None,
+    strategy: Annotated[_Strategy | None, typer.Option("--split", help=_STRATEGY_HELP, rich_help_panel=_SPLIT)] = None,
+    fractions: _Fractions = None,
+    seed: SeedOption = 0,
+    split_csv: _SplitCSV = None,
+    assume_independent: _AssumeIndependent = False,
+    drop_nan_leads: _DropNanLeads = False,
+    drop_constant_leads: _DropConstantLeads = False,
+) -> int:
     """
-    Runs `ecgfm prepare`.
+    Turn a dataset's files into a store that training reads.
 
-    Returns:
-        `int`: 0 done (recordings may have been left out: the table says so), 1 it cannot be written, 2 usage.
+    A store has one row a recording, with its samples as they came, in Parquet files by split, and a report of what was
+    excluded. Started again after an interruption, the same command resumes.
+
+    Exit status: 0 done (the table shows what was excluded), 1 cannot be written, 2 usage.
     """
-    from ..data.preparation import PrepareSettings, prepare
-
     start, began = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
+    share = _parse_shard(shard)
+    found = _source(
+        source,
+        root,
+        {
+            "table": table,
+            "columns": parse_mapping(columns),
+            "labels": labels,
+            "patients": patients,
+            "sampling_rate": sampling_rate,
+            "units": units,
+            "lead_names": parse_names(lead_names, "--lead-names"),
+        },
+    )
+    split = _split_settings(
+        strategy, fractions, seed, split_csv, assume_independent, drop_nan_leads, drop_constant_leads
+    )
+    from ..data import PrepareSettings
+    from ..data import prepare as prepare_store
+
+    settings = PrepareSettings(
+        split=split,
+        keep_sources=parse_names(keep_sources, "--keep-sources"),
+        drop_sources=parse_names(drop_sources, "--drop-sources"),
+        drop=parse_names(drop, "--drop") or [],
+        pseudonymise=pseudonymise,
+        salt_file=salt_file,
+    )
+    if dry_run:
+        return _dry_run(found, settings)
     try:
-        source = _source(args)
-        settings = PrepareSettings(
-            split=_split_settings(args),
-            keep_sources=args.keep_sources,
-            drop_sources=args.drop_sources,
-            drop=args.drop,
-            pseudonymise=args.pseudonymise,
-            salt_file=args.salt_file,
-        )
-        if args.dry_run:
-            return _dry_run(source, settings)
-        report = prepare(
-            source,
-            args.out,
+        report = prepare_store(
+            found,
+            out,
             settings,
-            num_proc=args.num_proc,
-            shard=args.shard,
-            overwrite=args.overwrite,
-            progress=sys.stderr.isatty(),
+            num_proc=num_proc,
+            shard=share,
+            overwrite=overwrite,
+            progress=show_progress(),
         )
-    except ValueError as error:  # of sources, splits, labels, preparation: all say what to do
-        print(f"ecgfm prepare: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print("ecgfm prepare: interrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
+        raise CommandFailed("interrupted; the same command resumes", 130) from None
     except OSError as error:
-        print(f"ecgfm prepare: {error}; the same command goes on where it was", file=sys.stderr)
-        return 1
+        raise CommandFailed(f"{error}; the same command resumes", 1) from error
     if report is None:
-        print(
-            f"share {args.shard[0] + 1} of {args.shard[1]} is written; the command without --shard finishes {args.out}"
-        )
+        assert share is not None
+        print(f"share {share[0] + 1} of {share[1]} is written; the command without --shard completes {out}")
         return 0
     print(summary(report))
     if report["written"] < began:
-        print(f"{args.out} was finished already ({report['written']}); nothing was done")
+        print(f"{out} was complete already ({report['written']}); nothing was done")
         return 0
-    print(f"written to {args.out} in {time.perf_counter() - start:.1f} s; {args.out / 'report.json'} has every detail")
+    print(f"written to {out} in {time.perf_counter() - start:.1f} s; {out / 'report.json'} has every detail")
     return 0
 
 
-def run_split(args: argparse.Namespace) -> int:
+def split(
+    store: Annotated[
+        Path, typer.Argument(metavar="STORE", help="Folder that `ecgfm prepare` wrote; it is split in place.")
+    ],
+    num_proc: NumProcOption = 1,
+    strategy: Annotated[_Strategy | None, typer.Option("--by", help=_STRATEGY_HELP, rich_help_panel=_SPLIT)] = None,
+    fractions: _Fractions = None,
+    seed: SeedOption = 0,
+    split_csv: _SplitCSV = None,
+    assume_independent: _AssumeIndependent = False,
+    drop_nan_leads: _DropNanLeads = False,
+    drop_constant_leads: _DropConstantLeads = False,
+) -> int:
     """
-    Runs `ecgfm split`.
+    Split a store again.
 
-    Returns:
-        `int`: 0 done, 1 it cannot be written, 2 usage.
+    Exit status: 0 done, 1 it cannot be written, 2 usage.
     """
+    settings = _split_settings(
+        strategy, fractions, seed, split_csv, assume_independent, drop_nan_leads, drop_constant_leads
+    )
     from ..data.store_assembly import split_store
 
-    try:
-        report = split_store(args.store, _split_settings(args), num_proc=args.num_proc, progress=sys.stderr.isatty())
-    except ValueError as error:
-        print(f"ecgfm split: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"ecgfm split: {error}", file=sys.stderr)
-        return 1
-    print(summary(report))
+    print(summary(split_store(store, settings, num_proc=num_proc, progress=show_progress())))
     return 0
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """A report as a table: recordings by split and label, and by reason those left out."""
+    """Return a report as a table: recordings by split and label, and the excluded ones by reason."""
     from ..data.report import report_sentences
 
     counts, splits = report["recordings"], report["splits"]["recordings"]
@@ -180,28 +287,17 @@ def summary(report: Mapping[str, Any]) -> str:
         )
     for kind, codes in report["diagnosis_codes"].items():
         if codes:
-            told = (
-                "that the challenge knows and does not score"
-                if kind == "unscored"
-                else "that the challenge does not know"
-            )
-            lines.append(f"{len(codes)} diagnosis codes {told}, {sum(codes.values()):,} times")
+            which = "that the challenge does not score" if kind == "unscored" else "unknown to the challenge"
+            lines.append(f"{len(codes)} diagnosis codes {which}, {sum(codes.values()):,} times")
     return "\n".join([*lines, *(f"note: {sentence}" for sentence in report_sentences(report))])
 
 
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return [
-        "  "
-        + "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(["", row[0].ljust(first), *map(str.rjust, row[1:], others)]).rstrip() for row in rows]
 
 
-def _dry_run(source: Any, settings: Any) -> int:
+def _dry_run(source: "Source", settings: "PrepareSettings") -> int:
     from ..data.preparation import build_index, published_splits_of
 
     index = build_index(source, settings, b"of a dry run" if settings.pseudonymise else None)
@@ -217,73 +313,65 @@ def _dry_run(source: Any, settings: Any) -> int:
     return 0
 
 
-def _source(args: argparse.Namespace) -> Any:
+def _source(name: str, root: Path, options: Mapping[str, Any]) -> "Source":
     takes = {
         "mimic_iv_ecg": ("labels", "patients"),
         "table": ("table", "columns", "labels", "sampling_rate", "units", "lead_names"),
-    }.get(args.source, ())
-    given = ("table", "columns", "labels", "patients", "sampling_rate", "units", "lead_names")
-    if surplus := [name for name in given if getattr(args, name) is not None and name not in takes]:
-        raise ValueError(f"{args.source} does not take --{surplus[0].replace('_', '-')}")
-    options = {name: getattr(args, name) for name in takes if getattr(args, name) is not None}
-    if args.source == "mimic_iv_ecg":
-        from ..data.sources.mimic_iv_ecg import MimicIVECG
+    }.get(name, ())
+    given = {option: value for option, value in options.items() if value is not None}
+    if surplus := [option for option in given if option not in takes]:
+        raise SettingsError(f"{name} does not take --{surplus[0].replace('_', '-')}")
+    if name == "table" and "labels" in given:
+        given["labels"] = parse_names(given["labels"], "--labels")
+    from .. import data
 
-        return MimicIVECG(args.root, **options)
-    if args.source == "physionet2021":
-        from ..data.sources.physionet2021 import PhysioNet2021
-
-        return PhysioNet2021(args.root)
-    if args.source == "code_15":
-        from ..data.sources.code_15 import Code15
-
-        return Code15(args.root)
-    from ..data.sources.table import RecordingTable
-
-    if "labels" in options:
-        options["labels"] = _list(options["labels"])
-    return RecordingTable(args.root, **options)
+    if name == "mimic_iv_ecg":
+        return data.MimicIVECG(root, **given)
+    if name == "physionet2021":
+        return data.PhysioNet2021(root)
+    if name == "code_15":
+        return data.Code15(root)
+    return data.RecordingTable(root, **given)
 
 
-def _split_settings(args: argparse.Namespace) -> Any:
-    from ..data.splits import SplitSettings, read_split_csv
+def _split_settings(
+    strategy: str | None,
+    fractions: str | None,
+    seed: int,
+    split_csv: Path | None,
+    assume_independent: bool,
+    drop_nan_leads: bool,
+    drop_constant_leads: bool,
+) -> "SplitSettings":
+    if split_csv is not None and strategy is not None:
+        raise SettingsError("give a strategy or --split-csv, not both")
+    shares = _parse_fractions(fractions)
+    from ..data import SplitSettings, read_split_csv
 
-    if args.split_csv is not None and args.strategy is not None:
-        raise ValueError("give a strategy or --split-csv, not both")
     return SplitSettings(
-        "imported" if args.split_csv is not None else args.strategy,
-        fractions=args.fractions,
-        seed=args.seed,
-        assume_independent=args.assume_independent,
-        published=None if args.split_csv is None else read_split_csv(args.split_csv),
-        drop_nan_leads=args.drop_nan_leads,
-        drop_constant_leads=args.drop_constant_leads,
+        "imported" if split_csv is not None else strategy,
+        fractions=shares,
+        seed=seed,
+        assume_independent=assume_independent,
+        published=None if split_csv is None else read_split_csv(split_csv),
+        drop_nan_leads=drop_nan_leads,
+        drop_constant_leads=drop_constant_leads,
     )
 
 
-def _list(text: str) -> list[str]:
+def _parse_fractions(text: str | None) -> dict[str, float] | None:
+    if text is None:
+        return None
     try:
-        return names(text)
-    except argparse.ArgumentTypeError as error:
-        raise ValueError(str(error)) from None
-
-
-def _mapping(text: str) -> dict[str, str]:
-    pairs = [part.partition("=") for part in _list(text)]
-    if not pairs or not all(name and sign for name, sign, _ in pairs):
-        raise argparse.ArgumentTypeError(f"must look like patient_id=MRN,path=file,age= (left out), found: {text}")
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _fractions(text: str) -> dict[str, float]:
-    try:
-        return {name: float(value) for name, value in _mapping(text).items()}
+        return {name: float(value) for name, value in (parse_mapping(text, "--fractions") or {}).items()}
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must look like train=0.8,valid=0.1,test=0.1, found: {text}") from None
+        raise SettingsError(f"--fractions: must look like train=0.8,valid=0.1,test=0.1, found: {text}") from None
 
 
-def _shard(text: str) -> tuple[int, int]:
+def _parse_shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise argparse.ArgumentTypeError(f"must be I/N with I from 1 to N, found: {text}")
+        raise SettingsError(f"--shard: must be I/N with I from 1 to N, found: {text}")
     return int(number) - 1, int(count)

@@ -1,165 +1,168 @@
-"""`ecgfm probe`: its arguments, and what it prints."""
+"""`ecgfm probe`."""
 
-import argparse
-import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from ..utils.name_lists import names
-from .options import add_precision_argument
+import typer
+
+from ..utils.errors import SettingsError
+from .options import (
+    BatchSizeOption,
+    NumWorkersOption,
+    PrecisionOption,
+    StoreArgument,
+    parse_names,
+    quiet_libraries,
+    show_progress,
+)
 
 if TYPE_CHECKING:
-    from ..inference.predictions import Predictions
-    from ..training.linear_probe import Embeddings, LinearProbe
+    from ..inference import Predictions
+    from ..training import Embeddings, FinetuneSettings, LinearProbe
 
 
-def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of `ecgfm probe`."""
-    parser.add_argument("model", metavar="MODEL", type=Path, help="model folder; its encoder is used, a head is not")
-    parser.add_argument("store", metavar="STORE", type=Path, help="folder that `ecgfm prepare` wrote")
-    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder for the classifier")
-    parser.add_argument("--labels", metavar="A,B", type=names, help="default: all label columns of the store")
-    parser.add_argument("--split", metavar="NAME", default="train", help="to fit heads on (default: train)")
-    parser.add_argument(
-        "--valid-split",
-        metavar="NAME",
-        default="valid",
-        help="for the figures printed, calibration and thresholds; `none` does without (default: valid)",
-    )
-    parser.add_argument("--regression", action="store_true", help="the labels are values, not classes")
-    parser.add_argument(
-        "--thresholds",
-        metavar="HOW",
-        default="youden",
-        help="fitted on the validation split: youden, f1, sensitivity:0.9 (for example) or none (default: youden)",
-    )
-    parser.add_argument(
-        "--calibration",
-        choices=("platt", "temperature", "none"),
-        default="platt",
-        help="fitted on the validation split (default: platt)",
-    )
-    parser.add_argument(
-        "--min-cases",
-        metavar="N",
-        type=int,
-        default=5,
-        help="a label with fewer positives or negatives in the validation split gets neither (default: 5)",
-    )
-    parser.add_argument("--folds", metavar="N", type=int, default=5, help="of the cross-validation (default: 5)")
-    parser.add_argument("--seed", metavar="S", type=int, default=0, help="of the folds (default: 0)")
-    parser.add_argument(
-        "--cache", metavar="DIR", type=Path, help="keep embeddings here, so that the next heads take seconds"
-    )
-    parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="segments run together (default: 16)")
-    parser.add_argument("--num-workers", metavar="N", type=int, default=0, help="processes that read (default: 0)")
-    add_precision_argument(parser, default="float32")
-
-
-def run_probe(args: argparse.Namespace) -> int:
+def probe(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder; its encoder is used, a head is not.")],
+    store: StoreArgument,
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the classifier.")],
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", metavar="A,B", help="Default: all label columns of the store."),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", metavar="NAME", help="Split that heads are fitted on.")] = "train",
+    valid_split: Annotated[
+        str,
+        typer.Option(
+            "--valid-split",
+            metavar="NAME",
+            help="Split for the printed figures, calibration and thresholds; `none` does without.",
+        ),
+    ] = "valid",
+    regression: Annotated[bool, typer.Option("--regression", help="The labels are values, not classes.")] = False,
+    thresholds: Annotated[
+        str,
+        typer.Option(
+            "--thresholds",
+            metavar="HOW",
+            help="How thresholds are fitted on the validation split: youden, f1, none, or such as sensitivity:0.9.",
+        ),
+    ] = "youden",
+    calibration: Annotated[
+        Literal["platt", "temperature", "none"],
+        typer.Option("--calibration", help="How scores are calibrated on the validation split."),
+    ] = "platt",
+    min_cases: Annotated[
+        int,
+        typer.Option(
+            "--min-cases",
+            metavar="N",
+            help="A label with fewer positives or negatives in the validation split gets no threshold and no "
+            "calibration.",
+        ),
+    ] = 5,
+    folds: Annotated[int, typer.Option("--folds", metavar="N", help="Folds of the cross-validation.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the folds.")] = 0,
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", metavar="DIR", help="Keep embeddings here, so that the next heads take seconds."),
+    ] = None,
+    batch_size: BatchSizeOption = 16,
+    num_workers: NumWorkersOption = 0,
+    precision: PrecisionOption = "float32",
+) -> int:
     """
-    Runs `ecgfm probe`.
+    Fit a linear classifier on a frozen encoder's embeddings, in seconds.
 
-    Returns:
-        `int`: 0 done, 1 the output cannot be written, 2 usage.
+    Exit status: 0 done, 1 the output cannot be written, 2 usage.
     """
-    from ..data.leakage import write_guard
-    from ..utils.errors import ECGFMError
-
     started = time.monotonic()
-    try:
-        probe, extractor, train, valid = _probe(args)
-    except (ECGFMError, FileNotFoundError) as error:
-        print(f"ecgfm probe: {error}", file=sys.stderr)
-        return 2
-    try:
-        from ..model_folder import save_model_folder
-        from ..provenance import add_step
+    chosen = parse_names(labels, "--labels")
+    if valid_split == split:
+        raise SettingsError(f"--valid-split must be another one than --split, found: {split} twice")
+    from ..data.leakage import check_guard, check_splits, write_guard
+    from ..data.store import load_prepared
+    from ..model_folder import load_feature_extractor, load_model, save_model_folder
+    from ..modeling_ecgfm import ECGFMModel
+    from ..provenance import add_step
+    from ..training import FinetuneSettings, embed_split, fit_linear_probe
+    from ..utils.precision import keep_freed_memory
 
+    # The rules for thresholds and calibration are those of fine-tuning.
+    settings = FinetuneSettings(thresholds=thresholds, calibration=calibration, min_cases=min_cases)
+    keep_freed_memory()
+    with quiet_libraries(datasets_too=True):
+        encoder = load_model(model, ECGFMModel)
+        extractor = load_feature_extractor(model, config=encoder.config)
+        check_guard(model)
+        before = time.perf_counter()
+        validates = valid_split != "none"
+        splits = {name: load_prepared(store, name) for name in ([split, valid_split] if validates else [split])}
+        check_splits(splits)
+        train, *others = [
+            embed_split(
+                encoder,
+                extractor,
+                rows,
+                chosen,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                precision=precision,
+                cache_dir=cache,
+                progress=show_progress(),
+            )
+            for rows in splits.values()
+        ]
+        valid = others[0] if others else None
+        embedded = time.perf_counter()
+        segments = len(train.values) + (0 if valid is None else len(valid.values))
+        print(f"embedded    {segments:,} segments in {embedded - before:.1f} s")
+        fitted = fit_linear_probe(
+            encoder,
+            train,
+            problem_type="regression" if regression else "multi_label_classification",
+            folds=folds,
+            seed=seed,
+        )
+        print(
+            f"fitted      {len(fitted.strengths)} labels on {len(train):,} recordings of {split} in "
+            f"{time.perf_counter() - embedded:.1f} s"
+        )
+        for name, text in fitted.notes.items():
+            print(f"note        {name}: {text}")
+        if valid is None:
+            print("no validation split: no calibration, no thresholds, and no figure")
+        else:
+            if not regression:
+                _fit_operating_points(fitted, valid, settings)
+            _print_figures(fitted, fitted.predict(valid), valid_split)
         # Before the weights: there must be no model without a note of what it has seen.
         used = ((), ()) if valid is None else (valid.recording_ids, valid.patient_ids)
-        write_guard(args.output, (train.recording_ids, train.patient_ids), used, began_from=args.model)
-        save_model_folder(probe.model, extractor, args.output)
-        facts = _facts(args, probe, train, valid, round(time.monotonic() - started))
-        add_step(args.output, "linear probe", facts, began_from=args.model)
-    except OSError as error:  # no space, no permission
-        print(f"ecgfm probe: {error}", file=sys.stderr)
-        return 1
-    print(f"model       {args.output}, for `ecgfm predict` and `ecgfm evaluate`")
+        write_guard(output, (train.recording_ids, train.patient_ids), used, began_from=model)
+        save_model_folder(fitted.model, extractor, output)
+        chosen_settings = {
+            "thresholds": thresholds,
+            "calibration": calibration,
+            "min_cases": min_cases,
+            "folds": folds,
+            "seed": seed,
+            "precision": precision,
+        }
+        record = _provenance(fitted, train, valid, chosen_settings, round(time.monotonic() - started))
+        add_step(output, "linear probe", record, began_from=model)
+    print(f"model       {output}, for `ecgfm predict` and `ecgfm evaluate`")
     return 0
 
 
-def _probe(args: argparse.Namespace) -> "tuple[LinearProbe, Any, Embeddings, Embeddings | None]":
-    from ..data.leakage import check_guard, check_splits
-    from ..data.store import load_prepared
-    from ..training.linear_probe import LinearProbeError, embed_split, fit_linear_probe
-    from ..training.settings import FinetuneSettings
-    from ..utils.precision import keep_freed_memory
-
-    # Its rules for thresholds and calibration are those of fine-tuning.
-    settings = FinetuneSettings(thresholds=args.thresholds, calibration=args.calibration, min_cases=args.min_cases)
-    validates = args.valid_split != "none"
-    if validates and args.valid_split == args.split:
-        raise LinearProbeError(f"--valid-split must be another one than --split, found: {args.split} twice")
-    keep_freed_memory()
-    encoder, extractor = _load(args.model)
-    try:
-        check_guard(args.model)
-    except ValueError as error:
-        raise LinearProbeError(str(error)) from None
-    started = time.perf_counter()
-
-    splits = {args.split: load_prepared(args.store, args.split)}
-    if validates:
-        splits[args.valid_split] = load_prepared(args.store, args.valid_split)
-    check_splits(splits)
-
-    def embed(split: str) -> "Embeddings":
-        return embed_split(
-            encoder,
-            extractor,
-            splits[split],
-            args.labels,
-            batch_size=args.batch_size,
-            num_workers=args.num_workers,
-            precision=args.precision,
-            cache_dir=args.cache,
-            progress=sys.stderr.isatty(),
-        )
-
-    train = embed(args.split)
-    valid = embed(args.valid_split) if validates else None
-    embedded = time.perf_counter()
-    segments = len(train.values) + (0 if valid is None else len(valid.values))
-    print(f"embedded    {segments:,} segments in {embedded - started:.1f} s")
-    probe = fit_linear_probe(
-        encoder,
-        train,
-        problem_type="regression" if args.regression else "multi_label_classification",
-        folds=args.folds,
-        seed=args.seed,
-    )
-    print(
-        f"fitted      {len(probe.strengths)} labels on {len(train):,} recordings of {args.split} in "
-        f"{time.perf_counter() - embedded:.1f} s"
-    )
-    for note in (f"{name}: {text}" for name, text in probe.notes.items()):
-        print(f"note        {note}")
-    if valid is None:
-        print("no validation split: no calibration, no thresholds, and no figure")
-    else:
-        if not args.regression:
-            _decide(probe, valid, settings)
-        _print_figures(probe, probe.predict(valid), args.valid_split)
-    return probe, extractor, train, valid
-
-
-def _facts(
-    args: argparse.Namespace, probe: "LinearProbe", train: "Embeddings", valid: "Embeddings | None", seconds: int
+def _provenance(
+    probe: "LinearProbe",
+    train: "Embeddings",
+    valid: "Embeddings | None",
+    settings: dict[str, Any],
+    seconds: int,
 ) -> dict[str, Any]:
-    """For `provenance.json`."""
-    from ..provenance import hardware, select_settings, versions
+    """Return this step's entry of `provenance.json`."""
+    from ..provenance import hardware, versions
     from ..training.data_summary import summarize_data, summarize_recordings
 
     config = probe.model.config
@@ -167,33 +170,21 @@ def _facts(
     for name, found in (("train", train), ("valid", valid)):
         if found is not None:
             targets = found.labels[:, [found.label_names.index(label) for label in config.label_names]]
-            splits[name] = summarize_recordings(found.patient_ids, config.label_names, targets, config.problem_type)
+            splits[name] = summarize_recordings(
+                found.patient_ids, config.label_names, targets, config.problem_type or ""
+            )
     return {
         "data": summarize_data(splits),
         "strengths": probe.strengths,
-        "settings": select_settings(
-            vars(args), ("thresholds", "calibration", "min_cases", "folds", "seed", "precision")
-        ),
+        "settings": settings,
         "seconds": seconds,
         "hardware": hardware(probe.model.device),
         "versions": versions("torch", "transformers", "scikit-learn"),
     }
 
 
-def _load(folder: Path) -> tuple[Any, Any]:
-    """Load the encoder and the feature extractor of a model folder."""
-    import transformers
-
-    from ..model_folder import load_feature_extractor, load_model
-    from ..modeling_ecgfm import ECGFMModel
-
-    transformers.logging.set_verbosity_error()
-    model = load_model(folder, ECGFMModel)
-    return model, load_feature_extractor(folder, config=model.config)
-
-
-def _decide(probe: "LinearProbe", valid: "Embeddings", settings: Any) -> None:
-    """Calibration and thresholds of the validation split for the model's config."""
+def _fit_operating_points(probe: "LinearProbe", valid: "Embeddings", settings: "FinetuneSettings") -> None:
+    """Fit calibration and thresholds on the validation split and put them into the model's config."""
     from ..training.operating_points import fit_operating_points
 
     found = probe.predict(valid)
@@ -219,8 +210,5 @@ def _print_figures(probe: "LinearProbe", found: "Predictions", split: str) -> No
     for name, row in zip(("label", *found.label_names), rows, strict=True):
         print(f"  {name:<{width}}  " + "  ".join(f"{cell:>9}" for cell in row))
     mean, left_out = macro(values)
-    missing = f", {left_out} labels left out (undefined)" if left_out else ""
+    missing = f", without {left_out} labels (undefined)" if left_out else ""
     print(f"{split:<11} macro {called} {mean:.3f} on {len(found):,} recordings{missing}")
-
-
-__all__ = ["add_probe_arguments", "run_probe"]

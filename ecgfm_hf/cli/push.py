@@ -1,83 +1,98 @@
-"""`ecgfm push`: its arguments, and what it prints."""
+"""`ecgfm push`."""
 
-import argparse
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from ..utils.name_lists import names
+import typer
 
-EXIT_STATUS = "Exit status: 0 pushed (or, with --dry-run, nothing is in the way), 1 not pushed, 2 usage."
+from .options import failing_with, parse_names, quiet_libraries, show_progress
 
-
-def add_push_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of `ecgfm push`."""
-    parser.add_argument("model_dir", metavar="DIR", type=Path, help="model folder, or the folder of a run")
-    parser.add_argument("repo_id", metavar="REPO", help="repository, NAMESPACE/NAME; made if there is none")
-    parser.add_argument("--private", action="store_true", help="make it private; an error where it is public already")
-    parser.add_argument("--revision", metavar="BRANCH", help="branch, made if there is none (default: main)")
-    parser.add_argument("--message", metavar="TEXT", help="commit message")
-    parser.add_argument(
-        "--evaluation",
-        metavar="EVAL_DIR",
-        type=Path,
-        help="folder of `ecgfm evaluate`, for the card that is built where DIR has no README.md",
-    )
-    parser.add_argument(
-        "--details",
-        metavar="FILE.yaml",
-        type=Path,
-        help="what only a person knows, as for `ecgfm card`, for the card that is built where DIR has no README.md",
-    )
-    parser.add_argument(
-        "--allow",
-        metavar="A,B",
-        type=names,
-        default=[],
-        help="what the search for paths and names finds, exactly as it prints it, and you know to be harmless",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="list what would go and what stays; needs no network and no token"
-    )
+if TYPE_CHECKING:
+    from ..hub import PushContents
 
 
-def run_push(args: argparse.Namespace) -> int:
-    """Runs `ecgfm push`; returns the exit status."""
-    from huggingface_hub.utils import disable_progress_bars
+def push(
+    model_dir: Annotated[Path, typer.Argument(metavar="DIR", help="Model folder, or the folder of a run.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO", help="Repository, NAMESPACE/NAME; made if there is none.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make it private; an error where it is public already.")
+    ] = False,
+    revision: Annotated[
+        str | None,
+        typer.Option("--revision", metavar="BRANCH", help="Branch, made if there is none (default: main)."),
+    ] = None,
+    message: Annotated[str | None, typer.Option("--message", metavar="TEXT", help="Commit message.")] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(
+            "--evaluation",
+            metavar="EVAL_DIR",
+            help="Folder of `ecgfm evaluate`, for the card that is built where DIR has no README.md.",
+        ),
+    ] = None,
+    details: Annotated[
+        Path | None,
+        typer.Option(
+            "--details",
+            metavar="FILE.yaml",
+            help="Details for the card that is built where DIR has no README.md; see `ecgfm card`.",
+        ),
+    ] = None,
+    allow: Annotated[
+        str | None,
+        typer.Option(
+            "--allow",
+            metavar="A,B",
+            help="Findings of the search for paths and names, exactly as printed, that you have checked to be "
+            "harmless.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="List what would be sent and what would not; needs no network and no token."),
+    ] = False,
+) -> int:
+    """
+    Publish a model folder on the Hugging Face Hub.
 
+    Sends weights, config, feature extractor, pipeline, code, licence and card in one commit, and never data,
+    checkpoints or logs. Paths and names of this machine in them are an error.
+
+    Exit status: 0 pushed (or, with --dry-run, it could be), 1 not pushed, 2 usage.
+    """
+    allowed = parse_names(allow, "--allow") or []
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    from ..hub import PushError, PushRefusedError
     from ..hub.contents import folder_contents
-    from ..hub.pushing import PushError, PushRefusedError, check_push, push_contents
+    from ..hub.pushing import check_push, push_contents
 
-    if not sys.stderr.isatty():
+    if not show_progress():
         disable_progress_bars()
-    try:
-        contents = folder_contents(
-            args.model_dir, args.repo_id, evaluation=args.evaluation, details=args.details, allow=args.allow
-        )
+    with quiet_libraries(), failing_with(1, PushError, PushRefusedError):
+        contents = folder_contents(model_dir, repo_id, evaluation=evaluation, details=details, allow=allowed)
         _print(contents)
-        problems = check_push(contents, args.repo_id, args.message, args.allow)
-        if args.dry_run and not problems:
-            kind = "private" if args.private else "public, unless it is private there already"
-            print(f"would go to {args.repo_id} ({kind}), branch {args.revision or 'main'}; nothing was sent")
-            return 0
+        problems = check_push(contents, repo_id, message, allowed)
         if problems:
             raise PushRefusedError(problems)
+        if dry_run:
+            kind = "private" if private else "public, unless it is private there already"
+            print(f"would go to {repo_id} ({kind}), branch {revision or 'main'}; nothing was sent")
+            return 0
         done = push_contents(
             contents,
-            args.repo_id,
-            private=args.private or None,
-            revision=args.revision,
-            commit_message=args.message,
-            allow=args.allow,
+            repo_id,
+            private=private or None,
+            revision=revision,
+            commit_message=message,
+            allow=allowed,
         )
-    except (PushError, PushRefusedError) as error:
-        print(f"ecgfm push: {error}", file=sys.stderr)
-        return 1
     print(f"pushed      {done.repo_url}")
     print(f"commit      {done.commit_url}")
     return 0
 
 
-def _print(contents) -> None:
+def _print(contents: "PushContents") -> None:
     width = max([len(file.name) for file in contents.uploads] + [len(name) for name, _ in contents.kept], default=0)
     for file in contents.uploads:
         print(f"goes        {file.name:<{width}}  {_size(file.size):>9}{f'  {file.source}' if file.source else ''}")
@@ -94,6 +109,3 @@ def _size(number: float) -> str:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
         number /= 1000
     return f"{number:.1f} GB"
-
-
-__all__ = ["EXIT_STATUS", "add_push_arguments", "run_push"]

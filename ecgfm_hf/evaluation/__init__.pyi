@@ -44,3 +44,7 @@ from .results import compare_predictions as compare_predictions
 from .results import evaluate_predictions as evaluate_predictions
 from .thresholds import at_thresholds as at_thresholds
 from .thresholds import fit_thresholds as fit_thresholds
+
+PREDICTIONS_FILE: str
+METRICS_FILE: str
+REPORT_FILE: str

@@ -31,8 +31,6 @@ from .thresholds import at_thresholds
 
 REGRESSION = ("mean_absolute_error", "r_squared", "bias")
 # Of scores as probabilities. The calibration error has no interval: resampling inflates it.
-# The name of the file that `ecgfm evaluate` writes results to.
-METRICS_FILE = "metrics.json"
 PROBABILITY = ("brier", "calibration_error")
 RATES = ("sensitivity", "specificity", "ppv", "f1")
 _GROUP_RANKING = ("auroc", "average_precision")

@@ -9,10 +9,10 @@ from typing import Any, TypeVar, overload
 
 import yaml
 
+from ..recipes import RECIPES, recipe_names
 from ..utils.errors import suggestion
 from .settings import PretrainSettings, RunSettings, SettingsError, check_names
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 Settings = TypeVar("Settings", bound=RunSettings)
 
 
@@ -39,11 +39,6 @@ _Loader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|True|TRUE|false|False
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
-
-
-def recipe_names(kind: str = "") -> list[str]:
-    """List the recipes that come with the package: all, or those of a kind, `pretrain` or `finetune`."""
-    return sorted(path.stem for path in RECIPES.glob(f"{kind}*.yaml"))
 
 
 def find_recipe(name_or_path: str | Path) -> Path:

@@ -1,27 +1,28 @@
 """Lists of names in one text: `A,B` or `"A, b",C`."""
 
-import argparse
 import csv
 import io
 from collections.abc import Sequence
 
+from .errors import SettingsError
+
 
 def names(text: str) -> list[str]:
     """
-    `A,B` or `"A, b",C` as a list, for `argparse`; read as a row of a CSV, so that a label with a comma can be quoted.
+    Return the names in `A,B` or `"A, b",C`, read as a row of a CSV: quote a name that holds a comma.
 
     Raises:
-        `argparse.ArgumentTypeError`: text that is no such row.
+        [`SettingsError`]: the text is no such row.
     """
     try:
         parts = next(csv.reader([text], skipinitialspace=True, strict=True), [])
     except csv.Error as error:
-        raise argparse.ArgumentTypeError(f'must look like A,B or "A, b",C, found: {text} ({error})') from None
+        raise SettingsError(f'must look like A,B or "A, b",C, found: {text} ({error})') from None
     return [part.strip() for part in parts if part.strip()]
 
 
 def as_names(found: Sequence[str]) -> str:
-    """A list as [`names`] reads it."""
+    """Return a list as text that [`names`] reads."""
     row = io.StringIO()
     csv.writer(row, lineterminator="").writerow(found)
     return row.getvalue()

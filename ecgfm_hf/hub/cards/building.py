@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 
 from ...configuration_ecgfm import ECGFMConfig
-from ...evaluation.results import METRICS_FILE
+from ...evaluation import METRICS_FILE
 from ...provenance import PROVENANCE_FILE, labels_of_few, read_steps, splits_of, weights_digest
 from ...utils.errors import ECGFMError
 from .card import ECG_FM_CITATION, PUBLISHED, Card, card_metadata, pipeline_tag
