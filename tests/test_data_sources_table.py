@@ -144,7 +144,7 @@ def test_numeric_columns_among_labels_are_named_with_the_way_out(tmp_path):
     message = str(error.value)
     assert "'heart_rate' (61 to 180); 'QRS duration' (90.5 to 110)" in message
     assert "labels=['AF', 'B, C'] or --labels AF,\"B, C\"" in message
-    rows, _ = indexed(tmp_path, text, labels=_list('AF,"B, C"'))
+    rows, _ = indexed(tmp_path, text, labels=parse_names('AF,"B, C"', "--labels"))
     assert [row["B, C"] for row in rows.values()] == [0, 1, 0]
     with pytest.raises(SourceError, match=r"row 2: label 'AF' is '2' \(1 row\)"):
         indexed(tmp_path, column("AF", "1", "2", "0", "0"))
