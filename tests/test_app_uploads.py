@@ -241,7 +241,7 @@ def test_hostile_files_are_refused_by_the_readers(reader, tmp_path, name, conten
 
 def test_a_recording_of_hours_is_refused(reader, tmp_path):
     write_record(tmp_path, np.zeros((1, 20 * 700), int), leads=("I",), rate="20")
-    with pytest.raises(ECGReadError, match=r"14000 samples \(700 s\) are too much"):
+    with pytest.raises(ECGReadError, match=r"14000 samples \(700 s\) are too many"):
         reader.read(tmp_path / "rec.hea")
 
 
