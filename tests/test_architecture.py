@@ -37,7 +37,7 @@ ALLOWED_UPWARD = {("pipeline_ecgfm", "records")}
 KNOWN_UPWARD: set[tuple[str, str]] = set()
 KNOWN_CIRCLES: list[list[str]] = []
 KNOWN_PRINTING = {"training.monitoring"}
-KNOWN_PARSING = {"app.page", "utils.name_lists"}
+KNOWN_PARSING = {"utils.name_lists"}
 
 
 def modules() -> dict[str, Path]:
