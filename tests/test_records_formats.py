@@ -221,6 +221,7 @@ def test_text_tables_have_a_column_a_lead(tmp_path, suffix, separator):
         ("I,II\n1,2\n3,4,5\n", "line 3: found 3 fields, expected 2"),
         ("I,II\n1,2\n3,x\n", "line 3: lead II: found 'x', expected a number"),
         ("I,II\n1,1_0\n", "found '1_0', expected a number"),
+        ("I,II\n1,\uff11\n", "found '\uff11', expected a number"),
         ("I,II\n1,inf\n", "lead II has infinite samples"),
         ("1,2\n3,4\n", "'1' is no known lead"),
         ("I,i\n3,4\n", "lead I occurs twice"),

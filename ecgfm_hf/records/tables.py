@@ -18,6 +18,7 @@ from ..feature_extraction_ecgfm import canonical_lead_name
 from .record import ECGReadError, ECGRecord, file_stem, read_whole_file, refuse_infinite
 
 _LARGEST_TEXT, _LARGEST_ARRAY = 1 << 26, 1 << 29
+_LONGEST_NUMBER = 100  # characters
 # What `.npy` files hold, by kind and bytes, and the type of the record. The values of wider integers are checked.
 _STORED = {"i1": "i2", "u1": "i2", "i2": "i2", "u2": "i4", "i4": "i4", "u4": "i8", "i8": "i8", "u8": "u8"}
 _STORED |= {"f2": "f4", "f4": "f4", "f8": "f8"}
@@ -80,8 +81,9 @@ def _numbers(path: str, line: int, header: list[str], row: list[str], columns: l
     for column in columns:
         field = row[column].strip()
         try:
-            # Python reads 1_000 and digits of other scripts as numbers; a table that has them is damaged.
-            numbers.append(float(field if field.isascii() and "_" not in field else "?") if field else math.nan)
+            # Python reads 1_000, digits of other scripts and any number of digits; a table that has them is damaged.
+            plain = field.isascii() and "_" not in field and len(field) <= _LONGEST_NUMBER
+            numbers.append(float(field if plain else "?") if field else math.nan)
         except ValueError:
             raise ECGReadError(
                 f"{path}: line {line}: lead {header[column]}: found {field[:40]!r}, expected a number"
