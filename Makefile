@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Each sets up .venv for itself; so does all else here.
+# Two commands on a fresh machine: `make demo` and `make test`. Every target here creates .venv if it is missing.
 PYTHON ?= python3
 VENV ?= .venv
 # Further arguments for pip, such as another index for torch.
@@ -6,23 +6,31 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs lint format release-check clean
+.PHONY: demo test test-all docs lint types format release-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python scripts/demo.py demo_output
 
-# The common model tests of transformers are fetched once; without network they are skipped and say so.
+# transformers' own model tests are fetched once; without a network they are skipped, with the reason.
 test: $(VENV)/.installed lint
 	-$(BIN)/python scripts/fetch_transformers_tests.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
-# The site in docs/_build; a warning, such as a link that leads nowhere, is an error.
+# Also the tests that are marked slow.
+test-all: test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m slow $(PYTEST_ARGS)
+
+# The site in docs/_build. A warning, such as a broken link, is an error.
 docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# mypy's findings on the package.
+types: $(VENV)/.installed
+	$(BIN)/mypy
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
