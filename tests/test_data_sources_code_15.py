@@ -214,7 +214,7 @@ def test_a_dataset_that_cannot_be_used_at_all_is_refused(root, monkeypatch, tmp_
             Code15(root).index()
     write_exams(root, [exam_row(10)])
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(SourceError, match=r"needs h5py; pip install 'ecgfm-hf\[formats\]'"):
+    with pytest.raises(SourceError, match=r"needs h5py: pip install 'ecgfm-hf\[formats\]'"):
         Code15(root).index()
     (root / "exams.csv").unlink()
     with pytest.raises(SourceError, match=r"has no exams\.csv or exams\.csv\.gz"):

@@ -178,7 +178,7 @@ def test_age_and_sex_come_from_the_patients_table(root, tmp_path):
         (None, None),
     ]
     assert index.table.schema.field("age").type == pa.float32()
-    assert "1 recordings are of patients that patients.csv.gz lacks: age and sex unknown." in index.notes
+    assert "1 recordings are of patients that are not in patients.csv.gz: age and sex unknown." in index.notes
 
 
 def test_an_age_over_89_is_91_from_the_anchor_year_on_and_unknown_before(root, tmp_path):

@@ -153,7 +153,7 @@ def _load(
         split = split or "imported"
     chosen = PrepareSettings(split=SplitSettings(split, **how), **settings)
     prepare(source, out, chosen, num_proc=num_proc, overwrite=overwrite, progress=progress)
-    return load_prepared(out, streaming=streaming)
+    return load_prepared(Path(out), streaming=streaming)
 
 
 logger = logging.getLogger(__name__)

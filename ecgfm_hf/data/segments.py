@@ -104,13 +104,14 @@ class ModelInputs:
         return self.__getitems__([item])[0]
 
     def __getitems__(self, items: Sequence[int]) -> list[dict[str, Any]]:
-        items = np.asarray(items, dtype=np.int64)
-        if len(items) and not -len(self) <= items.min() <= items.max() < len(self):
-            raise IndexError(f"item {items.max()} of {len(self)}")
-        items = items % max(len(self), 1)
-        indices = items - self._first_item[self.recordings[items]]
+        chosen = np.asarray(items, dtype=np.int64)
+        if len(items) and not -len(self) <= chosen.min() <= chosen.max() < len(self):
+            raise IndexError(f"item {chosen.max()} of {len(self)}")
+        chosen = chosen % max(len(self), 1)
+        rows = self.recordings[chosen]
+        indices = chosen - self._first_item[rows]
         wanted: dict[int, list[int]] = {}
-        for number, recording in enumerate(self.recordings[items].tolist()):
+        for number, recording in enumerate(rows.tolist()):
             wanted.setdefault(recording, []).append(number)
         answers: list[dict[str, Any]] = [{}] * len(items)
         for row, numbers in zip(self._rows[list(wanted)].to_pylist(), wanted.values(), strict=True):
@@ -175,8 +176,8 @@ class _Reader:
         width = 2 if self.pairs else 1
         known = {"recording_id": row["recording_id"], "patient_id": row["patient_id"]}
         if self.label_names:
-            values = [row[name] for name in self.label_names]
-            known["labels"] = np.array([np.nan if value is None else value for value in values], dtype=np.float32)
+            labels = [row[name] for name in self.label_names]
+            known["labels"] = np.array([np.nan if value is None else value for value in labels], dtype=np.float32)
         items = []
         for index in range(len(segments) // width) if indices is None else indices:
             values = segments[2 * index : 2 * index + 2] if self.pairs else segments[index]

@@ -321,10 +321,10 @@ def _draw_groups(sizes: Mapping[str, Any], are_counts: bool, total: int, seed: i
 
 def _one_split_each(groups: Sequence[tuple[bool, str]], splits: Sequence[str | None]) -> tuple[list[str | None], int]:
     """Return splits with None for rows outside their group's split, and the number of these."""
-    tally: dict[tuple[bool, str], Counter[str]] = {}
+    tally: dict[tuple[bool, str], Counter[str | None]] = {}
     for group, split in zip(groups, splits, strict=True):
         tally.setdefault(group, Counter())[split] += 1
-    home = {group: min(found, key=lambda name: (-found[name], name)) for group, found in tally.items()}
+    home = {group: min(found, key=lambda name: (-found[name], name or "")) for group, found in tally.items()}
     kept = [split if home[group] == split else None for group, split in zip(groups, splits, strict=True)]
     return kept, kept.count(None)
 
@@ -405,7 +405,7 @@ class SplitSettings:
             content["published"] = f"{len(self.published)} recordings"
         return content
 
-    def check(self, index: pa.Table, published: Mapping[str, str] | None = None) -> None:
+    def check(self, index: pa.Table, published: Mapping[str, str | None] | None = None) -> None:
         """Try the split before reading, so that its errors do not come after hours of work."""
         if self.strategy is None or not index.num_rows:
             return
@@ -415,12 +415,12 @@ class SplitSettings:
         names = [name for name in ("recording_id", "patient_id", "time") if name in columns]
         self.apply({name: index[name].to_pylist() for name in names}, published)
 
-    def apply(self, facts: Mapping[str, list], published: Mapping[str, str] | None = None) -> SplitResult:
+    def apply(self, columns: Mapping[str, list], published: Mapping[str, str | None] | None = None) -> SplitResult:
         """Return the split of recordings with these `recording_id`, `patient_id` and `time`."""
-        ids, patients = facts["recording_id"], facts.get("patient_id") or [None] * len(facts["recording_id"])
+        ids = columns["recording_id"]
+        patients = columns.get("patient_id") or [None] * len(ids)
         if self.strategy == "imported":
-            table = self.published if published is None else published
-            return import_split(table or {}, ids, patients=patients, exact_ids=True)
+            return import_split(published or self.published or {}, ids, patients=patients, exact_ids=True)
         if self.strategy is None:
             known = len({patient for patient in patients if patient is not None})
             return SplitResult(tuple(ids), (UNSPLIT,) * len(ids), (UNSPLIT,), "none", patients={UNSPLIT: known})
@@ -431,13 +431,13 @@ class SplitSettings:
             counts=self.counts,
             seed=self.seed,
             patients=patients,
-            times=facts.get("time"),
+            times=columns.get("time"),
             assume_independent=self.assume_independent,
             exact_ids=True,
         )
 
 
-def read_split_csv(path: str | Path, key: str = "save_file") -> dict[str, str]:
+def read_split_csv(path: str | os.PathLike, key: str = "save_file") -> dict[str, str]:
     """
     Return the split of each recording in a published CSV, such as `meta_split.csv` of fairseq-signals.
 
@@ -474,7 +474,7 @@ def read_split_csv(path: str | Path, key: str = "save_file") -> dict[str, str]:
 
 
 def import_split(
-    published: str | Path | Mapping[str, str],
+    published: str | Path | Mapping[str, str | None],
     ids: Sequence[Hashable],
     *,
     key: str = "save_file",
@@ -499,7 +499,8 @@ def import_split(
         `SplitError`: see [`read_split_csv`]; no recording in common; a patient in two splits.
     """
     recordings = unique_ids(ids, exact_ids)
-    given = published if isinstance(published, Mapping) else read_split_csv(published, key)
+    given: Mapping[str, str | None]
+    given = published if isinstance(published, Mapping) else {**read_split_csv(published, key)}
     check_split_names({split for split in given.values() if split is not None})
     table = {
         recording if exact_ids else canonical_id(recording): split

@@ -42,12 +42,16 @@ from .store import (
 
 _FINISHED = "finished"
 # Of the report, what a new split does not change.
-_UNCHANGED_BY_A_SPLIT = ("format", "source", "source_settings", "labels", "keep_sources", "drop_sources")
-_UNCHANGED_BY_A_SPLIT += ("dropped_columns", "pseudonymised")
+_UNCHANGED_BY_A_SPLIT = (
+    *("format", "source", "source_settings", "labels", "keep_sources", "drop_sources", "dropped_columns"),
+    "pseudonymised",
+)
 _ROWS_A_FILE = 4096
 # Columns that filters, splits and the report need: all small.
-_SMALL_COLUMNS = ("recording_id", "patient_id", "source", "path", "time", "age", "sex", "sampling_rate", "num_samples")
-_SMALL_COLUMNS += ("lead_names", *QUALITY)
+_SMALL_COLUMNS = (
+    *("recording_id", "patient_id", "source", "path", "time", "age", "sex", "sampling_rate", "num_samples"),
+    *("lead_names", *QUALITY),
+)
 
 
 def assemble_store(
@@ -58,7 +62,7 @@ def assemble_store(
     settings: SplitSettings,
     origin: StoreOrigin,
     *,
-    published: Mapping[str, str] | None = None,
+    published: Mapping[str, str | None] | None = None,
     originals: Mapping[str, tuple[str, str | None]] | None = None,
     num_proc: int = 1,
     progress: bool = False,

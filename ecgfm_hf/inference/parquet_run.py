@@ -246,7 +246,7 @@ class _ModelExecutor:
     def run(self, tasks: Sequence[Task], advance: Callable[[int], object]) -> Iterator[PartAccount]:
         """Finish all tasks; see `Executor`."""
         indices = [np.arange(task.start, task.stop) for task in tasks] or [np.zeros(0, dtype=np.int64)]
-        recordings = read_in_order(self._source, np.concatenate(indices), num_workers=self._num_workers)
+        recordings = read_in_order(self._source, np.concatenate(indices).tolist(), num_workers=self._num_workers)
         outputs = self._runner.run(recordings)
         for task in tasks:
             rows: list[dict[str, Any]] = []

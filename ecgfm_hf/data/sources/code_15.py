@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from ...records import ECGReadError, ECGRecord
 from ...records.hdf5 import Code15File, opened_code_15
-from .base import Excluded, Source, SourceError, SourceIndex, inside, unique_rows, walk_files
+from ..exclusion import Excluded
+from .base import Source, SourceError, SourceIndex, inside, unique_rows, walk_files
 from .csv_columns import (
     find_table,
     id_column,
@@ -24,7 +25,7 @@ from .csv_columns import (
 
 _EXAMS = "exams.csv"
 _LABELS = ("1dAVb", "RBBB", "LBBB", "SB", "ST", "AF", "normal_ecg")
-# CODE-15% has 18 files; a table that names more does not make us hold them all.
+# CODE-15% has 18 files; a table that names more must not open them all at once.
 _MOST_OPEN = 32
 _LARGEST_ID = 2.0**53
 
@@ -32,11 +33,11 @@ _LARGEST_ID = 2.0**53
 class Code15(Source):
     """
     CODE-15% as Zenodo gives it: `exams.csv` (may be gzipped) and, beside it, the files `exams_part*.hdf5` that its
-    column `trace_file` names. Files that were not downloaded are accounted for, exam by exam.
+    column `trace_file` names. Exams in files that were not downloaded are excluded, with the reason.
 
-    A recording's id is its `exam_id`; labels are 1dAVb, RBBB, LBBB, SB, ST, AF and normal_ecg. Rows come file by file,
-    in the order in which exams lie in it. The zeros at both ends of a tracing and each file's dummy last row are gone.
-    Needs h5py (`pip install 'ecgfm-hf[formats]'`).
+    A recording's id is its `exam_id`; labels are 1dAVb, RBBB, LBBB, SB, ST, AF and normal_ecg. Rows are in the
+    order of the exams in each file, file by file, without the zeros at both ends of a tracing and without each file's
+    dummy last row. Needs h5py (`pip install 'ecgfm-hf[formats]'`).
 
     Args:
         root (`str` or `Path`): The folder with `exams.csv`.
@@ -47,10 +48,10 @@ class Code15(Source):
 
     def __init__(self, root: str | os.PathLike, *, units: str = "mV"):
         super().__init__(root)
-        self._exams = find_table(self.root, _EXAMS)
-        if self._exams is None:
+        exams = find_table(self.root, _EXAMS)
+        if exams is None:
             raise SourceError(f"{self.root}: has no {_EXAMS} or {_EXAMS}.gz")
-        self._units = units
+        self._exams, self._units = exams, units
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -64,7 +65,7 @@ class Code15(Source):
         try:
             import h5py  # noqa: F401
         except ImportError:
-            raise SourceError(f"{self.root}: reading HDF5 needs h5py; pip install 'ecgfm-hf[formats]' has it") from None
+            raise SourceError(f"{self.root}: reading HDF5 needs h5py: pip install 'ecgfm-hf[formats]'") from None
         excluded: list[Excluded] = []
         notes: list[str] = []
         table = unique_rows(self._exam_table(excluded), excluded)
@@ -76,7 +77,7 @@ class Code15(Source):
             mine = np.flatnonzero(codes == code)
             try:
                 with opened_code_15(inside(self.root, path), self._units) as file:
-                    rows, counts = _places(file.exam_ids, exams[mine])
+                    rows, counts = _rows_of(file.exam_ids, exams[mine])
                     surplus = ~np.isin(file.exam_ids, exams)
                     surplus[-1] &= not _ends_in_dummy(file)
             except (SourceError, ECGReadError, OSError) as error:
@@ -102,8 +103,9 @@ class Code15(Source):
 
     def read(self, entries: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], ECGRecord | Exception]]:
         """
-        Reads rows of the index, in the order given. Each file is opened once, wherever its exams stand among the
-        entries, and closed at the end; exams of one file in their order are read fastest.
+        Read rows of the index, in the order given. Each file is opened once and closed at the end.
+
+        Exams of one file in their order are read fastest.
         """
         with ExitStack() as stack:
             files: dict[str, Code15File | Exception] = {}
@@ -129,14 +131,14 @@ class Code15(Source):
                     yield entry, record
 
     def read_one(self, entry: Mapping[str, Any]) -> ECGRecord:
-        """Reads one row of the index; see [`Source.read_one`]."""
+        """Read one row of the index; see [`Source.read_one`]."""
         _, found = next(self.read([entry]))
         if isinstance(found, Exception):
             raise found
         return found
 
     def _exam_table(self, excluded: list[Excluded]) -> pa.Table:
-        """`exams.csv`, without rows that name no file; `_exam_id` is the number that the HDF5 files have."""
+        """Return `exams.csv` without rows that name no file; `_exam_id` is the number in the HDF5 files."""
         where = self._exams
         columns = read_text_columns(where, ("exam_id", "patient_id", "age", "is_male", "trace_file", *_LABELS))
         exams = number_column(where, "exam_id", columns["exam_id"], 0, _LARGEST_ID)
@@ -170,8 +172,8 @@ class Code15(Source):
         return "its HDF5 file cannot be read" if there else "its HDF5 file is not there"
 
 
-def _places(exam_ids: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each exam wanted, its row in a file (-1 unless it is there once) and how often it is there."""
+def _rows_of(exam_ids: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each wanted exam's row in a file (-1 unless it is there once) and how often it is there."""
     order = np.argsort(exam_ids, kind="stable")
     sorted_ids = exam_ids[order]
     start, end = np.searchsorted(sorted_ids, wanted, "left"), np.searchsorted(sorted_ids, wanted, "right")
@@ -184,7 +186,7 @@ def _ends_in_dummy(file: Code15File) -> bool:
     try:
         return file.ends_in_dummy
     except ECGReadError:
-        return False  # a damaged last row is no reason to give up the others
+        return False  # a damaged last row must not cost the others
 
 
 def _sex(text: str) -> str | None:

@@ -105,17 +105,17 @@ def read_text_columns(path: Path, names: Sequence[str]) -> dict[str, pa.ChunkedA
 
 
 def id_column(values: pa.ChunkedArray) -> pa.Array:
-    """Ids as text, the same however a table library wrote them (see [`canonical_id`]); null where there is none."""
+    """Return ids as text, the same however a table library wrote them (see [`canonical_id`]); null for unknown."""
     return pa.array([canonical_id(value) for value in values.to_pylist()], pa.string())
 
 
 def time_column(path: Path, name: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Times in ISO 8601 without a zone, in microseconds. `SourceError` with the row of any other."""
+    """Convert times in ISO 8601 without a zone, to microseconds. `SourceError` with the row of any other."""
     return _cast(path, name, values, pa.timestamp("us"), "a time such as 2020-01-31 08:30:00")
 
 
 def number_column(path: Path, name: str, values: pa.ChunkedArray, low: float, high: float) -> np.ndarray:
-    """Numbers from `low` to `high`, float64, NaN where a cell is empty. `SourceError` with the row of any other."""
+    """Convert numbers from `low` to `high`, float64, NaN for empty cells. `SourceError` with the row of any other."""
     expected = f"a number from {low:g} to {high:g}"
     numbers = _cast(path, name, values, pa.float64(), expected).to_numpy(zero_copy_only=False)
     there = pc.is_valid(values).to_numpy(zero_copy_only=False)
@@ -127,12 +127,12 @@ def translated_column(
     path: Path, name: str, values: pa.ChunkedArray, meaning: Callable[[str], Any], expected: str, type_: pa.DataType
 ) -> pa.ChunkedArray:
     """
-    What the few different texts of a column mean.
+    Convert a column of few different texts.
 
     Args:
-        meaning: Of one text; None for unknown. It raises `ValueError` where the text is not one of them.
-        expected (`str`): The same in words, for the error.
-        type_ (`pa.DataType`): Of what comes back.
+        meaning: Converts one text, to None for unknown; raises `ValueError` where it cannot.
+        expected (`str`): What cells may hold, for the error.
+        type_ (`pa.DataType`): Of the result.
     """
 
     def translate(text: str) -> Any:
@@ -148,18 +148,18 @@ def translated_column(
 
 
 def label_column(path: Path, name: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A label as a store has it: int8, null for unknown; what is positive and negative says [`label_table`]."""
+    """Convert a label to a store's column: int8, null for unknown; see [`label_table`] for what cells may hold."""
     return translated_column(path, name, values, label_value, "0, 1, True, False or nothing", pa.int8())
 
 
 def label_value(text: str) -> int | None:
-    """1, 0 or None of a label's cell. `LabelTableError`, a `ValueError`, where it is none of these."""
+    """Convert a label's cell to 1, 0 or None. `LabelTableError`, a `ValueError`, where it cannot."""
     value = label_table(["cell"], {"label": [text]}).values[0, 0]
     return None if np.isnan(value) else int(value)
 
 
 def refuse_cell(path: Path, name: str, values: pa.ChunkedArray, wrong: np.ndarray, expected: str) -> None:
-    """`SourceError` about the first cell that is wrong, if any is."""
+    """Raise `SourceError` about the first wrong cell, if there is one."""
     rows = np.flatnonzero(wrong)
     if len(rows):
         found = values[int(rows[0])].as_py()
@@ -171,16 +171,16 @@ def refuse_cell(path: Path, name: str, values: pa.ChunkedArray, wrong: np.ndarra
 
 def first_rows(ids: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray]:
     """
-    Where ids occur first.
+    Find where ids occur first.
 
     Returns:
-        The different ids, without null; of each the first row it has; and the rows that repeat an earlier one's id.
+        The different ids, without null; the first row of each; and the rows that repeat an earlier row's id.
     """
     encoded = ids.dictionary_encode()
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     rows = np.arange(len(codes))
     first = np.zeros(len(encoded.dictionary) + 1, dtype=np.int64)
-    first[codes[::-1]] = rows[::-1]  # of several values for one place, the last stays: here the first row
+    first[codes[::-1]] = rows[::-1]  # of several values for one index, the last stays: here the first row
     repeated = rows[(codes >= 0) & (first[codes] != rows)]
     return encoded.dictionary, first[:-1], repeated
 
@@ -204,7 +204,7 @@ def _cast(path: Path, name: str, values: pa.ChunkedArray, type_: pa.DataType, ex
 
 
 def _without_cells(message: str, header: Sequence[str]) -> str:
-    """Arrow's message about a file, without anything that stands in it."""
+    """Return Arrow's message about a file without the file's content."""
     found = re.search(r"CSV column #(\d+): Row #(\d+): .*invalid UTF8", message)
     if found:
         return f"row {int(found[2]) - 1}: column {header[int(found[1])]} is not UTF-8"

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 
 from ...labeler.tables import STATUS_COLUMN
 from ...records import ECGRecord
-from .base import Excluded, Source, SourceError, SourceIndex, unique_rows
+from ..exclusion import Excluded
+from .base import Source, SourceError, SourceIndex, unique_rows
 from .csv_columns import (
     csv_header,
     find_table,
@@ -27,8 +28,11 @@ from .csv_columns import (
     translated_column,
 )
 
+if TYPE_CHECKING:
+    from ...labeler import Labeler
+
 _RECORDS, _REPORTS = "record_list.csv", "machine_measurements.csv"
-# What tables of this dataset are keyed by; no labels, also in a table of labels.
+# Keys of this dataset's tables, which are not labels in a table of labels either.
 _KEYS = ("study_id", "subject_id", "file_name", "ecg_time", "path", "cart_id")
 # What `str.strip` takes for white space; RE2's \s is the ASCII part of it, without the vertical tab.
 _SPACE = r"\s\v\x1c-\x1f\x85\p{Z}"
@@ -77,14 +81,17 @@ class MimicIVECG(Source):
         if unlabelled not in ("unknown", "negative"):
             raise SourceError(f"unlabelled must be 'unknown' or 'negative', found: {unlabelled!r}")
         self._unlabelled = unlabelled
-        self._records = find_table(self.root, _RECORDS)
-        if self._records is None:
+        records = find_table(self.root, _RECORDS)
+        if records is None:
             raise SourceError(f"{self.root}: has no {_RECORDS} or {_RECORDS}.gz")
+        self._records = records
         self._reports = find_table(self.root, _REPORTS)
         self._patients = None if patients is None else Path(patients)
         if self._patients is not None:
             csv_header(self._patients)
-        self._preset, self._label_file, self._label_names = None, None, ()
+        self._preset: str | None = None
+        self._label_file: Path | None = None
+        self._label_names: tuple[str, ...] = ()
         if isinstance(labels, str) and not labels.lower().endswith((".csv", ".csv.gz")):
             self._preset = labels
             self._label_names = tuple(_labeler(labels).labels)
@@ -120,13 +127,13 @@ class MimicIVECG(Source):
         table = unique_rows(self._recordings(excluded), excluded)
         _count(notes, table["time"].combine_chunks().is_null().to_numpy(False), "{} recordings have no ecg_time.")
         if self._patients is not None:
-            table = self._with_patients(table, notes)
+            table = self._with_patients(table, self._patients, notes)
         if self._reports is None:
             notes.append(f"There is no {_REPORTS}: reports are unknown.")
         else:
-            table = table.append_column("report", self._report_column(table, notes))
+            table = table.append_column("report", self._report_column(table, self._reports, notes))
         if self._label_file is not None:
-            for name, column in self._labels_of_file(table["recording_id"], notes).items():
+            for name, column in self._labels_of_file(table["recording_id"], self._label_file, notes).items():
                 table = table.append_column(name, column)
         return SourceIndex(table, excluded, notes)
 
@@ -142,7 +149,7 @@ class MimicIVECG(Source):
         return dict(zip(self._label_names, labels, strict=True))
 
     def _recordings(self, excluded: list[Excluded]) -> pa.Table:
-        """The rows of the record list that can be found and named."""
+        """Return the rows of the record list that have an id and a path."""
         where = self._records
         columns = read_text_columns(where, ("subject_id", "study_id", "ecg_time", "path"))
         table = pa.table(
@@ -163,9 +170,8 @@ class MimicIVECG(Source):
             table = table.filter(usable)
         return table
 
-    def _with_patients(self, table: pa.Table, notes: list[str]) -> pa.Table:
-        """The table with sex and age."""
-        where = self._patients
+    def _with_patients(self, table: pa.Table, where: Path, notes: list[str]) -> pa.Table:
+        """Return the table with sex and age."""
         columns = read_text_columns(where, ("subject_id", "gender", "anchor_age", "anchor_year"))
         ids, first, repeated = first_rows(id_column(columns["subject_id"]))
         wrong = np.isin(np.arange(len(columns["subject_id"])), repeated)
@@ -174,43 +180,43 @@ class MimicIVECG(Source):
         ages = number_column(where, "anchor_age", columns["anchor_age"], 0, 150)
         years = number_column(where, "anchor_year", columns["anchor_year"], 1, 9999)
 
-        place = pc.index_in(table["patient_id"], ids)
-        rows = pa.array(first).take(place.combine_chunks())  # of each recording the row of its patient, or null
+        index = pc.index_in(table["patient_id"], ids)
+        rows = pa.array(first).take(index.combine_chunks())  # of each recording the row of its patient, or null
         known = rows.is_valid().to_numpy(zero_copy_only=False)
         at = rows.fill_null(0).to_numpy()
         years_on = _years(table["time"]) - years[at]
         age = ages[at] + years_on
-        # Nobody knows by how much an age over 89 is over 89: it neither grows nor, before the anchor year, shrinks.
+        # An age over 89 is not known exactly: it does not grow, and is unknown before the anchor year.
         hidden = ages[at] >= _OVER_89
         age = np.where(hidden, np.where(years_on >= 0, ages[at], np.nan), age)
         impossible = known & (age < 0)
         age[~known | impossible] = np.nan
-        _count(notes, ~known, f"{{}} recordings are of patients that {where.name} lacks: age and sex unknown.")
+        _count(notes, ~known, f"{{}} recordings are of patients that are not in {where.name}: age and sex unknown.")
         _count(notes, impossible, f"{{}} recordings are older than their patient, by {where.name}: age unknown.")
         if (hidden & known).any():
             notes.append("An age of 91 may mean any age over 89, as in MIMIC-IV.")
         table = table.append_column("age", pa.array(age.astype(np.float32), from_pandas=True))
         return table.append_column("sex", sexes.take(rows))
 
-    def _report_column(self, table: pa.Table, notes: list[str]) -> pa.Array:
-        """The report of each recording, null where there is none."""
-        where = self._reports
-        lines = sorted(filter(re.compile(r"report_\d+").fullmatch, csv_header(where)), key=lambda name: int(name[7:]))
+    def _report_column(self, table: pa.Table, where: Path, notes: list[str]) -> pa.Array:
+        """Return the report of each recording, null where there is none."""
+        names = [name for name in csv_header(where) if re.fullmatch(r"report_\d+", name)]
+        lines = sorted(names, key=lambda name: int(name[7:]))
         if not lines:
             raise SourceError(f"{where}: has no column report_0 (found: {', '.join(csv_header(where)[:40])})")
         columns = read_text_columns(where, ("subject_id", "study_id", *lines))
         reports = joined_lines([columns.pop(name) for name in lines])
         studies, patients = id_column(columns["study_id"]), id_column(columns["subject_id"])
         ids, first, repeated = first_rows(studies)
-        place = pc.index_in(table["recording_id"], ids).combine_chunks()
+        index = pc.index_in(table["recording_id"], ids).combine_chunks()
 
-        # Rows that repeat a study are taken for one if they say the same.
+        # Rows that repeat a study count as one if their reports are the same.
         repeats = pc.index_in(studies.take(pa.array(repeated)), ids).to_numpy(zero_copy_only=False)
-        said = pc.fill_null(reports, "")
-        differ = pc.not_equal(said.take(pa.array(repeated)), said.take(pa.array(first[repeats]))).to_numpy(False)
-        rows = pa.array(first).take(place)
+        texts = pc.fill_null(reports, "")
+        differ = pc.not_equal(texts.take(pa.array(repeated)), texts.take(pa.array(first[repeats]))).to_numpy(False)
+        rows = pa.array(first).take(index)
         there = rows.is_valid().to_numpy(False)
-        several = there & np.isin(place.fill_null(0).to_numpy(), repeats[differ])
+        several = there & np.isin(index.fill_null(0).to_numpy(), repeats[differ])
         other = pc.not_equal(patients.take(rows), table["patient_id"].combine_chunks()).fill_null(False).to_numpy(False)
         usable = there & ~several & ~other
         column = reports.take(pa.array(rows.fill_null(0).to_numpy(), mask=~usable))
@@ -224,9 +230,8 @@ class MimicIVECG(Source):
         _count(notes, studies.is_null().to_numpy(False), f"{{}} rows of {where.name} have no study_id.")
         return column
 
-    def _labels_of_file(self, recordings: pa.ChunkedArray, notes: list[str]) -> dict[str, pa.Array]:
-        """The labels of each recording, column by column: a million rows of text as Python objects fill gigabytes."""
-        where = self._label_file
+    def _labels_of_file(self, recordings: pa.ChunkedArray, where: Path, notes: list[str]) -> dict[str, pa.Array]:
+        """Return the labels of each recording, column by column: rows as Python objects would fill gigabytes."""
         has_status = STATUS_COLUMN in csv_header(where)
         columns = read_text_columns(where, ("study_id", *self._label_names, *([STATUS_COLUMN] if has_status else [])))
         studies = columns.pop("study_id")
@@ -235,7 +240,7 @@ class MimicIVECG(Source):
         ids, _, repeated = first_rows(ids)
         wrong = np.isin(np.arange(len(studies)), repeated)
         refuse_cell(where, "study_id", studies, wrong, "each study once")
-        rows = pc.index_in(recordings, ids).combine_chunks()  # each study is there once: its place is its row
+        rows = pc.index_in(recordings, ids).combine_chunks()  # each study is there once, so its index is its row
         _count(notes, rows.is_null().to_numpy(False), f"{{}} recordings are not in {where.name}: labels unknown.")
         used = pc.is_in(ids, recordings.combine_chunks()).to_numpy(False)
         _count(notes, ~used, f"{{}} studies of {where.name} are not among the recordings.")
@@ -249,15 +254,14 @@ class MimicIVECG(Source):
 
 def joined_lines(columns: Sequence[pa.ChunkedArray]) -> pa.Array:
     """
-    Reports from the columns of their lines, as [`join_lines`] makes one: joined by "; ", without the empty ones.
+    Return reports from the columns of their lines, as [`join_lines`] does: joined by "; ", without empty ones.
 
-    Returns:
-        Text, null where no line says anything.
+    A report without text is null.
     """
     parts = []
     # In pieces, so that there are never two whole copies.
     for batch in pa.table(dict(zip(map(str, range(len(columns))), columns, strict=True))).to_batches(1 << 16):
-        # Arrow leaves a row out altogether, and all after it move up, where it skips every line: so it never does.
+        # Where Arrow skips all lines of a row, it drops the row, and later rows move up. So the first is never null.
         first, *others = batch.columns
         text = pc.binary_join_element_wise(pc.fill_null(first, ""), *others, "; ", null_handling="skip")
         text = pc.replace_substring_regex(text, f"[{_SPACE}]*;[;{_SPACE}]*", "; ")
@@ -266,7 +270,7 @@ def joined_lines(columns: Sequence[pa.ChunkedArray]) -> pa.Array:
     return pa.concat_arrays(parts)
 
 
-@functools.lru_cache(maxsize=1 << 14)  # machines say the same again and again
+@functools.lru_cache(maxsize=1 << 14)  # machines repeat their reports
 def labels_from_report(report: str, preset: str) -> tuple[int, ...] | None:
     """
     Return the labels of a report by one of the labeler's presets: 1 or 0 for each of its `labels`, in order.
@@ -278,12 +282,12 @@ def labels_from_report(report: str, preset: str) -> tuple[int, ...] | None:
     """
     labeler = _labeler(preset)
     found = labeler(report)
-    return tuple(labeler.row_of(found)) if found.status == "labelled" else None
+    return tuple(map(int, labeler.row_of(found))) if found.status == "labelled" else None
 
 
 @functools.cache
-def _labeler(preset: str):
-    # Late: its tables take a moment, and most sources need none.
+def _labeler(preset: str) -> "Labeler":
+    # Imported late: its tables take time to load, and most sources need none.
     from ...labeler import Labeler, LabelerError
 
     try:
@@ -293,7 +297,7 @@ def _labeler(preset: str):
 
 
 def _count(notes: list[str], which: np.ndarray, sentence: str) -> None:
-    """Adds the sentence with how many they are, if any is."""
+    """Add a sentence with the number of true values, if there are any."""
     if count := int(which.sum()):
         notes.append(sentence.format(count))
 
@@ -306,5 +310,5 @@ def _sex(text: str) -> str | None:
 
 
 def _years(times: pa.ChunkedArray) -> np.ndarray:
-    """Calendar years, float64, NaN where the time is unknown."""
+    """Return calendar years, float64, NaN where the time is unknown."""
     return pc.year(times).cast(pa.float64()).to_numpy(zero_copy_only=False)

@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from ...records import ECGRecord
 from ...utils.ids import canonical_id
+from ..exclusion import Excluded
 from ..labels import LabelTable, LabelTableError, known_ids
-from .base import Excluded, Source, SourceError, SourceIndex, exclude_headless, unique_rows, walk_files
+from .base import Source, SourceError, SourceIndex, exclude_headless, unique_rows, walk_files
 
 # Codes in the challenge's recordings that it does not score (its dx_mapping_unscored.csv).
 UNSCORED_CODES = frozenset(
@@ -160,6 +161,7 @@ def _scored_classes() -> tuple[tuple[str, ...], dict[str, int]]:
 def _classes_of(given: str | Iterable[int | str] | None) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """Return (26,) of 1 and 0, or None without codes; and the codes outside the scored classes."""
     names, column_of = _scored_classes()
+    parts: Iterable[int | str | None]
     if isinstance(given, str):
         parts = re.split(r"[,;|\s]+", given)
     else:

@@ -27,11 +27,11 @@ from ...records import ECGRecord
 from ...records.reading import read_with_defaults
 from ...utils.ids import canonical_id
 from ...utils.name_lists import as_names
+from ..exclusion import Excluded
 from ..labels import LabelTableError
 from ..splits import parse_time
 from ..store import COLUMNS, StoreError, store_schema
 from .base import (
-    Excluded,
     Source,
     SourceError,
     SourceIndex,
@@ -228,7 +228,7 @@ def number_in(value: Any) -> float | None:
 def whole_number_in(value: Any) -> int | None:
     if not text_of(value):
         return None
-    found = int(canonical_id(value))  # also 3.0 of a column with gaps
+    found = int(canonical_id(value) or "")  # also 3.0 of a column with gaps
     if abs(found) >= 2**63:
         raise ValueError(f"{found} is too large")
     return found
@@ -362,7 +362,7 @@ class RecordingTable(Source):
             )
         if isinstance(labels, str):
             raise SourceError(f"labels must be a list of names, found: {labels!r}")
-        header = [] if table is None else read_header(self.table_path)
+        header = [] if self.table_path is None else read_header(self.table_path)
         for ours, theirs in self._columns.items():
             if theirs and theirs not in header:
                 raise SourceError(f"{table} has no column {theirs!r} for {ours} ({shown_header(header)})")
@@ -457,7 +457,7 @@ class RecordingTable(Source):
             if given is None:  # names of files are ids as they are
                 ids = [None if path is None else recording_id_of(path) for path in paths]
         else:
-            paths = self._found_by_name(ids, given, files, excluded)
+            paths = self._found_by_name(ids, columns["recording_id"], files, excluded)
         for row, recording in enumerate(ids):
             if recording is None and (paths[row] is not None or "path" not in columns):
                 reason = "the table gives no recording_id"
@@ -541,7 +541,7 @@ class RecordingTable(Source):
         for name in (*_FACTS, *_ARGUMENTS):
             if name in ("recording_id", "path") or name not in columns:
                 continue
-            values = self._converted(name, columns[name], _MEANINGS.get(name))
+            values = self._converted(name, columns[name], _MEANINGS.get(name, text_or_none))
             if name in _FACTS:
                 typed[name] = pa.array(values, COLUMNS[name])
             elif any(value is not None for value in values):
@@ -576,7 +576,7 @@ class RecordingTable(Source):
                 notes.append(f"{unknown} rows have another status than {LABELLED}: their labels are unknown.")
         return typed | labels
 
-    def _converted(self, name: str, values: list, meaning: Callable[[Any], Any] | None) -> list:
+    def _converted(self, name: str, values: list, meaning: Callable[[Any], Any]) -> list:
         hint = f"; columns={{{name!r}: ''}} or --columns {name}= ignores this column"
         if name == "time":
             return time_cells(self.table_path, values, hint)
