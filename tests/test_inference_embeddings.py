@@ -163,7 +163,7 @@ def test_map_shows_each_recording_in_its_labels_colour(embeddings, scatters, tmp
     assert ecgfm([*given, "--label", "age", "--output", str(tmp_path / "map.pdf")]) == 0
     assert sorted(scatters[-1][2]["c"]) == list(range(40, 80))
     assert ecgfm([*given, "--output", str(tmp_path / "map.png")]) == 2
-    assert "--label says which of the columns" in capsys.readouterr().err
+    assert "--label must name one of the columns" in capsys.readouterr().err
 
 
 def test_map_takes_the_table_that_the_embeddings_were_made_by(tmp_path, scatters):
@@ -216,7 +216,7 @@ def test_labels_that_cannot_be_told_apart_or_do_not_match_are_an_error(embedding
         ({"--labels": "nothing.csv"}, "nothing.csv"),
         ({"--labels": "other.csv"}, "no column recording_id or path (found: name, AF); --columns says"),
         ({"--output": "map.docx"}, "map.docx"),
-        ({"embeddings": "other.csv"}, "no Parquet file"),
+        ({"embeddings": "other.csv"}, "not a Parquet file"),
     ],
 )
 def test_map_says_what_it_cannot_do(embeddings, tmp_path, monkeypatch, capsys, change, message):

@@ -24,8 +24,9 @@ def _as_text(value: object) -> object:
     return value if isinstance(value, Markup) else text(value)
 
 
+_loader = PackageLoader("ecgfm_hf.app")
 _environment = Environment(
-    loader=PackageLoader(__package__),
+    loader=_loader,
     autoescape=True,
     undefined=StrictUndefined,
     finalize=_as_text,
@@ -44,7 +45,7 @@ _environment.filters["space"] = lambda _: Markup(_SPACE)
 
 def stylesheet() -> str:
     """Return the page's CSS."""
-    return _environment.loader.get_source(_environment, "style.css")[0]
+    return _loader.get_source(_environment, "style.css")[0]
 
 
 def header(model_name: str, labels: int) -> str:

@@ -40,7 +40,12 @@ def build_page(scorer: PageScorer, model_name: str, label_names: list[str], max_
         # change a block of HTML without empty lines.
         return gr.Markdown(content, sanitize_html=False, latex_delimiters=[], **settings)
 
-    private = {"api_visibility": "private", "concurrency_limit": 1, "concurrency_id": "model", "queue": True}
+    private: dict[str, Any] = {
+        "api_visibility": "private",
+        "concurrency_limit": 1,
+        "concurrency_id": "model",
+        "queue": True,
+    }
 
     with gr.Blocks(title="ECG-FM", analytics_enabled=False, delete_cache=(60, 300), fill_width=True) as blocks:
         piece(html.header(model_name, len(label_names)))

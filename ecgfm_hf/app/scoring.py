@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
+from ..configuration_ecgfm import ECGFMConfig
 from ..inference.scoring import score_note
 from ..interpretation.paper import save_page
 from ..interpretation.prediction_page import plot_prediction
@@ -54,7 +55,7 @@ class ScoredRecording:
     record: ECGRecord = field(repr=False)
     title: str
     answer: dict[str, Any]
-    policies: dict[str, str]
+    policies: dict[str, Any]
 
     @property
     def nbytes(self) -> int:
@@ -144,7 +145,7 @@ class PageScorer:
         self.recordings = SessionRecordings()
 
     def read(
-        self, session: str, paths: list[str], options: tuple[str, str, str, str], policies: dict[str, str]
+        self, session: str, paths: list[str], options: tuple[str, str, str, str], policies: dict[str, Any]
     ) -> PageResult:
         """
         Read and score an upload. Never raises.
@@ -208,7 +209,7 @@ class PageScorer:
         return {
             "notes": html.notes("Please note", found),
             "page": html.picture(files["png"], recording.title),
-            "scores": html.scores_table(recording.answer, self._pipeline.model.config),
+            "scores": html.scores_table(recording.answer, _config(self._pipeline)),
             "downloads": html.downloads(as_json(self._pipeline, recording), files["pdf"], recording.title),
         }
 
@@ -217,8 +218,14 @@ class PageScorer:
         return re.sub(rf"({folders})({READING}\w+{re.escape(os.sep)})?", "", reason)
 
 
+def _config(pipeline: ECGClassificationPipeline) -> ECGFMConfig:
+    config = pipeline.model.config
+    assert isinstance(config, ECGFMConfig)  # load_pipeline loads no other model
+    return config
+
+
 def score_recording(
-    pipeline: ECGClassificationPipeline, record: ECGRecord, title: str, policies: dict[str, str]
+    pipeline: ECGClassificationPipeline, record: ECGRecord, title: str, policies: dict[str, Any]
 ) -> ScoredRecording:
     """Score a recording. `ValueError` if the feature extractor refuses it."""
     recording = {
@@ -254,7 +261,7 @@ def compute_saliency(
         return None
     if choice == ATTENTION:
         return attribute(pipeline, recording.record, method="attention", **recording.policies)
-    label, config = choice.removeprefix(_LABEL), pipeline.model.config
+    label, config = choice.removeprefix(_LABEL), _config(pipeline)
     seconds = recording.record.samples.shape[1] / recording.record.sampling_rate
     is_mean = label in config.label_names and config.aggregations()[config.label_names.index(label)] != "max"
     if is_mean and seconds > _LONGEST_ATTRIBUTED:
@@ -290,7 +297,7 @@ def draw_page(
             recording.record,
             scores,
             positive,
-            pipeline.model.config,
+            _config(pipeline),
             warnings=recording.answer["warnings"],
             start_s=start_s,
             saliency=attribution,
@@ -310,7 +317,7 @@ def as_json(pipeline: ECGClassificationPipeline, recording: ScoredRecording) -> 
     """Return the answer as `ecgfm predict --format json` writes it."""
     about = {
         "precision": str(pipeline.model.dtype).removeprefix("torch."),
-        "note": score_note(pipeline.model.config),
+        "note": score_note(_config(pipeline)),
     }
     return json.dumps([recording.answer | about], indent=1, ensure_ascii=False) + "\n"
 

@@ -92,10 +92,11 @@ def _remove_orphans(root: Path) -> None:
     if not hasattr(os, "getuid"):
         return
     for entry in os.scandir(root):
-        found = _FOLDER.fullmatch(entry.name)
+        if (found := _FOLDER.fullmatch(entry.name)) is None:
+            continue
         with contextlib.suppress(OSError):
-            status = entry.stat(follow_symlinks=False) if found else None
-            if status and stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not _runs(int(found[1])):
+            status = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not _runs(int(found[1])):
                 shutil.rmtree(entry.path, ignore_errors=True)
 
 
@@ -143,7 +144,7 @@ def build_app(
     from gradio import queueing, route_utils, routes
 
     for module in (queueing, route_utils, routes):
-        module.traceback = _TypeOnlyTraceback
+        vars(module)["traceback"] = _TypeOnlyTraceback
 
     scorer = PageScorer(pipeline, reader, folder, settings.max_bytes, settings.model_name)
     blocks = build_page(scorer, settings.model_name, list(pipeline.model.config.label_names), settings.max_bytes)

@@ -135,8 +135,8 @@ def _is_archive(file: Path) -> bool:
 def _lay_out(files: Sequence[Path], own: Path) -> Upload:
     headers = [file for file in files if file.suffix.lower() == ".hea"]
     if len(headers) > 1 or (len(files) > 1 and not headers):
-        names = ", ".join(file.name for file in files)
-        raise UploadError(f"one recording at a time; found {len(files)} files: {names}")
+        listed = ", ".join(file.name for file in files)
+        raise UploadError(f"one recording at a time; found {len(files)} files: {listed}")
     if not headers:
         suffix = files[0].suffix.lower()
         path = own / f"recording{suffix if suffix in _SUFFIXES else ''}"

@@ -1,4 +1,4 @@
-"""Embeddings in a plane, coloured by a label: a first look at what a model has learnt."""
+"""A map of embeddings: their first two principal components, coloured by a label."""
 
 import os
 from collections.abc import Mapping
@@ -15,24 +15,24 @@ from .sources import is_store
 _PICTURES = (".png", ".pdf", ".svg")
 _MOST_CATEGORIES = 10
 _UNKNOWN, _OTHER = "unknown", "other"
-# Of Okabe and Ito's palette, which colour-blind readers tell apart; a label's 1 is the warm one.
+# From Okabe and Ito's palette, which colour-blind readers can distinguish; a label's 1 has the warm colour.
 _NEGATIVE, _POSITIVE, _GREY = "#0072B2", "#D55E00", "#BBBBBB"
 
 
 def principal_components(embeddings: np.ndarray, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
     """
-    The coordinates of embeddings along the directions in which they vary most.
+    Return the coordinates of embeddings along the directions in which they vary most.
 
     Args:
         embeddings (`np.ndarray` of shape (n, size)): At least two.
         count: How many directions.
 
     Returns:
-        Coordinates (n, count) float64, and the share of all variance along each, (count,). A direction's sign is such
-        that its largest entry is positive.
+        Coordinates (n, count) float64, and each direction's share of the variance, (count,). The sign of a direction
+        makes its largest entry positive.
 
     Raises:
-        `ValueError`: fewer than two embeddings, all equal, or one that is not finite.
+        `ValueError`: fewer than two embeddings, equal ones only, or values that are not finite.
     """
     if len(embeddings) < 2:
         raise ValueError(f"a map needs at least 2 embeddings, found: {len(embeddings)}")
@@ -57,22 +57,22 @@ def draw_embedding_map(
     columns: Mapping[str, str] | None = None,
 ) -> str:
     """
-    Draws the first two principal components of embeddings.
+    Draw the first two principal components of embeddings.
 
     Args:
         embeddings: A Parquet file that `ecgfm embed` wrote, of recordings or segments.
-        output: A picture: `.png`, `.pdf` or `.svg`.
-        labels: CSV or Parquet with a column `recording_id` or `path`, or a store: what to colour by. One
-            colour without.
-        label: Which column of it; needed where there are several. A column of numbers that takes more than 10 values
-            is shown as a colour bar; 0 and 1 and names as colours of their own; recordings without a value in grey.
-        columns (mapping, *optional*): What the table calls its `recording_id` or `path`, such as `{"path": "file"}`.
+        output: The picture: `.png`, `.pdf` or `.svg`.
+        labels: CSV or Parquet with a column `recording_id` or `path`, or a store. Without it all points have one
+            colour.
+        label: The column to colour by; needed if there are several. More than 10 different numbers get a colour bar;
+            0, 1 and names get one colour each; recordings without a value are grey.
+        columns (mapping, *optional*): The table's names for `recording_id` or `path`, such as `{"path": "file"}`.
 
     Returns:
-        `str`: a sentence about what was drawn.
+        `str`: a summary of what was drawn.
 
     Raises:
-        `ValueError`: a file that is none of these, no such column, nothing to draw.
+        `ValueError`: another kind of file, no such column, nothing to draw.
         `ImportError`: matplotlib is missing.
         `OSError`: a file that cannot be read or written.
     """
@@ -84,17 +84,17 @@ def draw_embedding_map(
     if Path(output).suffix.lower() not in _PICTURES:
         raise ValueError(f"a picture must end in {', '.join(_PICTURES)}, found: {os.fspath(output)}")
     ids, vectors = _read_embeddings(embeddings)
-    name, values = (None, None) if labels is None else _read_label(labels, label, columns or {})
-    if values is not None and not values.keys() & set(ids):
+    name, values = ("", None) if labels is None else _read_label(labels, label, columns or {})
+    if labels is not None and values is not None and not values.keys() & set(ids):
         raise ValueError(
-            f"{os.fspath(labels)} has none of the recordings of {os.fspath(embeddings)}: its ids are such as "
-            f"{next(iter(values), 'none')}, theirs such as {next(iter(ids), 'none')}"
+            f"{os.fspath(labels)} has none of the recordings of {os.fspath(embeddings)}: its ids look like "
+            f"{next(iter(values), 'none')}, those of the embeddings like {next(iter(ids), 'none')}"
         )
     coordinates, shares = principal_components(vectors)
 
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.add_subplot()
-    # In random order: what comes last would cover the rest.
+    # In random order, so that no group covers the others.
     order = np.random.default_rng(0).permutation(len(ids))
     style: dict[str, Any] = {
         "s": float(np.clip(8000 / len(ids), 3, 30)),
@@ -106,10 +106,10 @@ def draw_embedding_map(
     if values is None:
         axes.scatter(x, y, color=_NEGATIVE, **style)
     else:
-        _scatter_by(figure, axes, x, y, [values.get(ids[place]) for place in order], name, style)
-    for set_label, ordinal, share in zip((axes.set_xlabel, axes.set_ylabel), ("first", "second"), shares, strict=True):
-        set_label(f"{ordinal} principal component ({share:.0%} of the variance)")
-    axes.set_title(f"{len(ids):,} embeddings" + ("" if name is None else f" by {_plain(name)}"))
+        _scatter_by(figure, axes, x, y, [values.get(ids[row]) for row in order], name, style)
+    axes.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
+    axes.set_ylabel(f"second principal component ({shares[1]:.0%} of the variance)")
+    axes.set_title(f"{len(ids):,} embeddings" + ("" if values is None else f" by {_plain(name)}"))
     axes.set_aspect("equal", adjustable="datalim")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(output, dpi=150)
@@ -134,7 +134,7 @@ def _scatter_by(figure: Any, axes: Any, x: np.ndarray, y: np.ndarray, values: li
     handles = []
     for number, category in enumerate(sorted(set(names), key=lambda name: (name in (_OTHER, _UNKNOWN), name))):
         chosen = shown == category
-        # The rarest lie on top, and what is unknown below.
+        # The rarest are drawn on top, unknown ones at the bottom.
         height = 0.0 if category == _UNKNOWN else 2 - chosen.mean()
         points = axes.scatter(x[chosen], y[chosen], color=_colour(category, number), zorder=height, **style)
         handles.append((points, f"{_plain(category)} ({chosen.sum():,})"))
@@ -144,12 +144,12 @@ def _scatter_by(figure: Any, axes: Any, x: np.ndarray, y: np.ndarray, values: li
 
 
 def _plain(text: str) -> str:
-    """A text of somebody else: dollar signs in it begin no formula."""
+    """Escape dollar signs, which would begin a formula."""
     return text.replace("$", r"\$")
 
 
 def _categories(values: list) -> list[str]:
-    """What each value is called; of many, the rarest are lumped together."""
+    """Return the category of each value; of many categories, the rarest become one."""
     names = [
         _UNKNOWN if value is None else f"{value:g}" if isinstance(value, float) else str(value) for value in values
     ]
@@ -168,7 +168,7 @@ def _colour(category: str, number: int) -> Any:
 
 
 def _read_embeddings(path: str | os.PathLike) -> tuple[list[str], np.ndarray]:
-    """Recordings (n) and embeddings (n, size) float32."""
+    """Return recording ids (n) and embeddings (n, size) float32."""
     table = _read_parquet(path)
     if not {"recording_id", "embedding"} <= set(table.column_names):
         raise ValueError(
@@ -182,7 +182,7 @@ def _read_embeddings(path: str | os.PathLike) -> tuple[list[str], np.ndarray]:
 
 
 def _read_label(path: str | os.PathLike, label: str | None, renamed: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
-    """The label's name, and its values by recording; None where unknown."""
+    """Return the label's name, and its values by recording; None where unknown."""
     path = Path(path)
     if is_store(str(path)):
         from ..data.store import COLUMNS, store_files
@@ -195,7 +195,7 @@ def _read_label(path: str | os.PathLike, label: str | None, renamed: Mapping[str
         from ..data.sources.table import recording_id_of
 
         id_column, path_column = (renamed.get(name, name) for name in ("recording_id", "path"))
-        # An id such as 007 is no number.
+        # Ids such as 007 must remain text.
         as_text = pyarrow.csv.ConvertOptions(column_types={id_column: pa.string(), path_column: pa.string()})
         try:
             table = (
@@ -204,16 +204,16 @@ def _read_label(path: str | os.PathLike, label: str | None, renamed: Mapping[str
                 else pyarrow.csv.read_csv(path, convert_options=as_text)
             )
         except pa.ArrowException as error:
-            raise ValueError(f"{path} is no table: {error}") from None
+            raise ValueError(f"{path} is not a CSV or Parquet table: {error}") from None
         columns = table.column_names
         if not {id_column, path_column} & set(columns):
             raise ValueError(
-                f"{path} has no column {id_column} or {path_column} (found: {', '.join(columns)}); --columns says "
-                "which of its columns they are"
+                f"{path} has no column {id_column} or {path_column} (found: {', '.join(columns)}); --columns names "
+                "the columns that contain them"
             )
         label = _chosen(path, [name for name in columns if name not in (id_column, path_column)], columns, label)
         if id_column not in columns:
-            # The id of a recording that a table names by its path alone.
+            # The recording ids follow from the paths.
             table = table.append_column(
                 id_column, pa.array([recording_id_of(str(value)) for value in table[path_column].to_pylist()])
             )
@@ -233,7 +233,7 @@ def _chosen(path: Path, free: list[str], columns: list[str], label: str | None) 
     if label is None and len(free) == 1:
         return free[0]
     if label is None or label not in columns:
-        wanted = "--label says which of the columns" if label is None else f"there is no column {label}"
+        wanted = "--label must name one of the columns" if label is None else f"there is no column {label}"
         raise ValueError(f"{path}: {wanted} (found: {', '.join(free)})")
     return label
 
@@ -242,7 +242,7 @@ def _read_parquet(path: str | os.PathLike) -> pa.Table:
     try:
         return pq.read_table(path)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{os.fspath(path)} is no Parquet file: {error}") from None
+        raise ValueError(f"{os.fspath(path)} is not a Parquet file: {error}") from None
 
 
 __all__ = ["draw_embedding_map", "principal_components"]

@@ -116,7 +116,7 @@ def load_encoder(
     """
     model = load_model(model_dir, ECGFMModel, dtype=weights_dtype(resolve_precision(precision, device), device))
     extractor = load_feature_extractor(model_dir, config=model.config, **policies)
-    model.to(torch.device(device))
+    torch.nn.Module.to(model, torch.device(device))
     return model, extractor
 
 

@@ -1,4 +1,4 @@
-"""A classifier as an ONNX file, by transformers' own exporter, checked against torch before it takes its place."""
+"""Export of a classifier to ONNX by transformers' exporter, with a comparison to torch before the folder appears."""
 
 import contextlib
 import importlib.util
@@ -9,37 +9,39 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers.modeling_utils import PreTrainedModel
 
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
+from ..model_folder import load_feature_extractor, load_model
+from ..modeling_ecgfm import ECGFMForMultiLabelClassification
 from ..utils.errors import ECGFMError
 from ..utils.logs import only_errors
 
 MODEL_FILE = "model.onnx"
 OUTPUTS = ("logits", "pooler_output")
-# Of an output's largest value. Both compute in float32, but add in different orders.
+# As a share of an output's largest value. Both compute in float32, but add in different orders.
 TOLERANCE = 1e-4
-_NEEDED = ("onnx", "onnxruntime", "onnxscript")
+_REQUIRED = ("onnx", "onnxruntime", "onnxscript")
 
 
 class OnnxExportError(ECGFMError, RuntimeError):
-    """The exported file does not compute what the model does, or could not be made. Nothing is left of it."""
+    """The export failed, or the exported file gives other results than the model. Nothing is written."""
 
 
 @dataclass(frozen=True)
 class OnnxReport:
     """
-    What an export has come to.
+    The result of an export.
 
     Attributes:
-        folder: What was written.
-        size: Of the file with its weights, in bytes.
-        differences: By output, the largest difference from torch as a share of the output's largest value.
-        score_difference: The largest difference of a sigmoid.
-        checked: Shapes (segments, leads, samples) that both were given.
+        folder: The folder that was written.
+        size: Size of the file and its weights, in bytes.
+        differences: For each output, the largest difference from torch as a share of the output's largest value.
+        score_difference: The largest difference of a sigmoid score.
+        checked: Shapes (segments, leads, samples) of the inputs that were compared.
     """
 
     folder: Path
@@ -53,36 +55,34 @@ def export_onnx(
     model_dir: str | os.PathLike, output_dir: str | os.PathLike, *, tolerance: float = TOLERANCE
 ) -> OnnxReport:
     """
-    Writes a classifier as `model.onnx` (with `model.onnx.data`, its weights), and beside it `config.json` (labels,
-    aggregation, calibration, thresholds) and `preprocessor_config.json` (what its input is made with).
+    Write a classifier as `model.onnx` (weights in `model.onnx.data`), with `config.json` (labels, aggregation,
+    calibration, thresholds) and `preprocessor_config.json` (preprocessing) beside it.
 
-    The file takes `input_values` (segments, leads, samples) float32, of any number of segments and any length that the
-    model takes, without padding; it gives `logits` (segments, labels) and `pooler_output` (segments, hidden_size), the
-    published embedding. It is run by onnxruntime and compared with torch, on synthetic recordings at several numbers
-    of segments and lengths, before it takes its place.
+    The file takes `input_values` (segments, leads, samples) float32 without padding, with any number of segments and
+    any length that the model accepts. It returns `logits` (segments, labels) and `pooler_output` (segments,
+    hidden_size), the published embedding. Before the folder appears, onnxruntime runs the file on synthetic recordings
+    with several numbers of segments and lengths, and the results are compared with torch's.
 
     Args:
         model_dir: A folder or Hub repository of a classifier.
         output_dir: A folder that does not exist or is empty.
-        tolerance: The largest difference that is accepted, as a share of an output's largest value.
+        tolerance: The largest accepted difference, as a share of an output's largest value.
 
     Raises:
-        `ImportError`: a library is absent.
+        `ImportError`: a library is not installed.
         `FileExistsError`: the folder is not empty.
-        `OnnxExportError`: it cannot be exported, or the outputs differ by more.
-        `ValueError`, `OSError`: as [`load_pipeline`].
+        `OnnxExportError`: the model cannot be exported, or the outputs differ by more than the tolerance.
+        [`ModelFolderError`]: as in [`load_model`].
     """
-    from ..model_folder import load_pipeline
-
     check_libraries()
     folder = Path(output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is not an empty folder: choose another")
-    pipeline = load_pipeline(model_dir)
-    model, extractor = pipeline.model, pipeline.feature_extractor
+        raise FileExistsError(f"{folder} is not an empty folder: choose another one")
+    model = load_model(model_dir, ECGFMForMultiLabelClassification)
+    extractor = load_feature_extractor(model_dir, config=model.config)
     inputs = _recordings(extractor, model.config.min_samples)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its place, so that moving it there is a renaming.
+    # On the same file system, so that moving the folder is a rename.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         made = Path(scratch) / "model"
         _export(model, inputs[0], made)
@@ -103,10 +103,10 @@ def export_onnx(
 
 
 def check_libraries() -> None:
-    """`ImportError` that says what to install, where something is absent."""
-    absent = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if absent:
-        raise ImportError(f"ONNX needs {', '.join(absent)}: pip install 'ecgfm-hf[onnx]'")
+    """Raise `ImportError` with what to install if a library is missing."""
+    missing = [name for name in _REQUIRED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"ONNX needs {', '.join(missing)}: pip install 'ecgfm-hf[onnx]'")
     if importlib.util.find_spec("transformers.exporters") is None:
         import transformers
 
@@ -114,7 +114,7 @@ def check_libraries() -> None:
 
 
 def _recordings(extractor: ECGFMFeatureExtractor, least: int) -> list[np.ndarray]:
-    """Segments (n, leads, samples) of synthetic recordings: of several numbers, and of other lengths."""
+    """Return inputs (n, leads, samples) from synthetic recordings, with several n and lengths."""
     from ..synthetic import SyntheticCohort
 
     found = []
@@ -126,25 +126,28 @@ def _recordings(extractor: ECGFMFeatureExtractor, least: int) -> list[np.ndarray
     return [together[:2], together[:1], together, together[:3, :, :half], together[-1:, :, -least:]]
 
 
-def _export(model: PreTrainedModel, segments: np.ndarray, folder: Path) -> None:
+def _export(model: ECGFMForMultiLabelClassification, segments: np.ndarray, folder: Path) -> None:
     from torch.export import Dim
-    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+    from transformers.exporters.configs import OnnxConfig
+    from transformers.exporters.exporter_onnx import OnnxExporter
 
-    # The number of segments and their length stay open.
+    # The number of segments and their length remain variable.
     shapes = {"input_values": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}, "output_pooler_output": None}
-    given = {"input_values": torch.from_numpy(segments), "output_pooler_output": True}
+    inputs: dict[str, Any] = {"input_values": torch.from_numpy(segments), "output_pooler_output": True}
     try:
-        # torch tells on standard output how far it is.
+        # torch prints its progress to standard output.
         with contextlib.redirect_stdout(io.StringIO()), only_errors("torch.onnx"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exported = OnnxExporter().export(model, given, OnnxConfig(dynamic_shapes=shapes))
+            exported = OnnxExporter().export(model, inputs, OnnxConfig(dynamic_shapes=shapes))
         exported.save_pretrained(folder)
-    # Whatever torch.export, onnxscript and the exporter's patches of them raise.
+    # torch.export, onnxscript and the exporter raise many kinds of errors.
     except Exception as error:
         raise OnnxExportError(f"the model cannot be exported: {type(error).__name__}: {error}") from error
 
 
-def _compare(model: PreTrainedModel, file: Path, inputs: list[np.ndarray]) -> tuple[dict[str, float], float]:
+def _compare(
+    model: ECGFMForMultiLabelClassification, file: Path, inputs: list[np.ndarray]
+) -> tuple[dict[str, float], float]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -154,7 +157,7 @@ def _compare(model: PreTrainedModel, file: Path, inputs: list[np.ndarray]) -> tu
             expected = model(torch.from_numpy(segments), output_pooler_output=True)
         for name, found in zip(OUTPUTS, session.run(list(OUTPUTS), {"input_values": segments}), strict=True):
             wanted = expected[name].numpy()
-            # NaN is greater than nothing, and must not pass.
+            # maximum keeps NaN, which must not pass.
             difference[name] = float(np.maximum(difference[name], np.abs(found - wanted).max()))
             largest[name] = max(largest[name], float(np.abs(wanted).max()))
             if name == "logits":

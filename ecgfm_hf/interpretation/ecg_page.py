@@ -29,8 +29,10 @@ _WIDTH = _PULSE_ROOM + PAGE_SECONDS * MM_PER_SECOND
 _TOP = 27.0  # mm of the sheet's head
 # From negative to positive. Colour-blind readers can distinguish blue and vermilion; the steps are uneven because brown
 # and navy look like ink.
-_SHADES = ((0.0, "#0091e6"), (0.3, "#0072b2"), (0.45, "#1f4b66"), (0.5, INK), (0.55, "#70390f"), (0.7, "#d55e00"))
-_SHADES += ((1.0, "#ff7a00"),)
+_SHADES = (
+    *((0.0, "#0091e6"), (0.3, "#0072b2"), (0.45, "#1f4b66"), (0.5, INK), (0.55, "#70390f"), (0.7, "#d55e00")),
+    (1.0, "#ff7a00"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,7 +319,7 @@ def draw_trace(
     known = np.isfinite(values)
     values = np.where(known, values, 0.0)
     lines = LineCollection(pieces[drawn], capstyle="round", joinstyle="round", zorder=5)
-    lines.set_color(np.where(known[:, None], colormap(0.5 + 0.5 * values), to_rgba(_UNKNOWN)))
+    lines.set_color(list(np.where(known[:, None], colormap(0.5 + 0.5 * values), to_rgba(_UNKNOWN))))
     lines.set_linewidth(_LINE * (1 + 1.1 * np.abs(values)))
     axes.add_collection(lines)
     return bool(cut.any())

@@ -6,8 +6,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..utils.files import atomic_path
 
 if TYPE_CHECKING:
@@ -74,7 +72,7 @@ def draw_grid(axes: "Axes", box: Box) -> None:
     from matplotlib.patches import Rectangle
 
     axes.add_patch(Rectangle((box.left, box.top), box.width, box.height, facecolor=_PAPER, edgecolor="none", zorder=0))
-    columns, rows = np.arange(round(box.width) + 1), np.arange(round(box.height) + 1)
+    columns, rows = range(round(box.width) + 1), range(round(box.height) + 1)
     for color, width, coarse in ((_FINE_GRID, 0.35, False), (_COARSE_GRID, 0.55, True)):
         lines = [[(box.left + i, box.top), (box.left + i, box.bottom)] for i in columns if (i % 5 == 0) == coarse]
         lines += [[(box.left, box.top + i), (box.right, box.top + i)] for i in rows if (i % 5 == 0) == coarse]

@@ -142,9 +142,9 @@ def attribute(
     """
     _check_choice("method", method, METHODS)
     _check_choice("segments", segments, SEGMENTS)
-    classifier, extractor, policies = _classifier_and_extractor(model, feature_extractor, policies)
+    classifier, extractor, settings = _classifier_and_extractor(model, feature_extractor, policies)
     prepared = extractor.prepare_recording(
-        record.signal, record.sampling_rate, record.lead_names, "mV", name=record.path, **policies
+        record.signal, record.sampling_rate, record.lead_names, "mV", name=record.path, **settings
     )
     inputs = torch.from_numpy(prepared.segments[:, :, : prepared.valid_samples])  # padding has no influence
     inputs = inputs.to(device=classifier.device, dtype=classifier.dtype)
@@ -193,11 +193,12 @@ def _classifier_and_extractor(
     model: ECGClassificationPipeline | ECGFMForMultiLabelClassification,
     feature_extractor: ECGFMFeatureExtractor | None,
     policies: Mapping[str, str],
-) -> tuple[ECGFMForMultiLabelClassification, ECGFMFeatureExtractor, dict[str, str]]:
+) -> tuple[ECGFMForMultiLabelClassification, ECGFMFeatureExtractor, dict[str, Any]]:
     """Return classifier, feature extractor and policies; the call's policies win over a pipeline's."""
     classifier: Any = model
     if isinstance(model, ECGClassificationPipeline):
-        feature_extractor = model.feature_extractor if feature_extractor is None else feature_extractor
+        if feature_extractor is None and isinstance(model.feature_extractor, ECGFMFeatureExtractor):
+            feature_extractor = model.feature_extractor
         policies = {**model._preprocess_params, **policies}
         classifier = model.model
     if not isinstance(classifier, ECGFMForMultiLabelClassification):
@@ -288,7 +289,7 @@ def _on_recording(
     # A resampled ramp gives the position in the recording that each of the model's samples was taken from.
     ramp = np.arange(num_samples, dtype=np.float64)[None]
     positions = resample(ramp, record.sampling_rate, feature_extractor.sampling_rate)[0]
-    model_row = {name: row for row, name in enumerate(feature_extractor.lead_names)}
+    model_row: dict[str | None, int] = {name: row for row, name in enumerate(feature_extractor.lead_names)}
     rows = [model_row.get(_standard_name(name)) for name in record.lead_names]
     missing = np.isnan(record.signal)
     values = np.full(record.samples.shape, np.nan)
