@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from .options import (
     CommandFailed,
     DeviceOption,
     NumWorkersOption,
+    PrecisionOption,
     SeedOption,
     failing_with,
     parse_names,
@@ -93,9 +94,7 @@ def evaluate(
     ] = False,
     batch_size: BatchSizeOption = 16,
     num_workers: NumWorkersOption = 0,
-    precision: Annotated[
-        Literal["float32", "bfloat16"], typer.Option("--precision", help="Number type of the computation.")
-    ] = "float32",
+    precision: PrecisionOption = "float32",
     device: DeviceOption = "cpu",
 ) -> int:
     """
@@ -127,8 +126,8 @@ def evaluate(
             progress=show_progress(),
         )
 
-    # OSError: a model or store that is not there or cannot be read.
-    with quiet_libraries(datasets_too=True), failing_with(2, OSError):
+    # OSError: a model or store that is not there or cannot be read. ImportError: int8 without torchao.
+    with quiet_libraries(datasets_too=True), failing_with(2, OSError, ImportError):
         first, second = load(model, dataset), None
         if compare is not None:
             second = load(compare, None if os.path.isfile(compare) else dataset)  # a file has its own labels
