@@ -7,6 +7,7 @@ from . import hub as hub
 from . import inference as inference
 from . import interpretation as interpretation
 from . import labeler as labeler
+from . import recipes as recipes
 from . import records as records
 from . import synthetic as synthetic
 from . import training as training

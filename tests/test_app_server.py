@@ -380,7 +380,7 @@ def test_listening_to_the_world_is_warned_of_and_orphans_are_removed(tmp_path, t
     (tmp_path / "tmp").rmdir()
     page = Page(model, tmp_path, "--host", "0.0.0.0")
     try:
-        assert "WARNING: 0.0.0.0 is not this machine alone" in page.text()
+        assert "WARNING: other machines can reach 0.0.0.0" in page.text()
         (folder,) = page.temporary.glob("ecgfm-app-*")
         (folder / "upload.edf").write_bytes(b"x")
     finally:

@@ -431,7 +431,7 @@ def test_the_command_refuses_what_it_cannot_use(model, tmp_path, capsys):
         ([str(tmp_path)], "not a model folder"),
         ([str(model), "--output", "-", "--details", str(tmp_path / "bad.yaml")], "did you mean license"),
         ([str(model), "--output", "-", "--details", str(tmp_path / "worse.yaml")], "unknown detail 'evaluation'"),
-        ([str(model), "--output", "-", "--published", "physionet_finetuned"], "is a card by itself"),
+        ([str(model), "--output", "-", "--published", "physionet_finetuned"], "is a complete card"),
         (["--published", "nothing"], "no published checkpoint 'nothing'"),
     ):
         assert main(["card", *arguments]) == 2

@@ -85,8 +85,8 @@ def card(
         "base_model": base_model,
     }
     with quiet_libraries():
-        from ..hub import find_private_details, this_machine
         from ..hub.cards import build_model_card, card_problems, published_card, published_names, read_details
+        from ..hub.private_details import find_private_details, this_machine
 
         if list_published:
             print("\n".join(published_names()))
