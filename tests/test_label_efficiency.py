@@ -208,6 +208,7 @@ def test_handmade_features_refuse_another_shape():
         handmade_features(np.zeros((8, 5000)))
 
 
+@pytest.mark.slow
 def test_the_small_study_runs_to_its_end_and_lora_is_judged_beside_it(tmp_path):
     scripts, work = Path(__file__).parent.parent / "scripts", tmp_path / "work"
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(scripts.parent)}

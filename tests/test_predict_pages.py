@@ -26,11 +26,11 @@ def test_each_answered_recording_gets_a_page(predict, tmp_path, capsys):
 
 
 def test_a_page_names_the_model_and_has_the_gain_that_was_asked_for(predict, tmp_path, monkeypatch):
-    from ecgfm_hf.interpretation import prediction_page
+    from ecgfm_hf import interpretation
 
-    shown, plot = [], prediction_page.plot_prediction
+    shown, plot = [], interpretation.plot_prediction
     monkeypatch.setattr(
-        prediction_page,
+        interpretation,
         "plot_prediction",
         lambda *given, **settings: shown.append(settings) or plot(*given, **settings),
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 # Parsing these takes a minute, and the answers below do not depend on them.
 _LARGE = ("torch", "transformers", "datasets", "accelerate", "pyarrow", "sklearn", "huggingface_hub", "safetensors")
