@@ -214,7 +214,7 @@ def test_labels_that_cannot_be_told_apart_or_do_not_match_are_an_error(embedding
     [
         ({"--output": "map"}, "must end in .png, .pdf, .svg"),
         ({"--labels": "nothing.csv"}, "nothing.csv"),
-        ({"--labels": "other.csv"}, "no column recording_id or path (found: name, AF); --columns says"),
+        ({"--labels": "other.csv"}, "no column recording_id or path (found: name, AF); --columns names"),
         ({"--output": "map.docx"}, "map.docx"),
         ({"embeddings": "other.csv"}, "not a Parquet file"),
     ],
