@@ -140,7 +140,7 @@ def _label(job: _Job, labeler: "Labeler") -> str:
     from tqdm import tqdm
 
     from ..labeler import LabelCounts, html_page, label_reports
-    from ..labeler.labeler import LABELLED
+    from ..labeler.report_labels import LABELLED
     from ..labeler.tables import STATUS_COLUMN, TableError, open_reader, open_writer, write_counts
 
     _check_outputs(job)
@@ -266,7 +266,7 @@ def _summary(
     unmatched: Counter[str],
     job: _Job,
 ) -> str:
-    from ..labeler.labeler import STATUSES
+    from ..labeler.report_labels import STATUSES
 
     positives, number = counts.totals()
     rows = [(label, count) for label, count in zip(labeler.labels, positives, strict=True)]

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..labeler.label_def import write_label_columns
-from ..labeler.labeler import LABELLED
+from ..labeler.report_labels import LABELLED
 from ..labeler.tables import STATUS_COLUMN
 from ..utils.errors import ECGFMError
 from ..utils.ids import canonical_id

@@ -15,7 +15,7 @@ from torch import Tensor
 from .checkpoint import CheckpointError
 
 if TYPE_CHECKING:
-    from .convert import ConvertedModel
+    from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMForPreTraining
 
 # Of the largest value. Rounding is near a tenth of this at full size (24 layers of width 1024).
 VERIFICATION_TOLERANCE = 1e-5
@@ -150,7 +150,9 @@ def _position(x: Tensor, get: Callable[[str], Tensor | None]) -> Tensor:
 
 
 @torch.no_grad()
-def verify_conversion(model: "ConvertedModel", tensors: Mapping[str, Tensor]) -> dict[str, float]:
+def verify_conversion(
+    model: "ECGFMForPreTraining | ECGFMForMultiLabelClassification", tensors: Mapping[str, Tensor]
+) -> dict[str, float]:
     """
     Compare a converted model with [`reference_forward`] on the same seeded noise.
 

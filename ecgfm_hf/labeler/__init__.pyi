@@ -13,9 +13,9 @@ from .knowledge import LabelerError as LabelerError
 from .knowledge import Mention as Mention
 from .knowledge import Pattern as Pattern
 from .label_def import LabelCounts as LabelCounts
-from .labeler import STATUSES as STATUSES
 from .labeler import Labeler as Labeler
-from .labeler import ReportLabels as ReportLabels
 from .original_json import load_original_json as load_original_json
 from .presets import MIMIC17_LABELS as MIMIC17_LABELS
 from .presets import PRESETS as PRESETS
+from .report_labels import STATUSES as STATUSES
+from .report_labels import ReportLabels as ReportLabels

@@ -5,14 +5,11 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import TYPE_CHECKING
 
 from .inference import Instance, Row
 from .knowledge import ENTITY
 from .matching import Hit
-
-if TYPE_CHECKING:
-    from .labeler import ReportLabels
+from .report_labels import ReportLabels
 
 # Tokens of the report times tokens of its normalised form: the alignment is quadratic, and only for display.
 _LARGEST_ALIGNMENT = 4_000_000
@@ -124,7 +121,7 @@ def html_page(explanations: Iterable[Explanation]) -> str:
 
 def explain(
     report: str,
-    found: "ReportLabels",
+    found: ReportLabels,
     groups: Sequence[tuple[Instance, Sequence[Row]]],
     compounds: Sequence[Row],
     labels: Sequence[str],

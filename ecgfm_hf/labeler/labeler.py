@@ -1,10 +1,8 @@
 """The labeler: a report in, its labels out."""
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,59 +14,7 @@ from .matching import Hit, Matcher, is_word_character
 from .normalization import Normalizer
 from .original_json import load_original_json
 from .presets import PRESETS
-
-# Of a report: phrases for findings were found; none was; it has no letter or digit; it is mostly in another script than
-# Latin. Only the labels of the first are known.
-STATUSES = ("labelled", "no match", "empty", "unreadable")
-LABELLED, NO_MATCH, EMPTY, UNREADABLE = STATUSES
-
-_NOT_SHOWN = re.compile(r"[^A-Za-z0-9 ]+")  # as in the original
-_NO_WORD = re.compile(r"[\W_]+")
-
-
-@dataclass(frozen=True, slots=True)
-class ReportLabels:
-    """
-    The labels of a report, and the phrases that gave them.
-
-    Args:
-        text: the normalised report.
-        hits: the phrases found in it, in its order.
-        probabilities: by label; 1.0 where nothing expresses doubt. Also labels that are no columns of the labeler.
-        status: `"labelled"`; `"no match"`, where no phrase for a finding was found; `"empty"`, without a letter or
-            digit; or `"unreadable"`, mostly in another script than Latin. Except for the first, the labels are unknown,
-            whatever `probabilities` has.
-    """
-
-    text: str
-    hits: tuple[Hit, ...]
-    probabilities: dict[str, float]
-    status: str = LABELLED
-
-    @property
-    def unmatched(self) -> str:
-        """Return the normalised text without the phrases that were found; spaces and punctuation stay."""
-        parts, end = [], 0
-        for hit in self.hits:
-            parts.append(self.text[end : hit.start])
-            end = hit.end
-        return "".join([*parts, self.text[end:]])
-
-    @property
-    def stripped(self) -> str:
-        """Return the ASCII letters, digits and spaces of `unmatched`, as the original does."""
-        return _NOT_SHOWN.sub("", self.unmatched).strip()
-
-    @property
-    def unmatched_statements(self) -> list[str]:
-        """Return the words that no phrase accounts for, by statement (one ends at a semicolon), in all scripts."""
-        parts = (_NO_WORD.sub(" ", part).strip() for part in self.unmatched.split(";"))
-        return [words for words in parts if words]
-
-    def is_positive(self, label: str, keep: str | float = "any") -> bool:
-        """Return whether the report has the label: with any probability, or with at least the threshold `keep`."""
-        probability = self.probabilities.get(label)
-        return probability is not None and (isinstance(keep, str) or probability >= keep)
+from .report_labels import ReportLabels, status_of
 
 
 class Labeler:
@@ -181,7 +127,7 @@ class Labeler:
         groups = [self._inference.rows(instance) for instance in self._inference.instances(text, hits)]
         compounds = self._inference.compounds(groups)
         labels = self._inference.labels(row for group in (*groups, compounds) for row in group)
-        return ReportLabels(text, tuple(hits), labels, _status(report, hits))
+        return ReportLabels(text, tuple(hits), labels, status_of(report, hits))
 
     def row(self, report: str | None, keep: str | float = "any", soft: bool = False) -> list[int] | list[float]:
         """
@@ -254,17 +200,6 @@ def check_keep(keep: str | float) -> None:
     valid = keep == "any" if isinstance(keep, str | bool) else 0 < keep <= 1
     if not valid:
         raise ValueError(f"keep must be 'any' or a threshold above 0 and at most 1, found: {keep!r}")
-
-
-def _status(report: str | None, hits: Sequence[Hit]) -> str:
-    if not isinstance(report, str) or not any(map(str.isalnum, report)):
-        return EMPTY
-    if not report.isascii():
-        letters = [character for character in report if character.isalpha()]
-        latin = sum(letter.isascii() or unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
-        if 2 * latin < len(letters):
-            return UNREADABLE
-    return LABELLED if any(hit.pattern.mentions for hit in hits) else NO_MATCH
 
 
 def _is_worded(phrase: str) -> bool:

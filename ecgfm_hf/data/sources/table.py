@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ...labeler.labeler import LABELLED, STATUSES
+from ...labeler.report_labels import LABELLED, STATUSES
 from ...labeler.tables import STATUS_COLUMN
 from ...records import ECGRecord
 from ...records.reading import read_with_defaults
