@@ -6,8 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
+from transformers.utils.versions import require_version
+
+# Older releases fail in the next line, or later, with an ImportError that does not name the version.
+require_version("transformers>=5.4", "ECG-FM needs it. To install it: pip install 'transformers>=5.4'")
+
+from transformers.configuration_utils import PreTrainedConfig  # noqa: E402
 
 logger = logging.get_logger(__name__)
 
