@@ -19,8 +19,7 @@ _WEIGHTS_FILE = "cinc2021_weights.csv"
 
 @functools.cache
 def _weights_table() -> tuple[tuple[str, ...], np.ndarray]:
-    with resources.files(__package__).joinpath(_WEIGHTS_FILE).open(encoding="utf-8", newline="") as file:
-        header, *rows = csv.reader(file)
+    header, *rows = csv.reader(resources.files(__package__).joinpath(_WEIGHTS_FILE).read_text("utf-8").splitlines())
     weights = np.array([row[1:] for row in rows], dtype=np.float64)
     weights.setflags(write=False)
     return tuple(header[1:]), weights

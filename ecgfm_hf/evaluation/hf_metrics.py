@@ -118,5 +118,5 @@ class ECGFMChallengeScore(_LabelMetric):
     predictions = "decisions, 1 or 0, of the 26 scored classes in the official order"
     references = "1 or 0, of the same classes"
 
-    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+    def _compute(self, predictions: list, references: list, **settings: Any) -> dict[str, Any]:
         return {"challenge_score": challenge.challenge_score(np.array(references), np.array(predictions))}

@@ -144,7 +144,7 @@ def regression_statistics(targets: np.ndarray, predicted: np.ndarray) -> Statist
 def challenge_statistics(y_true: np.ndarray, y_pred: np.ndarray) -> Statistics:
     """Return `challenge_score`, of one row; arguments as [`challenge_score`]."""
     columns = _Columns({"credits": credits(y_true, y_pred)})
-    scored = np.asarray(y_true).astype(bool).any(axis=1, keepdims=True)
+    scored = np.any(np.asarray(y_true).astype(bool), axis=1)[:, None]
 
     def compute(weights: np.ndarray) -> Values:
         return {"challenge_score": scaled_credit(columns.sums(weights)["credits"])[None]}
@@ -425,7 +425,9 @@ def _patients(kinds: tuple[np.ndarray, ...], groups: Groups) -> np.ndarray:
     return np.min(counts, axis=0).astype(np.int64)
 
 
-def _intervals(values, resampled, scale: str, patients: np.ndarray, unit: str, level: float) -> MetricIntervals:
+def _intervals(
+    values: np.ndarray, resampled: np.ndarray, scale: str, patients: np.ndarray, unit: str, level: float
+) -> MetricIntervals:
     ends = []
     left_out = np.isnan(resampled).sum(axis=1)
     for value, row, count in zip(values, resampled, patients.tolist(), strict=True):
@@ -490,7 +492,7 @@ def _interval(
     if not np.isfinite(center) or not error > 0:
         return math.nan, math.nan, "it is the same in all resamples"
     reach = t * freedom.widened * error
-    return float(_from_scale(center - reach, scale)), float(_from_scale(center + reach, scale)), None
+    return _from_scale(center - reach, scale), _from_scale(center + reach, scale), None
 
 
 def _standard_error(value: float, resampled: np.ndarray, scale: str) -> tuple[float, float]:
@@ -515,15 +517,15 @@ def _standard_error(value: float, resampled: np.ndarray, scale: str) -> tuple[fl
     return center - 0.5 * curvature * error**2, error
 
 
-def _to_scale(values, scale: str):
+def _to_scale(values: float | np.ndarray, scale: str) -> np.ndarray:
     if scale == "logit":
-        return np.log(values) - np.log1p(-np.asarray(values))
-    return np.log(values) if scale == "log" else -np.log1p(-np.asarray(values))
+        return np.asarray(np.log(values) - np.log1p(-np.asarray(values)))
+    return np.asarray(np.log(values) if scale == "log" else -np.log1p(-np.asarray(values)))
 
 
-def _from_scale(values, scale: str):
+def _from_scale(value: float, scale: str) -> float:
     if scale == "plain":
-        return values
+        return value
     if scale == "logit":
-        return 0.5 * (1.0 + np.tanh(0.5 * values))
-    return np.exp(values) if scale == "log" else -np.expm1(-values)
+        return 0.5 * (1.0 + math.tanh(0.5 * value))
+    return float(np.exp(value) if scale == "log" else -np.expm1(-value))

@@ -227,7 +227,9 @@ def _by_label(labels: np.ndarray, scores: np.ndarray, metric: Callable[[StepCoun
     return np.array([metric(RankedLabel(*pair).counts(once))[0] for pair in pairs], dtype=np.float64)
 
 
-def roc_points(labels: Sequence[float], scores: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def roc_points(
+    labels: Sequence[float] | np.ndarray, scores: Sequence[float] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     Return the receiver operating characteristic of one label.
 
@@ -244,7 +246,7 @@ def roc_points(labels: Sequence[float], scores: Sequence[float]) -> tuple[np.nda
 
 
 def precision_recall_points(
-    labels: Sequence[float], scores: Sequence[float]
+    labels: Sequence[float] | np.ndarray, scores: Sequence[float] | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     Return precision against recall of one label.
@@ -257,7 +259,7 @@ def precision_recall_points(
         Recalls, precisions and thresholds, each (points,), from the highest score to the lowest.
     """
     true_positive, false_positive, thresholds = (values[1:] for values in threshold_counts(labels, scores))
-    recall = ratio(true_positive, true_positive[-1] if len(true_positive) else 0)
+    recall = ratio(true_positive, true_positive[-1] if len(true_positive) else np.zeros(()))
     return recall, ratio(true_positive, true_positive + false_positive), thresholds
 
 
@@ -269,13 +271,13 @@ def threshold_counts(
 
     The scores are distinct and fall, from infinity, which no recording reaches, to the lowest.
     """
-    labels, scores = (values[:, 0] for values in label_arrays(np.ravel(labels), np.ravel(scores)))
-    known = ~np.isnan(labels)
-    labels, scores = labels[known], scores[known]
-    order = np.argsort(-scores, kind="stable")
-    ordered = scores[order]
+    truth, ranks = (values[:, 0] for values in label_arrays(np.ravel(labels), np.ravel(scores)))
+    known = ~np.isnan(truth)
+    truth, ranks = truth[known], ranks[known]
+    order = np.argsort(-ranks, kind="stable")
+    ordered = ranks[order]
     ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True)[: len(ordered)])
-    true_positive = np.concatenate([[0], np.cumsum(labels[order])[ends]])
+    true_positive = np.concatenate([[0], np.cumsum(truth[order])[ends]])
     false_positive = np.concatenate([[0], ends + 1]) - true_positive
     return true_positive, false_positive, np.concatenate([[np.inf], ordered[ends]])
 

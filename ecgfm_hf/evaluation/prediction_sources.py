@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -107,7 +107,7 @@ def load_predictions(
     elif dataset is None:
         raise EvaluateError(f"a DATASET is needed to run the model {source} on: a store that `ecgfm prepare` wrote")
     else:
-        running = {"batch_size": batch_size, "num_workers": num_workers, "precision": precision, "progress": progress}
+        running = _Running(batch_size=batch_size, num_workers=num_workers, precision=precision, progress=progress)
         truth = _Truth(dataset, split, targets, class_column)
         loaded = _predict(source, truth, labels, allow_seen, device, running)
     if thresholds is not None:
@@ -128,7 +128,7 @@ def _predict(
     labels: Sequence[str] | None,
     allow_seen: bool,
     device: str,
-    running: dict[str, int | str | bool],
+    running: "_Running",
 ) -> LoadedPredictions:
     # A file of predictions needs none of these.
     from safetensors import SafetensorError
@@ -186,6 +186,15 @@ def _chosen(config: ECGFMConfig, labels: Sequence[str] | None) -> list[str]:
     if config.problem_type == "single_label_classification":
         raise EvaluateError("the model's classes exclude one another and are evaluated together: give no --labels")
     return list(labels)
+
+
+class _Running(TypedDict):
+    """Arguments of [`predict_recordings`]."""
+
+    batch_size: int
+    num_workers: int
+    precision: str
+    progress: bool
 
 
 @dataclass(frozen=True)

@@ -290,7 +290,8 @@ class _Exact:
 
     def _subgroups(self) -> dict[str, list[dict[str, Any]]]:
         """Return by attribute each group's recordings, and its figures by label and of their mean."""
-        predictions, found = self._predictions, {}
+        predictions = self._predictions
+        found: dict[str, list[dict[str, Any]]] = {}
         # Errors in different units have no mean.
         means = () if self._regression and len(self._names) > 1 else (*_GROUP_RANKING, *REGRESSION)
         for attribute, groups in _subgroup_masks(predictions.facts, len(predictions)).items():

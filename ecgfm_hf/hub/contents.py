@@ -113,7 +113,9 @@ class _Collected:
     problems: list[str] = field(default_factory=list)
 
     def text(self, name: str) -> str:
-        return self.files[name].content.decode("utf-8")
+        content = self.files[name].content
+        assert content is not None, name  # only weights are streamed
+        return content.decode("utf-8")
 
 
 def folder_contents(
@@ -262,8 +264,8 @@ def _add_card(
         )
     found.problems += incomplete
     targets = dict.fromkeys(re.findall(r"\]\(([\w./-]+)\)", found.text(CARD_FILE)))
-    known = {*found.files, LICENSE_FILE}
-    found.notes += [f"{CARD_FILE}: refers to {name}, which is not uploaded" for name in targets if name not in known]
+    there = {*found.files, LICENSE_FILE}
+    found.notes += [f"{CARD_FILE}: refers to {name}, which is not uploaded" for name in targets if name not in there]
 
 
 def _add_licence(found: _Collected) -> None:

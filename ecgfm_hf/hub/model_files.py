@@ -98,7 +98,9 @@ def weight_problems(folder: Path, files: list[str], config: ECGFMConfig, class_n
     except (KeyError, ValueError, TypeError, RuntimeError) as error:  # such as an unknown activation
         return [f"config.json: cannot build {class_name} from it: {type(error).__name__}: {error}"]
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    problems, found, not_finite = [], {}, []
+    problems: list[str] = []
+    found: dict[str, tuple[str, list[int]]] = {}
+    not_finite: list[str] = []
     for name in files:
         if name == INDEX_FILE:
             continue
@@ -157,7 +159,7 @@ def settings_problems(
         return [str(error)], [], None
     if content.get("model_type") != ECGFMConfig.model_type:
         return [f"{CONFIG_FILE}: model_type must be 'ecgfm', found: {content.get('model_type')!r}"], [], None
-    problems, architectures = [], content.get("architectures")
+    problems, architectures = [], content.get("architectures") or []
     if architectures not in [[name] for name in MODEL_CLASSES]:
         problems.append(f"{CONFIG_FILE}: architectures must be one of {list(MODEL_CLASSES)}, found: {architectures!r}")
     for key, wanted in (("auto_map", AUTO_MAP), ("custom_pipelines", CUSTOM_PIPELINES)):

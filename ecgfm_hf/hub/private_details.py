@@ -106,11 +106,12 @@ def find_private_details(text: str, machine: Machine, allow: Iterable[str] = ())
     Returns:
         list of [`PrivateDetail`]: each text and kind once. Names inside a path that was found are not repeated.
     """
-    allow, found = set(allow), {}
+    allowed = set(allow)
+    found: dict[tuple[str, str], PrivateDetail] = {}
     for where, reading in _readings(text):
         paths: list[tuple[int, int]] = []
         for (start, end), detail in _findings(reading, machine):
-            if detail.text in allow:
+            if detail.text in allowed:
                 continue
             if detail.kind == _PATH:
                 paths.append((start, end))

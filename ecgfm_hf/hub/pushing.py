@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # exported, but not in its __all__
 
 from ..utils.errors import ECGFMError
 from .contents import PushContents, folder_contents, stamp
@@ -24,7 +24,7 @@ from .private_details import find_private_details, this_machine
 try:
     from httpx2 import TransportError
 except ImportError:  # huggingface_hub before 2
-    from httpx import TransportError
+    from httpx import TransportError  # type: ignore[assignment] # the same class, of the older package
 
 _Result = TypeVar("_Result")
 # Seconds before each retry.
@@ -154,8 +154,9 @@ class _Push:
                 "make it "
                 "private in its settings on the Hub first. Nothing was sent"
             )
-        if self._revision is not None and not self._revision.startswith("refs/"):
-            self._try(lambda: self._api.create_branch(self._repo_id, branch=self._revision, exist_ok=True))
+        branch = self._revision
+        if branch is not None and not branch.startswith("refs/"):
+            self._try(lambda: self._api.create_branch(self._repo_id, branch=branch, exist_ok=True))
         self._head = self._try(lambda: self._info().sha)
         done = self._try(self._commit)
         self._check_arrived()

@@ -246,7 +246,7 @@ class _Rule:
         # Classes exclude one another, so that together they make up the total.
         single = problem_type == "single_label_classification"
         classes = self.counts([cells["positive"] for cells in labels]) if single else []
-        counted = []
+        counted: list[dict[str, Count]] = []
         for index, cells in enumerate(labels):
             sides = {name: cell for name, cell in cells.items() if name != "unknown"}
             if not enough or self.few(_known(cells)):
@@ -254,7 +254,7 @@ class _Rule:
                 continue
             if single:
                 exact = isinstance(classes[index], int) and self.enough(cells["negative"])
-                shown = [classes[index], len(cells["negative"]) if exact else WITHHELD]
+                shown: list[Count] = [classes[index], len(cells["negative"]) if exact else WITHHELD]
             else:
                 shown = self.counts(list(sides.values()))
             counted.append({**dict(zip(sides, shown, strict=True)), "unknown": len(cells["unknown"])})

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # exported, but not in its __all__
 
 from ...configuration_ecgfm import ECGFMConfig
 from ...evaluation import METRICS_FILE
@@ -222,7 +222,7 @@ def _check_results(results: Mapping[str, Any], config: ECGFMConfig, folder: Path
     """Return whether results belong to the weights in a folder; raise [`CardError`] if they belong to others."""
     problem = config.problem_type or "multi_label_classification"
     unknown = [name for name in results["labels"] if name not in config.label_names]
-    if config.architectures[0] != CLASSIFIER or unknown or results["problem_type"] != problem:
+    if config.architectures != [CLASSIFIER] or unknown or results["problem_type"] != problem:
         what = f"its problem type is {results['problem_type']}"
         if unknown:
             what = f"it has the labels {', '.join(unknown[:5])}"

@@ -6,7 +6,8 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from ...evaluation.formatting import METRIC_NAMES, count, figure_text
-from ...evaluation.results import PROBABILITY, RANKING, RATES, REGRESSION
+from ...evaluation.intervals import RANKING
+from ...evaluation.results import PROBABILITY, RATES, REGRESSION
 from .details import CardDetails, placeholder
 from .markdown import bullets, paragraphs, plain, table
 

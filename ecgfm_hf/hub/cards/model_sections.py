@@ -49,8 +49,8 @@ def description(config: ECGFMConfig, architecture: str, parameters: int, *more: 
         ("Parameters", f"{parameters:,}"),
     ]
     if architecture == CLASSIFIER:
-        problem = config.problem_type or "multi_label_classification"
-        rows.append(("Task", f"{_PROBLEMS[problem]}; {config.num_labels} output{'s' * (config.num_labels > 1)}"))
+        problem, outputs = config.problem_type or "multi_label_classification", len(config.label_names)
+        rows.append(("Task", f"{_PROBLEMS[problem]}; {outputs} output{'s' * (outputs > 1)}"))
     return facts_table([*rows, *more])
 
 
@@ -116,9 +116,9 @@ def outputs_section(
 
 def _label_table(config: ECGFMConfig, hidden: Collection[str]) -> str:
     aggregation, calibration = config.label_aggregation or {}, config.label_calibration or {}
-    thresholds, weights = config.label_thresholds or {}, config.pos_weight
+    thresholds, weights = config.label_thresholds or {}, config.pos_weight or ()
     columns = ["label", "over segments", "threshold", "calibrated"]
-    if weights is not None and len(calibration) < config.num_labels:
+    if weights and len(calibration) < len(config.label_names):
         columns.append("ln(pos_weight)")
     rows = []
     for place, name in enumerate(config.label_names):
@@ -153,7 +153,9 @@ def _meaning(config: ECGFMConfig, is_weighted: bool) -> str:
         scores += " Training weighted positives, which shifts the logits: **0.5 is no sensible threshold.**"
     else:
         scores += " 0.5 is no threshold by itself."
-    return paragraphs(calibrated if calibration else None, scores if len(calibration) < config.num_labels else None)
+    return paragraphs(
+        calibrated if calibration else None, scores if len(calibration) < len(config.label_names) else None
+    )
 
 
 def _thresholds(config: ECGFMConfig, chosen_on: str | None) -> str:
