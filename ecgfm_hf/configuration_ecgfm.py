@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from huggingface_hub.dataclasses import strict
 from transformers.utils import logging
@@ -22,6 +22,16 @@ PROBLEM_TYPES = ("multi_label_classification", "single_label_classification", "r
 LABEL_FIELDS = ("pos_weight", "label_aggregation", "label_thresholds", "label_calibration", "label_notes")
 _SCORE_FIELDS = LABEL_FIELDS[:-1]
 _MAX_LABELS = 100_000
+_DEFAULT_LABELS = ["LABEL_0", "LABEL_1"]
+CountT = TypeVar("CountT", bound="_Count")
+
+
+class _Count(Protocol):
+    """An integer, or a tensor of integers, whose library this file does not import."""
+
+    def __add__(self: CountT, other: int, /) -> CountT: ...
+    def __sub__(self: CountT, other: int, /) -> CountT: ...
+    def __floordiv__(self: CountT, other: int, /) -> CountT: ...
 
 
 def _label_names(
@@ -205,7 +215,7 @@ class ECGFMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         names = _label_names(self.id2label, self.label2id, kwargs.pop("num_labels", None))
-        self._store_names(_label_names(num_labels=2) if names is None else names)
+        self._store_names(names or _DEFAULT_LABELS)
         super().__post_init__(**kwargs)
         self._labels_settled = True
 
@@ -235,9 +245,9 @@ class ECGFMConfig(PreTrainedConfig):
         super().__setattr__("label2id", {label: number for number, label in enumerate(names)})
 
     def _change_labels(self, names: list[str] | None) -> None:
-        names = _label_names(num_labels=2) if names is None else names
+        names = names or _DEFAULT_LABELS
         # label2id has the names that the other fields were stated for, even if id2label was changed in place.
-        before = sorted(self.label2id, key=lambda label: self.label2id[label])
+        before = [label for label, _ in sorted((self.label2id or {}).items(), key=lambda pair: pair[1])]
         self._store_names(names)
         if names != before:
             self._drop(LABEL_FIELDS, "the new labels")
@@ -264,7 +274,7 @@ class ECGFMConfig(PreTrainedConfig):
         names = _label_names(**labels)
         result = super().from_dict(config_dict, **kwargs)
         config = result[0] if isinstance(result, tuple) else result
-        if labels["id2label"] or labels["label2id"]:
+        if names is not None and (labels["id2label"] or labels["label2id"]):
             config.id2label = dict(enumerate(names))
         elif names is not None:
             config.num_labels = len(names)
@@ -372,16 +382,26 @@ class ECGFMConfig(PreTrainedConfig):
             )
 
     @property
+    def num_labels(self) -> int:
+        """Number of labels: of the classifier's outputs."""
+        return len(self.id2label or ())
+
+    @num_labels.setter
+    def num_labels(self, num_labels: int) -> None:
+        if num_labels != self.num_labels:
+            self._change_labels(_label_names(num_labels=num_labels))
+
+    @property
     def label_names(self) -> list[str]:
         """Label names in the order of the classifier's outputs."""
-        return [self.id2label[i] for i in range(self.num_labels)]
+        return _label_names(self.id2label) or []
 
     @property
     def inputs_to_logits_ratio(self) -> int:
         """Samples between the beginnings of two frames."""
         return math.prod(self.conv_stride)
 
-    def num_frames(self, num_samples: int, num_conv_layers: int | None = None) -> int:
+    def num_frames(self, num_samples: CountT, num_conv_layers: int | None = None) -> CountT:
         """
         Frames that the feature encoder makes of `num_samples` samples; works on integers and on integer tensors.
 

@@ -15,10 +15,14 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
+
+# Of a recording: one for all leads, one for each, or unknown.
+Units = str | Sequence[str] | None
 
 STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 # Leads that files carry beside the twelve: posterior and right-sided chest leads, Frank's X, Y, Z, monitoring leads
@@ -33,13 +37,23 @@ _MILLIVOLTS = {"v": 1e3, "mv": 1.0, "uv": 1e-3, "µv": 1e-3, "nv": 1e-6}
 _MILLIVOLTS |= {"volt": 1e3, "millivolt": 1.0, "microvolt": 1e-3, "nanovolt": 1e-6}
 
 # Each limb lead as a weighted sum of two others, and the same in words where it serves as a check.
-_LIMB_LEADS = {"I": {"II": 1, "III": -1}, "II": {"I": 1, "III": 1}, "III": {"II": 1, "I": -1}}
-_LIMB_LEADS |= {"aVR": {"I": -0.5, "II": -0.5}, "aVL": {"I": 1, "II": -0.5}, "aVF": {"II": 1, "I": -0.5}}
+_LIMB_LEADS: dict[str, dict[str, float]] = {
+    "I": {"II": 1, "III": -1},
+    "II": {"I": 1, "III": 1},
+    "III": {"II": 1, "I": -1},
+    "aVR": {"I": -0.5, "II": -0.5},
+    "aVL": {"I": 1, "II": -0.5},
+    "aVF": {"II": 1, "I": -0.5},
+}
 _CHECKS = {"III": "II - I (Einthoven)", "aVR": "-(I + II) / 2 (Goldberger)"}
 _CHECKS |= {"aVL": "I - II / 2 (Goldberger)", "aVF": "II - I / 2 (Goldberger)"}
 
-_POLICIES = {"missing_leads": ("error", "zero", "derive"), "nan_samples": ("error", "zero", "interpolate")}
-_POLICIES |= {"constant_leads": ("zero", "error"), "short_recordings": ("error", "pad")}
+_POLICIES: dict[str, tuple[str, ...]] = {
+    "missing_leads": ("error", "zero", "derive"),
+    "nan_samples": ("error", "zero", "interpolate"),
+    "constant_leads": ("zero", "error"),
+    "short_recordings": ("error", "pad"),
+}
 _SETTINGS = ("sampling_rate", "lead_names", "segment_seconds", *_POLICIES)
 # What transformers itself writes into preprocessor_config.json, or reads from it.
 _HF_KEYS = {"feature_extractor_type", "auto_map", "processor_class", "transformers_version", "custom_pipelines"}
@@ -131,7 +145,7 @@ def resample(signal: np.ndarray, from_rate: float, to_rate: float) -> np.ndarray
     return out
 
 
-def standardise(signal: np.ndarray) -> np.ndarray:
+def standardise(signal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     Bring each lead of (leads, n) float64 to mean 0 and population standard deviation 1, *in place*; zeros stay zeros.
     Returns the means (leads,) and standard deviations (leads,) that it had.
@@ -258,7 +272,7 @@ def _derivation(name: str, found: dict[str, int]) -> dict[str, float]:
     return formula
 
 
-def _clean_nan(signal, leads: tuple[str, ...], policy: str, live: np.ndarray, warnings: list[str]) -> None:
+def _clean_nan(signal: np.ndarray, leads: tuple[str, ...], policy: str, live: np.ndarray, warnings: list[str]) -> None:
     """Apply the policy to leads with NaN, in place, and refuse infinite samples."""
     for row in np.flatnonzero(~(np.abs(signal).max(axis=1) <= _LARGEST_SAMPLE)):  # written so that NaN is among them
         bad = np.isnan(signal[row])
@@ -276,7 +290,14 @@ def _clean_nan(signal, leads: tuple[str, ...], policy: str, live: np.ndarray, wa
         warnings.append(f"{found}: {'bridged linearly' if live[row] else 'the lead is set to 0'}")
 
 
-def _drop_constant(signal, constant: np.ndarray, leads, policy: str, live: np.ndarray, warnings: list[str]) -> None:
+def _drop_constant(
+    signal: np.ndarray,
+    constant: np.ndarray,
+    leads: tuple[str, ...],
+    policy: str,
+    live: np.ndarray,
+    warnings: list[str],
+) -> None:
     """Set constant leads to 0, in place: what is left of them after centring is rounding noise."""
     for row in np.flatnonzero(constant & live):
         if policy == "error":
@@ -285,7 +306,9 @@ def _drop_constant(signal, constant: np.ndarray, leads, policy: str, live: np.nd
         signal[row], live[row] = 0, False
 
 
-def _assemble(signal, live, plan: _Plan, wanted: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _assemble(
+    signal: np.ndarray, live: np.ndarray, plan: _Plan, wanted: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The model's leads (leads, samples), derived or 0 where missing; which carry a signal; which are constant."""
     out, constant = np.zeros((len(wanted), signal.shape[1])), np.zeros(len(wanted), dtype=bool)
     row_of = {lead: row for row, lead in enumerate(plan.leads)}
@@ -417,6 +440,10 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
     model_input_names = ["input_values", "attention_mask"]
     # What short recordings are padded with; transformers' pipelines ask for it.
     padding_value = 0.0
+    missing_leads: str
+    nan_samples: str
+    constant_leads: str
+    short_recordings: str
 
     def __init__(
         self,
@@ -427,7 +454,7 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         nan_samples: str = "error",
         constant_leads: str = "zero",
         short_recordings: str = "error",
-        **kwargs,
+        **kwargs: Any,
     ):
         for key in kwargs:
             if key not in _HF_KEYS and not key.startswith("_"):
@@ -445,7 +472,7 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
             setattr(self, key, _check_policy(key, value))
 
     @classmethod
-    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs):
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As the base class, but the caller's settings count where the file lacks them, and no misspelt one passes."""
         given = {key: kwargs.pop(key) for key in list(kwargs) if key in _SETTINGS or _suggestion(key)}
         return super().from_dict({**feature_extractor_dict, **given}, **kwargs)
@@ -492,14 +519,14 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
 
     def __call__(
         self,
-        recordings,
+        recordings: ArrayLike,
         *,
-        sampling_rate,
-        lead_names,
-        units=None,
+        sampling_rate: float | Sequence[float] | np.ndarray,
+        lead_names: Sequence[str] | Sequence[Sequence[str]],
+        units: Units | Sequence[Units] = None,
         return_tensors: str | None = None,
         return_recording_info: bool = False,
-        **policies,
+        **policies: str | None,
     ) -> BatchFeature:
         """
         Prepare one recording or several. The model takes what is returned: `model(**extractor(...))`.
@@ -538,11 +565,13 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         nested_names = _is_sequence(lead_names) and any(map(_is_sequence, lead_names))
         rates = _spread("sampling_rate", sampling_rate, count, not _is_sequence(sampling_rate))
         names = _spread("lead_names", lead_names, count, not nested_names)
-        units = _spread("units", units, count, _units_are_shared(units, pieces))
+        all_units = _spread("units", units, count, _units_are_shared(units, pieces))
         values = np.empty((0, len(self.lead_names), self.segment_samples), dtype=np.float32)
         counts, valid, warnings, end = [], [], [], 0
-        for i, inputs in enumerate(zip(pieces, rates, names, units, strict=True)):
-            segments, valid_samples, notes, *_ = self.prepare_recording(*inputs, name=f"recording {i}", **policies)
+        for i, (piece, rate, its_leads, its_units) in enumerate(zip(pieces, rates, names, all_units, strict=True)):
+            segments, valid_samples, notes, *_ = self.prepare_recording(
+                piece, rate, its_leads, its_units, name=f"recording {i}", inspect=True, **policies
+            )
             counts.append(len(segments))
             valid.append(valid_samples)
             warnings.append(notes)
@@ -565,17 +594,17 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
                 "The feature extractor has warnings about recordings (missing, dead or clipped leads, units, seconds "
                 "dropped). They are returned with return_recording_info=True; this is logged once."
             )
-        valid = np.repeat(valid, counts)
-        if valid.min() < self.segment_samples:
-            data["attention_mask"] = (np.arange(self.segment_samples) < valid[:, None]).astype(np.int64)
+        valid_samples_of = np.repeat(valid, counts)
+        if valid_samples_of.min() < self.segment_samples:
+            data["attention_mask"] = (np.arange(self.segment_samples) < valid_samples_of[:, None]).astype(np.int64)
         return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=["warnings"])
 
     def prepare_recording(
         self,
-        recording,
-        sampling_rate,
-        lead_names,
-        units=None,
+        recording: ArrayLike,
+        sampling_rate: float,
+        lead_names: Sequence[str],
+        units: Units = None,
         *,
         name: str = "recording",
         inspect: bool = True,
@@ -590,14 +619,24 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
             raise TypeError(f"unknown argument among {', '.join(policies)}; the policies are {', '.join(_POLICIES)}")
         given = {key: value for key, value in policies.items() if value is not None}
         try:
-            policies = {key: _check_policy(key, given.get(key, getattr(self, key))) for key in _POLICIES}
+            checked = {key: _check_policy(key, given.get(key, getattr(self, key))) for key in _POLICIES}
             rate = _check_number("sampling_rate (Hz)", sampling_rate, _MIN_RATE, _MAX_RATE)
-            return self._prepare(recording, rate, _check_names(lead_names), units, inspect, **policies)
+            return self._prepare(recording, rate, _check_names(lead_names), units, inspect, **checked)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
 
     def _prepare(
-        self, recording, rate, names, units, inspect, missing_leads, nan_samples, constant_leads, short_recordings
+        self,
+        recording: ArrayLike,
+        rate: float,
+        names: tuple[str, ...],
+        units: Units,
+        inspect: bool,
+        *,
+        missing_leads: str,
+        nan_samples: str,
+        constant_leads: str,
+        short_recordings: str,
     ) -> PreparedRecording:
         array = _check_recording(recording, len(names))
         wanted = tuple(self.lead_names)

@@ -105,7 +105,8 @@ def load_model(
     if getattr(config, "quantization_config", None) is None:
         _check_tensors(name, model_class, config, _weight_files(name, hub))
     try:
-        model, loading = model_class.from_pretrained(
+        # With `output_loading_info` it returns a pair, whatever its type says.
+        loaded: Any = model_class.from_pretrained(
             model_dir,
             config=config,
             dtype=dtype,
@@ -114,6 +115,7 @@ def load_model(
             output_loading_info=True,
             **hub,
         )
+        model, loading = loaded
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ModelFolderError(f"{name} does not load as {model_class.__name__}: {error}") from error
     if wrong := {problem: found for problem in ("missing_keys", "mismatched_keys") if (found := loading[problem])}:

@@ -11,11 +11,11 @@ import copy
 import math
 import os
 import shutil
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +27,15 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from .configuration_ecgfm import ECGFMConfig
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+ModelT = TypeVar("ModelT", bound="ECGFMPreTrainedModel")
 
 # What a saved folder says about the code beside its weights.
 AUTO_MAP = {
@@ -73,12 +78,12 @@ class ECGFMModelOutput(ModelOutput):
             Attention weights of every layer, after the softmax.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    extract_features: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    conv_features: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    extract_features: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    conv_features: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -100,20 +105,20 @@ class ECGFMForPreTrainingOutput(ModelOutput):
             As in [`ECGFMModelOutput`], of the masked pass where frames were masked.
     """
 
-    loss: torch.FloatTensor | None = None
-    contrastive_loss: torch.FloatTensor | None = None
-    diversity_loss: torch.FloatTensor | None = None
-    feature_penalty: torch.FloatTensor | None = None
-    cmsc_loss: torch.FloatTensor | None = None
-    num_masked_frames: torch.LongTensor | None = None
-    code_perplexity: torch.FloatTensor | None = None
-    prob_perplexity: torch.FloatTensor | None = None
-    contrastive_accuracy: torch.FloatTensor | None = None
-    last_hidden_state: torch.FloatTensor | None = None
-    extract_features: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    contrastive_loss: torch.Tensor | None = None
+    diversity_loss: torch.Tensor | None = None
+    feature_penalty: torch.Tensor | None = None
+    cmsc_loss: torch.Tensor | None = None
+    num_masked_frames: torch.Tensor | None = None
+    code_perplexity: torch.Tensor | None = None
+    prob_perplexity: torch.Tensor | None = None
+    contrastive_accuracy: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    extract_features: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -129,11 +134,11 @@ class ECGFMClassifierOutput(ModelOutput):
         hidden_states, attentions: As in [`ECGFMModelOutput`].
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -193,12 +198,12 @@ class _ScaleGradient(torch.autograd.Function):
     """Identity forward; multiplies the gradient backward."""
 
     @staticmethod
-    def forward(ctx, values: torch.Tensor, factor: float) -> torch.Tensor:
+    def forward(ctx: Any, values: torch.Tensor, factor: float) -> torch.Tensor:
         ctx.factor = factor
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient * ctx.factor, None
 
 
@@ -245,6 +250,7 @@ class ECGFMConvLayer(nn.Module):
             stride=config.conv_stride[layer],
             bias=config.conv_bias,
         )
+        self.layer_norm: ECGFMChannelLayerNorm | ECGFMGroupNorm | None
         if config.feat_extract_norm == "layer":
             self.layer_norm = ECGFMChannelLayerNorm(channels_out, eps=config.layer_norm_eps)
         elif layer == 0:
@@ -316,7 +322,7 @@ class ECGFMFeatureProjection(nn.Module):
 def _linear(in_features: int, out_features: int, weight_init: Callable[[torch.Tensor], torch.Tensor]) -> nn.Linear:
     # `_init_weights` sees a module without its place in the model, so the place states the initialisation.
     linear = nn.Linear(in_features, out_features)
-    linear.weight_init = weight_init
+    linear.weight_init = weight_init  # type: ignore[assignment]  # torch declares attributes as tensors and modules
     return linear
 
 
@@ -328,7 +334,9 @@ class ECGFMPositionalConv(nn.Conv1d):
     adapters.
     """
 
-    def __init__(self, *args, **kwargs):
+    padding: tuple[int, ...]
+
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._spectrum: tuple[torch.Tensor, int, torch.Tensor] | None = None
 
@@ -394,7 +402,7 @@ class ECGFMPositionalConv(nn.Conv1d):
         self._spectrum = None if is_offloaded else (spectrum, length, weight.detach().clone())
         return spectrum, length
 
-    def __reduce_ex__(self, protocol: typing.SupportsIndex) -> tuple:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple:
         if not parametrize.is_parametrized(self):
             return super().__reduce_ex__(protocol)
         # torch gives each parametrized module a class and a hook of its own, which cannot be pickled.
@@ -433,7 +441,7 @@ def eager_attention_forward(
     scaling: float,
     dropout: float = 0.0,
     output_attentions: bool = False,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
     Attention as two matrix products, with the softmax in float32; `attention_mask` is True where to look.
@@ -480,7 +488,7 @@ class ECGFMAttention(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: "torch.Tensor | BlockMask | None" = None,
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         shape = hidden_states.shape[:-1]
@@ -548,7 +556,7 @@ class ECGFMEncoderLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: "torch.Tensor | BlockMask | None" = None,
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self.pre_norm:
@@ -631,7 +639,7 @@ class ECGFMEncoder(nn.Module):
 
     def _attention_mask(
         self, hidden_states: torch.Tensor, frame_mask: torch.Tensor | None, output_attentions: bool
-    ) -> torch.Tensor | None:
+    ) -> "torch.Tensor | BlockMask | None":
         if frame_mask is None:
             return None
         if output_attentions or self.config._attn_implementation in ("eager", "sdpa"):
@@ -673,7 +681,7 @@ class ECGFMPreTrainedModel(PreTrainedModel):
     config_class = ECGFMConfig
     base_model_prefix = "ecgfm"
     main_input_name = "input_values"
-    input_modalities = ("audio",)
+    input_modalities = "audio"
     supports_gradient_checkpointing = True
     # No **kwargs in `forward` and no `num_items_in_batch`: the Trainer then scales the loss itself.
     accepts_loss_kwargs = False
@@ -697,18 +705,19 @@ class ECGFMPreTrainedModel(PreTrainedModel):
         if isinstance(module, parametrize.ParametrizationList):
             # Weight norm of the position embedding: the direction has the original's deviation, the magnitude is its
             # norm, so that the effective weight equals the direction. Writing to `conv.weight` would do nothing.
-            direction = module.original1
+            magnitude, direction = module.parameters()
             init.normal_(direction, std=2.0 / math.sqrt(direction.shape[0] * direction.shape[-1]))
-            init.copy_(module.original0, torch.linalg.vector_norm(direction, dim=(0, 1), keepdim=True))
+            init.copy_(magnitude, torch.linalg.vector_norm(direction, dim=(0, 1), keepdim=True))
         elif isinstance(module, nn.Conv1d) and parametrize.is_parametrized(module):
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, nn.Conv1d):
             init.kaiming_normal_(module.weight)
             if module.bias is not None:
                 bound = 1.0 / math.sqrt(module.weight.shape[1] * module.weight.shape[2])
                 init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.Linear) and hasattr(module, "weight_init"):
-            module.weight_init(module.weight)
+        elif isinstance(module, nn.Linear) and callable(weight_init := getattr(module, "weight_init", None)):
+            weight_init(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             bound = 1.0 / math.sqrt(module.in_features)
@@ -722,7 +731,9 @@ class ECGFMPreTrainedModel(PreTrainedModel):
         elif isinstance(module, ECGFMModel) and module.masked_spec_embed is not None:
             init.uniform_(module.masked_spec_embed)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
         """
         As in transformers. The folder also holds the code, so that it loads without this package
         (`trust_remote_code=True`), under every Auto class and as a pipeline.
@@ -736,19 +747,19 @@ class ECGFMPreTrainedModel(PreTrainedModel):
         if pipeline_code is not None:
             self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
             target = Path(save_directory) / pipeline_code.name
-            if kwargs.get("is_main_process", True) and pipeline_code.resolve() != target.resolve():
+            if is_main_process and pipeline_code.resolve() != target.resolve():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(pipeline_code, target)
         elif hasattr(self.config, "custom_pipelines"):
             del self.config.custom_pipelines
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         # safetensors (0.8) leaves weights readable by their owner alone; who may read the rest may read them too.
         config_file = Path(save_directory) / "config.json"
         for weights in Path(save_directory).glob("*.safetensors"):
             if config_file.is_file():
                 weights.chmod(config_file.stat().st_mode)
 
-    def __init__(self, config: ECGFMConfig, *args, **kwargs):
+    def __init__(self, config: ECGFMConfig, *args: Any, **kwargs: Any):
         # Whatever was assigned since the config was made; a contradiction must not show first at a save.
         config.validate()
         super().__init__(config, *args, **kwargs)
@@ -758,7 +769,7 @@ class ECGFMPreTrainedModel(PreTrainedModel):
         self._freeze_untrained()
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
+    def from_pretrained(cls: type[ModelT], *args: Any, **kwargs: Any) -> ModelT:
         """As in transformers, whose loading makes every weight trainable; what the config freezes is frozen again."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -778,7 +789,7 @@ class ECGFMPreTrainedModel(PreTrainedModel):
         """Stops training the convolutions; layer norm, projection and position embedding go on training."""
         self.base_model.feature_extractor.requires_grad_(False)
 
-    def get_input_embeddings(self) -> None:
+    def get_input_embeddings(self) -> None:  # type: ignore[override]  # transformers declares a module
         """There is no embedding table; quantised loading asks."""
         return None
 
@@ -788,6 +799,7 @@ class ECGFMModel(ECGFMPreTrainedModel):
 
     # Folders of the other two classes hold an encoder as well; leaving their heads is what AutoModel is for.
     _keys_to_ignore_on_load_unexpected = [*PRETRAINING_HEADS, r"^classifier\."]
+    masked_spec_embed: nn.Parameter | None
 
     def __init__(self, config: ECGFMConfig):
         super().__init__(config)
@@ -1022,16 +1034,9 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        output = ECGFMForPreTrainingOutput(
-            last_hidden_state=encoded.last_hidden_state,
-            extract_features=encoded.extract_features,
-            pooler_output=encoded.pooler_output,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-        )
+        losses = {}
         if mask_time_indices is not None:
-            self._add_losses(
-                output,
+            losses = self._losses(
                 encoded,
                 mask_time_indices.bool(),
                 sampled_negative_indices,
@@ -1039,41 +1044,57 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
                 segment_ids,
                 gumbel_noise,
             )
+        output = ECGFMForPreTrainingOutput(
+            **losses,
+            last_hidden_state=encoded.last_hidden_state,
+            extract_features=encoded.extract_features,
+            pooler_output=encoded.pooler_output,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
         return output if return_dict else output.to_tuple()
 
-    def _add_losses(
+    def _losses(
         self,
-        output: ECGFMForPreTrainingOutput,
         encoded: ECGFMModelOutput,
         mask: torch.Tensor,
         negatives: torch.Tensor | None,
         patient_ids: torch.Tensor | None,
         segment_ids: torch.Tensor | None,
         gumbel_noise: torch.Tensor | None,
-    ) -> None:
+    ) -> dict[str, torch.Tensor]:
+        """Return the objective and its parts, by their names in the output."""
         config = self.config
+        last_hidden_state, extract_features, pooler_output, conv_features = encoded[:4]
         masked_per_row = self._masked_per_row(mask)
         shape = (mask.shape[0], masked_per_row, -1)
-        features = self.dropout_features(encoded.extract_features)[mask].view(shape)
-        quantized, codes, output.code_perplexity, output.prob_perplexity = self.quantizer(features, gumbel_noise)
+        features = self.dropout_features(extract_features)[mask].view(shape)
+        quantized, codes, code_perplexity, prob_perplexity = self.quantizer(features, gumbel_noise)
         targets = self.project_q(quantized)
-        predictions = self.project_hid(encoded.last_hidden_state[mask].view(shape))
+        predictions = self.project_hid(last_hidden_state[mask].view(shape))
         if negatives is None:
             negatives = self._sample_negatives(mask.shape[0], masked_per_row, mask.device)
         else:
             self._check_negatives(negatives, mask.shape[0], masked_per_row)
-        output.contrastive_loss, output.contrastive_accuracy = self._contrastive_loss(
-            predictions, targets, codes, negatives
-        )
+        contrastive_loss, contrastive_accuracy = self._contrastive_loss(predictions, targets, codes, negatives)
         num_codes = config.num_codevector_groups * config.num_codevectors_per_group
-        output.diversity_loss = config.diversity_loss_weight * (1.0 - output.prob_perplexity / num_codes)
-        output.feature_penalty = config.feature_penalty_weight * encoded.conv_features.float().square().mean()
-        output.loss = output.contrastive_loss + output.diversity_loss + output.feature_penalty
-        if patient_ids is not None:
-            cmsc_loss = self._cmsc_loss(encoded.pooler_output.float(), patient_ids, segment_ids)
-            output.cmsc_loss = config.cmsc_loss_weight * cmsc_loss
-            output.loss = output.loss + output.cmsc_loss
-        output.num_masked_frames = torch.tensor(mask.shape[0] * masked_per_row, device=mask.device)
+        diversity_loss = config.diversity_loss_weight * (1.0 - prob_perplexity / num_codes)
+        feature_penalty = config.feature_penalty_weight * conv_features.float().square().mean()
+        losses = {
+            "loss": contrastive_loss + diversity_loss + feature_penalty,
+            "contrastive_loss": contrastive_loss,
+            "diversity_loss": diversity_loss,
+            "feature_penalty": feature_penalty,
+            "num_masked_frames": torch.tensor(mask.shape[0] * masked_per_row, device=mask.device),
+            "code_perplexity": code_perplexity,
+            "prob_perplexity": prob_perplexity,
+            "contrastive_accuracy": contrastive_accuracy,
+        }
+        if patient_ids is not None and segment_ids is not None:
+            cmsc_loss = self._cmsc_loss(pooler_output.float(), patient_ids, segment_ids)
+            losses["cmsc_loss"] = config.cmsc_loss_weight * cmsc_loss
+            losses["loss"] = losses["loss"] + losses["cmsc_loss"]
+        return losses
 
     def _masked_per_row(self, mask: torch.Tensor) -> int:
         counts = mask.sum(dim=1)
@@ -1232,8 +1253,8 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
         if problem_type == "regression":
             losses = (logits - labels).square()
         else:
-            weight = self.config.pos_weight
-            weight = None if weight is None else torch.tensor(weight, dtype=logits.dtype, device=logits.device)
+            given = self.config.pos_weight
+            weight = None if given is None else torch.tensor(given, dtype=logits.dtype, device=logits.device)
             losses = F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight, reduction="none")
         return (losses * known).sum() / known.sum().clamp_min(1)
 

@@ -2,16 +2,19 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers.pipelines.base import ChunkPipeline
 
+if TYPE_CHECKING:
+    from .configuration_ecgfm import ECGFMConfig
+
 RECORDING_KEYS = {"signal", "sampling_rate", "lead_names", "units", "recording"}
 
 
-def recording_scores(segment_logits: np.ndarray, config: Any) -> dict[str, float]:
+def recording_scores(segment_logits: np.ndarray, config: "ECGFMConfig") -> dict[str, float]:
     """
     The answer for one recording from the logits of its segments.
 
@@ -46,7 +49,7 @@ def recording_scores(segment_logits: np.ndarray, config: Any) -> dict[str, float
     return result
 
 
-def positive_labels(scores: dict[str, float], config: Any) -> list[str] | None:
+def positive_labels(scores: dict[str, float], config: "ECGFMConfig") -> list[str] | None:
     """Labels whose score reaches their threshold; `None` where the config has no threshold. None is assumed."""
     thresholds = config.label_thresholds
     if not thresholds:
@@ -55,7 +58,7 @@ def positive_labels(scores: dict[str, float], config: Any) -> list[str] | None:
 
 
 def recording_answer(
-    recording: str | None, segment_logits: np.ndarray, warnings: Iterable[str], config: Any
+    recording: str | None, segment_logits: np.ndarray, warnings: Iterable[str], config: "ECGFMConfig"
 ) -> dict[str, Any]:
     """
     Return the answer for one recording: its scores, positive labels, number of segments and warnings.
@@ -105,18 +108,21 @@ class ECGClassificationPipeline(ChunkPipeline):
     never influences an answer.
     """
 
-    _load_processor = False
-    _load_image_processor = False
-    _load_video_processor = False
-    _load_feature_extractor = True
-    _load_tokenizer = False
+    # transformers declares other types for these: a model with any config, a feature extractor of its own, None.
+    model: Any
+    feature_extractor: Any
+    _load_processor: Any = False
+    _load_image_processor: Any = False
+    _load_video_processor: Any = False
+    _load_feature_extractor: Any = True
+    _load_tokenizer: Any = False
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         # Dropout would change the scores from call to call.
         self.model.eval()
 
-    def _sanitize_parameters(
+    def _sanitize_parameters(  # type: ignore[override]  # the base class takes any name; a misspelt one is an error
         self,
         missing_leads: str | None = None,
         nan_samples: str | None = None,
@@ -131,7 +137,9 @@ class ECGClassificationPipeline(ChunkPipeline):
         }
         return {name: policy for name, policy in policies.items() if policy is not None}, {}, {}
 
-    def preprocess(self, inputs: dict[str, Any] | str | os.PathLike, **policies: str) -> Iterator[dict[str, Any]]:
+    def preprocess(  # type: ignore[override]  # a ChunkPipeline yields, which its types do not say
+        self, inputs: dict[str, Any] | str | os.PathLike, **policies: Any
+    ) -> Iterator[dict[str, Any]]:
         """Yields the segments of one recording."""
         recording = self._recording(inputs)
         name = recording.pop("recording", None)
@@ -178,15 +186,19 @@ class ECGClassificationPipeline(ChunkPipeline):
             )
         return dict(inputs)
 
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
-        segments, lengths = model_inputs.pop("input_values"), model_inputs.pop("attention_mask").sum(dim=1)
+    def _forward(  # type: ignore[override]  # the base class declares a ModelOutput, and takes any dictionary
+        self, input_tensors: dict[str, Any], **_: Any
+    ) -> dict[str, Any]:
+        segments, lengths = input_tensors.pop("input_values"), input_tensors.pop("attention_mask").sum(dim=1)
         logits = torch.empty(len(segments), self.model.config.num_labels, device=segments.device)
         for length in lengths.unique().tolist():
             rows = lengths == length
             logits[rows] = self.model(segments[rows, :, :length]).logits.float()
-        return {"logits": logits, **model_inputs}
+        return {"logits": logits, **input_tensors}
 
-    def postprocess(self, model_outputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def postprocess(  # type: ignore[override]  # a ChunkPipeline gives a list, which its types do not say
+        self, model_outputs: list[dict[str, Any]], **_: Any
+    ) -> dict[str, Any]:
         """Join the segments of one recording."""
         logits = torch.cat([output["logits"] for output in model_outputs]).cpu().numpy()
         first = model_outputs[0]

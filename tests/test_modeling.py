@@ -94,6 +94,12 @@ def test_loss_parts_add_up_and_every_weight_learns(tiny_config):
         assert parameter.grad.isfinite().all(), name
 
 
+def test_the_tuple_of_pretraining_begins_with_the_loss(tiny_config):
+    model, inputs = ECGFMForPreTraining(tiny_config()).eval(), pretraining_inputs()
+    inputs["sampled_negative_indices"] = model._sample_negatives(4, 9, torch.device("cpu"))
+    assert torch.equal(model(**inputs, return_dict=False)[0], model(**inputs).loss)
+
+
 def test_without_patients_cmsc_is_left_out(tiny_config):
     inputs = pretraining_inputs()
     del inputs["patient_ids"], inputs["segment_ids"]

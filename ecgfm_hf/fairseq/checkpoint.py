@@ -17,7 +17,7 @@ import re
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -215,7 +215,7 @@ def _stored_scalar(dtype: Any = None, data: Any = b"", *_: Any) -> _StoredArray:
 
 
 # `_codecs.encode`, which writes bytes in pickle protocol 2, is on torch's own list.
-_STAND_INS = {
+_STAND_INS: dict[str, Callable[..., Any]] = {
     "numpy.core.multiarray._reconstruct": _stored_array,
     "numpy._core.multiarray._reconstruct": _stored_array,
     "numpy.core.multiarray.scalar": _stored_scalar,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -24,6 +24,7 @@ from .settings import ConvertedSettings, config_from_checkpoint
 from .state_dict import ModelKind, convert_state_dict, has_old_weight_norm, revert_state_dict
 
 ConvertedModel = ECGFMForPreTraining | ECGFMForMultiLabelClassification
+ConvertedT = TypeVar("ConvertedT", bound=ConvertedModel)
 
 _MODEL_CLASSES: dict[ModelKind, type[ConvertedModel]] = {
     "pretraining": ECGFMForPreTraining,
@@ -207,7 +208,7 @@ def _save(model: ConvertedModel, settings: ConvertedSettings, folder: Path) -> N
     save_model_folder(model, ECGFMFeatureExtractor(lead_names=list(settings.lead_names)), folder)
 
 
-def _verify(folder: Path, model_class: type[ConvertedModel], source: FairseqCheckpoint) -> dict[str, float]:
+def _verify(folder: Path, model_class: type[ConvertedT], source: FairseqCheckpoint) -> dict[str, float]:
     model = load_model(folder, model_class)
     _compare_tensors(folder, model.config, source.tensors)
     differences = verify_conversion(model, source.tensors)

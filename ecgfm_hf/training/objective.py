@@ -140,7 +140,7 @@ def forward_loss(
     if not (across_processes and dist.is_initialized() and dist.get_world_size() > 1):
         return model(**inputs, patient_ids=batch.ids, segment_ids=batch.segment_ids)
     output = model(**inputs)
-    embeddings = _GatherWithGradient.apply(output.pooler_output.float())  # type: ignore[union-attr]  # with a mask
+    embeddings = _GatherWithGradient.apply(output.pooler_output.float())
     # The loss is the same on every process, and so is the sum of its gradients.
     cmsc_loss = bare._cmsc_loss(embeddings, _gather(batch.ids), _gather(batch.segment_ids))
     output.cmsc_loss = bare.config.cmsc_loss_weight * cmsc_loss

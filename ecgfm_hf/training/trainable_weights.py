@@ -9,6 +9,7 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.modeling_utils import PreTrainedModel
 
+from ..modeling_ecgfm import ECGFMForMultiLabelClassification
 from .settings import FinetuneSettings, SettingsError
 
 ADAPTERS_FOLDER = "adapters"
@@ -59,7 +60,7 @@ def add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> nn.Module:
     return adapted
 
 
-def merge_lora(model: Any, adapters: str | Path | None = None) -> PreTrainedModel:
+def merge_lora(model: Any, adapters: str | Path | None = None) -> ECGFMForMultiLabelClassification:
     """
     Merge the adapters into the weights of the classifier, and return it.
 

@@ -108,7 +108,7 @@ class ECGTrainer(Trainer):
     # `compute_loss` has divided by the targets of the whole update.
     loss_is_scaled_for_ga = True
     optimizer: torch.optim.Optimizer | None
-    lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
+    lr_scheduler: torch.optim.lr_scheduler.LambdaLR | None
 
     def __init__(
         self,
@@ -209,7 +209,7 @@ class ECGTrainer(Trainer):
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
+    ) -> torch.optim.lr_scheduler.LambdaLR:
         """Build a schedule whose learning rate is a function of the update's number."""
         if self.lr_scheduler is not None:
             return self.lr_scheduler

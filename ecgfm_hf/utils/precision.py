@@ -95,7 +95,7 @@ def with_precision(model: "ModelT", precision: str) -> "ModelT":
     dtype = weights_dtype(precision, model.device)
     if precision != "int8" and model.dtype == dtype:
         return model
-    model = copy.deepcopy(model).to(dtype)
+    model = copy.deepcopy(model).to(dtype)  # type: ignore[arg-type]  # transformers' wrapper loses `self`
     if precision == "int8":
         _quantize(model)
     return model
@@ -123,7 +123,7 @@ def with_compiled_layers(model: "ModelT") -> "ModelT":
         raise ValueError(f"compiling needs a C++ compiler ({', '.join(_COMPILERS)}), found none")
     weights = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}
     model = copy.deepcopy(model, weights)
-    for layer in model.base_model.encoder.layers:
+    for layer in _encoder_layers(model).children():
         layer.compile(options={"freezing": True})
     return model
 
@@ -162,10 +162,14 @@ def keep_freed_memory() -> bool:
     return bool(set_mmap) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGE))
 
 
+def _encoder_layers(model: "PreTrainedModel") -> "torch.nn.Module":
+    return model.base_model.get_submodule("encoder.layers")
+
+
 def _linear_maps(model: "PreTrainedModel") -> "dict[str, torch.nn.Linear]":
     import torch
 
-    modules = model.base_model.encoder.layers.named_modules()
+    modules = _encoder_layers(model).named_modules()
     return {name: module for name, module in modules if isinstance(module, torch.nn.Linear)}
 
 
@@ -181,7 +185,7 @@ def _quantize(model: "PreTrainedModel") -> None:
         # Sums of products overflow on processors without VNNI.
         reduce_range=should_reduce_range(torch.device("cpu")),
     )
-    quantize_(model.base_model.encoder.layers, config)
+    quantize_(_encoder_layers(model), config)
 
 
 __all__ = [
