@@ -6,7 +6,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all docs lint types format release-check clean
+.PHONY: demo test test-all docs lint format release-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python scripts/demo.py demo_output
@@ -27,9 +27,6 @@ docs: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-# mypy's findings on the package.
-types: $(VENV)/.installed
 	$(BIN)/mypy
 
 format: $(VENV)/.installed

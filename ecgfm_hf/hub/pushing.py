@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # exported, but not in its __all__
+from huggingface_hub.utils import validate_repo_id
 
 from ..utils.errors import ECGFMError
 from .contents import PushContents, folder_contents, stamp

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # exported, but not in its __all__
+from huggingface_hub.utils import validate_repo_id
 
 from ...configuration_ecgfm import ECGFMConfig
 from ...evaluation import METRICS_FILE

@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard_data import model_index_to_eval_results
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # exported, but not in its __all__
+from huggingface_hub.utils import validate_repo_id
 
 from .card import DISCLAIMER, section_titles
 from .details import ALL_MANDATORY, placeholders
