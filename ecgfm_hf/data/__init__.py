@@ -1,5 +1,5 @@
 """
-Recordings to datasets that training reads: sources, store, splits, labels, and what a model takes.
+From a dataset on disk to a store, and from a store to a model's inputs: sources, splits, labels, segments.
 
 Nothing is imported until it is asked for.
 """

@@ -1,4 +1,4 @@
-"""What a classifier learns: numbers by recording, from a store's columns or from a table beside it."""
+"""Targets of fine-tuning: numbers by recording, from a store's label columns or from a separate table."""
 
 import csv
 import math

@@ -1,5 +1,5 @@
 """
-Models over many recordings: scores, embeddings.
+Scores and embeddings of many recordings, in runs that can be resumed; export to ONNX.
 
 Nothing is imported until it is asked for.
 """

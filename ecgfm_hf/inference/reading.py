@@ -1,4 +1,4 @@
-"""Recordings read and preprocessed ahead of the model, by worker processes, in order."""
+"""Read and preprocess recordings ahead of the model, in worker processes, and return them in order."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""A model over many recordings: segments of several recordings run together; logits, embeddings, answers, rows."""
+"""Run a model on many recordings, in batches that mix their segments; return logits, embeddings, answers, rows."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator

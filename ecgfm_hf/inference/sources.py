@@ -1,4 +1,4 @@
-"""Where recordings come from: files, folders, tables that name files, prepared stores, datasets, Python values."""
+"""Find the recordings to score or embed: files, folders, tables of files, stores, datasets, Python values."""
 
 import codecs
 import hashlib

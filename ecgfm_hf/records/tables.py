@@ -1,5 +1,5 @@
 """
-Tables of samples without sampling rate and unit: CSV, TSV and NumPy's `.npy`.
+Readers of CSV, TSV and NumPy's `.npy`: samples without sampling rate and unit.
 
 A CSV or TSV has a column a lead, with the leads' names in its first line; an `.npy` file has a row a lead, and the
 caller names them. Which of two dimensions is time is never guessed from their lengths.

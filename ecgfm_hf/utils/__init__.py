@@ -1,1 +1,1 @@
-"""What several rooms need and that is not about ECGs: errors, files, lazy imports, precision, redaction."""
+"""Tools that several packages share and that are not about ECGs: errors, files, ids, precision, redaction, resuming."""

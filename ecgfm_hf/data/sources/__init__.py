@@ -1,1 +1,1 @@
-"""Datasets as they lie on disk: one module a layout."""
+"""Readers of datasets on disk: one module for each layout."""
