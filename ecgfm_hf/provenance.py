@@ -104,7 +104,7 @@ def splits_of(steps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str,
             yield step, use, summary
 
 
-def labels_of_few(steps: Sequence[Mapping[str, Any]], label_names: Sequence[str]) -> list[str]:
+def labels_with_withheld_counts(steps: Sequence[Mapping[str, Any]], label_names: Sequence[str]) -> list[str]:
     """
     Return the labels for which the last step withholds a count of training recordings.
 
@@ -199,7 +199,7 @@ __all__ = [
     "add_step",
     "file_digest",
     "hardware",
-    "labels_of_few",
+    "labels_with_withheld_counts",
     "num_updates",
     "read_steps",
     "select_settings",

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import scipy.io
 
+from ecgfm_hf.data import DataError
 from ecgfm_hf.data.sources import code_15
-from ecgfm_hf.data.sources.base import SourceError
 from ecgfm_hf.data.sources.code_15 import Code15
 from ecgfm_hf.feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ecgfm_hf.records import ECGReadError, ECGRecord
@@ -210,14 +210,14 @@ def test_a_dataset_that_cannot_be_used_at_all_is_refused(root, monkeypatch, tmp_
         ([exam_row(10, file="no.hdf5")], r"none of the 1 HDF5 files can be read: .*no\.hdf5: no such file"),
     ):
         write_exams(root, rows)
-        with pytest.raises(SourceError, match=message):
+        with pytest.raises(DataError, match=message):
             Code15(root).index()
     write_exams(root, [exam_row(10)])
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(SourceError, match=r"needs h5py: pip install 'ecgfm-hf\[formats\]'"):
+    with pytest.raises(DataError, match=r"needs h5py: pip install 'ecgfm-hf\[formats\]'"):
         Code15(root).index()
     (root / "exams.csv").unlink()
-    with pytest.raises(SourceError, match=r"has no exams\.csv or exams\.csv\.gz"):
+    with pytest.raises(DataError, match=r"has no exams\.csv or exams\.csv\.gz"):
         Code15(root)
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from wfdb_files import write_record
 
-from ecgfm_hf.data.sources.base import SourceError
+from ecgfm_hf.data import DataError
 from ecgfm_hf.data.sources.csv_columns import first_rows
 from ecgfm_hf.data.sources.mimic_iv_ecg import MimicIVECG, joined_lines
 from ecgfm_hf.labeler import Labeler, join_lines
@@ -131,7 +131,7 @@ def test_without_measurements_reports_are_unknown_and_the_account_says_so(root):
     index = MimicIVECG(root).index()
     assert "report" not in index.table.column_names
     assert "There is no machine_measurements.csv: reports are unknown." in index.notes
-    with pytest.raises(SourceError, match=r"has no machine_measurements\.csv, whose reports labels='mimic17' needs"):
+    with pytest.raises(DataError, match=r"has no machine_measurements\.csv, whose reports labels='mimic17' needs"):
         MimicIVECG(root, labels="mimic17")
 
 
@@ -209,7 +209,7 @@ def test_an_age_over_89_is_91_from_the_anchor_year_on_and_unknown_before(root, t
 def test_patients_that_cannot_be_right_are_refused(root, tmp_path, row, message):
     patients = [("10000117", "F", 48, 2174, "", ""), (*row, "", "")]
     source = MimicIVECG(root, patients=write_patients(tmp_path / "patients.csv", patients))
-    with pytest.raises(SourceError, match=r"patients\.csv, " + message):
+    with pytest.raises(DataError, match=r"patients\.csv, " + message):
         source.index()
 
 
@@ -242,16 +242,16 @@ def test_labels_of_a_csv_are_joined_by_study(root, tmp_path):
 )
 def test_labels_that_contradict_themselves_are_refused(root, tmp_path, rows, message):
     source = MimicIVECG(root, labels=write_table(tmp_path / "labels.csv", ["study_id", "AF"], rows))
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(DataError, match=message):
         source.index()
 
 
 def test_label_files_without_labels_and_unknown_presets_are_refused_at_once(root, tmp_path):
-    with pytest.raises(SourceError, match="has no label, only study_id"):
+    with pytest.raises(DataError, match="has no label, only study_id"):
         MimicIVECG(root, labels=write_table(tmp_path / "labels.csv", ["study_id"], [("1",)]))
-    with pytest.raises(SourceError, match=r"none\.csv: no such table"):
+    with pytest.raises(DataError, match=r"none\.csv: no such table"):
         MimicIVECG(root, labels="none.csv")
-    with pytest.raises(SourceError, match="labels='mimic71': expected the path of a CSV or a preset"):
+    with pytest.raises(DataError, match="labels='mimic71': expected the path of a CSV or a preset"):
         MimicIVECG(root, labels="mimic71")
 
 
@@ -349,7 +349,7 @@ ROW = "1,11,11,2180-01-01 00:00:00,files/11\n"
 )
 def test_damaged_tables_are_refused_with_file_row_and_column(root, content, message):
     (root / "record_list.csv").write_bytes(content)
-    with pytest.raises(SourceError, match=r"record_list\.csv(: )?" + message):
+    with pytest.raises(DataError, match=r"record_list\.csv(: )?" + message):
         MimicIVECG(root).index()
 
 
@@ -358,11 +358,11 @@ def test_errors_of_the_measurements_quote_no_report(root):
     content = path.read_text()
     for damaged in (content + "1,2,secret words\n", content.replace("Sinus rhythm", '"secret\nwords"', 1)):
         path.write_text(damaged)
-        with pytest.raises(SourceError, match=r"machine_measurements\.csv, row \d") as error:
+        with pytest.raises(DataError, match=r"machine_measurements\.csv, row \d") as error:
             MimicIVECG(root).index()
         assert "secret" not in str(error.value)
     path.write_text("subject_id,study_id\n1,2\n")
-    with pytest.raises(SourceError, match="has no column report_0"):
+    with pytest.raises(DataError, match="has no column report_0"):
         MimicIVECG(root).index()
 
 
@@ -372,14 +372,14 @@ def test_truncated_gzip_is_refused(root):
     content = write_records(root, rows, "record_list.csv.gz").read_bytes()
     for kept in (10, len(content) // 2):
         (root / "record_list.csv.gz").write_bytes(content[:kept])
-        with pytest.raises(SourceError, match=r"record_list\.csv\.gz: cannot (read|be read)"):
+        with pytest.raises(DataError, match=r"record_list\.csv\.gz: cannot (read|be read)"):
             MimicIVECG(root).index()
 
 
 def test_another_folder_is_refused(tmp_path):
-    with pytest.raises(SourceError, match=r"has no record_list\.csv or record_list\.csv\.gz"):
+    with pytest.raises(DataError, match=r"has no record_list\.csv or record_list\.csv\.gz"):
         MimicIVECG(tmp_path)
-    with pytest.raises(SourceError, match="no such folder"):
+    with pytest.raises(DataError, match="no such folder"):
         MimicIVECG(tmp_path / "none")
 
 

@@ -14,7 +14,7 @@ from ecgfm_hf import SettingsError
 from ecgfm_hf.cli.main import main
 from ecgfm_hf.cli.options import parse_mapping, parse_names
 from ecgfm_hf.cli.prepare import _parse_fractions
-from ecgfm_hf.data import Arrays, PhysioNet2021, RecordingTable, SourceError, prepare, record_from_row
+from ecgfm_hf.data import Arrays, DataError, PhysioNet2021, RecordingTable, prepare, record_from_row
 
 SAMPLES = random_samples(samples=50)
 SAME_FILE = "another row has the same file"
@@ -83,7 +83,7 @@ def test_an_id_finds_the_file_of_its_text_where_no_other_has_its_name(tmp_path):
 def test_an_id_that_no_text_can_hold_is_told_with_its_row(tmp_path):
     pq.write_table(pa.table({"recording_id": [1.0, 2.5, 2.5]}), tmp_path / "mine.parquet")
     root = folder_of(tmp_path / "root", "1")
-    with pytest.raises(SourceError, match=r"row 2: recording_id is '2\.5' \(2 rows\); expected text or a whole number"):
+    with pytest.raises(DataError, match=r"row 2: recording_id is '2\.5' \(2 rows\); expected text or a whole number"):
         RecordingTable(root, tmp_path / "mine.parquet").index()
 
 
@@ -129,9 +129,9 @@ def test_exams_of_one_file_are_recordings_of_their_own(tmp_path):
 
 def test_rows_of_one_recording_with_different_labels_are_an_error_that_shows_both(tmp_path):
     text = "recording_id,path,AF,SB,LBBB\nA,1,0,1,1\nB,2,0,0,0\nA,1,1,1,\n"
-    with pytest.raises(SourceError, match=r"rows 1 and 3 .* recording_id A .*: AF is 0 and 1, LBBB is 1 and unknown"):
+    with pytest.raises(DataError, match=r"rows 1 and 3 .* recording_id A .*: AF is 0 and 1, LBBB is 1 and unknown"):
         indexed(tmp_path, text)
-    with pytest.raises(SourceError, match=r"rows 1 and 2 .* 1 .*: AF is 1 and 0"):
+    with pytest.raises(DataError, match=r"rows 1 and 2 .* 1 .*: AF is 1 and 0"):
         indexed(tmp_path, "path,AF\n1.hea,1\n./1,0\n")
     rows, index = indexed(tmp_path, "recording_id,path,AF\nA,1,0\nA,1,0.0\n")
     assert (len(rows), len(index.excluded)) == (1, 1)
@@ -139,14 +139,14 @@ def test_rows_of_one_recording_with_different_labels_are_an_error_that_shows_bot
 
 def test_numeric_columns_among_labels_are_named_with_the_way_out(tmp_path):
     text = 'path,AF,heart_rate,QRS duration,"B, C"\n1,1,61,90.5,0\n2,0,72,,1\n3,,180,110,0\n'
-    with pytest.raises(SourceError) as error:
+    with pytest.raises(DataError) as error:
         indexed(tmp_path, text)
     message = str(error.value)
     assert "'heart_rate' (61 to 180); 'QRS duration' (90.5 to 110)" in message
     assert "labels=['AF', 'B, C'] or --labels AF,\"B, C\"" in message
     rows, _ = indexed(tmp_path, text, labels=parse_names('AF,"B, C"', "--labels"))
     assert [row["B, C"] for row in rows.values()] == [0, 1, 0]
-    with pytest.raises(SourceError, match=r"row 2: label 'AF' is '2' \(1 row\)"):
+    with pytest.raises(DataError, match=r"row 2: label 'AF' is '2' \(1 row\)"):
         indexed(tmp_path, column("AF", "1", "2", "0", "0"))
 
 
@@ -182,7 +182,7 @@ def test_times_with_a_zone_become_utc(tmp_path):
 
 def test_times_with_and_without_a_zone_are_refused_with_both_rows(tmp_path):
     expected = r"time zone \(row 3: '2020-01-01T00:00:00Z'\) and others do not \(row 2: '2020-01-01'\)"
-    with pytest.raises(SourceError, match=expected):
+    with pytest.raises(DataError, match=expected):
         indexed(tmp_path, column("time", "", "2020-01-01", "2020-01-01T00:00:00Z"))
 
 
@@ -196,9 +196,7 @@ def test_times_of_parquet_keep_their_zone(tmp_path):
 
 @pytest.mark.parametrize("cell", ["yesterday", "20", "0001-01-01T00:00+14:00"])
 def test_what_is_no_time_is_told(tmp_path, cell):
-    with pytest.raises(
-        SourceError, match=r"row 2: time is '.*' \(1 row\); expected a time in ISO 8601.*--columns time="
-    ):
+    with pytest.raises(DataError, match=r"row 2: time is '.*' \(1 row\); expected a time in ISO 8601.*--columns time="):
         indexed(tmp_path, column("time", "2020-01-01T00:00:00Z", cell))
 
 
@@ -219,7 +217,7 @@ def test_unknown_ages_are_empty_without_a_note(tmp_path):
 
 def test_all_odd_ages_are_told_at_once(tmp_path):
     expected = r"row 2: age is 'old' \(2 rows\); row 4: age is '-1' \(1 row\); row 5: age is '150' \(1 row\); expected"
-    with pytest.raises(SourceError, match=expected):
+    with pytest.raises(DataError, match=expected):
         indexed(tmp_path, column("age", "61", "old", "old", "-1", "150"))
 
 
@@ -237,7 +235,7 @@ def test_sexes_in_code_are_refused_with_what_is_accepted(tmp_path):
         r"row 1: sex is '0' \(1 row\); row 2: sex is '1' \(2 rows\); row 5: sex is 'w' \(1 row\); "
         r"expected M, F, .*--columns sex="
     )
-    with pytest.raises(SourceError, match=expected):
+    with pytest.raises(DataError, match=expected):
         indexed(tmp_path, text)
     rows, _ = indexed(tmp_path, text, columns={"sex": ""})
     assert set(rows["1"]) == {"recording_id", "path"}
@@ -246,7 +244,7 @@ def test_sexes_in_code_are_refused_with_what_is_accepted(tmp_path):
 def test_a_column_of_many_odd_values_is_told_in_part(tmp_path):
     root = folder_of(tmp_path / "root", "1")
     lines = [f"1,{'x' * 90}{number}" for number in range(30)]
-    with pytest.raises(SourceError, match="and 10 other values; expected") as error:
+    with pytest.raises(DataError, match="and 10 other values; expected") as error:
         RecordingTable(root, table_of(tmp_path, "\n".join(["path,age", *lines]))).index()
     assert "x" * 41 not in str(error.value)
 
@@ -256,16 +254,16 @@ def test_a_column_of_many_odd_values_is_told_in_part(tmp_path):
 
 def test_names_that_begin_with_an_underscore_are_no_labels(tmp_path):
     text = "path,_row,AF\n1,1,0\n"
-    with pytest.raises(SourceError, match=r"cannot be called '_row'.*rename it"):
+    with pytest.raises(DataError, match=r"cannot be called '_row'.*rename it"):
         indexed(tmp_path, text)
     rows, _ = indexed(tmp_path, text, labels=["AF"])
     assert rows["1"] == {"recording_id": "1", "path": "1", "AF": 0}
-    with pytest.raises(SourceError, match="cannot be called '_row'"):
+    with pytest.raises(DataError, match="cannot be called '_row'"):
         Arrays([], labels={"_row": []})
 
 
 def test_labels_that_are_columns_of_a_store_say_how_to_go_on(tmp_path):
-    with pytest.raises(SourceError, match=r"cannot be called diagnoses.*labels= or --labels.*rename"):
+    with pytest.raises(DataError, match=r"cannot be called diagnoses.*labels= or --labels.*rename"):
         indexed(tmp_path, "path,diagnoses\n1,1\n")
 
 
@@ -274,9 +272,9 @@ def test_blanks_and_line_breaks_in_names_are_mended(tmp_path):
     source = RecordingTable(folder_of(tmp_path / "root", "1"), table_of(tmp_path, text))
     assert source.label_names == ("LBBB", "first degree")
     assert indexed(tmp_path, text, labels=["first\ndegree", " LBBB"])[0]["1"]["first degree"] == 0
-    with pytest.raises(SourceError, match="several columns called AF"):
+    with pytest.raises(DataError, match="several columns called AF"):
         indexed(tmp_path, "path,AF,AF \n1,1,1\n")
-    with pytest.raises(SourceError, match="given more than once: AF"):
+    with pytest.raises(DataError, match="given more than once: AF"):
         indexed(tmp_path, "path,AF\n1,1\n", labels=["AF", "AF "])
 
 
@@ -297,13 +295,13 @@ def test_other_delimiters_than_commas_are_seen(tmp_path, sign):
 
 def test_a_table_without_path_and_id_shows_its_header(tmp_path):
     expected = r"needs a column path or recording_id \(found: file name, AF\); give its name with columns= or --columns"
-    with pytest.raises(SourceError, match=expected):
+    with pytest.raises(DataError, match=expected):
         indexed(tmp_path, "file name,AF\n1,1\n")
 
 
 def test_labels_that_are_none_are_told_with_rows_from_1(tmp_path):
     expected = r"row 2: label 'AF' is 'maybe' \(2 rows\); row 5: label 'AF' is '2' .*labels= or --labels"
-    with pytest.raises(SourceError, match=expected):
+    with pytest.raises(DataError, match=expected):
         indexed(tmp_path, column("AF", "1", "maybe", "", "maybe", "2"))
 
 

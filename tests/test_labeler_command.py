@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ecgfm_hf.cli.main import main
+from ecgfm_hf.data import DataError
 from ecgfm_hf.data.labels import read_label_csv
-from ecgfm_hf.data.sources.base import SourceError
 from ecgfm_hf.data.sources.table import RecordingTable
 from ecgfm_hf.labeler import MIMIC17_LABELS, Labeler
 
@@ -264,9 +264,7 @@ def test_what_could_not_be_labelled_is_unknown_to_those_who_read_the_labels(tmp_
     assert default.label_names == MIMIC17_LABELS
 
     (tmp_path / "other.csv").write_text("recording_id,path,status\na,a.hea,1\n")
-    with pytest.raises(
-        SourceError, match=r"column status: found '1', expected labelled, no match.*labels= or --labels"
-    ):
+    with pytest.raises(DataError, match=r"column status: found '1', expected labelled, no match.*labels= or --labels"):
         RecordingTable(tmp_path, tmp_path / "other.csv").index()
     assert RecordingTable(tmp_path, tmp_path / "other.csv", labels=["status"]).index().table["status"].to_pylist() == [
         1

@@ -14,14 +14,12 @@ from ecgfm_hf import read_ecg
 from ecgfm_hf.cli.main import main
 from ecgfm_hf.data import (
     Arrays,
+    DataError,
     PhysioNet2021,
-    PrepareError,
     PrepareSettings,
     RecordingTable,
-    SourceError,
     SplitError,
     SplitSettings,
-    StoreError,
     load_arrays,
     load_physionet2021,
     load_prepared,
@@ -296,16 +294,16 @@ def test_a_finished_store_is_only_opened_and_another_is_never_overwritten(cohort
     source = RecordingTable(cohort, cohort / "labels.csv")
     first = prepare(source, tmp_path / "store")
     assert prepare(source, tmp_path / "store") == first
-    with pytest.raises(PrepareError, match="another preparation"):
+    with pytest.raises(DataError, match="another preparation"):
         prepare(source, tmp_path / "store", PrepareSettings(SplitSettings("grouped")))
     prepare(source, tmp_path / "store", PrepareSettings(SplitSettings("grouped")), overwrite=True)
     assert set(load_prepared(tmp_path / "store")) == {"train", "valid", "test"}
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    with pytest.raises(PrepareError, match="contains other files"):
+    with pytest.raises(DataError, match="contains other files"):
         prepare(source, tmp_path / "mine", overwrite=True)
     (tmp_path / "store" / "thesis.tex").write_text("years of work")
-    with pytest.raises(PrepareError, match=r"thesis\.tex"):
+    with pytest.raises(DataError, match=r"thesis\.tex"):
         prepare(source, tmp_path / "store", overwrite=True)
 
 
@@ -340,7 +338,7 @@ def test_shards_and_a_last_run_make_the_same_store_as_one_run(tmp_path):
     prepare(PhysioNet2021(root), tmp_path / "one")
     for number in range(3):
         assert prepare(PhysioNet2021(root), tmp_path / "many", shard=(number, 3)) is None
-    with pytest.raises(StoreError, match="unfinished"):
+    with pytest.raises(DataError, match="unfinished"):
         load_prepared(tmp_path / "many")
     prepare(PhysioNet2021(root), tmp_path / "many")
     assert rows_of(tmp_path / "one") == rows_of(tmp_path / "many")
@@ -366,7 +364,7 @@ def test_own_names_of_columns_and_chosen_labels(cohort, tmp_path):
     lines = [f"{row['path']},{row['patient_id']},{n},x{n},77,male,2020-01-0{n % 9 + 1}" for n, row in enumerate(rows)]
     (tmp_path / "mine.csv").write_text("\n".join(["file,MRN,note,AF,age,sex,time", *lines]) + "\n")
     columns = {"path": "file", "patient_id": "MRN"}
-    with pytest.raises(SourceError, match=r"'note'.*name the columns that are labels"):
+    with pytest.raises(DataError, match=r"'note'.*name the columns that are labels"):
         prepare(RecordingTable(cohort, tmp_path / "mine.csv", columns=columns), tmp_path / "a")
     data = load_table(
         cohort, tmp_path / "b", tmp_path / "mine.csv", columns=columns, labels=[], split="grouped_temporal"
@@ -394,7 +392,7 @@ def test_own_names_of_columns_and_chosen_labels(cohort, tmp_path):
 def test_what_is_wrong_with_a_table_is_said_with_its_row(cohort, tmp_path, text, expected):
     path = next(iter(sorted(cohort.rglob("*.hea")))).relative_to(cohort).as_posix()
     (tmp_path / "mine.csv").write_text(text.format(path=path))
-    with pytest.raises((SourceError, StoreError), match=expected):
+    with pytest.raises(DataError, match=expected):
         prepare(RecordingTable(cohort, tmp_path / "mine.csv"), tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
@@ -414,9 +412,9 @@ def test_nothing_readable_is_an_error_that_says_why(tmp_path):
     with pytest.raises(SplitError, match="1 x no such signal file"):
         prepare(PhysioNet2021(root), tmp_path / "store")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SourceError, match="no WFDB header"):
+    with pytest.raises(DataError, match="no WFDB header"):
         prepare(PhysioNet2021(tmp_path / "empty"), tmp_path / "store2")
-    with pytest.raises(SourceError, match="no such folder"):
+    with pytest.raises(DataError, match="no such folder"):
         PhysioNet2021(tmp_path / "nowhere")
 
 
@@ -425,9 +423,9 @@ def test_one_function_call_prepares_and_opens(tmp_path):
     data = load_physionet2021(root, tmp_path / "store", progress=False)
     assert data["all"]["recording_id"] == ["E1", "E2"]
     assert len(list(load_prepared(tmp_path / "store", "all", streaming=True))) == 2
-    with pytest.raises(StoreError, match="no split 'train', only all"):
+    with pytest.raises(DataError, match="no split 'train', only all"):
         load_prepared(tmp_path / "store", "train")
-    with pytest.raises(StoreError, match="not a store"):
+    with pytest.raises(DataError, match="not a store"):
         load_prepared(tmp_path)
 
 
@@ -436,17 +434,17 @@ def test_other_arrays_under_the_same_ids_are_another_preparation(tmp_path):
     signal = np.random.default_rng(0).normal(size=(12, 2500))
     load_arrays([record | {"signal": signal}], tmp_path / "store")
     load_arrays([record | {"signal": signal.copy()}], tmp_path / "store")
-    with pytest.raises(PrepareError, match="other files"):
+    with pytest.raises(DataError, match="other files"):
         load_arrays([record | {"signal": signal + 1e-9}], tmp_path / "store")
 
 
 def test_arrays_say_what_is_wrong_with_them():
     whole = {"recording_id": 1, "signal": np.zeros((12, 9)), "sampling_rate": 1, "lead_names": [], "units": "mV"}
-    with pytest.raises(SourceError, match="recording 0: missing units"):
+    with pytest.raises(DataError, match="recording 0: missing units"):
         Arrays([{key: value for key, value in whole.items() if key != "units"}])
-    with pytest.raises(SourceError, match="unknown key fs"):
+    with pytest.raises(DataError, match="unknown key fs"):
         Arrays([whole | {"fs": 500}])
-    with pytest.raises(SourceError, match="several times"):
+    with pytest.raises(DataError, match="several times"):
         Arrays([whole, whole]).index()
 
 
@@ -492,9 +490,9 @@ def test_a_folder_that_is_not_ours_is_never_touched(cohort, tmp_path, report):
     before = {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()}
     source = RecordingTable(cohort, cohort / "labels.csv")
     for overwrite in (False, True):
-        with pytest.raises(PrepareError, match="contains other files"):
+        with pytest.raises(DataError, match="contains other files"):
             prepare(source, mine, overwrite=overwrite)
-    with pytest.raises(StoreError):
+    with pytest.raises(DataError):
         split_store(mine, SplitSettings("random"))
     assert {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()} == before
 
@@ -539,16 +537,16 @@ def test_changed_files_and_another_folder_are_another_preparation(tmp_path):
     root = challenge_folder(tmp_path / "root", {"E1": AF, "E2": AF})
     other = challenge_folder(tmp_path / "other", {"E1": AF, "E2": AF})
     prepare(PhysioNet2021(root), tmp_path / "store")
-    with pytest.raises(PrepareError, match="other files"):
+    with pytest.raises(DataError, match="other files"):
         prepare(PhysioNet2021(other), tmp_path / "store")
     signals = next(root.rglob("E1.mat"))
     content = signals.read_bytes()
     signals.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(PrepareError, match="other files"):
+    with pytest.raises(DataError, match="other files"):
         prepare(PhysioNet2021(root), tmp_path / "store")
     header = next(root.rglob("E1.hea"))
     header.write_text(header.read_text().replace("1000.0(0)/mV", "500.0(0)/mV"))
-    with pytest.raises(PrepareError, match="other files"):
+    with pytest.raises(DataError, match="other files"):
         prepare(PhysioNet2021(root), tmp_path / "store")
     prepare(PhysioNet2021(root), tmp_path / "begun", shard=(0, 1))
     header.write_text(header.read_text().replace("500.0(0)/mV", "250.0(0)/mV"))

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecgfm_hf.provenance import PROVENANCE_FILE, ProvenanceError, add_step, labels_of_few, read_steps, weights_digest
+from ecgfm_hf.provenance import (
+    PROVENANCE_FILE,
+    ProvenanceError,
+    add_step,
+    labels_with_withheld_counts,
+    read_steps,
+    weights_digest,
+)
 from ecgfm_hf.utils.redaction import find_paths
 
 
@@ -150,21 +157,26 @@ def test_classes_are_counted_each():
     assert found["labels"]["x"] == {"positive": 30, "negative": 20, "unknown": 10}
 
 
-def test_labels_of_few_patients_are_named_whatever_else_is_known():
+def test_labels_with_withheld_counts_are_listed():
     def step(**facts):
         return {"step": "fine-tuning", "data": {"splits": facts}}
 
-    told = {"positive": 20, "negative": 80, "unknown": 3}
+    known = {"positive": 20, "negative": 80, "unknown": 3}
     few = {"positive": "<10", "negative": "withheld", "unknown": 3}
-    names = ["a", "b"]
-    assert labels_of_few([step(train={"recordings": 100, "labels": {"a": told, "b": few}})], names) == ["b"]
-    # Of validation recordings nothing is weighted; of fewer than ten patients nothing is told by label.
-    assert labels_of_few([step(train={"labels": {"a": told, "b": told}}, valid={"labels": {"a": few}})], names) == []
-    assert labels_of_few([step(train={"recordings": "<10", "patients": "<10"})], names) == names
+    names, withheld = ["a", "b"], labels_with_withheld_counts
+    assert withheld([step(train={"recordings": 100, "labels": {"a": known, "b": few}})], names) == ["b"]
+    # Of validation recordings nothing is weighted; of fewer than ten patients no count by label is reported.
+    assert (
+        labels_with_withheld_counts(
+            [step(train={"labels": {"a": known, "b": known}}, valid={"labels": {"a": few}})], names
+        )
+        == []
+    )
+    assert withheld([step(train={"recordings": "<10", "patients": "<10"})], names) == names
     # Weights are those of the last step; pretraining has none.
-    assert labels_of_few([step(train={"labels": {"a": few}}), step(train={"labels": {"a": told}})], names) == []
-    assert labels_of_few([{"step": "pretraining", "data": {"splits": {"train": {"recordings": 50}}}}], names) == []
-    assert labels_of_few([{"step": "conversion"}], names) == labels_of_few([], names) == []
+    assert withheld([step(train={"labels": {"a": few}}), step(train={"labels": {"a": known}})], names) == []
+    assert withheld([{"step": "pretraining", "data": {"splits": {"train": {"recordings": 50}}}}], names) == []
+    assert withheld([{"step": "conversion"}], names) == withheld([], names) == []
 
 
 @settings(deadline=None)

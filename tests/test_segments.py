@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ecgfm_hf import ECGFMFeatureExtractor
-from ecgfm_hf.data import StoreError, as_model_inputs, collate_items, load_arrays, load_prepared
+from ecgfm_hf.data import DataError, as_model_inputs, collate_items, load_arrays, load_prepared
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 
 SECONDS = {"a": 10, "b": 5, "c": 3, "d": 27, "e": 10}
@@ -169,11 +169,11 @@ def test_labels_are_chosen_and_ordered(store):
     inputs = as_model_inputs(data, ECGFMFeatureExtractor(), labels=["LBBB", "AF"])
     np.testing.assert_array_equal(inputs[0]["labels"], [0, 1])
     assert "labels" not in as_model_inputs(data, ECGFMFeatureExtractor(), labels=[])[0]
-    with pytest.raises(StoreError, match="no label AFIB"):
+    with pytest.raises(DataError, match="no label AFIB"):
         as_model_inputs(data, ECGFMFeatureExtractor(), labels=["AFIB"])
-    with pytest.raises(StoreError, match="no label age"):
+    with pytest.raises(DataError, match="no label age"):
         as_model_inputs(data, ECGFMFeatureExtractor(), labels=["age"])
-    with pytest.raises(StoreError, match="no column"):
+    with pytest.raises(DataError, match="no column"):
         as_model_inputs(data.remove_columns("signal"), ECGFMFeatureExtractor())
 
 

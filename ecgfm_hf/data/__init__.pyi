@@ -18,7 +18,6 @@ from .loading import load_code_15 as load_code_15
 from .loading import load_mimic_iv_ecg as load_mimic_iv_ecg
 from .loading import load_physionet2021 as load_physionet2021
 from .loading import load_table as load_table
-from .preparation import PrepareError as PrepareError
 from .preparation import PrepareSettings as PrepareSettings
 from .preparation import prepare as prepare
 from .segments import ModelInputs as ModelInputs
@@ -26,7 +25,6 @@ from .segments import as_model_inputs as as_model_inputs
 from .segments import collate_items as collate_items
 from .sources.arrays import Arrays as Arrays
 from .sources.base import Source as Source
-from .sources.base import SourceError as SourceError
 from .sources.base import SourceIndex as SourceIndex
 from .sources.code_15 import Code15 as Code15
 from .sources.mimic_iv_ecg import MimicIVECG as MimicIVECG
@@ -39,7 +37,7 @@ from .splits import SplitSettings as SplitSettings
 from .splits import import_split as import_split
 from .splits import read_split_csv as read_split_csv
 from .splits import split_recordings as split_recordings
-from .store import StoreError as StoreError
+from .store import DataError as DataError
 from .store import label_columns as label_columns
 from .store import load_prepared as load_prepared
 from .store import read_report as read_report

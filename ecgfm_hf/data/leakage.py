@@ -13,7 +13,6 @@ you push in another way, exclude [`NOT_TO_SHARE`].
 import hashlib
 import hmac
 import json
-import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.errors import ECGFMError
+from ..utils.files import atomic_path
 from ..utils.ids import canonical_id
 
 GUARD_FILE = "training_ids.do-not-share.json"
@@ -115,10 +115,8 @@ def write_guard(
         }
     content = {"format": _FORMAT, "warning": "identifies people: never share this file", "parts": [*parts, part]}
     path = folder / GUARD_FILE
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
-        json.dump(content, file)
-    os.replace(scratch, path)
+    with atomic_path(path, private=True) as scratch:
+        scratch.write_text(json.dumps(content), encoding="ascii")
     _ignore(folder)
     return path
 

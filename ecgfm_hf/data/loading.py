@@ -45,6 +45,7 @@ _PREPARE = """
     Returns:
         `DatasetDict`: see [`load_prepared`]. `report.json` in the folder lists what was excluded.
 """
+_TABLE_OPTIONS = ("labels", "columns", "unlabelled", "sampling_rate", "units", "lead_names")
 _SPLIT_FIELDS = ("fractions", "counts", "seed", "assume_independent", "drop_nan_leads", "drop_constant_leads")
 
 
@@ -62,8 +63,6 @@ def load_mimic_iv_ecg(
     Args:
         root (`str` or `Path`): The folder with `record_list.csv`.
         patients, labels: See [`MimicIVECG`]."""
-    from .sources.mimic_iv_ecg import MimicIVECG
-
     return _load(MimicIVECG(root, patients=patients, labels=labels), out, **settings)
 
 
@@ -75,8 +74,6 @@ def load_physionet2021(
 
     Args:
         root (`str` or `Path`): See [`PhysioNet2021`]."""
-    from .sources.physionet2021 import PhysioNet2021
-
     return _load(PhysioNet2021(root), out, **settings)
 
 
@@ -88,8 +85,6 @@ def load_code_15(
 
     Args:
         root (`str` or `Path`): The folder with `exams.csv` and `exams_part*.hdf5`."""
-    from .sources.code_15 import Code15
-
     return _load(Code15(root), out, **settings)
 
 
@@ -97,12 +92,6 @@ def load_table(
     root: str | os.PathLike,
     out: str | os.PathLike,
     table: str | os.PathLike | None = None,
-    *,
-    labels: Sequence[str] | None = None,
-    columns: Mapping[str, str] | None = None,
-    sampling_rate: float | None = None,
-    units: str | None = None,
-    lead_names: Sequence[str] | None = None,
     **settings: Any,
 ) -> "DatasetDict | IterableDatasetDict":
     """
@@ -110,11 +99,9 @@ def load_table(
 
     Args:
         root (`str` or `Path`): The folder.
-        table, labels, columns, sampling_rate, units, lead_names: See [`RecordingTable`]."""
-    source = RecordingTable(
-        root, table, labels=labels, columns=columns, sampling_rate=sampling_rate, units=units, lead_names=lead_names
-    )
-    return _load(source, out, **settings)
+        table, labels, columns, unlabelled, sampling_rate, units, lead_names: See [`RecordingTable`]."""
+    options = {name: settings.pop(name) for name in _TABLE_OPTIONS if name in settings}
+    return _load(RecordingTable(root, table, **options), out, **settings)
 
 
 def load_arrays(

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 
 from ..records.record import ECGRecord
 from ..records.rows import row_from_record
-from ..utils.errors import ECGFMError
+from ..utils.files import atomic_path
 from ..utils.resumable_parts import ItemWatch, LocalExecutor, PartAccount, ResumableParts, Task, exclusive
 from .exclusion import Excluded, exclude, filter_recordings
 from .report import StoreOrigin
@@ -40,7 +40,7 @@ from .store import (
     OPTIONAL_COLUMNS,
     REPORT_FILE,
     WORK_FOLDER,
-    StoreError,
+    DataError,
     StoreWriter,
     read_report,
     store_schema,
@@ -50,10 +50,6 @@ from .store_assembly import assemble_store, complete_move, remove_leftovers
 _FORMAT = 1  # of stores; another number is another layout
 _FEWEST, _MOST, _PARTS = 64, 4096, 64
 _PSEUDONYM_BYTES = 12  # 24 hexadecimal digits: two of a million ids share a pseudonym with a chance of 1e-17
-
-
-class PrepareError(ECGFMError, ValueError):
-    """A preparation that cannot be started or resumed. The message names the folder and what to do."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +75,9 @@ class PrepareSettings:
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.drop if name not in OPTIONAL_COLUMNS]:
-            raise PrepareError(f"cannot drop {', '.join(unknown)}, only {', '.join(OPTIONAL_COLUMNS)}")
+            raise DataError(f"cannot drop {', '.join(unknown)}, only {', '.join(OPTIONAL_COLUMNS)}")
         if self.salt_file is not None and not self.pseudonymise:
-            raise PrepareError("a salt file needs pseudonymise=True (--pseudonymise)")
+            raise DataError("a salt file needs pseudonymise=True (--pseudonymise)")
 
 
 def prepare(
@@ -112,17 +108,17 @@ def prepare(
 
     Raises:
         `ResumeError`: `out` has an unfinished store of another preparation.
-        [`PrepareError`], `SourceError`, `SplitError`, `StoreError`: the store cannot be written as asked for.
+        `DataError`, `SplitError`: the store cannot be written as asked for.
 
     Recordings that cannot be read raise nothing: the report lists them.
     """
     settings = settings or PrepareSettings()
     if num_proc < 1:
-        raise PrepareError(f"num_proc must be at least 1, found {num_proc}")
+        raise DataError(f"num_proc must be at least 1, found {num_proc}")
     if shard is not None and not 0 <= shard[0] < shard[1]:
-        raise PrepareError(f"shard must be (i, n) with i from 0 to n - 1, found {shard}")
+        raise DataError(f"shard must be (i, n) with i from 0 to n - 1, found {shard}")
     if overwrite and shard is not None:
-        raise PrepareError("overwrite and shard exclude each other: each machine would discard the others' parts")
+        raise DataError("overwrite and shard exclude each other: each machine would discard the others' parts")
     out = Path(out)
     store_schema(source.label_names)  # an error for impossible names of labels, before anything is read
     _check_folder(out, overwrite)
@@ -247,7 +243,7 @@ def build_index(source: Source, settings: PrepareSettings, salt: bytes | None = 
     table = table.filter(pc.is_valid(table["recording_id"]))
     if not table.num_rows:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in Counter(o.reason for o in excluded).items())
-        raise PrepareError(f"{source.name}: no recordings to read (excluded: {reasons or 'none'})")
+        raise DataError(f"{source.name}: no recordings to read (excluded: {reasons or 'none'})")
     if settings.keep_sources is not None or settings.drop_sources is not None:
         names = table["source"].to_pylist() if "source" in table.column_names else [source.name] * table.num_rows
         found = filter_recordings(sources=names, keep_sources=settings.keep_sources, drop_sources=settings.drop_sources)
@@ -303,7 +299,7 @@ def _salt(settings: PrepareSettings, work: Path | None) -> bytes | None:
     if work is None:
         return secrets.token_hex(32).encode()
     if (work.parent / REPORT_FILE).is_file():
-        raise PrepareError(
+        raise DataError(
             f"{work.parent} has a store. Without a salt file, another preparation would have other pseudonyms. Give a "
             "new folder, or discard the store with overwrite=True (--overwrite)"
         )
@@ -337,22 +333,22 @@ _STORE_NAMES = {WORK_FOLDER, DATA_FOLDER, REPORT_FILE, LABEL_DEF_FILE, CARD_FILE
 
 
 def _check_folder(out: Path, overwrite: bool) -> None:
-    """Raise `PrepareError` where `out` contains other files than a store's, before anything is changed."""
+    """Raise `DataError` where `out` contains other files than a store's, before anything is changed."""
     if out.exists() and not out.is_dir():
-        raise PrepareError(f"{out} is a file, expected a folder")
+        raise DataError(f"{out} is a file, expected a folder")
     if not out.exists():
         return
     complete_move(out)
     names = {path.name for path in out.iterdir()}
     try:
         read_report(out)
-    except StoreError:
+    except DataError:
         foreign = names - {WORK_FOLDER}
     else:
         foreign = names - _STORE_NAMES if overwrite else set()
         remove_leftovers(out)
     if foreign:
-        raise PrepareError(f"{out} contains other files ({', '.join(sorted(foreign)[:3])}); give a new folder")
+        raise DataError(f"{out} contains other files ({', '.join(sorted(foreign)[:3])}); give a new folder")
 
 
 def _clear(out: Path) -> None:
@@ -369,7 +365,7 @@ def _finished_report(out: Path, plan: str) -> dict[str, Any] | None:
         return None
     report = read_report(out)
     if report["plan"] != plan:
-        raise PrepareError(
+        raise DataError(
             f"{out} has a store of another preparation or of other files. Give a new folder, or discard the store with "
             "overwrite=True (--overwrite)"
         )
@@ -390,24 +386,20 @@ def read_salt(path: Path) -> bytes:
     With the salt, anyone can compute the pseudonym of an id.
 
     Raises:
-        [`PrepareError`]: fewer than 16 bytes.
+        [`DataError`]: fewer than 16 bytes.
     """
     if not path.exists():
         _create_salt(path, secrets.token_hex(32).encode())
     salt = path.read_bytes().strip()
     if len(salt) < 16:
-        raise PrepareError(f"{path}: {len(salt)} bytes of salt, expected at least 16 (or no file: it is created)")
+        raise DataError(f"{path}: {len(salt)} bytes of salt, expected at least 16 (or no file: it is created)")
     return salt
 
 
 def _create_salt(path: Path, salt: bytes) -> None:
-    # Whole or not at all, and never over another: two machines that start at once must use one salt.
-    scratch = path.with_name(f"{path.name}.{os.uname().nodename}-{os.getpid()}.partial")
-    with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(salt + b"\n")
-    with contextlib.suppress(FileExistsError):
-        os.link(scratch, path)
-    scratch.unlink()
+    # Two machines that start at once must use one salt.
+    with contextlib.suppress(FileExistsError), atomic_path(path, private=True, overwrite=False) as scratch:
+        scratch.write_bytes(salt + b"\n")
 
 
 def pseudonymise_index(table: pa.Table, salt: bytes) -> pa.Table:

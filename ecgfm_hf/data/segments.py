@@ -10,7 +10,7 @@ import numpy as np
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..records.record import ECGRecord
 from ..records.rows import COLUMNS, SIGNAL_COLUMNS, label_columns, record_from_row
-from .store import StoreError
+from .store import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -59,16 +59,16 @@ def as_model_inputs(
         warning gives their number by reason, and so does `ModelInputs.skipped`.
 
     Raises:
-        `StoreError`: missing columns, or a name that is not a label.
+        `DataError`: missing columns, or a name that is not a label.
     """
     columns = dataset.column_names
     if columns is None or (missing := [n for n in (*SIGNAL_COLUMNS, *_REFUSAL_COLUMNS) if n not in columns]):
         what = "no columns" if columns is None else f"no column {', '.join(missing[:3])}"
-        raise StoreError(f"the dataset has {what}: give one split of a store, as load_prepared(store, split=...) does")
+        raise DataError(f"the dataset has {what}: give one split of a store, as load_prepared(store, split=...) does")
     found = label_columns(columns, dataset.features)
     wanted = (() if pairs else found) if labels is None else tuple(labels)
     if unknown := [name for name in wanted if name not in columns or name in COLUMNS]:
-        raise StoreError(f"the dataset has no label {', '.join(unknown)} (found: {', '.join(found) or 'none'})")
+        raise DataError(f"the dataset has no label {', '.join(unknown)} (found: {', '.join(found) or 'none'})")
     reader = _Reader(feature_extractor, wanted, pairs, signal_transform, transform)
     if not hasattr(dataset, "__len__"):
         return reader.stream(dataset)

@@ -43,14 +43,14 @@ WORK_FOLDER = ".ecgfm-work"
 _GROUP_ROWS, _GROUP_BYTES = 64, 1 << 25
 
 
-class StoreError(ECGFMError, ValueError):
-    """A store that is missing, unfinished or damaged. The message names the file."""
+class DataError(ECGFMError, ValueError):
+    """A dataset or store that is missing, unfinished, damaged or not as expected. The message names the file."""
 
 
 def store_schema(label_names: Sequence[str]) -> pa.Schema:
-    """Return the columns of a store with these labels. `StoreError` where a label has the name of another column."""
+    """Return the columns of a store with these labels. `DataError` where a label has the name of another column."""
     if taken := [name for name in label_names if name in COLUMNS]:
-        raise StoreError(f"a label cannot be called {', '.join(taken)}: the store has another column of that name")
+        raise DataError(f"a label cannot be called {', '.join(taken)}: the store has another column of that name")
     return pa.schema([*COLUMNS.items(), *((name, LABEL_TYPE) for name in label_names)])
 
 
@@ -112,18 +112,18 @@ class StoreWriter:
 
 
 def read_report(store: str | Path) -> dict[str, Any]:
-    """Return `report.json` of a store. `StoreError` where there is none, as in an unfinished preparation."""
+    """Return `report.json` of a store. `DataError` where there is none, as in an unfinished preparation."""
     path = Path(store) / REPORT_FILE
     if not path.is_file():
         unfinished = (Path(store) / WORK_FOLDER).is_dir()
         hint = "its preparation is unfinished: run the same `ecgfm prepare` again" if unfinished else "not a store"
-        raise StoreError(f"{store} has no {REPORT_FILE}: {hint}")
+        raise DataError(f"{store} has no {REPORT_FILE}: {hint}")
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise StoreError(f"{path} is damaged: {error}") from None
+        raise DataError(f"{path} is damaged: {error}") from None
     if not isinstance(report, dict) or not {"format", "plan", "splits", "recordings", "excluded"} <= report.keys():
-        raise StoreError(f"{path} is not the report of a store")
+        raise DataError(f"{path} is not the report of a store")
     return report
 
 
@@ -132,7 +132,7 @@ def store_files(store: str | Path) -> dict[str, list[Path]]:
     Return the Parquet files of a store by split, in order; train, valid and test come first.
 
     Raises:
-        `StoreError`: no store, or a missing file.
+        `DataError`: no store, or a missing file.
     """
     splits = list(read_report(store)["splits"]["recordings"])
     found = {}
@@ -140,7 +140,7 @@ def store_files(store: str | Path) -> dict[str, list[Path]]:
         files = sorted((Path(store) / DATA_FOLDER).glob(f"{split}-?????-of-?????.parquet"))
         expected = int(files[0].stem[-5:]) if files else 1
         if len(files) != expected:
-            raise StoreError(f"{store}: split {split} has {len(files)} of {expected} Parquet files")
+            raise DataError(f"{store}: split {split} has {len(files)} of {expected} Parquet files")
         found[split] = files
     return found
 
@@ -168,7 +168,7 @@ def load_prepared(
         None for unknown. [`record_from_row`] gives the recording of a row, [`as_model_inputs`] a model's input.
 
     Raises:
-        `StoreError`: no store, an unfinished one, no such split.
+        `DataError`: no store, an unfinished one, no such split.
     """
     if not isinstance(store, str | os.PathLike):
         return _load_several(list(store), split, streaming, cache_dir)
@@ -177,7 +177,7 @@ def load_prepared(
 
     files = store_files(store)
     if split is not None and split not in files:
-        raise StoreError(f"{store} has no split {split!r}, only {', '.join(files)}")
+        raise DataError(f"{store} has no split {split!r}, only {', '.join(files)}")
     # 🤗 datasets reserves the name `all`.
     their_name = {name: "train" if name == UNSPLIT else name for name in files}
     data = load_dataset(
@@ -201,7 +201,7 @@ def _load_several(
 
     splits = dict.fromkeys(name for store in stores for name in store_files(store) if split in (None, name))
     if not splits:
-        raise StoreError(f"no store has a split {split!r}: {', '.join(map(str, stores))}")
+        raise DataError(f"no store has a split {split!r}: {', '.join(map(str, stores))}")
     features = datasets.Features.from_arrow_schema(
         store_schema(list(dict.fromkeys(label for store in stores for label in read_report(store)["label_counts"])))
     )
@@ -237,7 +237,7 @@ __all__ = [
     "REPORT_FILE",
     "UNSPLIT",
     "WORK_FOLDER",
-    "StoreError",
+    "DataError",
     "StoreWriter",
     "label_columns",
     "load_prepared",

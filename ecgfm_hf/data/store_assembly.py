@@ -33,7 +33,7 @@ from .store import (
     REPORT_FILE,
     UNSPLIT,
     WORK_FOLDER,
-    StoreError,
+    DataError,
     StoreWriter,
     read_report,
     store_files,
@@ -141,7 +141,7 @@ def split_store(
         The new report. Recordings that the old split excluded stay excluded.
 
     Raises:
-        `StoreError`, `SplitError`
+        `DataError`, `SplitError`
     """
     out = Path(store)
     if out.is_dir():
@@ -168,7 +168,7 @@ def _split_locked(out: Path, work: Path, settings: SplitSettings, num_proc: int,
     published = None
     if settings.published is not None:
         if report["pseudonymised"]:
-            raise StoreError(f"{out}: its recordings have pseudonyms, which a published split does not name")
+            raise DataError(f"{out}: its recordings have pseudonyms, which a published split does not name")
         splits = match_published_splits(index, report["source"], settings.published)
         published = dict(zip(index["recording_id"].to_pylist(), splits, strict=True))
     unchanged = {name: report[name] for name in _UNCHANGED_BY_A_SPLIT if name in report}

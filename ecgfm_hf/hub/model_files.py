@@ -19,7 +19,7 @@ from ..modeling_ecgfm import (
     ECGFMForPreTraining,
     ECGFMModel,
 )
-from ..provenance import PROVENANCE_FILE, ProvenanceError, labels_of_few, read_steps
+from ..provenance import PROVENANCE_FILE, ProvenanceError, labels_with_withheld_counts, read_steps
 from ..utils.errors import ECGFMError
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -212,7 +212,7 @@ def pos_weight_problems(folder: Path, config: ECGFMConfig) -> list[str]:
     if not config.pos_weight:
         return []
     try:
-        few = labels_of_few(read_steps(folder), config.label_names)
+        few = labels_with_withheld_counts(read_steps(folder), config.label_names)
     except ProvenanceError as error:
         return [f"{PROVENANCE_FILE}: {error}"]
     if not few:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ..data.exclusion import Excluded
 from ..data.sources.base import inside, recording_stamp
 from ..data.sources.table import RecordingTable
-from ..data.store import DATA_FOLDER, REPORT_FILE, WORK_FOLDER, StoreError, store_files
+from ..data.store import DATA_FOLDER, REPORT_FILE, WORK_FOLDER, DataError, store_files
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor, resampled_length
 from ..pipeline_ecgfm import RECORDING_KEYS
 from ..records.reading import read_ecg, read_with_defaults
@@ -126,7 +126,7 @@ class StoreSource:
         split: Which split; all by default.
 
     Raises:
-        `StoreError`: not a store, an unfinished one, no such split, or several stores with equal recording ids.
+        `DataError`: not a store, an unfinished one, no such split, or several stores with equal recording ids.
     """
 
     def __init__(self, stores: Sequence[str | Path], extractor: ECGFMFeatureExtractor, split: str | None = None):
@@ -135,7 +135,7 @@ class StoreSource:
         for store in stores:
             found = store_files(store)
             if split is not None and split not in found:
-                raise StoreError(f"{store} has no split {split!r}, only {', '.join(found)}")
+                raise DataError(f"{store} has no split {split!r}, only {', '.join(found)}")
             self.files += [path for name, paths in found.items() if split in (None, name) for path in paths]
         if len(stores) > 1:
             _check_unique_ids(self.files)
@@ -437,14 +437,14 @@ def _check_unique_ids(files: Sequence[Path]) -> None:
     counts = ids.value_counts()
     if len(counts) < len(ids):
         repeated = counts.field("values")[int(np.argmax(counts.field("counts")))]
-        raise StoreError(f"several stores have recordings with the same id, such as {repeated}: run them one by one")
+        raise DataError(f"several stores have recordings with the same id, such as {repeated}: run them one by one")
 
 
 def _group_sizes(path: Path) -> list[int]:
     try:
         metadata = pq.read_metadata(path)
     except pa.ArrowException as error:
-        raise StoreError(f"{path} is damaged: {error}") from None
+        raise DataError(f"{path} is damaged: {error}") from None
     return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
 
 

@@ -15,7 +15,7 @@ from accelerate.tracking import filter_trackers
 from ..data.leakage import check_guard, write_guard
 from ..model_folder import ModelFolderError, load_model, save_model_folder
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification
-from ..provenance import add_step, hardware, labels_of_few, select_settings, versions
+from ..provenance import add_step, hardware, labels_with_withheld_counts, select_settings, versions
 from ..utils.files import write_json
 from .data_summary import summarize_data, summarize_split
 from .finetuning_data import FinetuneData, load_finetune_data
@@ -258,7 +258,7 @@ class Finetuner:
         write_guard(path, ids["train"], ids.get("valid", ((), ())), began_from=init_from)
         provenance = self._provenance(result, seconds)
         config = model.config
-        if config.pos_weight is not None and (few := labels_of_few([provenance], config.label_names)):
+        if config.pos_weight is not None and (few := labels_with_withheld_counts([provenance], config.label_names)):
             # The folder is made to be shared, and only this training uses them.
             config.pos_weight = None
             result.notes.append(

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 from ..data import loading
 from ..data.leakage import check_splits
 from ..data.segments import ModelInputs, as_model_inputs
-from ..data.store import StoreError, load_prepared, read_report
+from ..data.store import DataError, load_prepared, read_report
 from ..data.targets import UNKNOWN_CLASS, TargetColumns, read_targets, untrainable
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from .augmentations import build_augmentations
@@ -218,7 +218,7 @@ def _open_splits(settings: FinetuneSettings) -> "dict[str, HFDataset]":
             )
         found = {name: load_prepared(store, split) for name, split in wanted.items()}
         tested = {} if settings.test_split not in available else {"test": load_prepared(store, settings.test_split)}
-    except (StoreError, FileNotFoundError) as error:
+    except (DataError, FileNotFoundError) as error:
         raise SettingsError(f"data: {error}") from None
     check_splits({**found, **tested})
     return found

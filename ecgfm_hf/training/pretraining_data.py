@@ -15,7 +15,7 @@ from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.segments import ModelInputs, as_model_inputs
-from ..data.store import REPORT_FILE, StoreError, load_prepared, read_report
+from ..data.store import REPORT_FILE, DataError, load_prepared, read_report
 from ..fairseq.folder_reading import load_fairseq_folder
 from ..fairseq.segments import FairseqFolderError
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
@@ -140,7 +140,7 @@ def open_pairs(
 
         train = open_split(settings.train_split, transform, signal_transform)
         valid = None if settings.valid_split is None else open_split(settings.valid_split)
-    except (StoreError, FairseqFolderError, FileNotFoundError) as error:
+    except (DataError, FairseqFolderError, FileNotFoundError) as error:
         raise SettingsError(f"data: {error}") from None
     except DatasetGenerationError as error:
         raise SettingsError(
@@ -162,7 +162,7 @@ def _fingerprint(rows: HFDataset, pairs: ModelInputs) -> str:
     if len(set(names)) < len(names):
         # Pairs of one id are each other's positives.
         twice = next(name for name, count in Counter(names).items() if count > 1)
-        raise StoreError(f"recording {twice} is in more than one store: recording ids must be unique over all stores")
+        raise DataError(f"recording {twice} is in more than one store: recording ids must be unique over all stores")
     return hashlib.blake2b(repr(names).encode() + pairs.recordings.tobytes(), digest_size=16).hexdigest()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, private: bool = False, overwrite: bool = True) -> Iterator[Path]:
     """
     Yield a path beside `path` to write to; on success sync it and rename it over `path`, on any error remove it.
 
@@ -19,8 +19,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         path: The file to write or replace. Its folder must exist. A symbolic link is followed.
+        private: Let only the owner read the file.
+        overwrite: If False, an existing file stays as it is, also one that another process writes meanwhile.
 
     Raises:
+        `FileExistsError`: `path` exists and `overwrite` is False.
         `OSError`: the file cannot be written.
     """
     target = Path(os.path.realpath(path))
@@ -30,9 +33,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield scratch
         # mkstemp makes files that only the owner can read; a result has the permissions that any new file has.
-        scratch.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())
+        if not private:
+            scratch.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())
         sync(scratch)
-        scratch.replace(target)
+        if overwrite:
+            scratch.replace(target)
+        else:
+            os.link(scratch, target)
+            scratch.unlink()
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise

@@ -11,8 +11,8 @@ import pyarrow as pa
 from ...records import ECGReadError, ECGRecord
 from ...utils.ids import canonical_id
 from ..labels import LabelTable, label_table
-from ..store import COLUMNS
-from .base import Source, SourceError, SourceIndex
+from ..store import COLUMNS, DataError
+from .base import Source, SourceIndex
 from .table import check_label_names
 
 _FACTS = ("recording_id", "patient_id", "source", "time", "age", "sex", "report")
@@ -39,11 +39,11 @@ class Arrays(Source):
         known = {*_FACTS, *_SIGNAL}
         for number, recording in enumerate(self._recordings):
             if unknown := [name for name in recording if name not in known]:
-                raise SourceError(
+                raise DataError(
                     f"recording {number}: unknown key {', '.join(unknown)}, expected {', '.join(sorted(known))}"
                 )
             if missing := [name for name in ("recording_id", *_SIGNAL) if name not in recording]:
-                raise SourceError(f"recording {number}: missing {', '.join(missing)}")
+                raise DataError(f"recording {number}: missing {', '.join(missing)}")
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -52,7 +52,7 @@ class Arrays(Source):
     def index(self) -> SourceIndex:
         ids = [canonical_id(recording["recording_id"]) for recording in self._recordings]
         if repeated := [name for name, count in Counter(ids).items() if count > 1 or name is None]:
-            raise SourceError(f"recording ids must be unique and known, found several times or empty: {repeated[:3]}")
+            raise DataError(f"recording ids must be unique and known, found several times or empty: {repeated[:3]}")
         columns: dict[str, Any] = {"recording_id": pa.array(ids, pa.string()), "path": pa.nulls(len(ids), pa.string())}
         columns["_row"] = pa.array(range(len(ids)))
         for name in _FACTS[1:]:

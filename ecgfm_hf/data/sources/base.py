@@ -11,15 +11,11 @@ from typing import Any
 import pyarrow as pa
 
 from ...records import ECGReadError, ECGRecord, read_ecg
-from ...utils.errors import ECGFMError
 from ..exclusion import Excluded
+from ..store import DataError
 
 _SIGNALS = (".mat", ".dat")
 _LONGEST_HEADER = 1 << 20
-
-
-class SourceError(ECGFMError, ValueError):
-    """A dataset without the layout that its source expects. The message names the file or folder."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ class Source(ABC):
     def __init__(self, root: str | os.PathLike):
         self.root = Path(root)
         if not self.root.is_dir():
-            raise SourceError(f"{root}: no such folder")
+            raise DataError(f"{root}: no such folder")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -67,7 +63,7 @@ class Source(ABC):
 
     @abstractmethod
     def index(self) -> SourceIndex:
-        """Find all recordings. `SourceError` where the dataset as a whole cannot be used."""
+        """Find all recordings. `DataError` where the dataset as a whole cannot be used."""
 
     def labels(self, record: ECGRecord, entry: Mapping[str, Any]) -> dict[str, int | None]:
         """Return the labels of a recording, 1, 0 or None: by default those of its row in the index."""
@@ -137,10 +133,10 @@ def _is_inside(root: str | os.PathLike, path: str) -> bool:
 
 
 def inside(root: Path, path: str) -> str:
-    """Return `root / path`. `SourceError` where a table's path leads out of the folder."""
+    """Return `root / path`. `DataError` where a table's path leads out of the folder."""
     normal = os.path.normpath(path)
     if os.path.isabs(normal) or normal == ".." or normal.startswith(".." + os.sep) or "\0" in path:
-        raise SourceError(f"the path {path!r} leads out of the dataset's folder")
+        raise DataError(f"the path {path!r} leads out of the dataset's folder")
     return os.path.join(root, normal)
 
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 from ...records import ECGReadError, ECGRecord
 from ...records.hdf5 import Code15File, opened_code_15
 from ..exclusion import Excluded
-from .base import Source, SourceError, SourceIndex, inside, unique_rows, walk_files
+from ..store import DataError
+from .base import Source, SourceIndex, inside, unique_rows, walk_files
 from .csv_columns import (
     find_table,
     id_column,
@@ -50,7 +51,7 @@ class Code15(Source):
         super().__init__(root)
         exams = find_table(self.root, _EXAMS)
         if exams is None:
-            raise SourceError(f"{self.root}: has no {_EXAMS} or {_EXAMS}.gz")
+            raise DataError(f"{self.root}: has no {_EXAMS} or {_EXAMS}.gz")
         self._exams, self._units = exams, units
 
     @property
@@ -65,7 +66,7 @@ class Code15(Source):
         try:
             import h5py  # noqa: F401
         except ImportError:
-            raise SourceError(f"{self.root}: reading HDF5 needs h5py: pip install 'ecgfm-hf[formats]'") from None
+            raise DataError(f"{self.root}: reading HDF5 needs h5py: pip install 'ecgfm-hf[formats]'") from None
         excluded: list[Excluded] = []
         notes: list[str] = []
         table = unique_rows(self._exam_table(excluded), excluded)
@@ -80,7 +81,7 @@ class Code15(Source):
                     rows, counts = _rows_of(file.exam_ids, exams[mine])
                     surplus = ~np.isin(file.exam_ids, exams)
                     surplus[-1] &= not _ends_in_dummy(file)
-            except (SourceError, ECGReadError, OSError) as error:
+            except (DataError, ECGReadError, OSError) as error:
                 reason = self._why(path, error)
                 detail = str(error).replace(str(self.root) + os.sep, "")
                 excluded += [Excluded(str(exam), path, "index", reason, detail) for exam in exams[mine].tolist()]
@@ -95,7 +96,7 @@ class Code15(Source):
                 notes.append(f"{int(surplus.sum())} exams of {path} are not in {_EXAMS}.")
         if not readable:
             detail = excluded[-1].detail
-            raise SourceError(f"{self.root}: none of the {len(paths.dictionary)} HDF5 files can be read: {detail}")
+            raise DataError(f"{self.root}: none of the {len(paths.dictionary)} HDF5 files can be read: {detail}")
         named = set(paths.dictionary.to_pylist())
         if idle := sum(path not in named for path in walk_files(self.root, (".hdf5",))):
             notes.append(f"{idle} HDF5 files in the folder are not named by {_EXAMS}.")
@@ -166,7 +167,7 @@ class Code15(Source):
         return table if usable.all() else table.filter(pa.array(usable))
 
     def _why(self, path: str, error: Exception) -> str:
-        if isinstance(error, SourceError):
+        if isinstance(error, DataError):
             return "the path leads out of the dataset's folder"
         there = os.path.lexists(inside(self.root, path))
         return "its HDF5 file cannot be read" if there else "its HDF5 file is not there"

@@ -20,7 +20,7 @@ from pyarrow import csv as arrow_csv
 
 from ...utils.ids import canonical_id
 from ..labels import label_table
-from .base import SourceError
+from ..store import DataError
 
 _LONGEST_QUOTE = 40
 
@@ -35,21 +35,21 @@ def csv_header(path: Path) -> list[str]:
     The column names of a CSV, gzipped or not.
 
     Raises:
-        `SourceError`: no such file, one that cannot be read, no header, a name twice.
+        `DataError`: no such file, one that cannot be read, no header, a name twice.
     """
     if not path.is_file():
-        raise SourceError(f"{path}: no such table")
+        raise DataError(f"{path}: no such table")
     opener = gzip.open if path.suffix.lower() == ".gz" else open
     try:
         # A file is read ahead: what is no UTF-8 further down is for whoever reads that row to tell.
         with opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
             header = next(csv.reader(file), [])
     except (OSError, EOFError, zlib.error, csv.Error) as error:
-        raise SourceError(f"{path}: cannot read the header ({error})") from None
+        raise DataError(f"{path}: cannot read the header ({error})") from None
     if not header:
-        raise SourceError(f"{path}: is empty, expected a header with column names")
+        raise DataError(f"{path}: is empty, expected a header with column names")
     if repeated := sorted({name for name in header if name and header.count(name) > 1}):
-        raise SourceError(f"{path}: has several columns called {', '.join(repeated[:3])}")
+        raise DataError(f"{path}: has several columns called {', '.join(repeated[:3])}")
     return header
 
 
@@ -62,12 +62,12 @@ def read_text_columns(path: Path, names: Sequence[str]) -> dict[str, pa.ChunkedA
         names (sequence of `str`): The columns wanted; others are passed over.
 
     Raises:
-        `SourceError`: the file cannot be read, lacks a column or has no rows; a row has too few or too many cells; a
+        `DataError`: the file cannot be read, lacks a column or has no rows; a row has too few or too many cells; a
             cell wanted has a line break (as after a quote that is never closed) or is not UTF-8.
     """
     header = csv_header(path)
     if missing := [name for name in names if name not in header]:
-        raise SourceError(f"{path}: has no column {', '.join(missing)} (found: {', '.join(header[:40])})")
+        raise DataError(f"{path}: has no column {', '.join(missing)} (found: {', '.join(header[:40])})")
     uneven = []
 
     def note_uneven(row: arrow_csv.InvalidRow) -> str:
@@ -92,15 +92,15 @@ def read_text_columns(path: Path, names: Sequence[str]) -> dict[str, pa.ChunkedA
             row = uneven[0]
             where = "" if row.number is None else f", row {row.number - 1}"
             found = f"found {row.actual_columns} cells under {row.expected_columns} columns"
-            raise SourceError(f"{path}{where}: {found}") from None
-        raise SourceError(f"{path}: {_without_cells(str(error), header)}") from None
+            raise DataError(f"{path}{where}: {found}") from None
+        raise DataError(f"{path}: {_without_cells(str(error), header)}") from None
     if not table.num_rows:
-        raise SourceError(f"{path}: has no rows")
+        raise DataError(f"{path}: has no rows")
     for name in names:
         broken = pc.match_substring_regex(table[name], r"[\r\n]")
         if pc.any(broken).as_py():
             row = pc.index(broken, True).as_py() + 1
-            raise SourceError(f"{path}, row {row}: {name} has a line break; is a quote not closed there?")
+            raise DataError(f"{path}, row {row}: {name} has a line break; is a quote not closed there?")
     return {name: table[name] for name in names}
 
 
@@ -110,12 +110,12 @@ def id_column(values: pa.ChunkedArray) -> pa.Array:
 
 
 def time_column(path: Path, name: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Convert times in ISO 8601 without a zone, to microseconds. `SourceError` with the row of any other."""
+    """Convert times in ISO 8601 without a zone, to microseconds. `DataError` with the row of any other."""
     return _cast(path, name, values, pa.timestamp("us"), "a time such as 2020-01-31 08:30:00")
 
 
 def number_column(path: Path, name: str, values: pa.ChunkedArray, low: float, high: float) -> np.ndarray:
-    """Convert numbers from `low` to `high`, float64, NaN for empty cells. `SourceError` with the row of any other."""
+    """Convert numbers from `low` to `high`, float64, NaN for empty cells. `DataError` with the row of any other."""
     expected = f"a number from {low:g} to {high:g}"
     numbers = _cast(path, name, values, pa.float64(), expected).to_numpy(zero_copy_only=False)
     there = pc.is_valid(values).to_numpy(zero_copy_only=False)
@@ -159,14 +159,14 @@ def label_value(text: str) -> int | None:
 
 
 def refuse_cell(path: Path, name: str, values: pa.ChunkedArray, wrong: np.ndarray, expected: str) -> None:
-    """Raise `SourceError` about the first wrong cell, if there is one."""
+    """Raise `DataError` about the first wrong cell, if there is one."""
     rows = np.flatnonzero(wrong)
     if len(rows):
         found = values[int(rows[0])].as_py()
         if found is not None and len(found) > _LONGEST_QUOTE:
             found = found[:_LONGEST_QUOTE] + "..."
         found = "nothing" if found is None else repr(found)
-        raise SourceError(f"{path}, row {rows[0] + 1}: {name} is {found}, expected {expected}")
+        raise DataError(f"{path}, row {rows[0] + 1}: {name} is {found}, expected {expected}")
 
 
 def first_rows(ids: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray]:

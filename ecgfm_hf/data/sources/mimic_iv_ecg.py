@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from ...labeler.tables import STATUS_COLUMN
 from ...records import ECGRecord
 from ..exclusion import Excluded
-from .base import Source, SourceError, SourceIndex, unique_rows
+from ..store import DataError
+from .base import Source, SourceIndex, unique_rows
 from .csv_columns import (
     csv_header,
     find_table,
@@ -64,7 +65,7 @@ class MimicIVECG(Source):
             nothing (or that are in another script) as negative, as the original does.
 
     Raises:
-        `SourceError`: a table is missing, or lacks a column; no such preset.
+        `DataError`: a table is missing, or lacks a column; no such preset.
     """
 
     name = "mimic_iv_ecg"
@@ -79,11 +80,11 @@ class MimicIVECG(Source):
     ):
         super().__init__(root)
         if unlabelled not in ("unknown", "negative"):
-            raise SourceError(f"unlabelled must be 'unknown' or 'negative', found: {unlabelled!r}")
+            raise DataError(f"unlabelled must be 'unknown' or 'negative', found: {unlabelled!r}")
         self._unlabelled = unlabelled
         records = find_table(self.root, _RECORDS)
         if records is None:
-            raise SourceError(f"{self.root}: has no {_RECORDS} or {_RECORDS}.gz")
+            raise DataError(f"{self.root}: has no {_RECORDS} or {_RECORDS}.gz")
         self._records = records
         self._reports = find_table(self.root, _REPORTS)
         self._patients = None if patients is None else Path(patients)
@@ -96,7 +97,7 @@ class MimicIVECG(Source):
             self._preset = labels
             self._label_names = tuple(_labeler(labels).labels)
             if self._reports is None:
-                raise SourceError(f"{self.root}: has no {_REPORTS}, whose reports labels={labels!r} needs")
+                raise DataError(f"{self.root}: has no {_REPORTS}, whose reports labels={labels!r} needs")
         elif labels is not None:
             self._label_file = Path(labels)
             # pandas leaves the name of its index empty.
@@ -104,7 +105,7 @@ class MimicIVECG(Source):
                 name for name in csv_header(self._label_file) if name and name not in (*_KEYS, STATUS_COLUMN)
             )
             if not self._label_names:
-                raise SourceError(f"{labels}: has no label, only {', '.join(csv_header(self._label_file))}")
+                raise DataError(f"{labels}: has no label, only {', '.join(csv_header(self._label_file))}")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -203,7 +204,7 @@ class MimicIVECG(Source):
         names = [name for name in csv_header(where) if re.fullmatch(r"report_\d+", name)]
         lines = sorted(names, key=lambda name: int(name[7:]))
         if not lines:
-            raise SourceError(f"{where}: has no column report_0 (found: {', '.join(csv_header(where)[:40])})")
+            raise DataError(f"{where}: has no column report_0 (found: {', '.join(csv_header(where)[:40])})")
         columns = read_text_columns(where, ("subject_id", "study_id", *lines))
         reports = joined_lines([columns.pop(name) for name in lines])
         studies, patients = id_column(columns["study_id"]), id_column(columns["subject_id"])
@@ -278,7 +279,7 @@ def labels_from_report(report: str, preset: str) -> tuple[int, ...] | None:
     None where they are unknown: no phrase for a finding was found, or the report is in another script.
 
     Raises:
-        `SourceError`: no such preset.
+        `DataError`: no such preset.
     """
     labeler = _labeler(preset)
     found = labeler(report)
@@ -293,7 +294,7 @@ def _labeler(preset: str) -> "Labeler":
     try:
         return Labeler.from_preset(preset)
     except LabelerError as error:
-        raise SourceError(f"labels={preset!r}: expected the path of a CSV or a preset ({error})") from None
+        raise DataError(f"labels={preset!r}: expected the path of a CSV or a preset ({error})") from None
 
 
 def _count(notes: list[str], which: np.ndarray, sentence: str) -> None:

@@ -15,7 +15,8 @@ from ...records import ECGRecord
 from ...utils.ids import canonical_id
 from ..exclusion import Excluded
 from ..labels import LabelTable, LabelTableError, known_ids
-from .base import Source, SourceError, SourceIndex, exclude_headless, unique_rows, walk_files
+from ..store import DataError
+from .base import Source, SourceIndex, exclude_headless, unique_rows, walk_files
 
 # Codes in the challenge's recordings that it does not score (its dx_mapping_unscored.csv).
 UNSCORED_CODES = frozenset(
@@ -57,7 +58,7 @@ class PhysioNet2021(Source):
         excluded: list[Excluded] = []
         paths = list(walk_files(self.root, (".hea",), excluded))
         if not paths:
-            raise SourceError(f"{self.root}: found no WFDB header (.hea) in this folder or below")
+            raise DataError(f"{self.root}: found no WFDB header (.hea) in this folder or below")
         table = pa.table(
             {
                 "recording_id": [path.rpartition("/")[2][: -len(".hea")] for path in paths],

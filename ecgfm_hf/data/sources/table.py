@@ -30,10 +30,9 @@ from ...utils.name_lists import as_names
 from ..exclusion import Excluded
 from ..labels import LabelTableError
 from ..splits import parse_time
-from ..store import COLUMNS, StoreError, store_schema
+from ..store import COLUMNS, DataError, store_schema
 from .base import (
     Source,
-    SourceError,
     SourceIndex,
     exclude_headless,
     header_of,
@@ -67,10 +66,10 @@ def read_header(path: Path) -> list[str]:
     Return the columns' names, without blanks around them and without line breaks; empty for columns without a name.
 
     Raises:
-        `SourceError`: no such file, one that cannot be read, no header, a name twice.
+        `DataError`: no such file, one that cannot be read, no header, a name twice.
     """
     if not path.is_file():
-        raise SourceError(f"{path}: no such table")
+        raise DataError(f"{path}: no such table")
     try:
         if path.suffix.lower() == ".parquet":
             names = pq.read_schema(path).names
@@ -78,17 +77,17 @@ def read_header(path: Path) -> list[str]:
             with open(path, encoding="utf-8-sig", newline="") as file:
                 names = next((row for row in csv.reader(file, delimiter=_delimiter(path)) if row), [])
     except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
-        raise SourceError(f"{path}: cannot read this table ({error})") from None
+        raise DataError(f"{path}: cannot read this table ({error})") from None
     if not names:
-        raise SourceError(f"{path} is empty")
+        raise DataError(f"{path} is empty")
     header = [clean_name(name) for name in names]
     if repeated := sorted({name for name in header if name and header.count(name) > 1}):
-        raise SourceError(f"{path} has several columns called {', '.join(repeated)}")
+        raise DataError(f"{path} has several columns called {', '.join(repeated)}")
     return header
 
 
 def read_columns(path: Path) -> dict[str, list]:
-    """Return all columns with a name. `SourceError` as [`read_header`], and for rows of another length."""
+    """Return all columns with a name. `DataError` as [`read_header`], and for rows of another length."""
     header = read_header(path)
     try:
         if path.suffix.lower() == ".parquet":
@@ -97,10 +96,10 @@ def read_columns(path: Path) -> dict[str, list]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file, delimiter=_delimiter(path)) if row][1:]
     except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
-        raise SourceError(f"{path}: cannot read this table ({error})") from None
+        raise DataError(f"{path}: cannot read this table ({error})") from None
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header):
-            raise SourceError(f"{path}, row {number}: {len(row)} cells under {len(header)} columns")
+            raise DataError(f"{path}, row {number}: {len(row)} cells under {len(header)} columns")
     return {name: [row[index] for row in rows] for index, name in enumerate(header) if name}
 
 
@@ -117,20 +116,20 @@ def shown_header(header: Iterable[str]) -> str:
 
 
 def check_label_names(names: Iterable[str], where: Any) -> None:
-    """`SourceError` where a label cannot be a column of a store."""
+    """`DataError` where a label cannot be a column of a store."""
     names = list(names)
     hint = "choose the labels without it (labels= or --labels) or rename it"
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise SourceError(f"{where}: label given more than once: {', '.join(repeated)}")
+        raise DataError(f"{where}: label given more than once: {', '.join(repeated)}")
     if internal := [name for name in names if not name or name.startswith("_")]:
-        raise SourceError(
+        raise DataError(
             f"{where}: a label cannot be called {', '.join(map(repr, internal))}: names that begin with '_' are for "
             f"internal columns; {hint}"
         )
     try:
         store_schema(names)
-    except StoreError as error:
-        raise SourceError(f"{where}: {error}; {hint}") from None
+    except DataError as error:
+        raise DataError(f"{where}: {error}; {hint}") from None
 
 
 def convert_cells(
@@ -147,7 +146,7 @@ def convert_cells(
         hint (`str`): What else the user can do, for the error.
 
     Raises:
-        `SourceError`: names every different wrong cell, how often it occurs and the row where it is first.
+        `DataError`: names every different wrong cell, how often it occurs and the row where it is first.
     """
     result: list = []
     odd: dict[str, list[int]] = {}
@@ -162,7 +161,7 @@ def convert_cells(
             for text, rows in list(odd.items())[:_MOST_QUOTES]
         ]
         more = f"; and {len(odd) - _MOST_QUOTES} other values" if len(odd) > _MOST_QUOTES else ""
-        raise SourceError(f"{where}, {'; '.join(quoted)}{more}; expected {expected}{hint}")
+        raise DataError(f"{where}, {'; '.join(quoted)}{more}; expected {expected}{hint}")
     return result
 
 
@@ -207,13 +206,13 @@ def sex_in(value: Any) -> str | None:
 
 
 def time_cells(where: Any, values: Sequence[Any], hint: str = "") -> list[datetime | None]:
-    """Convert times to times without a zone, in UTC where they have one. `SourceError` where only some have one."""
+    """Convert times to times without a zone, in UTC where they have one. `DataError` where only some have one."""
     found = convert_cells(where, "time", values, _time, EXPECTED["time"], hint)
     zoned = [time is not None and time.tzinfo is not None for time in found]
     bare = [time is not None and time.tzinfo is None for time in found]
     if any(zoned) and any(bare):
         first, other = zoned.index(True), bare.index(True)
-        raise SourceError(
+        raise DataError(
             f"{where}: some times have a time zone (row {first + 1}: {_quoted(values[first])}) and others do not "
             f"(row {other + 1}: {_quoted(values[other])}), so they cannot be compared; give all a zone, or none"
         )
@@ -357,26 +356,26 @@ class RecordingTable(Source):
         self._arguments = {name: value for name, value in arguments.items() if value is not None}
         self._columns = {ours: clean_name(theirs) for ours, theirs in dict(columns or {}).items()}
         if unknown := [name for name in self._columns if name not in (*_FACTS, *_ARGUMENTS)]:
-            raise SourceError(
+            raise DataError(
                 f"columns= gives names for {', '.join(unknown)}; expected: {', '.join((*_FACTS, *_ARGUMENTS))}"
             )
         if isinstance(labels, str):
-            raise SourceError(f"labels must be a list of names, found: {labels!r}")
+            raise DataError(f"labels must be a list of names, found: {labels!r}")
         header = [] if self.table_path is None else read_header(self.table_path)
         for ours, theirs in self._columns.items():
             if theirs and theirs not in header:
-                raise SourceError(f"{table} has no column {theirs!r} for {ours} ({shown_header(header)})")
+                raise DataError(f"{table} has no column {theirs!r} for {ours} ({shown_header(header)})")
         named = set(self._columns.values())
         meanings = (*_FACTS, *_ARGUMENTS, STATUS_COLUMN)
         free = [name for name in header if name and name not in named and name not in meanings]
         self._label_names = tuple(free if labels is None else map(clean_name, labels))
         if missing := [name for name in self._label_names if name not in header]:
-            raise SourceError(f"{table} has no label column {', '.join(missing)} ({shown_header(header)})")
+            raise DataError(f"{table} has no label column {', '.join(missing)} ({shown_header(header)})")
         check_label_names(self._label_names, table)
         self._labels_given = labels is not None
         self._has_status = STATUS_COLUMN in header and STATUS_COLUMN not in (*named, *self._label_names)
         if unlabelled not in ("unknown", "negative"):
-            raise SourceError(f"unlabelled must be 'unknown' or 'negative', found: {unlabelled!r}")
+            raise DataError(f"unlabelled must be 'unknown' or 'negative', found: {unlabelled!r}")
         self._unlabelled = unlabelled
 
     @property
@@ -396,7 +395,7 @@ class RecordingTable(Source):
             exclude_headless(self.root, [path for path in files if path.lower().endswith(".hea")], excluded, files)
             if not files:
                 others = f"; {len(excluded)} others cannot be used" if excluded else ""
-                raise SourceError(f"{self.root}: no recordings found (files ending in {', '.join(_COMPLETE)}{others})")
+                raise DataError(f"{self.root}: no recordings found (files ending in {', '.join(_COMPLETE)}{others})")
             table = pa.table({"recording_id": pa.array([recording_id_of(path) for path in files]), "path": files})
             notes.append("No table was given: patients and labels are unknown.")
             return SourceIndex(unique_rows(table, excluded), excluded, notes)
@@ -407,12 +406,12 @@ class RecordingTable(Source):
         } | {name: columns[name] for name in (*self._label_names, *([STATUS_COLUMN] if self._has_status else []))}
         if "path" not in columns and "recording_id" not in columns:
             found = shown_header(read_header(self.table_path))
-            raise SourceError(
+            raise DataError(
                 f"{self.table_path} needs a column path or recording_id ({found}); give its name with columns= or "
                 "--columns path=NAME"
             )
         if not len(next(iter(columns.values()))):
-            raise SourceError(f"{self.table_path} has no rows")
+            raise DataError(f"{self.table_path} has no rows")
         ids, paths = self._locate(columns, files, excluded)
         used = {recording_id_of(path) for path in paths if path is not None}
         if idle := sum(recording_id_of(path) not in used for path in files):
@@ -487,11 +486,11 @@ class RecordingTable(Source):
         text = "" if path is None or path != path else str(path).strip()
         try:
             if not text:
-                raise SourceError("the table gives no path")
+                raise DataError("the table gives no path")
             if os.path.isabs(text):  # inside the folder it is as good as a relative one
                 text = os.path.relpath(os.path.normpath(text), os.path.abspath(self.root))
             inside(self.root, text)
-        except SourceError as error:
+        except DataError as error:
             reason = "the table gives no path" if not text else "the path leads out of the dataset's folder"
             excluded.append(Excluded(recording, None, "index", reason, f"row {row}: {error}"))
             return None
@@ -518,7 +517,7 @@ class RecordingTable(Source):
         return table if len(keep) == table.num_rows else table.take(keep)
 
     def _check_repeated(self, ids: Sequence[str | None], typed: Mapping[str, pa.Array]) -> None:
-        """Raise `SourceError` where two rows with one id have different labels."""
+        """Raise `DataError` where two rows with one id have different labels."""
         labels = {name: typed[name].to_pylist() for name in self._label_names}
         first: dict[str, int] = {}
         for row, recording in enumerate(ids):
@@ -530,7 +529,7 @@ class RecordingTable(Source):
             ]
             if different:
                 more = f", and {len(different) - _MOST_QUOTES} more" if len(different) > _MOST_QUOTES else ""
-                raise SourceError(
+                raise DataError(
                     f"{self.table_path}: rows {earlier + 1} and {row + 1} have the same recording_id {recording} and "
                     f"different labels: {', '.join(different[:_MOST_QUOTES])}{more}. Keep the right one of the two rows"
                 )
@@ -559,7 +558,7 @@ class RecordingTable(Source):
             shown = "; ".join(f"{name!r} ({low:g} to {high:g})" for name, (low, high) in numeric.items())
             binary = [name for name in self._label_names if name not in numeric][:_MOST_NAMES]
             advice = f"name the columns that are labels: labels={binary} or --labels {as_names(binary)}"
-            raise SourceError(
+            raise DataError(
                 f"{where}: columns with other numbers than 0 and 1 cannot be labels: {shown}; "
                 + (advice if binary else "give the table label columns")
             )
@@ -569,7 +568,7 @@ class RecordingTable(Source):
             statuses = columns[STATUS_COLUMN]
             if others := [status for status in statuses if status not in STATUSES]:
                 expected = f"expected {', '.join(STATUSES)}, as `ecgfm label` writes it"
-                raise SourceError(f"{where}, column {STATUS_COLUMN}: found {others[0]!r}, {expected}{hint}")
+                raise DataError(f"{where}, column {STATUS_COLUMN}: found {others[0]!r}, {expected}{hint}")
             known = pa.array([status == LABELLED or self._unlabelled == "negative" for status in statuses])
             labels = {name: pc.if_else(known, column, pa.scalar(None, column.type)) for name, column in labels.items()}
             if unknown := len(known) - known.true_count:

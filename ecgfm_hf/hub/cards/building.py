@@ -11,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ...configuration_ecgfm import ECGFMConfig
 from ...evaluation import METRICS_FILE
-from ...provenance import PROVENANCE_FILE, labels_of_few, read_steps, splits_of, weights_digest
+from ...provenance import PROVENANCE_FILE, labels_with_withheld_counts, read_steps, splits_of, weights_digest
 from ...utils.errors import ECGFMError
 from .card import ECG_FM_CITATION, PUBLISHED, Card, card_metadata, pipeline_tag
 from .details import CardDetails, placeholder
@@ -142,7 +142,7 @@ def _card(model: ModelSummary, given: CardDetails, name: str, repo_id: str | Non
             config,
             model.architecture,
             model.extractor.sampling_rate,
-            labels_of_few(model.steps, config.label_names),
+            labels_with_withheld_counts(model.steps, config.label_names),
             chosen_on(model.steps),
             is_weighted(model.steps),
         ),
