@@ -1,6 +1,7 @@
 """Preparing folders in which much is damaged: the sound recordings are all there, and the others are accounted for."""
 
 import os
+import pickle
 import sys
 
 import numpy as np
@@ -10,8 +11,9 @@ from damaged_folders import CANARY_VALUE, DAMAGE, same_facts, samples_of, write_
 from wfdb_files import LEADS, write_record
 
 from ecgfm_hf.data import PhysioNet2021, RecordingTable, prepare
-from ecgfm_hf.data.exclusion import reason_of
+from ecgfm_hf.data.exclusion import exclude
 from ecgfm_hf.data.store import store_files
+from ecgfm_hf.records import ECGReadError, read_ecg
 
 # Nothing in a file tells a gain, rate, unit, lead's name or comment that a flipped bit has made another valid one.
 UNTELLABLE = ("bits flipped in the header", "header cut off")
@@ -191,15 +193,18 @@ def test_a_file_name_that_is_not_utf8_leaves_out_that_file_alone(tmp_path, kept)
     assert report["recordings"] == {"found": 2, "kept": 1, "excluded": 1}
 
 
-def test_a_reason_says_what_is_wrong_without_saying_where():
-    entry = {"path": "training/georgia/g1/E00001.hea", "recording_id": "E00001"}
-    quoted = repr('E00001 Jane O\'Neill said "no" \x00 12')
-    lacking = "a .csv or .tsv file does not contain its units; pass units= (--units)"
-    assert reason_of(f"ward/E00001.csv: {lacking}", entry) == lacking, "what helps is told"
-    assert "Jane" not in reason_of(f"training/georgia/g1/E00001.hea: not a WFDB header, found the line {quoted}", entry)
-    several = {
-        reason_of(f"training/georgia/g1/{name}.hea: lead {lead} has checksum {n}, expected {n + 1} by the header: bad",
-                  {"path": f"training/georgia/g1/{name}.hea", "recording_id": name})
-        for name, lead, n in (("E00001", "I", 4), ("E7", "aVR", -31), ("JS1", "V6", 0))
-    }  # fmt: skip
-    assert len(several) == 1
+@pytest.mark.parametrize("pseudonyms", [False, True])
+def test_a_reason_is_the_same_for_all_recordings_of_a_kind(tmp_path, pseudonyms):
+    """And names the remedy, but no file, so that a reason can stand beside pseudonyms."""
+    found = []
+    for name in ("O'Neill Jane", "7", "no such header"):
+        path = tmp_path / f"{name}.csv"
+        path.write_text("I,II\n1,2\n")
+        with pytest.raises(ECGReadError) as error:
+            read_ecg(path)
+        assert pickle.loads(pickle.dumps(error.value)).code == error.value.code
+        found.append(exclude({"path": path.name, "recording_id": name}, error.value, tmp_path, pseudonyms))
+    assert {one.reason for one in found} == {
+        "no sampling rate, units: pass sampling_rate=, units= (--sampling-rate, --units)"
+    }
+    assert [one.detail.partition(":")[0] for one in found] == ([""] * 3 if pseudonyms else [one.path for one in found])

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..records.record import ECGReadError
 from .splits import SplitError
 
 
@@ -46,51 +47,16 @@ def exclude(entry: Mapping[str, Any], error: Exception, root: Path | None, pseud
         # Reports are shared with the data, and libraries may give the full path of a file.
         for folder in dict.fromkeys((os.path.realpath(root), os.path.abspath(root), os.fspath(root))):
             detail = re.sub(rf"(?<![\w./-]){re.escape(folder)}/", "", detail)
-    if pseudonyms:
-        return Excluded(entry["recording_id"], None, "read", _kind_of(detail))
-    return Excluded(entry["recording_id"], path, "read", reason_of(detail, entry), detail)
+    # A message may quote the name of a file, which may contain the name of a patient.
+    return Excluded(
+        entry["recording_id"], None if pseudonyms else path, "read", _reason(error), "" if pseudonyms else detail
+    )
 
 
-# The only words in the reason of a recording whose id is a pseudonym: any part of a message may quote the name of a
-# file, which may contain the name of a patient.
-_KINDS = (
-    *("no such signal file", "no such header", "no such file", "is empty", "truncated", "longer than its header"),
-    *("checksum", "initial value", "unknown unit", "gain", "sampling rate", "number of samples", "lead name"),
-    *("signal format", "cannot be decoded", "damaged", "infinite samples", "all zeros", "unknown format"),
-    *("leads out of", "not supported", "not a WFDB header", "units", "header"),
-)
-
-
-def _kind_of(message: str) -> str:
-    found = next((kind for kind in _KINDS if kind in message), None)
-    return "cannot be read" if found is None else f"cannot be read: {found}"
-
-
-def reason_of(message: str, entry: Mapping[str, Any]) -> str:
-    """
-    Return a message without the parts that differ between recordings, so that a thousand of a kind become one line.
-
-    Names, quotations and brackets are removed, and numbers become N. Advice on what argument to pass stays.
-    """
-    # Readers' messages begin with the file, whose name may contain anything.
-    first, colon, rest = message.partition(": ")
-    if colon and ("/" in first or "." in first or first.startswith("recording ")):
-        message = rest
-    names = [str(entry[key]) for key in ("path", "recording_id") if entry.get(key)]
-    names += [os.path.splitext(name)[0] for name in names] + [os.path.splitext(os.path.basename(n))[0] for n in names]
-    for name in sorted({name for name in names if len(name) > 3}, key=len, reverse=True):
-        message = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "", message)
-    message = re.sub(r"^\S*\s*:\s+", "", message.strip())
-    message = re.sub(r"(?<!\w)'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "...", message)
-    message = re.sub(r"\[Errno \d+\] ([^:()]*)(?:: \.\.\.)?", r"\1", message)
-    message = re.sub(r"\bsignal \d+(?: \([^)]*\))?:", "a signal:", message)
-    message = re.sub(r"\blead [^\s:,;]+(?=:| is | has | begins | occurs )", "a lead", message)
-    message = re.sub(r", (?:in|found) the (?:record )?line .*|; (?!pass ).*|\[[^]]*\]", "", message, flags=re.DOTALL)
-    message = re.sub(r"\b(found|expected) \([^()]*\)", r"\1 ...", message)
-    message = re.sub(r" \((?=[^)]*\d)[^()]*\)", "", message)
-    message = re.sub(r"(?<![\w.])(?!0 samples)-?\d[\d.]*(?:[eE][+-]?\d+)?(?<!\.)", "N", message)
-    message = re.sub(r"\s+", " ", message).strip(" :,.")
-    return (message if len(message) <= 120 else message[:117].rsplit(" ", 1)[0] + "...") or "unreadable"
+def _reason(error: Exception) -> str:
+    if isinstance(error, ECGReadError):
+        return error.code
+    return (isinstance(error, OSError) and error.strerror) or "damaged"
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,10 @@ def _parse(path: str, name: str, parser: str) -> Any:
     try:
         from ecgdatakit.parsing import FileParser
     except ImportError as error:
-        raise ECGReadError(f"{path}: reading {name} needs ecgdatakit: pip install 'ecgfm-hf[formats]'") from error
+        raise ECGReadError(
+            f"{path}: reading {name} needs ecgdatakit: pip install 'ecgfm-hf[formats]'",
+            "needs ecgdatakit: pip install 'ecgfm-hf[formats]'",
+        ) from error
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -128,14 +131,16 @@ def _shortened(message: object) -> str:  # an exception or a warning
 def _record(path: str, parsed: Any, rate_of: Callable[[Any, Any], float]) -> ECGRecord:
     """Build the record; `rate_of` gives the exact sampling rate of a lead, which ecgdatakit rounds to whole numbers."""
     if not parsed.leads:
-        raise ECGReadError(f"{path}: found no leads")
+        raise ECGReadError(f"{path}: found no leads", "no leads")
     names = _names(path, parsed.leads)
     rates = {name: rate_of(parsed, lead) for name, lead in zip(names, parsed.leads, strict=True)}
     lengths = {name: len(lead.samples) for name, lead in zip(names, parsed.leads, strict=True)}
     for what, values in (("rates", rates), ("lengths", lengths)):
         if len(set(values.values())) > 1:
             listed = ", ".join(f"{name} {value:g}" for name, value in values.items())
-            raise ECGReadError(f"{path}: leads of different {what} ({listed}) are not supported")
+            raise ECGReadError(
+                f"{path}: leads of different {what} ({listed}) are not supported", "leads of different lengths or rates"
+            )
     if len({lead.annotations.get("start_sample", "1") for lead in parsed.leads}) > 1:
         raise ECGReadError(f"{path}: leads that begin at different times are not supported")
     calibrations = [_calibration(path, name, lead) for name, lead in zip(names, parsed.leads, strict=True)]
@@ -161,7 +166,7 @@ def _names(path: str, leads: Sequence[Any]) -> tuple[str, ...]:
         name = lead.label.strip()
         base, _, number = name.rpartition("_")  # ecgdatakit makes a second lead II to II_2
         if number.isdigit() and base in names:
-            raise ECGReadError(f"{path}: lead {base} occurs twice")
+            raise ECGReadError(f"{path}: lead {base} occurs twice", "lead names")
         with contextlib.suppress(ValueError):
             name = canonical_lead_name(name)
         names.append(name)
@@ -173,14 +178,18 @@ def _calibration(path: str, name: str, lead: Any) -> tuple[float, float, str]:
     unit, step, offset = lead.resolution_unit, float(lead.resolution), float(lead.offset)
     if not unit:
         written = lead.adc_resolution_unit.strip()[:20]
-        raise ECGReadError(f"{path}: lead {name}: found the unit {written!r}, expected one of a voltage")
+        raise ECGReadError(
+            f"{path}: lead {name}: found the unit {written!r}, expected one of a voltage", "unknown unit"
+        )
     for spelling in (unit, lead.adc_resolution_unit):  # by ecgdatakit, and in the file
         try:
             millivolts_per_unit(spelling)
         except ValueError as error:
             raise ECGReadError(f"{path}: lead {name}: {error}") from error
     if not step or not np.isfinite([step, offset]).all():
-        raise ECGReadError(f"{path}: lead {name} has {step:g} {unit} a step and the offset {offset:g}: no voltage")
+        raise ECGReadError(
+            f"{path}: lead {name} has {step:g} {unit} a step and the offset {offset:g}: no voltage", "gain"
+        )
     if lead.annotations.get("LeadTimeOffset"):
         raise ECGReadError(f"{path}: lead {name} is shifted in time against the others, which is not supported")
     return 1 / step, 0.0 - offset / step, unit
@@ -191,7 +200,7 @@ def _samples(path: str, names: Sequence[str], leads: Sequence[Any]) -> np.ndarra
     samples = np.stack([np.asarray(lead.samples, dtype=np.float64) for lead in leads])
     for name, row in zip(names, samples, strict=True):
         if not np.isfinite(row).all():
-            raise ECGReadError(f"{path}: lead {name} has samples that are no finite numbers")
+            raise ECGReadError(f"{path}: lead {name} has samples that are no finite numbers", "infinite samples")
     for dtype in (np.dtype(np.int16), np.dtype(np.int32)):
         limits = np.iinfo(dtype)
         if samples.size and limits.min <= samples.min() and samples.max() <= limits.max:

@@ -61,7 +61,10 @@ def read_dicom(path: str) -> ECGRecord:
     syntax, data_start = _transfer_syntax(content)
     if syntax not in _TRANSFER_SYNTAXES:
         name = pydicom.uid.UID(syntax).name or "none"
-        raise ECGReadError(f"{path}: found the transfer syntax {name}, expected an uncompressed one, as waveforms have")
+        raise ECGReadError(
+            f"{path}: found the transfer syntax {name}, expected an uncompressed one, as waveforms have",
+            "unsupported format",
+        )
     # The data get a new header with the accepted transfer syntax, so that pydicom cannot find and unpack another.
     value = syntax.encode() + b"\0" * (len(syntax) % 2)
     meta = b"\x02\x00\x10\x00UI" + len(value).to_bytes(2, "little") + value
@@ -77,7 +80,7 @@ def read_dicom(path: str) -> ECGRecord:
 def _record(path: str, syntax: str, dataset: "Dataset") -> ECGRecord:
     if not dataset.get("WaveformSequence"):
         kind = getattr(dataset.get("SOPClassUID"), "name", "unknown kind")
-        raise ECGReadError(f"{path}: a DICOM file without a waveform ({kind})")
+        raise ECGReadError(f"{path}: a DICOM file without a waveform ({kind})", "no waveform")
     group = _original_group(path, dataset.WaveformSequence)
     names, gain, baseline, units = _channels(path, group)
     samples, missing_value = _samples(path, group, byte_order=">" if syntax == _BIG_ENDIAN else "<")
@@ -156,11 +159,13 @@ def _channels(path: str, group: "Dataset") -> tuple[tuple[str, ...], np.ndarray,
         _check_skew(path, name, channel, float(group.SamplingFrequency))
         sensitivity, unit = channel.get("ChannelSensitivity"), channel.get("ChannelSensitivityUnitsSequence")
         if sensitivity is None or not unit:
-            raise ECGReadError(f"{path}: lead {name} has no sensitivity; an uncalibrated signal has no voltage")
+            raise ECGReadError(f"{path}: lead {name} has no sensitivity; an uncalibrated signal has no voltage", "gain")
         # One stored step is sensitivity times correction, and 0 stands for the baseline, in physical units.
         step = float(sensitivity) * _number(channel, "ChannelSensitivityCorrectionFactor", 1.0)
         if not math.isfinite(step) or step == 0:
-            raise ECGReadError(f"{path}: lead {name} has sensitivity times correction {step:g}, which is no voltage")
+            raise ECGReadError(
+                f"{path}: lead {name} has sensitivity times correction {step:g}, which is no voltage", "gain"
+            )
         names.append(name)
         gains.append(1 / step)
         baselines.append(0.0 - _number(channel, "ChannelBaseline", 0.0) / step)
@@ -195,9 +200,13 @@ def _lead_name(path: str, number: int, channel: "Dataset") -> str:
         except ValueError:
             continue
     if len(known) > 1:
-        raise ECGReadError(f"{path}: channel {number} is lead {' and lead '.join(known)} at once, by {words}")
+        raise ECGReadError(
+            f"{path}: channel {number} is lead {' and lead '.join(known)} at once, by {words}", "lead names"
+        )
     if not known and not words:
-        raise ECGReadError(f"{path}: channel {number} has no lead name; a position does not identify a lead")
+        raise ECGReadError(
+            f"{path}: channel {number} has no lead name; a position does not identify a lead", "lead names"
+        )
     return next(iter(known), words[0] if words else "")
 
 

@@ -92,7 +92,10 @@ def opened_code_15(path: str | os.PathLike[str], units: str = "mV") -> Iterator[
     try:
         import h5py
     except ImportError as error:
-        raise ECGReadError(f"{path}: reading HDF5 needs h5py: pip install 'ecgfm-hf[formats]'") from error
+        raise ECGReadError(
+            f"{path}: reading HDF5 needs h5py: pip install 'ecgfm-hf[formats]'",
+            "needs h5py: pip install 'ecgfm-hf[formats]'",
+        ) from error
     try:
         file = h5py.File(path, "r")
     except Exception as error:  # OSError as a rule, but damage has other effects too
@@ -154,7 +157,7 @@ class Code15File:
         exam_id, samples = int(self.exam_ids[row]), self._samples(row)
         live = np.flatnonzero(samples.any(axis=1))  # NaN counts as a sample
         if not len(live):
-            raise ECGReadError(f"{self.path}: exam {exam_id} is all zeros")
+            raise ECGReadError(f"{self.path}: exam {exam_id} is all zeros", "all zeros")
         samples = samples[live[0] : live[-1] + 1].T
         refuse_infinite(self.path, samples, STANDARD_LEADS, where=f"exam {exam_id}: ")
         return ECGRecord(
@@ -222,7 +225,7 @@ def _rows(path: str, dataset: Any, first: int, end: int, may_be_unwritten: bool 
         if dataset.id.get_storage_size() == rows.dtype.itemsize * math.prod(dataset.shape):
             rows[:] = dataset[first:end]
         elif not may_be_unwritten:
-            raise ECGReadError(f"{path}: {dataset.name} was never written in full")
+            raise ECGReadError(f"{path}: {dataset.name} was never written in full", "truncated")
         return rows
     steps, shape = dataset.chunks, dataset.shape
     corners = itertools.product(
@@ -242,7 +245,7 @@ def _rows(path: str, dataset: Any, first: int, end: int, may_be_unwritten: bool 
         inside = tuple(slice(a - start, b - start) for a, b, start in zip(low, high, corner, strict=True))
         rows[(slice(low[0] - first, high[0] - first), *map(slice, low[1:], high[1:]))] = chunk[inside]
     if missing is not None and (written or not may_be_unwritten):
-        raise ECGReadError(f"{path}: the chunk of {dataset.name} at {missing} was never written")
+        raise ECGReadError(f"{path}: the chunk of {dataset.name} at {missing} was never written", "truncated")
     return rows
 
 

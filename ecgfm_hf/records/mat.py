@@ -45,7 +45,9 @@ def read_fairseq_mat(path: str, units: str) -> ECGRecord:
     if "curr_sample_size" in variables:
         declared = number_of(path, variables, "curr_sample_size")
         if declared != feats.shape[1]:
-            raise ECGReadError(f"{path}: found {feats.shape[1]} samples, expected {declared:g} by curr_sample_size")
+            raise ECGReadError(
+                f"{path}: found {feats.shape[1]} samples, expected {declared:g} by curr_sample_size", "truncated"
+            )
     gain, baseline = np.ones(leads), np.zeros(leads)
     if "mean" in variables or "std" in variables:
         mean, std = (_per_lead(path, variables, name) for name in ("mean", "std"))
@@ -177,9 +179,9 @@ def _unpacked(path: str, data: memoryview, most: int) -> bytes:
     except zlib.error as error:
         raise ECGReadError(f"{path}: damaged MATLAB file ({error})") from error
     if len(unpacked) > most:
-        raise ECGReadError(f"{path}: unpacks to more than {_LARGEST} bytes")
+        raise ECGReadError(f"{path}: unpacks to more than {_LARGEST} bytes", "too large")
     if not unpacker.eof:
-        raise ECGReadError(f"{path}: truncated, a compressed part does not end")
+        raise ECGReadError(f"{path}: truncated, a compressed part does not end", "truncated")
     return unpacked
 
 
@@ -189,7 +191,7 @@ def _elements(path: str, data: memoryview, order: str) -> Iterator[tuple[int, me
     at = 0
     while at < len(data):
         if len(data) - at < 8:
-            raise ECGReadError(f"{path}: truncated, {len(data) - at} bytes are too few for an element")
+            raise ECGReadError(f"{path}: truncated, {len(data) - at} bytes are too few for an element", "truncated")
         kind, size = (int.from_bytes(data[at + i : at + i + 4], endian) for i in (0, 4))
         if kind >> 16:  # a small element: four bytes of content beside its type and size
             kind, size, start, end = kind & 0xFFFF, kind >> 16, at + 4, at + 8
@@ -200,7 +202,7 @@ def _elements(path: str, data: memoryview, order: str) -> Iterator[tuple[int, me
             # Everything but compressed data is padded to 8 bytes.
             end = start + (size if kind == _COMPRESSED else size + -size % 8)
         if start + size > len(data):
-            raise ECGReadError(f"{path}: truncated, an element of {size} bytes goes beyond the end")
+            raise ECGReadError(f"{path}: truncated, an element of {size} bytes goes beyond the end", "truncated")
         yield kind, data[start : start + size]
         at = end
 

@@ -190,8 +190,8 @@ def _format_of(path: str) -> Format:
         if recognises(suffix, start):
             raise ECGReadError(f"{path}: {message}")
     if suffix in (".dat", ".mat"):
-        raise ECGReadError(f"{path}: a signal file needs its header beside it, expected {stem}.hea")
-    raise ECGReadError(f"{path}: unknown format; supported are {_SUPPORTED}")
+        raise ECGReadError(f"{path}: a signal file needs its header beside it, expected {stem}.hea", "no such header")
+    raise ECGReadError(f"{path}: unknown format; supported are {_SUPPORTED}", "unknown format")
 
 
 def _check_arguments(path: str, format_: Format, arguments: Mapping[str, Any]) -> None:
@@ -202,7 +202,8 @@ def _check_arguments(path: str, format_: Format, arguments: Mapping[str, Any]) -
         in_python = ", ".join(f"{name}=" for name in missing)
         on_command_line = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
         raise ECGReadError(
-            f"{path}: a {format_.name} file does not contain its {names}; pass {in_python} ({on_command_line})"
+            f"{path}: a {format_.name} file does not contain its {names}; pass {in_python} ({on_command_line})",
+            f"no {names}: pass {in_python} ({on_command_line})",
         )
     surplus = [f"{name}=" for name in arguments if name not in format_.needs + format_.takes]
     if surplus:

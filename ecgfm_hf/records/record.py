@@ -22,9 +22,16 @@ class ECGReadError(ECGFMError, ValueError):
     """
     A recording cannot be read, or its content contradicts itself.
 
-    The message begins with the path and gives what was found and what was expected. The constructor takes one argument,
-    so that the error can be sent back from a worker process.
+    The message begins with the path and gives what was found and what was expected.
+
+    Args:
+        message: The message.
+        code: The kind of problem in a few words, the same for every recording: no path, name or number of one.
     """
+
+    def __init__(self, message: str, code: str = "damaged"):
+        super().__init__(message)  # the only argument: pickle passes it on, and adds the attributes
+        self.code = code
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -82,8 +89,8 @@ class ECGRecord:
         self._check_units()
         self._check_scalars()
 
-    def _error(self, message: str) -> ECGReadError:
-        return ECGReadError(f"{self.path}: {message}")
+    def _error(self, message: str, code: str = "damaged") -> ECGReadError:
+        return ECGReadError(f"{self.path}: {message}", code)
 
     def _checked_samples(self) -> np.ndarray:
         samples = np.asarray(self.samples)
@@ -98,12 +105,18 @@ class ECGRecord:
     def _checked_names(self) -> tuple[str, ...]:
         names = tuple(standard_or_own_name(name) for name in self.lead_names)
         if len(names) != len(self.samples):
-            raise self._error(f"{len(names)} lead names for {len(self.samples)} leads of samples: {list(names)}")
+            raise self._error(
+                f"{len(names)} lead names for {len(self.samples)} leads of samples: {list(names)}", "lead names"
+            )
         for index, name in enumerate(names):
             if not name.strip():
-                raise self._error(f"lead {index + 1} of {len(names)} has no name; a position does not identify a lead")
+                raise self._error(
+                    f"lead {index + 1} of {len(names)} has no name; a position does not identify a lead", "lead names"
+                )
             if name in names[:index]:
-                raise self._error(f"lead {name} occurs twice (as number {names.index(name) + 1} and {index + 1})")
+                raise self._error(
+                    f"lead {name} occurs twice (as number {names.index(name) + 1} and {index + 1})", "lead names"
+                )
         return names
 
     def _one_per_lead(self, attribute: str) -> np.ndarray:
@@ -113,23 +126,26 @@ class ECGRecord:
         for name, value in zip(self.lead_names, values.tolist(), strict=True):
             # A gain of 1e-300 is finite and not 0, but dividing by it leaves no numbers.
             if not math.isfinite(value) or (attribute == "gain" and not 1e-12 < abs(value) < 1e12):
-                raise self._error(f"lead {name} has {attribute} {value:g}, which gives no voltage")
+                raise self._error(f"lead {name} has {attribute} {value:g}, which gives no voltage", "gain")
         return _read_only(values)
 
     def _check_units(self) -> None:
         if len(self.units) != len(self.samples):
-            raise self._error(f"{len(self.units)} units for {len(self.samples)} leads: {list(self.units)}")
+            raise self._error(
+                f"{len(self.units)} units for {len(self.samples)} leads: {list(self.units)}", "unknown unit"
+            )
         for name, unit in zip(self.lead_names, self.units, strict=True):
             try:
                 millivolts_per_unit(unit)
             except ValueError as error:
-                raise self._error(f"lead {name}: {error}") from error
+                raise self._error(f"lead {name}: {error}", "unknown unit") from error
 
     def _check_scalars(self) -> None:
         rate = float(self.sampling_rate)
         if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:  # NaN fails too
             raise self._error(
-                f"found a sampling rate of {rate:g} Hz, expected {_LOWEST_RATE:g} to {_HIGHEST_RATE:g} Hz"
+                f"found a sampling rate of {rate:g} Hz, expected {_LOWEST_RATE:g} to {_HIGHEST_RATE:g} Hz",
+                "sampling rate",
             )
         object.__setattr__(self, "sampling_rate", rate)
         if self.missing_value is not None and self.samples.dtype.kind != "i":
@@ -193,15 +209,15 @@ def regular_file_size(path: str, role: str = "file") -> int:
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        raise ECGReadError(f"{path}: no such {role}") from None
+        raise ECGReadError(f"{path}: no such {role}", f"no such {role}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
-        raise ECGReadError(f"{path}: cannot open this {role} ({error})") from error
+        raise ECGReadError(f"{path}: cannot open this {role} ({error})", "cannot be opened") from error
     if stat.S_ISDIR(status.st_mode):
-        raise ECGReadError(f"{path}: is a folder, expected a {role}")
+        raise ECGReadError(f"{path}: is a folder, expected a {role}", "not a file")
     if not stat.S_ISREG(status.st_mode):
-        raise ECGReadError(f"{path}: is a device or pipe, expected a {role}")
+        raise ECGReadError(f"{path}: is a device or pipe, expected a {role}", "not a file")
     if status.st_size == 0:
-        raise ECGReadError(f"{path}: is empty, expected a {role} with content")
+        raise ECGReadError(f"{path}: is empty, expected a {role} with content", "empty")
     return status.st_size
 
 
@@ -211,9 +227,11 @@ def read_bytes(path: str, size: int, role: str = "file") -> bytes:
         with open(path, "rb") as file:
             content = file.read(size + 1)
     except OSError as error:
-        raise ECGReadError(f"{path}: cannot read this {role} ({error})") from error
+        raise ECGReadError(f"{path}: cannot read this {role} ({error})", "cannot be opened") from error
     if len(content) != size:
-        raise ECGReadError(f"{path}: the {role} changed while it was read, expected {size} bytes")
+        raise ECGReadError(
+            f"{path}: the {role} changed while it was read, expected {size} bytes", "changed while it was read"
+        )
     return content
 
 
@@ -221,7 +239,7 @@ def read_whole_file(path: str, largest: int, kind: str, role: str = "file") -> b
     """Read an ordinary file of at most `largest` bytes; `kind` ("DICOM waveform") names the format in messages."""
     size = regular_file_size(path, role)
     if size > largest:
-        raise ECGReadError(f"{path}: found {size} bytes, expected at most {largest} in a {kind} file")
+        raise ECGReadError(f"{path}: found {size} bytes, expected at most {largest} in a {kind} file", "too large")
     return read_bytes(path, size, role)
 
 
@@ -230,7 +248,9 @@ def refuse_infinite(path: str, samples: np.ndarray, lead_names: Sequence[str], w
     if samples.dtype.kind == "f":
         infinite = np.isinf(samples).any(axis=1)
         if infinite.any():
-            raise ECGReadError(f"{path}: {where}lead {lead_names[int(infinite.argmax())]} has infinite samples")
+            raise ECGReadError(
+                f"{path}: {where}lead {lead_names[int(infinite.argmax())]} has infinite samples", "infinite samples"
+            )
 
 
 __all__ = ["ECGReadError", "ECGRecord"]

@@ -123,7 +123,7 @@ def row_from_record(record: ECGRecord, **facts: Any) -> dict[str, Any]:
     """
     if record.samples.nbytes > _LARGEST_SIGNAL:
         raise ECGReadError(
-            f"{record.path}: {record.samples.nbytes} bytes of samples, expected at most {_LARGEST_SIGNAL}"
+            f"{record.path}: {record.samples.nbytes} bytes of samples, expected at most {_LARGEST_SIGNAL}", "too large"
         )
     samples = np.ascontiguousarray(record.samples, dtype=record.samples.dtype.newbyteorder("<"))
     row = {

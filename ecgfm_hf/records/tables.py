@@ -38,7 +38,7 @@ def read_text_table(
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         header = [name.strip() for name in next(rows, [])]
         if not header:
-            raise ECGReadError(f"{path}: the first line is empty, expected the names of the leads")
+            raise ECGReadError(f"{path}: the first line is empty, expected the names of the leads", "lead names")
         columns = _columns(path, header, lead_names)
         values = array("d")
         for row in rows:
@@ -62,7 +62,8 @@ def _columns(path: str, header: list[str], lead_names: Sequence[str] | None) -> 
             except ValueError as error:
                 raise ECGReadError(
                     f"{path}: found the columns {shown}, of which {name!r} is no known lead; expected lead names in "
-                    "the first line; lead_names= (--lead-names) selects the columns that are leads"
+                    "the first line; lead_names= (--lead-names) selects the columns that are leads",
+                    "lead names",
                 ) from error
         return list(range(len(header)))
     columns = []
@@ -76,7 +77,7 @@ def _columns(path: str, header: list[str], lead_names: Sequence[str] | None) -> 
 
 def _numbers(path: str, line: int, header: list[str], row: list[str], columns: list[int]) -> list[float]:
     if len(row) != len(header):
-        raise ECGReadError(f"{path}: line {line}: found {len(row)} fields, expected {len(header)}")
+        raise ECGReadError(f"{path}: line {line}: found {len(row)} fields, expected {len(header)}", "truncated")
     numbers = []
     for column in columns:
         field = row[column].strip()

@@ -111,10 +111,14 @@ def read_wfdb(header_path: str, given: str) -> ECGRecord:
         raise ECGReadError(f"{given}: the header beside it uses {_listed(names)}, not this file")
     formats = sorted({signal.format for signal in header.signals})
     if len(formats) > 1:
-        raise ECGReadError(f"{header_path}: signals in several formats ({_listed(formats)}) are not supported")
+        raise ECGReadError(
+            f"{header_path}: signals in several formats ({_listed(formats)}) are not supported", "unsupported format"
+        )
     if formats[0] not in _WHOLE_BYTES and formats[0] not in _BY_WFDB:
         supported = _listed(sorted([*_WHOLE_BYTES, *_BY_WFDB], key=int))
-        raise ECGReadError(f"{header_path}: found signal format {formats[0]}, expected one of {supported}")
+        raise ECGReadError(
+            f"{header_path}: found signal format {formats[0]}, expected one of {supported}", "unsupported format"
+        )
 
     if formats[0] in _WHOLE_BYTES:
         parts = [_read_whole_bytes(header, *group) for group in _groups(header)]
@@ -171,7 +175,10 @@ def _in_header_folder(header_path: str, file_name: str) -> str:
     if os.path.islink(path):
         target = os.path.dirname(os.path.realpath(path))
         if target not in (os.path.realpath(folder), os.path.dirname(os.path.realpath(header_path))):
-            raise ECGReadError(f"{path}: the signal file is a link that leads out of the header's folder")
+            raise ECGReadError(
+                f"{path}: the signal file is a link that leads out of the header's folder",
+                "the path leads out of its folder",
+            )
     return path
 
 
@@ -207,7 +214,8 @@ def _check_size(header: Header, path: str, signals: list[SignalLine], exactly: i
         kind = "truncated" if size < exactly else "longer than its header declares"
         raise ECGReadError(
             f"{path}: {kind}, found {size} bytes, expected {exactly} ({len(signals)} signals of {header.num_samples} "
-            f"samples in format {signals[0].format}, after {signals[0].byte_offset} bytes)"
+            f"samples in format {signals[0].format}, after {signals[0].byte_offset} bytes)",
+            kind,
         )
 
 
@@ -275,12 +283,14 @@ def _verify(header: Header, samples: np.ndarray) -> None:
     for signal, first, total in zip(header.signals, samples[:, 0].tolist(), sums.tolist(), strict=True):
         if first != signal.initial_value:
             raise ECGReadError(
-                f"{header.path}: lead {signal.name} begins with {first}, expected {signal.initial_value} by the header"
+                f"{header.path}: lead {signal.name} begins with {first}, expected {signal.initial_value} by the header",
+                "initial value does not match",
             )
         if total != signal.checksum & 0xFFFF:
             raise ECGReadError(
                 f"{header.path}: lead {signal.name} has checksum {total}, expected {signal.checksum & 0xFFFF} by the "
-                "header: the samples are not those that were written"
+                "header: the samples are not those that were written",
+                "checksum does not match",
             )
 
 
@@ -307,7 +317,7 @@ def read_header(path: str) -> Header:
         raise ECGReadError(f"{path}: the header has no record line")
     for line in specification:
         if not line.replace("\t", " ").isprintable():
-            raise ECGReadError(f"{path}: not a WFDB header, found the line {_quoted(line)}")
+            raise ECGReadError(f"{path}: not a WFDB header, found the line {_quoted(line)}", "not a WFDB header")
 
     num_signals, sampling_rate, num_samples, time = _record_line(path, specification[0])
     signal_lines = specification[1:]
@@ -318,30 +328,32 @@ def read_header(path: str) -> Header:
 
 
 def _record_line(path: str, line: str) -> tuple[int, float, int, datetime | None]:
-    def wrong(message: str) -> ECGReadError:
-        return ECGReadError(f"{path}: {message}, in the record line {_quoted(line)}")
+    def wrong(message: str, code: str = "damaged header") -> ECGReadError:
+        return ECGReadError(f"{path}: {message}, in the record line {_quoted(line)}", code)
 
     fields = line.split()
     if "/" in fields[0]:
-        raise wrong("multi-segment records are not supported; read their segments one by one")
+        raise wrong("multi-segment records are not supported; read their segments one by one", "unsupported format")
     if len(fields) < 2 or not re.fullmatch(r"\d{1,4}", fields[1], re.ASCII):
         raise wrong("expected a record name and a number of signals")
     num_signals = int(fields[1])
     if num_signals == 0:
         raise wrong("the record has no signals")
     if len(fields) < 3:
-        raise wrong("no sampling rate, which is never guessed")
+        raise wrong("no sampling rate, which is never guessed", "sampling rate")
     sampling = _SAMPLING.fullmatch(fields[2])
     rate = float(sampling[1]) if sampling else math.nan
     if not 0 < rate < math.inf:
-        raise wrong(f"found the sampling rate {fields[2]!r}, expected a number of Hz above 0")
+        raise wrong(f"found the sampling rate {fields[2]!r}, expected a number of Hz above 0", "sampling rate")
     if len(fields) < 4:
-        raise wrong("no number of samples, without which a truncated file would pass for a whole one")
+        raise wrong(
+            "no number of samples, without which a truncated file would pass for a whole one", "number of samples"
+        )
     if not re.fullmatch(r"\d{1,15}", fields[3], re.ASCII):
-        raise wrong(f"found the number of samples {fields[3]!r}, expected a whole number")
+        raise wrong(f"found the number of samples {fields[3]!r}, expected a whole number", "number of samples")
     num_samples = int(fields[3])
     if num_samples == 0:
-        raise wrong("the record has 0 samples")
+        raise wrong("the record has 0 samples", "number of samples")
     return num_signals, rate, num_samples, _time(fields[4:])
 
 
@@ -359,27 +371,32 @@ def _signal_line(path: str, number: int, line: str) -> SignalLine:
     fields = line.split(None, 8)
     name = fields[8] if len(fields) > 8 else ""
 
-    def wrong(message: str) -> ECGReadError:
+    def wrong(message: str, code: str = "damaged header") -> ECGReadError:
         lead = f"signal {number} ({name})" if name else f"signal {number}"
-        return ECGReadError(f"{path}: {lead}: {message}, in the line {_quoted(line)}")
+        return ECGReadError(f"{path}: {lead}: {message}, in the line {_quoted(line)}", code)
 
     file_name = fields[0]
     if not _is_plain_file_name(file_name):
-        raise wrong(f"found the signal file {file_name!r}, expected the name of a file in the header's own folder")
+        raise wrong(
+            f"found the signal file {file_name!r}, expected the name of a file in the header's own folder",
+            "the path leads out of its folder",
+        )
     found = _FORMAT.fullmatch(fields[1]) if len(fields) > 1 else None
     if not found:
         raise wrong("expected a signal format such as 16 or 16+24 after the file name")
     format_, per_frame, skew, offset = found.groups()
     if per_frame and int(per_frame) != 1:
-        raise wrong(f"{per_frame} samples per frame; signals at several sampling rates are not supported")
+        raise wrong(
+            f"{per_frame} samples per frame; signals at several sampling rates are not supported", "unsupported format"
+        )
     if skew and int(skew) != 0:
-        raise wrong(f"a skew of {skew} samples between signals is not supported")
+        raise wrong(f"a skew of {skew} samples between signals is not supported", "unsupported format")
     found = _GAIN.fullmatch(fields[2]) if len(fields) > 2 else None
     if not found:
-        raise wrong("no readable gain; an uncalibrated signal has no voltage")
+        raise wrong("no readable gain; an uncalibrated signal has no voltage", "gain")
     gain, baseline, units = found.groups()
     if not math.isfinite(float(gain)) or float(gain) == 0:
-        raise wrong(f"found the gain {gain}, which marks an uncalibrated signal; its voltage is never guessed")
+        raise wrong(f"found the gain {gain}, which marks an uncalibrated signal; its voltage is never guessed", "gain")
     numbers = []
     names = ("ADC resolution", "ADC zero", "initial value", "checksum", "block size")
     for what, text in zip(names, fields[3:8], strict=False):
@@ -387,7 +404,7 @@ def _signal_line(path: str, number: int, line: str) -> SignalLine:
             raise wrong(f"found the {what} {text!r}, expected a whole number")
         numbers.append(int(text))
     if not name:
-        raise wrong("no lead name; a position does not identify a lead")
+        raise wrong("no lead name; a position does not identify a lead", "lead names")
     _, adc_zero, initial_value, checksum, _ = numbers
     return SignalLine(
         file_name=file_name,
