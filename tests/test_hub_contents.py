@@ -287,6 +287,41 @@ def test_damaged_settings_are_refused(content, folder):
     assert any(problem.startswith("preprocessor_config.json: ") for problem in problems(folder))
 
 
+def test_a_list_of_training_ids_that_is_gone_is_missed(folder):
+    write_guard(folder, (["rec_0001"], ["10000032"]))
+    assert problems(folder) == ()
+    (folder / GUARD_FILE).unlink()
+    (problem,) = problems(folder)
+    assert problem.startswith("training_ids.do-not-share.json: missing, although the model was trained here")
+    assert problems(folder, allow=[GUARD_FILE]) == ()
+
+
+def test_foreign_model_code_is_refused_unless_it_is_allowed(folder):
+    with (folder / "pipeline_ecgfm.py").open("a") as file:
+        file.write("import os  # patient 10000032\n")
+    (problem,) = problems(folder)
+    assert problem.startswith("pipeline_ecgfm.py: differs from the installed package, and others will run it")
+    assert "--allow-code" in problem
+    contents = folder_contents(folder, "me/x", allow_code=True)
+    assert contents.problems == ()
+    assert any("pipeline_ecgfm.py: differs from the installed package" in note for note in contents.notes)
+    write_guard(folder, ([], ["10000032"]))
+    (problem,) = problems(folder, allow_code=True)
+    assert problem.endswith("has the id of a training recording or patient")
+
+
+def test_a_card_that_shows_small_groups_is_refused_unless_the_smallest_cell_is_repeated(folder):
+    (folder / "README.md").write_text(build_model_card(folder) + "\n<!-- smallest cell: 3 -->\n")
+    (problem,) = problems(folder)
+    assert problem == (
+        "README.md: made with a smallest cell of 3: everyone would see counts of 3 to 9 patients, and figures that "
+        "reveal such counts. Make it again with a smallest cell of 10, or accept this with smallest_cell=3 "
+        "(--smallest-cell 3)"
+    )
+    assert problems(folder, smallest_cell=4)
+    assert problems(folder, smallest_cell=3) == ()
+
+
 def test_weights_of_positives_that_tell_withheld_counts_are_refused(folder):
     edit_json(folder / "config.json", pos_weight=[4.0, 9.0, 600.0])
     assert problems(folder) == ()
@@ -354,8 +389,6 @@ def test_what_to_know_is_noted(tiny_config, tmp_path):
     save_model_folder(make_classifier(config), ECGFMFeatureExtractor(), tmp_path)
     card = build_model_card(tmp_path) + "\n![roc](figures/roc.png) [config](config.json) [site](https://x.org/a)\n"
     (tmp_path / "README.md").write_text(card)
-    with (tmp_path / "pipeline_ecgfm.py").open("a") as file:
-        file.write("# mine\n")
     contents = folder_contents(tmp_path, "me/x")
     assert contents.problems == ()
     notes = " ".join(contents.notes)
@@ -364,4 +397,3 @@ def test_what_to_know_is_noted(tiny_config, tmp_path):
     assert [note for note in contents.notes if "refers" in note] == [
         "README.md: refers to figures/roc.png, which is not uploaded"
     ]
-    assert "pipeline_ecgfm.py: differs from the installed package" in notes

@@ -47,6 +47,20 @@ def push(
             "harmless.",
         ),
     ] = None,
+    allow_code: Annotated[
+        bool,
+        typer.Option("--allow-code", help="Send model code (*_ecgfm.py) that differs from this package's."),
+    ] = False,
+    smallest_cell: Annotated[
+        int,
+        typer.Option(
+            "--smallest-cell",
+            min=1,
+            metavar="N",
+            help="Fewest patients that a count in the card may be of; an evaluation with fewer is refused unless its "
+            "--smallest-cell is repeated.",
+        ),
+    ] = 10,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="List what would be sent and what would not; needs no network and no token."),
@@ -70,9 +84,17 @@ def push(
     if not show_progress():
         disable_progress_bars()
     with quiet_libraries(), failing_with(1, PushError, PushRefusedError):
-        contents = folder_contents(model_dir, repo_id, evaluation=evaluation, details=details, allow=allowed)
+        contents = folder_contents(
+            model_dir,
+            repo_id,
+            evaluation=evaluation,
+            details=details,
+            allow=allowed,
+            allow_code=allow_code,
+            smallest_cell=smallest_cell,
+        )
         _print(contents)
-        problems = check_push(contents, repo_id, message, allowed)
+        problems = check_push(contents, repo_id, message, allowed, revision)
         if problems:
             raise PushRefusedError(problems)
         if dry_run:

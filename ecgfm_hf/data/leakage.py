@@ -113,6 +113,8 @@ def write_guard(
             "recordings": sorted(_digest(i, salt, "recording") for i in _known(recordings)),
             "patients": sorted(_digest(i, salt, "patient") for i in _known(patients)),
         }
+    every = set().union(*(_known(ids) for use in (training, validation) for ids in use))
+    part["any_case"] = sorted({_digest(i.lower(), salt, "any case") for i in every})
     content = {"format": _FORMAT, "warning": "identifies people: never share this file", "parts": [*parts, part]}
     path = folder / GUARD_FILE
     with atomic_path(path, private=True) as scratch:
@@ -144,6 +146,17 @@ def seen(model_dir: str | Path, recording_ids: Sequence[str], patient_ids: Seque
     return Seen(**{name: len(hits) for name, hits in found.items()})
 
 
+def seen_ids(model_dir: str | Path, words: Iterable[str]) -> set[str]:
+    """
+    Return the words that are ids of recordings or patients which the model has seen, in any letter case.
+
+    Raises:
+        `ValueError`: the file is damaged.
+    """
+    parts = [(part["salt"], set(part["any_case"])) for part in _read(Path(model_dir)) or ()]
+    return {word for word in words for salt, ids in parts if _digest(word.lower(), salt, "any case") in ids}
+
+
 def check_guard(model_dir: str | Path) -> None:
     """Raise `ValueError` before training where the file of the model to start from is damaged."""
     _read(Path(model_dir))
@@ -166,6 +179,7 @@ def _read(folder: Path) -> list[dict] | None:
         content = json.loads(path.read_text(encoding="ascii"))
         parts = content["parts"]
         for part in parts:
+            part["any_case"]
             for use in ("training", "validation"):
                 part["salt"], part[use]["recordings"], part[use]["patients"]
     except (ValueError, KeyError, TypeError) as error:
@@ -181,4 +195,14 @@ def _ignore(folder: Path) -> None:
         path.write_text("\n".join([*there, *missing]) + "\n", encoding="utf-8")
 
 
-__all__ = ["GUARD_FILE", "NOT_TO_SHARE", "LeakError", "Seen", "check_guard", "check_splits", "seen", "write_guard"]
+__all__ = [
+    "GUARD_FILE",
+    "NOT_TO_SHARE",
+    "LeakError",
+    "Seen",
+    "check_guard",
+    "check_splits",
+    "seen",
+    "seen_ids",
+    "write_guard",
+]

@@ -8,7 +8,7 @@ details.
 
 import importlib.metadata
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from typing import Any
 import yaml
 
 from ..configuration_ecgfm import ECGFMConfig
-from ..data.leakage import GUARD_FILE, seen
+from ..data.leakage import GUARD_FILE
 from ..provenance import PROVENANCE_FILE
+from ..utils.redaction import SMALLEST_CELL
 from .cards.checks import split_front_matter
 from .model_files import (
     CONFIG_FILE,
@@ -33,12 +34,15 @@ from .model_files import (
     weight_files,
     weight_problems,
 )
-from .private_details import Machine, find_private_details, this_machine
+from .private_details import Machine, find_private_details, find_training_ids, this_machine
 
 CARD_FILE, LICENSE_FILE = "README.md", "LICENSE"
 CODE_FILES = ("configuration_ecgfm.py", "feature_extraction_ecgfm.py", "modeling_ecgfm.py", "pipeline_ecgfm.py")
 _TEXT_FILES = (CONFIG_FILE, EXTRACTOR_FILE, *CODE_FILES, LICENSE_FILE, CARD_FILE)
 _OUR_LICENCE = "mit"
+HAS_ID = "has the id of a training recording or patient"
+_CELL_IN_CARD = re.compile(r"<!-- smallest cell: (\d+) -->")
+_CELL_IN_PROVENANCE = re.compile(r'"smallest_cell": (\d+)')
 # Bytes of a text file, which is read and searched as a whole.
 _LARGEST_TEXT = 10_000_000
 
@@ -125,6 +129,8 @@ def folder_contents(
     evaluation: str | Path | None = None,
     details: Mapping[str, Any] | str | Path | None = None,
     allow: Iterable[str] = (),
+    allow_code: bool = False,
+    smallest_cell: int = SMALLEST_CELL,
     guards: Sequence[str | Path] = (),
 ) -> PushContents:
     """
@@ -138,12 +144,14 @@ def folder_contents(
         details (mapping, `str` or `Path`, *optional*): Details for the card, as a mapping or a YAML file; see
             [`~ecgfm_hf.hub.cards.CardDetails`].
         allow (iterable of `str`): Findings with exactly this text are accepted.
+        allow_code (`bool`): Accept model code that differs from this package's.
+        smallest_cell (`int`): Fewest patients that a count in the card may be of.
         guards (sequence of `str` or `Path`): Other folders whose lists of training ids are searched for too.
 
     Raises:
         `FileNotFoundError`: the folder is missing, or is not a model folder; the message names what it is.
     """
-    found, machine = _open(model_dir), this_machine().pushing_to(repo_id)
+    found, machine, allow = _open(model_dir), this_machine().pushing_to(repo_id), frozenset(allow)
     try:
         weights = weight_files(found.folder)
     except WeightsError as error:
@@ -161,9 +169,15 @@ def folder_contents(
     _add_card(found, repo_id, evaluation, details)
     _add_licence(found)
     _check_texts(found, machine, allow, [found.folder, *guards])
-    _compare_code(found)
+    _check_guard(found, allow)
+    _check_smallest_cell(found, smallest_cell)
+    _check_code(found, allow_code)
     return PushContents(
-        found.folder, tuple(found.files.values()), _kept(found), tuple(found.notes), tuple(found.problems)
+        found.folder,
+        tuple(found.files.values()),
+        _kept(found),
+        tuple(found.notes),
+        tuple(dict.fromkeys(found.problems)),
     )
 
 
@@ -317,47 +331,59 @@ def _check_texts(found: _Collected, machine: Machine, allow: Iterable[str], guar
     texts += header_texts(found.folder, [name for name in found.files if name not in dict(texts)])
     for name, text in texts:
         found.problems += dict.fromkeys(f"{name}: {trace}" for trace in find_private_details(text, machine, allow))
+    own = {name for name in CODE_FILES if name in found.files and _is_own(found, name)}
     for guard in guards:
         try:
             for name, text in texts:
-                if name not in CODE_FILES and name != LICENSE_FILE:
-                    # The id itself is not repeated, because output may be logged.
-                    found.problems += [
-                        f"{name}: line {line}: has the id of a training recording or patient"
-                        for line in _lines_with_ids(text, Path(guard))
-                    ]
+                if name not in own:
+                    found.problems += [f"{name}: {place}: {HAS_ID}" for place in find_training_ids(text, guard)]
         except ValueError as error:
             found.problems.append(f"{GUARD_FILE}: {error}")
 
 
-def _lines_with_ids(text: str, guard: Path) -> list[int]:
-    """Return the numbers of lines that contain an id of the training or validation data."""
-    if not (guard / GUARD_FILE).is_file():
-        return []
-    lines = [_possible_ids(line) for line in text.splitlines()]
-    every = sorted(set().union(*lines)) if lines else []
-    if not every or not seen(guard, every, every):
-        return []
-    return [number for number, words in enumerate(lines, 1) if words and seen(guard, sorted(words), sorted(words))]
+def _check_guard(found: _Collected, allow: Collection[str]) -> None:
+    """Refuse a model that was trained here but whose list of training ids is gone: nothing could be searched for."""
+    ignored = found.folder / ".gitignore"  # written together with the list, and never uploaded
+    if GUARD_FILE in allow or (found.folder / GUARD_FILE).is_file() or not ignored.is_file():
+        return
+    if GUARD_FILE in ignored.read_text(encoding="utf-8", errors="replace").splitlines():
+        found.problems.append(
+            f"{GUARD_FILE}: missing, although the model was trained here, so the texts cannot be searched for ids of "
+            f"its patients: restore the file, or accept this with allow=[{GUARD_FILE!r}] (--allow {GUARD_FILE})"
+        )
 
 
-def _possible_ids(line: str) -> set[str]:
-    """Return the words of a line that may be ids; short words and short numbers occur in any text and do not count."""
-    words = set()
-    for word in re.split(r"[\s\"'`,;()\[\]{}<>|=:]+", line):
-        word = word.rstrip(".")
-        for part in (word, word.rpartition("/")[2], word.rpartition("/")[2].partition(".")[0]):
-            if re.fullmatch(r"\d{7,}", part) or (len(part) >= 4 and re.search(r"\d", part) and re.search(r"\D", part)):
-                words.add(part)
-    # A decimal number is not an id.
-    return {word for word in words if not re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?%?", word) or word.isdigit()}
+def _check_smallest_cell(found: _Collected, smallest_cell: int) -> None:
+    """Refuse a card or provenance that shows counts of fewer patients than `smallest_cell`."""
+    shown = [
+        (name, int(number))
+        for name, pattern in ((CARD_FILE, _CELL_IN_CARD), (PROVENANCE_FILE, _CELL_IN_PROVENANCE))
+        if name in found.files
+        for number in pattern.findall(found.text(name))
+    ]
+    for name, number in dict.fromkeys(shown):
+        if number < smallest_cell:
+            found.problems.append(
+                f"{name}: made with a smallest cell of {number}: everyone would see counts of {number} to "
+                f"{smallest_cell - 1} patients, and figures that reveal such counts. Make it again with a smallest "
+                f"cell of {smallest_cell}, or accept this with smallest_cell={number} (--smallest-cell {number})"
+            )
 
 
-def _compare_code(found: _Collected) -> None:
+def _is_own(found: _Collected, name: str) -> bool:
+    return found.files[name].content == (Path(__file__).parents[1] / name).read_bytes()
+
+
+def _check_code(found: _Collected, allow_code: bool) -> None:
     for name in CODE_FILES:
-        own = Path(__file__).parents[1] / name
-        if name in found.files and found.files[name].content != own.read_bytes():
-            found.notes.append(f"{name}: differs from the installed package; others will run it as it is")
+        if name in found.files and not _is_own(found, name):
+            differs = f"{name}: differs from the installed package, and others will run it as it is"
+            if allow_code:
+                found.notes.append(differs)
+            else:
+                found.problems.append(
+                    f"{differs}: {SAVE_AGAIN}, or accept your own code with allow_code=True (--allow-code)"
+                )
 
 
 def _kept(found: _Collected) -> tuple[tuple[str, str], ...]:

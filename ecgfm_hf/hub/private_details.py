@@ -1,7 +1,10 @@
 """
-Find private details in text before it is published: absolute paths, user and host names, access tokens.
+Find private details in text before it is published: paths, addresses, names of user and host, secrets, training ids.
 
 This finds accidents, such as a path that a tool wrote into a config. It does not find what somebody hides.
+
+Secrets are found by the forms that their issuers document. detect-secrets, which has such a list, had its last release
+in May 2024 and misses several of them (fine-grained GitHub tokens, project keys of OpenAI, Hugging Face tokens).
 """
 
 import contextlib
@@ -19,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from ..data.leakage import seen_ids
 from ..utils.redaction import find_paths
 
 # Accounts and hosts with these names identify nobody.
@@ -31,8 +35,54 @@ _PATH, _SECRET = "a path of a machine", "a secret"
 _PRIVATE_ADDRESS = re.compile(
     r"(?<![\w.])(?:10\.\d{1,3}\.\d{1,3}\.\d{1,3}|192\.168\.\d{1,3}\.\d{1,3}|172\.(?:1[6-9]|2\d|3[01])\.\d{1,3}\.\d{1,3})"
     r"(?![\w.]*\w)"
+    # IPv6: unique local and link-local.
+    r"|(?<![\w:])(?:f[cd][0-9a-f]{2}|fe80):[0-9a-f:]*[0-9a-f](?![\w:])",
+    re.IGNORECASE,
 )
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}|-----BEGIN [A-Z ]*PRIVATE KEY-----")
+_PRIVATE_HOST = re.compile(
+    r"(?<![\w.@-])(?:[\w-]+\.)+(?:local|lan|intranet|internal|corp|localdomain)(?![\w(-]|\.\w)", re.IGNORECASE
+)
+_MAIL = re.compile(r"(?<![\w.+-])(?!git@)[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+_STORAGE = re.compile(
+    r"\b(?:s3[an]?|gs|gcs|abfss?|wasbs?|adl|hdfs|dbfs|r2|oss|cos|swift|smb|cifs|nfs|sftp|scp|ssh|rsync)://[^\s\"'<>)\]]+"
+    r"|\b[\w.-]+\.s3[\w.-]*\.amazonaws\.com\b|\bs3[\w.-]*\.amazonaws\.com/[^\s\"'<>)\]]+"
+    r"|\bstorage\.(?:googleapis|cloud\.google)\.com/[^\s\"'<>)\]]+"
+    r"|\b[\w-]+\.(?:blob|dfs|file)\.core\.windows\.net\b",
+    re.IGNORECASE,
+)
+# What is secret is the group `secret`, or all of a match without one.
+_TOKEN = re.compile(
+    "|".join(
+        (
+            r"\bhf_[A-Za-z0-9]{16,}",
+            r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----",
+            r"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}\b",  # AWS
+            r"\bgh[oprsu]_[A-Za-z0-9]{30,}",
+            r"\bgithub_pat_\w{20,}",
+            r"\bgl(?:pat|ptt|dt|rt|cbt|ft|agent|soat)-[\w-]{16,}",  # GitLab
+            r"\bsk-(?=[\w-]*\d)[\w-]{20,}",  # OpenAI, Anthropic
+            r"\b[rs]k_(?:live|test)_\w{16,}",  # Stripe
+            r"\bxox[a-z](?:\.xox[a-z])?-[\w-]{10,}|\bxapp-[\w-]{10,}",  # Slack
+            r"\bhooks\.slack\.com/services/[\w/]+",
+            r"\bAIza[\w-]{35}",  # Google
+            r"\bya29\.[\w-]{20,}",
+            r"\bpypi-[\w-]{50,}",
+            r"\bnpm_[A-Za-z0-9]{36}",
+            r"\bSG\.[\w-]{16,}\.[\w-]{16,}",  # SendGrid
+            r"\bdckr_pat_[\w-]{20,}",
+            r"\bwandb_v\d_\w{20,}",
+            r"\bAccountKey=[\w+/=]{40,}|[?&]sig=[\w%+/=-]{20,}",  # Azure
+            r"[?&]X-(?:Amz|Goog)-Signature=\w{16,}",
+            r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+",  # JSON web token
+            r"(?i:\bauthorization[\"']?\s*[:=]\s*[\"']?(?:basic|bearer|token|digest)\s+\S{8,})",
+            r"(?i:\b(?:wandb|(?:api|access|secret)[ _-]?key|token|secret|passw(?:or)?d)\W{1,4}(?:is\W+)?"
+            r"[0-9a-f]{32,}\b)",
+            r"(?i:(?:\b|_)(?:passw(?:or)?d|pwd|secret|(?:api|access|secret)_?key|(?:access|auth)_token)[\"']?\s*[:=]\s*"
+            r"[\"']?(?=[^\s\"']*\d)(?=[^\s\"']*[a-z])[^\s\"'(){}<>]{8,})",
+            r"\b[A-Za-z][A-Za-z0-9+.-]*://[^\s/:@\"'<>]*:[^\s/@\"'<>]+@",  # user:password@
+        )
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -108,7 +158,7 @@ def find_private_details(text: str, machine: Machine, allow: Iterable[str] = ())
     """
     allowed = set(allow)
     found: dict[tuple[str, str], PrivateDetail] = {}
-    for where, reading in _readings(text):
+    for where, reading in readings(text):
         paths: list[tuple[int, int]] = []
         for (start, end), detail in _findings(reading, machine):
             if detail.text in allowed:
@@ -122,7 +172,13 @@ def find_private_details(text: str, machine: Machine, allow: Iterable[str] = ())
     return list(found.values())
 
 
-def _readings(text: str) -> Iterator[tuple[str, str]]:
+def readings(text: str) -> Iterator[tuple[str, str]]:
+    """
+    Yield a text as a reader may see it: as it is, with percent signs and HTML entities decoded, and JSON's strings.
+
+    Returns:
+        Pairs (the JSON file's key as in `"key a.b"`, otherwise an empty text; text).
+    """
     yield "", text
     for read in (unquote, html.unescape):
         if (other := read(text)) != text:
@@ -155,6 +211,13 @@ def _findings(text: str, machine: Machine) -> Iterator[tuple[tuple[int, int], Pr
         yield finding(match, _PATH)
     for match in _TOKEN.finditer(text):
         yield finding(match, _SECRET)
+    for pattern, kind in (
+        (_STORAGE, "an address of a storage"),
+        (_PRIVATE_HOST, "a host in a private network"),
+        (_MAIL, "a mail address"),
+    ):
+        for match in pattern.finditer(text):
+            yield finding(match, kind)
     if machine.home:
         for match in re.finditer(rf"(?<![\w/.]){re.escape(machine.home)}(?![\w-])", text):
             yield finding(match, "the user's folder")
@@ -187,4 +250,48 @@ def _words_of_every_model() -> frozenset[str]:
     return frozenset(word.lower() for text in code for word in re.findall(r"[A-Za-z][A-Za-z0-9]+", text))
 
 
-__all__ = ["Machine", "PrivateDetail", "find_private_details", "this_machine"]
+# Numbers with a fraction are no ids; of a column with gaps ids end in `.0`.
+_DECIMAL = re.compile(r"(?<![\w.])\d+\.(?!0\b)\d+(?:e[-+]?\d+)?(?![\w.])", re.IGNORECASE)
+_SHORTEST_ID = 6
+_MOST_PARTS = 8  # of an id, such as MRN-00-12-34
+
+
+def find_training_ids(text: str, model_dir: str | Path) -> list[str]:
+    """
+    Find ids of training recordings and patients as whole words of a text, in any letter case.
+
+    Ids of fewer than six characters are not searched: such words and numbers are in any text.
+
+    Args:
+        text (`str`)
+        model_dir (`str` or `Path`): The folder whose list of training ids is used; without one nothing is found.
+
+    Returns:
+        list of `str`: where each is (`"line 3"`, or a key of a JSON file). The id itself is not returned, because
+            output may be logged.
+
+    Raises:
+        `ValueError`: the list is damaged.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for where, reading in readings(text):
+        new: dict[str, dict[str, None]] = {}
+        for number, line in enumerate(reading.splitlines(), 1):
+            for word in _possible_ids(line) - found.keys():
+                new.setdefault(word, {})[where or f"line {number}"] = None
+        found |= new
+    ids = seen_ids(model_dir, found)
+    return list(dict.fromkeys(where for word, lines in found.items() if word in ids for where in lines))
+
+
+def _possible_ids(line: str) -> set[str]:
+    """Return the words of a line, and those joined by signs as in `MRN-001`, if they are long enough to be ids."""
+    words: set[str] = set()
+    for chunk in _DECIMAL.sub(" ", line).split():
+        spans = [match.span() for match in re.finditer(r"[^\W_]+", chunk)]
+        for first, (start, _) in enumerate(spans):
+            words.update(chunk[start:end] for _, end in spans[first : first + _MOST_PARTS])
+    return {word for word in words if len(word) >= _SHORTEST_ID}
+
+
+__all__ = ["Machine", "PrivateDetail", "find_private_details", "find_training_ids", "readings", "this_machine"]

@@ -6,6 +6,7 @@ answer may hide a commit that was made. Here the commit is retried. It names its
 once, and a second try has nothing to change.
 """
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,9 +18,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils import validate_repo_id
 
 from ..utils.errors import ECGFMError
-from .contents import PushContents, folder_contents, stamp
+from ..utils.redaction import SMALLEST_CELL
+from .contents import HAS_ID, PushContents, folder_contents, stamp
 from .model_files import is_weights_file
-from .private_details import find_private_details, this_machine
+from .private_details import find_private_details, find_training_ids, this_machine
 
 try:
     from httpx2 import TransportError
@@ -59,6 +61,8 @@ def push_folder(
     commit_message: str | None = None,
     token: str | None = None,
     allow: Iterable[str] = (),
+    allow_code: bool = False,
+    smallest_cell: int = SMALLEST_CELL,
 ) -> CommitInfo:
     """
     Push a model folder in one commit: weights, config, feature extractor, pipeline, code, licence and card. The folder
@@ -78,6 +82,9 @@ def push_folder(
         commit_message (`str`, *optional*)
         token (`str`, *optional*): Default: `HF_TOKEN`, or the token of `hf auth login`.
         allow (iterable of `str`): Findings that you know to be harmless, exactly as they are printed.
+        allow_code (`bool`): Accept model code (`*_ecgfm.py`) that differs from this package's. Others will run it.
+        smallest_cell (`int`): Fewest patients that a count in the card may be of. An evaluation with a smaller one is
+            refused unless its smallest cell is repeated here.
 
     Returns:
         `huggingface_hub.CommitInfo`: `repo_url`, `commit_url`, `oid`; the last commit if nothing has changed.
@@ -88,7 +95,15 @@ def push_folder(
         `FileNotFoundError`: the folder is missing, or is not a model folder.
     """
     allow = tuple(allow)
-    contents = folder_contents(model_dir, repo_id, evaluation=evaluation, details=details, allow=allow)
+    contents = folder_contents(
+        model_dir,
+        repo_id,
+        evaluation=evaluation,
+        details=details,
+        allow=allow,
+        allow_code=allow_code,
+        smallest_cell=smallest_cell,
+    )
     return push_contents(
         contents,
         repo_id,
@@ -113,7 +128,7 @@ def push_contents(
     """Push contents that [`folder_contents`] has returned; otherwise as [`push_folder`]."""
     from .. import __version__
 
-    if problems := check_push(contents, repo_id, commit_message, allow):
+    if problems := check_push(contents, repo_id, commit_message, allow, revision):
         raise PushRefusedError(problems)
     message = commit_message or f"Upload an ECG-FM model with ecgfm-hf {__version__}"
     token = token or get_token()
@@ -123,11 +138,19 @@ def push_contents(
 
 
 def check_push(
-    contents: PushContents, repo_id: str, commit_message: str | None = None, allow: Iterable[str] = ()
+    contents: PushContents,
+    repo_id: str,
+    commit_message: str | None = None,
+    allow: Iterable[str] = (),
+    revision: str | None = None,
 ) -> list[str]:
-    """Return what forbids a push: problems of the contents, the message and the repository's name. Uses no network."""
+    """Return what forbids a push: problems of contents, message, branch and the repository's name. Uses no network."""
     problems, machine = list(contents.problems), this_machine().pushing_to(repo_id)
     problems += [f"commit message: {trace}" for trace in find_private_details(commit_message or "", machine, allow)]
+    with contextlib.suppress(ValueError):  # a damaged list of ids is among the problems of the contents
+        for what, text in (("commit message", commit_message), ("branch", revision), ("repository", repo_id)):
+            if find_training_ids(text or "", contents.model_dir):
+                problems.append(f"{what}: {HAS_ID}")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:

@@ -68,6 +68,7 @@ def evaluation_section(results: Results, details: CardDetails, decided_elsewhere
         _decisions(results),
         *_subgroups(results),
         "### To read these figures\n\n" + bullets(notes),
+        f"<!-- smallest cell: {results['smallest_cell']} -->",
     )
 
 
