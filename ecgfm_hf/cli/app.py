@@ -34,7 +34,7 @@ def app(
     ] = "float32",
 ) -> int:
     """
-    Serve a page where a recording can be dropped.
+    Serve a web page that scores recordings.
 
     The page shows the 12-lead ECG, scores and saliency, and offers JSON and PDF. Only this machine reaches it unless
     --host names another address. Files are deleted as soon as they are read, and nothing is sent anywhere.

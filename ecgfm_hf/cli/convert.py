@@ -82,7 +82,7 @@ def convert(
             "--list` names them).",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything, but keep nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything, but write no output.")] = False,
 ) -> int:
     """
     Turn a fairseq-signals checkpoint into a model folder.

@@ -43,7 +43,9 @@ class _Job:
 
 
 def label(
-    reports: Annotated[Path, typer.Argument(metavar="REPORTS", help="Table with a report a row: .csv or .parquet.")],
+    reports: Annotated[
+        Path, typer.Argument(metavar="REPORTS", help="Table with one report per row: .csv or .parquet.")
+    ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Table to write: .parquet or .csv; replaces a file.")],
     text_column: Annotated[
         str,
@@ -64,25 +66,25 @@ def label(
         Path | None,
         typer.Option("--original", metavar="DIR", help="The original's JSON tables, from your clone of it."),
     ] = None,
-    soft: Annotated[bool, typer.Option("--soft", help="Probabilities in place of 0 and 1.")] = False,
+    soft: Annotated[bool, typer.Option("--soft", help="Write probabilities instead of 0 and 1.")] = False,
     keep: Annotated[
-        Literal["any"] | None, typer.Option("--keep", help="Count a label with any probability (default).")
+        Literal["any"] | None, typer.Option("--keep", help="A label is positive with any probability (default).")
     ] = None,
     threshold: Annotated[
         float | None,
-        typer.Option("--threshold", metavar="P", help="Count a label from this probability on."),
+        typer.Option("--threshold", metavar="P", help="A label is positive from this probability."),
     ] = None,
     num_proc: NumProcOption = 1,
     unmatched: Annotated[
         Path | None,
-        typer.Option("--unmatched", metavar="CSV", help="Write what no phrase accounts for, with counts."),
+        typer.Option("--unmatched", metavar="CSV", help="Write the text that no phrase matched, with counts."),
     ] = None,
     explain_html: Annotated[
         Path | None,
         typer.Option(
             "--explain-html",
             metavar="HTML",
-            help=f"Write which words gave which label, for the first {_EXPLAINED} reports that differ.",
+            help=f"Write which words gave which label, for the first {_EXPLAINED} different reports.",
         ),
     ] = None,
     label_def: Annotated[

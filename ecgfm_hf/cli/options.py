@@ -32,13 +32,11 @@ PrecisionOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", metavar="DEVICE", help="Such as cpu, cuda or cuda:0.")]
-BatchSizeOption = Annotated[
-    int, typer.Option("--batch-size", min=1, metavar="N", help="Segments that the model takes together.")
-]
+BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Segments per batch.")]
 NumWorkersOption = Annotated[
-    int, typer.Option("--num-workers", min=0, metavar="N", help="Processes that read ahead; 0 reads in this process.")
+    int, typer.Option("--num-workers", min=0, metavar="N", help="Worker processes that read recordings; 0: none.")
 ]
-NumProcOption = Annotated[int, typer.Option("--num-proc", min=1, metavar="N", help="Processes.")]
+NumProcOption = Annotated[int, typer.Option("--num-proc", min=1, metavar="N", help="Number of processes.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Seed of the random numbers.")]
 ColumnsOption = Annotated[
     str | None,

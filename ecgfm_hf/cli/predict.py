@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..inference import FileSource, ModelRunner, StoreSource
     from ..modeling_ecgfm import ECGFMPreTrainedModel
 
-_MORE, _RUN, _FORMATS = "More recordings", "Running", "For formats that do not hold this; other files are not changed"
+_MORE, _RUN, _FORMATS = "More recordings", "Running", "For file formats without this information; ignored for others"
 _POLICIES, _PAGES = (
     "Policies (default: as in the model's folder)",
     "A page for each recording (needs ecgfm-hf\\[plots])",
@@ -47,14 +47,16 @@ _Inputs = Annotated[
 ]
 _List = Annotated[
     str | None,
-    typer.Option("--list", metavar="FILE", help="A path a line; - is standard input.", rich_help_panel=_MORE),
+    typer.Option(
+        "--list", metavar="FILE", help="Text file with one path per line; - is standard input.", rich_help_panel=_MORE
+    ),
 ]
 _Table = Annotated[
     str | None,
     typer.Option(
         "--table",
         metavar="FILE",
-        help="CSV or Parquet with a column path (or recording_id).",
+        help="CSV or Parquet table with a column path (or recording_id).",
         rich_help_panel=_MORE,
     ),
 ]
@@ -63,12 +65,13 @@ _Root = Annotated[
     typer.Option(
         "--root",
         metavar="DIR",
-        help="What the table's paths are relative to (default: its folder).",
+        help="Folder of the table's paths (default: the table's folder).",
         rich_help_panel=_MORE,
     ),
 ]
 _Split = Annotated[
-    str | None, typer.Option("--split", metavar="NAME", help="Of stores (default: all).", rich_help_panel=_MORE)
+    str | None,
+    typer.Option("--split", metavar="NAME", help="Split of the stores (default: all).", rich_help_panel=_MORE),
 ]
 _Workers = Annotated[
     int,
@@ -85,7 +88,11 @@ _Device = Annotated[
 ]
 _Compile = Annotated[
     bool,
-    typer.Option("--compile", help="Compile first: takes about a minute, pays for thousands.", rich_help_panel=_RUN),
+    typer.Option(
+        "--compile",
+        help="Use torch.compile: takes about a minute first; for thousands of recordings.",
+        rich_help_panel=_RUN,
+    ),
 ]
 _Failures = Annotated[
     str | None,
@@ -102,7 +109,7 @@ _PartSize = Annotated[
         "--part-size",
         min=1,
         metavar="N",
-        help=".parquet: recordings written together; a kill loses at most these.",
+        help=".parquet: recordings per part; a kill loses at most one part per process.",
         rich_help_panel=_RUN,
     ),
 ]
@@ -112,14 +119,16 @@ _Overwrite = Annotated[
 ]
 _SamplingRate = Annotated[
     float | None,
-    typer.Option("--sampling-rate", metavar="HZ", help="Of CSV, TSV and .npy.", rich_help_panel=_FORMATS),
+    typer.Option(
+        "--sampling-rate", metavar="HZ", help="CSV, TSV and .npy: sampling rate in Hz.", rich_help_panel=_FORMATS
+    ),
 ]
 _Units = Annotated[
     str | None,
     typer.Option(
         "--units",
         metavar="UNIT",
-        help="Of CSV, TSV, .npy and .mat, such as mV; CODE-15: default mV.",
+        help="CSV, TSV, .npy and .mat: unit, such as mV; CODE-15: default mV.",
         rich_help_panel=_FORMATS,
     ),
 ]
@@ -128,13 +137,13 @@ _LeadNames = Annotated[
     typer.Option(
         "--lead-names",
         metavar="I,II,...",
-        help="Of .npy: one a row; of CSV and TSV: which columns.",
+        help=".npy: the leads of its rows; CSV and TSV: which columns are leads.",
         rich_help_panel=_FORMATS,
     ),
 ]
 _ExamId = Annotated[
     int | None,
-    typer.Option("--exam-id", metavar="N", help="Of CODE-15's HDF5: which exam.", rich_help_panel=_FORMATS),
+    typer.Option("--exam-id", metavar="N", help="CODE-15 HDF5: which exam.", rich_help_panel=_FORMATS),
 ]
 _MissingLeads = Annotated[
     MissingLeads | None,
@@ -193,12 +202,12 @@ def predict(
     inputs: _Inputs = None,
     format: Annotated[
         Literal["table", "csv", "json"] | None,
-        typer.Option("--format", help="Of what is printed (default: table)."),
+        typer.Option("--format", help="Output format (default: table)."),
     ] = None,
     output: Annotated[
         str | None,
         typer.Option(
-            "--output", metavar="PATH", help="Write there instead of standard output; ending in .parquet: see above."
+            "--output", metavar="PATH", help="File to write instead of standard output; for FILE.parquet see above."
         ),
     ] = None,
     list_file: _List = None,
@@ -238,7 +247,7 @@ def predict(
         Literal["a4", "letter"], typer.Option("--plot-paper", help="Paper.", rich_help_panel=_PAGES)
     ] = "a4",
     plot_start: Annotated[
-        float, typer.Option("--plot-start", metavar="S", help="Second to begin at.", rich_help_panel=_PAGES)
+        float, typer.Option("--plot-start", metavar="S", help="Start of the page, in seconds.", rich_help_panel=_PAGES)
     ] = 0.0,
     plot_gain: Annotated[
         float, typer.Option("--plot-gain", metavar="MM", help="mm/mV: 5, 10 or 20.", rich_help_panel=_PAGES)
@@ -248,7 +257,7 @@ def predict(
         typer.Option(
             "--plot-saliency",
             metavar="LABEL",
-            help="Colour the traces by what speaks for this label (integrated gradients; needs ecgfm-hf\\[saliency]), "
+            help="Colour what increases the score of this label (integrated gradients; needs ecgfm-hf\\[saliency]), "
             "or 'attention' for the published attention map.",
             rich_help_panel=_PAGES,
         ),
@@ -257,13 +266,13 @@ def predict(
     """
     Score recordings with a classifier.
 
-    Each recording gets one answer. Takes files, folders of them, tables that name them, and stores of `ecgfm prepare`.
+    Each recording gets one row. Inputs are files, folders, tables of files, and stores of `ecgfm prepare`.
     Reads WFDB (.hea with .dat or .mat) and DICOM; with ecgfm-hf\\[formats] also EDF, MUSE XML, Sierra XML, aECG,
-    SCP-ECG and CODE-15's HDF5; with the options for formats that do not hold everything, CSV, TSV, .npy and
+    SCP-ECG and CODE-15's HDF5; with options for the missing information, CSV, TSV, .npy and
     fairseq-signals .mat. With --output FILE.parquet a run that was killed resumes when it is started again, and may be
     shared among processes by `torchrun` or `accelerate launch`.
 
-    Exit status: 0 all answered, 1 some failed, 2 usage, 130 interrupted.
+    Exit status: 0 all scored, 1 some failed, 2 usage, 130 interrupted.
     """
     if plot_gain not in GAINS:
         raise typer.BadParameter(f"--plot-gain must be 5, 10 or 20 mm/mV, found: {plot_gain:g}")
@@ -314,7 +323,7 @@ def embed(
     output: Annotated[str, typer.Option("--output", metavar="PATH", help="A Parquet file, ending in .parquet.")],
     inputs: _Inputs = None,
     per_segment: Annotated[
-        bool, typer.Option("--per-segment", help="A row a segment (default: the recording's mean).")
+        bool, typer.Option("--per-segment", help="Write a row per segment (default: their mean, a row per recording).")
     ] = False,
     layer: Annotated[
         int,
@@ -348,7 +357,7 @@ def embed(
     short_recordings: _ShortRecordings = None,
 ) -> int:
     """
-    Turn recordings into vectors.
+    Compute embeddings of recordings.
 
     Writes an embedding for each recording, or for each of its segments. Takes and reads what `ecgfm predict` does. A
     run that was killed resumes when it is started again, and may be shared among processes by `torchrun` or
@@ -410,7 +419,7 @@ def embed_map(
     ] = None,
 ) -> int:
     """
-    Show embeddings in a plane, coloured by a label.
+    Plot embeddings in two dimensions, coloured by a label.
 
     Exit status: 0 written, 1 the picture cannot be written, 2 usage.
     """

@@ -169,7 +169,7 @@ def prepare(
     """
     Turn a dataset's files into a store that training reads.
 
-    A store has one row a recording, with its samples as they came, in Parquet files by split, and a report of what was
+    A store has one row per recording, with unchanged samples, in Parquet files by split, and a report of what was
     excluded. Started again after an interruption, the same command resumes.
 
     Exit status: 0 done (the table shows what was excluded), 1 cannot be written, 2 usage.
