@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -284,3 +285,25 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     held = {how: np.mean([run[how][0] <= truth <= run[how][1] for run in runs]) for how in runs[0]}
     assert held["interval"] >= 0.89
     assert held["over_recordings"] < held["interval"] - 0.03
+
+
+@pytest.mark.parametrize(
+    ("scale", "of", "slope", "curvature"),
+    [
+        ("logit", scipy.special.logit, lambda p: p * (1 - p), lambda p: 2 * p - 1),
+        ("log", np.log, lambda p: p, lambda p: -1.0),
+        ("log_one_minus", lambda p: -np.log1p(-p), lambda p: 1 - p, lambda p: 1.0),
+    ],
+)
+def test_a_standard_error_on_a_scale_is_half_the_middle_68_percent_or_by_the_slope(scale, of, slope, curvature):
+    value = 0.8
+    spread = np.random.default_rng(0).beta(40, 10, 2000)
+    center, error = intervals._standard_error(value, spread, scale)
+    low, high = np.quantile(spread, [scipy.stats.norm.cdf(-1), scipy.stats.norm.cdf(1)])
+    assert error == pytest.approx((of(high) - of(low)) / 2)
+    assert center == pytest.approx(of(value) - curvature(value) * error**2 / 2)
+    # Most resamples are the same, so the middle has no width: the delta method, with the sample's deviation.
+    few = np.array([0.8] * 9 + [0.7])
+    center, error = intervals._standard_error(value, few, scale)
+    assert error == pytest.approx(np.std(few, ddof=1) / slope(value))
+    assert center == pytest.approx(of(value) - curvature(value) * error**2 / 2)

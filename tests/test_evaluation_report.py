@@ -149,7 +149,7 @@ def test_the_roc_curve_runs_from_corner_to_corner_around_the_auroc(seed, n):
     rng = np.random.default_rng(seed)
     labels = np.append([0.0, 1.0], rng.integers(0, 2, n - 2))
     scores = np.round(rng.random(n), 1)
-    curve = np.array(roc_curve(labels, scores))
+    curve = np.array(roc_curve(labels, scores, np.arange(n)).points)
     assert curve[0].tolist() == [0, 0]
     assert curve[-1].tolist() == [1, 1]
     assert (np.diff(curve, axis=0) >= 0).all()
@@ -159,7 +159,8 @@ def test_the_roc_curve_runs_from_corner_to_corner_around_the_auroc(seed, n):
 
 def test_the_precision_recall_curve_ends_at_the_prevalence_of_a_constant_score():
     labels = np.array([1.0, 0, 0, 0])
-    assert precision_recall_curve(labels, np.full(4, 0.3)) == [[round(step / 100, 2), 0.25] for step in range(1, 101)]
+    curve = precision_recall_curve(labels, np.full(4, 0.3), np.arange(4))
+    assert curve.points == [[round(step / 100, 2), 0.25] for step in range(1, 101)]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.713, 0.94), (0.5, 0.5), (0, 0), (-3.2, 1850), (0.9991, 0.9998)])
@@ -389,6 +390,47 @@ def test_a_confusion_of_classes_with_a_small_cell_is_withheld_as_a_whole():
     assert found["classes"] is None
     assert "Withheld: some pair" in Elements(html_report(found)).text
     assert np.sum(evaluate_predictions(predictions, smallest_cell=1, **QUICK)["classes"]["counts"]) == 588
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(60, 400), patients=st.integers(40, 400))
+@settings(max_examples=30, deadline=None)
+def test_curves_have_no_point_at_which_a_count_of_decisions_is_small(seed, n, patients):
+    predictions = made(n, (0.4,), seed, patients)
+    truth, scores, people = predictions.labels[:, 0], predictions.scores[:, 0], np.array(predictions.patient_ids)
+    found = evaluate_predictions(predictions, **QUICK)["per_label"]["label 0"].get("curves")
+    assume(found is not None)
+    small, precisions = set(), set()
+    for limit in [np.inf, *scores]:
+        flagged, positive = scores >= limit, truth == 1
+        counts = [len(set(people[a & b])) for a in (flagged, ~flagged) for b in (positive, ~positive)]
+        if any(0 < count < 10 for count in counts):
+            small.add((round(np.mean(flagged[~positive]), 3), round(np.mean(flagged[positive]), 3)))
+        elif flagged.any():
+            precisions.add(np.mean(positive[flagged]))
+    assert not small & {tuple(point) for point in found["roc"]}
+    shown = {precision for _, precision in found["precision_recall"]} - {None}
+    assert all(min(abs(precision - other) for other in precisions) < 6e-4 for precision in shown)
+
+
+def test_a_curve_is_drawn_with_gaps_unless_everything_is_shown():
+    predictions = made(n=500, prevalence=(0.3, 0.4))
+    curves = evaluate_predictions(predictions, **QUICK)["per_label"]["label 0"]["curves"]
+    heights = [height for _, height in curves["roc"]]
+    assert None in heights
+    assert heights[-1] == 1  # nobody is missed there, and 0 is no small count
+    exact = evaluate_predictions(predictions, smallest_cell=1, **QUICK)["per_label"]["label 0"]["curves"]
+    assert None not in [height for _, height in [*exact["roc"], *exact["precision_recall"]]]
+    assert "Curves have gaps" in Elements(html_report(evaluate_predictions(predictions, **QUICK))).text
+
+
+def test_a_mean_with_a_hidden_label_has_so_few_decimals_that_its_count_stays_open():
+    n, positives = 300, 4
+    labels = np.stack([np.arange(n) < 150, np.arange(n) < positives], axis=1).astype(float)
+    scores = np.random.default_rng(3).random((n, 2))
+    predictions = made(n, (0.5, 0.5), labels=labels, scores=scores, patient_ids=[f"p{number}" for number in range(n)])
+    figure = evaluate_predictions(predictions, **QUICK)["macro"]["auroc"]["value"]
+    # One positive more or less moves the hidden AUROC by 1 / 299 or more, and the mean of two by half of that: 0.0017.
+    assert figure == round(np.mean([roc_auc_score(*pair) for pair in zip(labels.T, scores.T, strict=True)]), 2)
 
 
 def test_rates_have_a_mean_over_the_labels_that_are_decided():

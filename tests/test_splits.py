@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 from ecgfm_hf.data.exclusion import filter_recordings
 from ecgfm_hf.data.splits import (
     SplitError,
+    SplitSettings,
     check_patients,
     import_split,
+    match_published_splits,
     read_split_csv,
     split_recordings,
 )
@@ -423,3 +426,59 @@ def test_counts_are_met_to_the_unit(table, train, test):
 
 def test_seeds_differ():
     assert split_recordings(range(50), "random", seed=1) != split_recordings(range(50), "random", seed=2)
+
+
+def test_a_published_split_is_found_by_id_path_file_name_and_the_name_of_fairseq_signals():
+    table = pa.table(
+        {
+            "recording_id": ["a", "b", "c", "d", "e"],
+            "path": ["x/one.hea", "x/two.hea", "x/three.hea", None, "x/five.hea"],
+            "source": ["cpsc", "cpsc", "cpsc", "ptb", "cpsc"],
+        }
+    )
+    published = {"a": "train", "x/two.hea": "valid", "three": "test", "ptb_d.mat": "train"}
+    assert match_published_splits(table, "physionet", published) == ["train", "valid", "test", "train", None]
+    assert match_published_splits(table, "physionet", {"physionet_e.mat": "test"})[4] == "test"
+
+
+def test_a_split_is_tried_before_the_files_are_read_where_the_table_has_what_it_needs():
+    index = pa.table({"recording_id": ["a", "b"], "patient_id": ["p", "p"], "time": ["2020-01-01", "not a time"]})
+    with pytest.raises(SplitError, match="not a time"):
+        SplitSettings(strategy="temporal").check(index)
+    SplitSettings(strategy="temporal").check(index.drop_columns("time"))
+    SplitSettings(strategy="grouped", fractions={"train": 1.0}).check(index.drop_columns("time"))
+
+
+@pytest.mark.parametrize(("torn", "more"), [(3, ""), (4, "; and 1 more"), (6, "; and 3 more")])
+def test_three_patients_in_two_splits_are_named_and_the_others_counted(torn, more):
+    patients = [f"p{number}" for number in range(torn)] * 2 + ["whole"] * 2
+    splits = ["train"] * torn + ["test"] * torn + ["train"] * 2
+    with pytest.raises(SplitError) as found:
+        check_patients(splits, patients)
+    assert f"patient p2 is in test and train{more}. Split by patient" in str(found.value)
+    assert str(found.value).count("is in test and train") == 3
+
+
+def test_a_split_s_patients_are_counted_without_those_of_unknown_id():
+    split = split_recordings(
+        list("abcd"),
+        strategy="grouped",
+        patients=["p", "p", "q", None],
+        fractions={"train": 1.0},
+        assume_independent=True,
+    )
+    assert split.summary()["patients"] == {"train": 2}
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, True, 1.5])
+def test_a_seed_outside_32_bits_is_refused(seed):
+    whole = {"strategy": "random", "fractions": {"train": 1.0}}
+    with pytest.raises(SplitError, match="seed must be a whole number"):
+        split_recordings(list("abcd"), seed=seed, **whole)
+    assert split_recordings(list("abcd"), seed=2**32 - 1, **whole).seed == 2**32 - 1
+
+
+def test_a_fraction_of_exactly_one_is_a_whole_split_and_more_is_refused():
+    assert len(split_recordings(list("ab"), strategy="random", fractions={"train": 1}).indices("train")) == 2
+    with pytest.raises(SplitError, match="from 0 to 1"):
+        split_recordings(list("ab"), strategy="random", fractions={"train": 1.5, "test": -0.5})

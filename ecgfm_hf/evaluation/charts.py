@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from ..utils.redaction import Cell, ReliabilityBin
+from ..utils.redaction import Cell, Curve, ReliabilityBin
 from .formatting import text
 from .metrics import precision_recall_points, roc_points
 
@@ -19,19 +19,38 @@ _STEPS = np.linspace(0.0, 1.0, 101)
 _SCORE_BINS, _RELIABILITY_BINS, _DENSITY_BINS = 20, 10, 12
 
 
-def roc_curve(labels: np.ndarray, scores: np.ndarray) -> list[list[float]]:
+def roc_curve(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray) -> Curve:
     """Return pairs (1 - specificity, sensitivity) at 101 equal steps of the first; labels (n,) are of both classes."""
-    false_positive, sensitivity, _ = roc_points(labels, scores)
+    false_positive, sensitivity, thresholds = roc_points(labels, scores)
     # Of points above one another, np.interp takes the last, the highest, as it is met; between points it is exact.
     heights = np.interp(_STEPS, false_positive, sensitivity)
-    return [[0.0, 0.0], *_pairs(_STEPS, heights)]
+    before = np.searchsorted(false_positive, _STEPS, side="right") - 1
+    after = before + (false_positive[before] < _STEPS)
+    fewest = _fewest_patients(labels, scores, patients, thresholds)
+    return Curve([[0.0, 0.0], *_pairs(_STEPS, heights)], fewest[[0, *before]], fewest[[0, *after]])
 
 
-def precision_recall_curve(labels: np.ndarray, scores: np.ndarray) -> list[list[float]]:
+def precision_recall_curve(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray) -> Curve:
     """Return pairs (recall, precision) at 100 equal steps of recall, with the precision where each is first reached."""
-    recall, precision, _ = precision_recall_points(labels, scores)
-    reached = np.searchsorted(recall, _STEPS[1:] - 1e-9)
-    return _pairs(_STEPS[1:], precision[np.minimum(reached, len(precision) - 1)])
+    recall, precision, thresholds = precision_recall_points(labels, scores)
+    reached = np.minimum(np.searchsorted(recall, _STEPS[1:] - 1e-9), len(precision) - 1)
+    fewest = _fewest_patients(labels, scores, patients, thresholds)[reached]
+    return Curve(_pairs(_STEPS[1:], precision[reached]), fewest, fewest)
+
+
+def _fewest_patients(
+    labels: np.ndarray, scores: np.ndarray, patients: np.ndarray, thresholds: np.ndarray
+) -> np.ndarray:
+    """Return for each threshold the patients of its smallest count of decisions; zeros do not count."""
+    counts = []
+    for side in (1, 0):
+        numbers, of = np.unique(patients[labels == side], return_inverse=True)
+        highest, lowest = np.full(len(numbers), -np.inf), np.full(len(numbers), np.inf)
+        np.maximum.at(highest, of, scores[labels == side])
+        np.minimum.at(lowest, of, scores[labels == side])
+        counts.append(len(numbers) - np.searchsorted(np.sort(highest), thresholds))
+        counts.append(np.searchsorted(np.sort(lowest), thresholds))
+    return np.min([np.where(count == 0, len(scores), count) for count in counts], axis=0)
 
 
 def reliability_bins(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray) -> list[ReliabilityBin]:
@@ -88,20 +107,27 @@ _LEFT, _BOTTOM, _TOP, _RIGHT = 38.0, 34.0, 8.0, 10.0
 _TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def roc_figure(curve: Sequence[Sequence[float]], name: str) -> Markup:
-    """Draw sensitivity over 1 − specificity; `curve` is pairs (1 − specificity, sensitivity)."""
+def roc_figure(curve: Sequence[Sequence[float | None]], name: str) -> Markup:
+    """Draw sensitivity over 1 − specificity; `curve` is pairs (1 − specificity, sensitivity or None if withheld)."""
     diagonal = _path([(0.0, 0.0), (1.0, 1.0)], "guide")
-    return _square(diagonal + _path(curve, "line"), f"ROC curve of {name}", "1 − specificity", "sensitivity")
+    lines = "".join(_path(run, "line") for run in _runs(curve))
+    return _square(diagonal + lines, f"ROC curve of {name}", "1 − specificity", "sensitivity")
 
 
-def precision_recall_figure(curve: Sequence[Sequence[float]], prevalence: float, name: str) -> Markup:
-    """Draw PPV over sensitivity in steps; `curve` is pairs (recall, precision). Dashed: the prevalence, or chance."""
-    steps: list[tuple[float, float]] = []
-    for recall, precision in curve:
-        steps += [(steps[-1][0], precision)] if steps else [(0.0, precision)]
-        steps.append((recall, precision))
+def precision_recall_figure(curve: Sequence[Sequence[float | None]], prevalence: float, name: str) -> Markup:
+    """
+    Draw PPV over sensitivity in steps; `curve` is pairs (recall, precision or None if withheld).
+
+    Dashed: the prevalence, or chance.
+    """
+    lines = ""
+    for run in _runs(curve):
+        steps = [(max(run[0][0] - _STEPS[1], 0.0), run[0][1])]
+        for recall, precision in run:
+            steps += [(steps[-1][0], precision), (recall, precision)]
+        lines += _path(steps, "line")
     chance = _path([(0.0, prevalence), (1.0, prevalence)], "guide")
-    return _square(chance + _path(steps, "line"), f"Precision-recall curve of {name}", "sensitivity (recall)", "PPV")
+    return _square(chance + lines, f"Precision-recall curve of {name}", "sensitivity (recall)", "PPV")
 
 
 def reliability_figure(
@@ -210,6 +236,17 @@ def _x(share: float) -> float:
 
 def _y(share: float) -> float:
     return _SIZE - _BOTTOM - share * (_SIZE - _BOTTOM - _TOP)
+
+
+def _runs(curve: Sequence[Sequence[float | None]]) -> list[list[tuple[float, float]]]:
+    """Return the parts of a curve between its withheld points."""
+    runs: list[list[tuple[float, float]]] = [[]]
+    for x, y in curve:
+        if x is None or y is None:
+            runs.append([])
+        else:
+            runs[-1].append((x, y))
+    return [run for run in runs if run]
 
 
 def _path(points: Sequence[Sequence[float]], kind: str) -> str:

@@ -306,5 +306,6 @@ def _curves(results: Results) -> list[Block]:
     if few > 1:
         note += f" Dotted outlines: withheld, as there are fewer than {few} patients or such a count would follow."
         if not regression:
+            note += f" Curves have gaps where a decision's count would be of fewer than {few} patients."
             note += f" Reliability bins are joined until each has at least {few} patients with the label and without."
     return [("note", note), ("cards", cards)]

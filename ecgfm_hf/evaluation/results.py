@@ -282,8 +282,8 @@ class _Exact:
             return {}
         return {
             "prevalence": round(float(labels.mean()), 3),
-            "roc": charts.roc_curve(labels, scores),
-            "precision_recall": charts.precision_recall_curve(labels, scores),
+            "roc": charts.roc_curve(labels, scores, patients),
+            "precision_recall": charts.precision_recall_curve(labels, scores, patients),
             "reliability": charts.reliability_bins(labels, scores, patients),
             "histogram": charts.score_bins(scores, patients),
         }

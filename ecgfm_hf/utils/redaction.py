@@ -16,7 +16,8 @@ a smallest cell of 10 patients:
   others does not tell its figure; labels whose value is known of too few patients are not in the mean.
 - Groups have no counts by label, and rounded figures: a group's counts, less the others', would be those of the last.
 - A table of given and true classes is withheld as a whole if any of its cells is small.
-- Bins of curves are joined or left out.
+- A point of a ROC or precision-recall curve gives four counts. It is left out where one of them is small but not 0.
+- Bins of the other curves are joined or left out.
 
 A smallest cell of 1 withholds nothing.
 """
@@ -82,6 +83,22 @@ class ReliabilityBin:
     def __or__(self, other: "ReliabilityBin") -> "ReliabilityBin":
         score = (self.score * len(self) + other.score * len(other)) / (len(self) + len(other))
         return ReliabilityBin(score, self.positive | other.positive, self.negative | other.negative)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """
+    A curve of decisions at falling thresholds.
+
+    Args:
+        points: Pairs (x, y).
+        before, after (`np.ndarray` (points,) int): Of the decisions just before and after each point, the patients of
+            the smallest of the four counts, of those that are not 0. The point lies between these two.
+    """
+
+    points: list[list[float]]
+    before: np.ndarray
+    after: np.ndarray
 
 
 def label_cells(labels: np.ndarray, patients: np.ndarray, problem_type: str) -> list[dict[str, Cell]]:
@@ -287,6 +304,11 @@ class _Rule:
             if not few(one)
         ]
 
+    def curve(self, curve: Curve) -> list[list[float | None]]:
+        """Return pairs (x, y), with None for y where a count of the decisions there is small."""
+        shown = np.minimum(curve.before, curve.after) >= self.smallest
+        return [[x, y if show else None] for (x, y), show in zip(curve.points, shown.tolist(), strict=True)]
+
     def curves(self, curves: Mapping[str, Any]) -> dict[str, Any]:
         if "density" in curves:
             density = curves["density"]
@@ -295,6 +317,8 @@ class _Rule:
             return {"density": {"low": density["low"], "high": density["high"], "shares": rows}}
         return {
             **curves,
+            "roc": self.curve(curves["roc"]),
+            "precision_recall": self.curve(curves["precision_recall"]),
             "reliability": self.reliability(curves["reliability"]),
             "histogram": self.shares(curves["histogram"]),
         }
@@ -531,4 +555,14 @@ def _in_address(text: str, index: int) -> bool:
     return "://" in re.split(r"\s", text[max(0, index - _LONGEST_ADDRESS) : index])[-1]
 
 
-__all__ = ["SMALLEST_CELL", "WITHHELD", "Cell", "Quantiles", "ReliabilityBin", "find_paths", "label_cells", "redact"]
+__all__ = [
+    "SMALLEST_CELL",
+    "WITHHELD",
+    "Cell",
+    "Curve",
+    "Quantiles",
+    "ReliabilityBin",
+    "find_paths",
+    "label_cells",
+    "redact",
+]
