@@ -10,7 +10,7 @@ import pytest
 
 from ecgfm_hf import ECGFMError
 from ecgfm_hf.cli import label, options, predict, prediction_pages
-from ecgfm_hf.cli.main import COMMANDS, load_command, main
+from ecgfm_hf.cli.main import COMMANDS, in_options, load_command, main
 
 HEAVY = ("torch", "transformers", "datasets", "pyarrow", "numpy", "scipy", "huggingface_hub")
 
@@ -114,6 +114,21 @@ def test_an_error_is_one_line_and_an_exit_status(error, status, monkeypatch, cap
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err == f"ecgfm: {'interrupted' if status == 130 else error}\n"
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("replace it with overwrite=True", "replace it with --overwrite"),
+        ("give units='mV', or sampling_rate=", "give --units mV, or --sampling-rate"),
+        ("columns={'sex': ''} ignores it", "--columns sex= ignores it"),
+        ("try output='a b'.", "try --output 'a b'."),
+        ("give batch_size=N, not attn=True", "give --batch-size N, not attn=True"),
+        ("split=train/overwrite=True: damaged", "split=train/overwrite=True: damaged"),
+    ],
+)
+def test_an_error_names_arguments_as_the_commands_options(message, shown):
+    assert in_options(message, load_command("predict")) == shown
 
 
 def test_verbose_adds_the_traceback_and_leaves_the_log_as_it_was(capsys):

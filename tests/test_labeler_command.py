@@ -264,7 +264,7 @@ def test_what_could_not_be_labelled_is_unknown_to_those_who_read_the_labels(tmp_
     assert default.label_names == MIMIC17_LABELS
 
     (tmp_path / "other.csv").write_text("recording_id,path,status\na,a.hea,1\n")
-    with pytest.raises(DataError, match=r"column status: found '1', expected labelled, no match.*labels= or --labels"):
+    with pytest.raises(DataError, match=r"column status: found '1', expected labelled, no match.*labels="):
         RecordingTable(tmp_path, tmp_path / "other.csv").index()
     assert RecordingTable(tmp_path, tmp_path / "other.csv", labels=["status"]).index().table["status"].to_pylist() == [
         1

@@ -288,7 +288,7 @@ def test_an_npy_of_another_kind_is_refused(tmp_path):
             "does not contain its sampling rate, lead names, units; pass sampling_rate=, lead_names=, units=",
         ),
         ("a.npy", TABLE, "does not contain its lead names; pass lead_names="),
-        ("a.csv", {"units": "mV"}, "does not contain its sampling rate; pass sampling_rate= (--sampling-rate)"),
+        ("a.csv", {"units": "mV"}, "does not contain its sampling rate; pass sampling_rate="),
         ("a.csv", TABLE | {"exam_id": 3}, "found exam_id=, which"),
         ("a.csv", TABLE | {"sampling_rate": "500"}, "sampling_rate='500', expected a number"),
         ("a.csv", TABLE | {"sampling_rate": 5}, "sampling rate of 5 Hz"),

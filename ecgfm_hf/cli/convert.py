@@ -57,7 +57,7 @@ def convert(
             "--like", metavar="PRETRAINED.pt", help="Pretrained checkpoint that a fine-tuned one started from."
         ),
     ] = None,
-    leads: Annotated[
+    lead_names: Annotated[
         str | None,
         typer.Option(
             "--leads", metavar="I,II,...", help="Names of the model's leads in order, where it takes fewer than 12."
@@ -90,7 +90,7 @@ def convert(
     Exit status: 0 converted, 1 the model cannot be converted or verification failed, 2 usage.
     """
     if to_fairseq:
-        others = {"--labels": labels, "--heads": heads, "--like": like, "--leads": leads, "--card": card}
+        others = {"--labels": labels, "--heads": heads, "--like": like, "--leads": lead_names, "--card": card}
         if given := [name for name, value in others.items() if value is not None]:
             raise SettingsError(
                 f"{', '.join(given)} cannot be used with --to-fairseq: a model folder holds all of this"
@@ -119,7 +119,7 @@ def convert(
                     labels=labels,
                     heads=heads,
                     like=like,
-                    lead_names=None if leads is None else [name.strip() for name in leads.split(",")],
+                    lead_names=None if lead_names is None else [name.strip() for name in lead_names.split(",")],
                     verify=verify,
                     overwrite=overwrite,
                     dry_run=dry_run,

@@ -1,9 +1,12 @@
 """`ecgfm`: the table of commands, which are imported on demand, how errors are reported, and exit statuses."""
 
+import ast
 import contextlib
 import importlib
 import logging
 import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
@@ -13,10 +16,15 @@ from typer.core import TyperCommand, TyperGroup
 
 from .. import __version__
 from ..utils.errors import ECGFMError
+from ..utils.name_lists import as_names
 from .options import CommandFailed, logging_for
 
 # The base of all errors of usage; typer exports only this one of its kind.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+# How a library's message names an argument: `overwrite=True`, `units='mV'`, `labels=['AF']`, `heads=N` or `labels=`.
+_ARGUMENT = re.compile(
+    r"""(?<![\w./\\-])(\w+)=(True|False|[A-Z]+\b|'[^']*'|"[^"]*"|\[[^]]*\]|\{[^}]*\}|(?=[\s,;:.)]|$))"""
+)
 
 
 class _Command(NamedTuple):
@@ -49,13 +57,16 @@ COMMANDS = {
 class _Commands(TyperGroup):
     """Imports a command's module when the command is used or its help is shown."""
 
+    chosen: TyperCommand | None = None
+
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # typer's context, vendored or not
         return list(COMMANDS)
 
     def get_command(self, ctx: typer.Context, cmd_name: str) -> TyperCommand | None:  # type: ignore[override]  # as above
         if cmd_name not in COMMANDS:
             return None
-        return load_command(cmd_name)
+        self.chosen = load_command(cmd_name)
+        return self.chosen
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # as above
         """Run a command; with `--verbose`, log the traceback of what stops it."""
@@ -79,6 +90,33 @@ def load_command(name: str) -> TyperCommand:
     command = typer.main.get_command(app)
     assert isinstance(command, TyperCommand)
     return command
+
+
+def in_options(message: str, command: TyperCommand | None) -> str:
+    """
+    Return a library's message with its arguments as the options of a command: `units='mV'` becomes `--units mV`.
+
+    What the command has no option for stays as it is.
+    """
+    options: dict[str | None, Any] = {} if command is None else {option.name: option for option in command.params}
+
+    def as_option(found: re.Match[str]) -> str:
+        option, value = options.get(found[1]), found[2]
+        names = [name for name in getattr(option, "opts", ()) if name.startswith("--")]
+        if not names:
+            return found[0]
+        if value in ("", "True"):
+            return names[0]
+        if value == "False":
+            return next(iter(getattr(option, "secondary_opts", ())), found[0])
+        try:
+            given = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            given = value  # a word in capitals, for what the user has to fill in
+        given = [f"{key}={of}" for key, of in given.items()] if isinstance(given, dict) else given
+        return f"{names[0]} {shlex.quote(given if isinstance(given, str) else as_names(given))}"
+
+    return _ARGUMENT.sub(as_option, message)
 
 
 def _print_version(wanted: bool) -> None:
@@ -132,8 +170,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    group = build_command()
     try:
-        status = build_command().main(args=arguments, prog_name="ecgfm", standalone_mode=False)
+        status = group.main(args=arguments, prog_name="ecgfm", standalone_mode=False)
         sys.stdout.flush()
         return int(status or 0)
     except SystemExit as error:  # completion, and a reader of standard output that has left
@@ -145,7 +184,7 @@ def _run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except CommandFailed as error:
-        return _failed(error, error.status)
+        return _failed(in_options(str(error), group.chosen), error.status)
     except _UsageError as error:
         context = getattr(error, "ctx", None)
         path = "ecgfm" if context is None else context.command_path
@@ -155,10 +194,12 @@ def _run(arguments: list[str]) -> int:
         if isinstance(error, ImportError) and (error.name or "").startswith("ecgfm_hf"):
             raise  # a defect of this package, not a missing extra
         # A RuntimeError of this package is a failure of the work; all else is input that cannot be used.
-        return _failed(error, 1 if isinstance(error, RuntimeError) else 2)
+        status = 1 if isinstance(error, RuntimeError) else 2
+        return _failed(in_options(str(error), group.chosen), status)
     except OSError as error:
         unusable = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
-        return _failed(error, 2 if isinstance(error, unusable) else 1)  # else no space or no permission
+        status = 2 if isinstance(error, unusable) else 1  # else no space or no permission
+        return _failed(in_options(str(error), group.chosen), status)
 
 
 def _failed(message: object, status: int) -> int:

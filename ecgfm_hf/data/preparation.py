@@ -77,7 +77,7 @@ class PrepareSettings:
         if unknown := [name for name in self.drop if name not in OPTIONAL_COLUMNS]:
             raise DataError(f"cannot drop {', '.join(unknown)}, only {', '.join(OPTIONAL_COLUMNS)}")
         if self.salt_file is not None and not self.pseudonymise:
-            raise DataError("a salt file needs pseudonymise=True (--pseudonymise)")
+            raise DataError("a salt file needs pseudonymise=True")
 
 
 def prepare(
@@ -301,7 +301,7 @@ def _salt(settings: PrepareSettings, work: Path | None) -> bytes | None:
     if (work.parent / REPORT_FILE).is_file():
         raise DataError(
             f"{work.parent} has a store. Without a salt file, another preparation would have other pseudonyms. Give a "
-            "new folder, or discard the store with overwrite=True (--overwrite)"
+            "new folder, or discard the store with overwrite=True"
         )
     work.mkdir(parents=True, exist_ok=True)
     return read_salt(work / "salt")
@@ -367,7 +367,7 @@ def _finished_report(out: Path, plan: str) -> dict[str, Any] | None:
     if report["plan"] != plan:
         raise DataError(
             f"{out} has a store of another preparation or of other files. Give a new folder, or discard the store with "
-            "overwrite=True (--overwrite)"
+            "overwrite=True"
         )
     return report
 

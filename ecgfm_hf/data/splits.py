@@ -263,7 +263,7 @@ def _groups(
         if not independent:
             raise SplitError(
                 f"{what}: a split by patient needs them. To assume that each is of another patient, give "
-                "--assume-independent (assume_independent=True)"
+                "assume_independent=True"
             )
         assumptions.append(f"{what} and are assumed to be of different patients: one patient may be in two splits.")
     return [(person is None, id_ if person is None else person) for id_, person in zip(ids, people, strict=True)]

@@ -1,7 +1,6 @@
 """Load the predictions that are evaluated: a model's on a store, or stored ones from a file."""
 
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -14,7 +13,6 @@ from ..configuration_ecgfm import ECGFMConfig
 from ..inference.predictions import Predictions, select_labels
 from ..utils.errors import ECGFMError
 from ..utils.logs import only_errors
-from ..utils.name_lists import as_names
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -97,7 +95,7 @@ def load_predictions(
             raise EvaluateError(f"{source} is a file of predictions, which has their labels: give no DATASET with it")
         if targets is not None or class_column is not None:
             raise EvaluateError(
-                f"{source} is a file of predictions, which has their labels: give no --targets or --class-column"
+                f"{source} is a file of predictions, which has their labels: give no targets= or class_column="
             )
         predictions = Predictions.from_parquet(source)
         if labels is not None:
@@ -184,7 +182,7 @@ def _chosen(config: ECGFMConfig, labels: Sequence[str] | None) -> list[str]:
     if unknown := [name for name in labels if name not in config.label_names]:
         raise EvaluateError(f"the model has no label {', '.join(unknown)} (found: {', '.join(config.label_names)})")
     if config.problem_type == "single_label_classification":
-        raise EvaluateError("the model's classes exclude one another and are evaluated together: give no --labels")
+        raise EvaluateError("the model's classes exclude one another and are evaluated together: give no labels=")
     return list(labels)
 
 
@@ -214,12 +212,12 @@ class _Truth:
         problem_type = config.problem_type or "multi_label_classification"
         columns = names if self.class_column is None else [self.class_column]
         if self.class_column is not None and problem_type != "single_label_classification":
-            raise EvaluateError(f"--class-column is for models of a single label; this model's is {problem_type}")
+            raise EvaluateError(f"class_column= is for models of a single label; this model's is {problem_type}")
         if self.targets is None and (missing := [name for name in columns if name not in dataset.column_names]):
             shared = [name for name in columns if name in dataset.column_names]
-            hint = f"; --labels {shlex.quote(as_names(shared))} evaluates the others" if shared else ""
+            hint = f"; labels={shared} evaluates the others" if shared else ""
             if problem_type == "single_label_classification":
-                hint = "; --class-column NAME names the column that has the class"
+                hint = "; class_column=NAME is the column that has the class"
             found = ", ".join(label_columns(dataset.column_names, dataset.features)) or "none"
             raise EvaluateError(
                 f"{self.store} has no label {', '.join(missing)} (found: {found}); labels of model and data are "
@@ -245,7 +243,7 @@ def _seen(model_path: str, dataset: "Dataset", allow_seen: bool) -> tuple[list[s
         return [], ["None of these recordings and patients are among those that the model's folder records as seen."]
     if not allow_seen:
         raise EvaluateError(
-            f"the model has seen what it should be evaluated on: {found}. Choose another --split; --allow-seen "
+            f"the model has seen what it should be evaluated on: {found}. Choose another split=; allow_seen=True "
             "evaluates anyway, and the report has a warning"
         )
     # Without numbers, which may be of few patients.
@@ -266,7 +264,7 @@ def _thresholds_seen(predictions: Predictions, model_path: str, allow_seen: bool
         return []
     if not allow_seen:
         raise EvaluateError(
-            f"the thresholds of {_name(model_path)} were fitted on what they should decide: {found}. --allow-seen "
+            f"the thresholds of {_name(model_path)} were fitted on what they should decide: {found}. allow_seen=True "
             "evaluates anyway, and the report has a warning"
         )
     return ["The thresholds were fitted on some of these recordings or patients: the decisions are not of new ones."]

@@ -242,7 +242,7 @@ def _check_output(output_dir: Path, checkpoint: Path, overwrite: bool) -> None:
     if not output_dir.is_dir() or not any(output_dir.iterdir()):
         return
     if not overwrite:
-        raise OutputExistsError(f"{output_dir} is not empty; choose another folder, or allow overwriting (--overwrite)")
+        raise OutputExistsError(f"{output_dir} is not empty; choose another folder, or replace it with overwrite=True")
     # Overwriting removes the folder, so only a conversion's own files may be in it.
     try:
         found = json.loads((output_dir / "config.json").read_text(encoding="utf-8"))["model_type"]

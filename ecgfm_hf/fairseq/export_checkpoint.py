@@ -343,7 +343,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
     if not output.exists():
         return
     if not overwrite:
-        raise OutputExistsError(f"{output} exists; choose another name, or allow overwriting (--overwrite)")
+        raise OutputExistsError(f"{output} exists; choose another name, or replace it with overwrite=True")
     with output.open("rb") as file:
         head = file.read(4)
     if head != b"PK\x03\x04" and head[:1] != b"\x80":

@@ -145,7 +145,7 @@ class _SettingsReader:
         if not self.section and like is None:
             raise CheckpointError(
                 "the file holds no settings (neither 'cfg' with 'model' nor 'args'); pass the pretrained checkpoint "
-                "that it started from (--like PRETRAINED.pt)"
+                "that it started from (like='PRETRAINED.pt')"
             )
         self.heads = heads
         self.like: dict[str, Any] | None = None if like is None else self._settings_of_like(checkpoint, like)
@@ -323,8 +323,8 @@ class _SettingsReader:
             return given
         name = f"{self.section}.encoder_attention_heads"
         remedy = (
-            "; the tensors do not show the number of heads. Pass it (--heads N), or pass the pretrained checkpoint "
-            "that this one started from (--like PRETRAINED.pt)"
+            "; the tensors do not show the number of heads. Pass it (heads=N), or pass the pretrained checkpoint "
+            "that this one started from (like='PRETRAINED.pt')"
         )
         if stated is None:
             raise CheckpointError(f"{name} is missing{remedy}")
@@ -355,7 +355,7 @@ class _SettingsReader:
             self.warnings.append(
                 "post-norm layers are assumed (layer_norm_first=False, the default of fairseq-signals): the tensors do "
                 f"not show it, and {self.section} does not describe this model; pass the pretrained checkpoint "
-                "(--like PRETRAINED.pt) to be sure"
+                "(like='PRETRAINED.pt') to be sure"
             )
         return bool(stated)
 
@@ -377,7 +377,7 @@ class _SettingsReader:
             raise CheckpointError(
                 f"{self.section}.conv_feature_layers {found}, which does not fit convolutions of kernels {kernels}; "
                 "the tensors do not show their strides. Pass the pretrained checkpoint that this one started from "
-                "(--like PRETRAINED.pt)"
+                "(like='PRETRAINED.pt')"
             )
         return stated
 
@@ -390,7 +390,7 @@ class _SettingsReader:
             names = [f"LABEL_{i}" for i in range(count)]
             self.warnings.append(
                 f"no labels were given: the {count} outputs are called LABEL_0 to LABEL_{count - 1}. The file does not "
-                "name them; pass their names (--labels)"
+                "name them; pass their names (labels=)"
             )
         else:
             label_set = resolve_labels(labels, count)
@@ -413,7 +413,8 @@ class _SettingsReader:
             return loaded
         if count != len(STANDARD_LEADS):
             raise CheckpointError(
-                f"the model takes {count} leads, and the file does not name them; pass their names in order (--leads)"
+                f"the model takes {count} leads, and the file does not name them; pass their names in order "
+                "(lead_names=)"
             )
         return STANDARD_LEADS
 

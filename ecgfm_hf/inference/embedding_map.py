@@ -208,7 +208,7 @@ def _read_label(path: str | os.PathLike, label: str | None, renamed: Mapping[str
         columns = table.column_names
         if not {id_column, path_column} & set(columns):
             raise ValueError(
-                f"{path} has no column {id_column} or {path_column} (found: {', '.join(columns)}); --columns names "
+                f"{path} has no column {id_column} or {path_column} (found: {', '.join(columns)}); columns= names "
                 "the columns that contain them"
             )
         label = _chosen(path, [name for name in columns if name not in (id_column, path_column)], columns, label)
@@ -233,7 +233,7 @@ def _chosen(path: Path, free: list[str], columns: list[str], label: str | None) 
     if label is None and len(free) == 1:
         return free[0]
     if label is None or label not in columns:
-        wanted = "--label must name one of the columns" if label is None else f"there is no column {label}"
+        wanted = "label= must name one of the columns" if label is None else f"there is no column {label}"
         raise ValueError(f"{path}: {wanted} (found: {', '.join(free)})")
     return label
 

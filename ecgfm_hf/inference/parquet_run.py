@@ -185,12 +185,12 @@ class ParquetRun:
         if metadata is None:
             raise ResumeError(
                 f"{self.output} exists and is no output of this command. Give another output, or replace it with "
-                "overwrite=True (--overwrite)"
+                "overwrite=True"
             )
         if differences := plan_differences(metadata["plan"], self.parts.plan):
             raise ResumeError(
                 f"{self.output} is of a run that differs in: {'; '.join(differences)}. Give another output, or replace "
-                "it with overwrite=True (--overwrite)"
+                "it with overwrite=True"
             )
         if self.processes.is_main:  # a kill may have come just before this
             self.parts.remove()

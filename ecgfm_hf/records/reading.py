@@ -200,10 +200,9 @@ def _check_arguments(path: str, format_: Format, arguments: Mapping[str, Any]) -
     if missing:
         names = ", ".join(name.replace("_", " ") for name in missing)
         in_python = ", ".join(f"{name}=" for name in missing)
-        on_command_line = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
         raise ECGReadError(
-            f"{path}: a {format_.name} file does not contain its {names}; pass {in_python} ({on_command_line})",
-            f"no {names}: pass {in_python} ({on_command_line})",
+            f"{path}: a {format_.name} file does not contain its {names}; pass {in_python}",
+            f"no {names}: pass {in_python}",
         )
     surplus = [f"{name}=" for name in arguments if name not in format_.needs + format_.takes]
     if surplus:

@@ -62,7 +62,7 @@ def _columns(path: str, header: list[str], lead_names: Sequence[str] | None) -> 
             except ValueError as error:
                 raise ECGReadError(
                     f"{path}: found the columns {shown}, of which {name!r} is no known lead; expected lead names in "
-                    "the first line; lead_names= (--lead-names) selects the columns that are leads",
+                    "the first line; lead_names= selects the columns that are leads",
                     "lead names",
                 ) from error
         return list(range(len(header)))

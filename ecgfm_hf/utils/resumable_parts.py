@@ -146,7 +146,7 @@ class ResumableParts:
         if differences := plan_differences(found, self.plan):
             raise ResumeError(
                 f"{self.work} holds an unfinished run that differs in: {'; '.join(differences)}. Run that one to its "
-                "end, give another output, or discard it with overwrite=True (--overwrite)"
+                "end, give another output, or discard it with overwrite=True"
             )
 
     def claim(self) -> None:

@@ -26,7 +26,6 @@ from ...labeler.tables import STATUS_COLUMN
 from ...records import ECGRecord
 from ...records.reading import read_with_defaults
 from ...utils.ids import canonical_id
-from ...utils.name_lists import as_names
 from ..exclusion import Excluded
 from ..labels import LabelTableError
 from ..splits import parse_time
@@ -118,7 +117,7 @@ def shown_header(header: Iterable[str]) -> str:
 def check_label_names(names: Iterable[str], where: Any) -> None:
     """`DataError` where a label cannot be a column of a store."""
     names = list(names)
-    hint = "choose the labels without it (labels= or --labels) or rename it"
+    hint = "choose the labels without it (labels=) or rename it"
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{where}: label given more than once: {', '.join(repeated)}")
     if internal := [name for name in names if not name or name.startswith("_")]:
@@ -407,8 +406,8 @@ class RecordingTable(Source):
         if "path" not in columns and "recording_id" not in columns:
             found = shown_header(read_header(self.table_path))
             raise DataError(
-                f"{self.table_path} needs a column path or recording_id ({found}); give its name with columns= or "
-                "--columns path=NAME"
+                f"{self.table_path} needs a column path or recording_id ({found}); give its name with "
+                "columns={'path': 'NAME'}"
             )
         if not len(next(iter(columns.values()))):
             raise DataError(f"{self.table_path} has no rows")
@@ -557,12 +556,12 @@ class RecordingTable(Source):
         if numeric:
             shown = "; ".join(f"{name!r} ({low:g} to {high:g})" for name, (low, high) in numeric.items())
             binary = [name for name in self._label_names if name not in numeric][:_MOST_NAMES]
-            advice = f"name the columns that are labels: labels={binary} or --labels {as_names(binary)}"
+            advice = f"name the columns that are labels: labels={binary}"
             raise DataError(
                 f"{where}: columns with other numbers than 0 and 1 cannot be labels: {shown}; "
                 + (advice if binary else "give the table label columns")
             )
-        hint = "" if self._labels_given else "; name the columns that are labels (labels= or --labels)"
+        hint = "" if self._labels_given else "; name the columns that are labels (labels=)"
         labels = {name: label_cells(where, name, columns[name], hint) for name in self._label_names}
         if self._has_status:
             statuses = columns[STATUS_COLUMN]
@@ -576,7 +575,7 @@ class RecordingTable(Source):
         return typed | labels
 
     def _converted(self, name: str, values: list, meaning: Callable[[Any], Any]) -> list:
-        hint = f"; columns={{{name!r}: ''}} or --columns {name}= ignores this column"
+        hint = f"; columns={{{name!r}: ''}} ignores this column"
         if name == "time":
             return time_cells(self.table_path, values, hint)
         return convert_cells(self.table_path, name, values, meaning, EXPECTED.get(name, "text"), hint)
