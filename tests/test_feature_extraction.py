@@ -503,6 +503,18 @@ class TestWarnings:
     def test_amplitudes_that_no_ecg_has(self, extract, gain, units):
         assert "units or gains may be wrong" in str(run(extract, make_ecg() * gain, units=units).warnings)
 
+    @pytest.mark.parametrize(("range_mv", "unlikely"), [(0.0099, True), (0.0101, False), (49.9, False), (50.1, True)])
+    def test_amplitudes_from_10_microvolts_to_50_millivolts_are_an_ecg_s(self, extract, range_mv, unlikely):
+        ecg = make_ecg() * 1.0
+        ecg *= range_mv / (ecg.max(axis=1) - ecg.min(axis=1)).max()
+        assert ("units or gains may be wrong" in str(run(extract, ecg, units="mV").warnings)) == unlikely
+
+    @pytest.mark.parametrize(("samples", "contradicts"), [(9, False), (10, True)])
+    def test_leads_contradict_from_20_ms_on(self, extract, samples, contradicts):
+        ecg = make_ecg()
+        ecg[2, 100 : 100 + samples] += 5
+        assert (CONTRADICTION in str(run(extract, ecg).warnings)) == contradicts
+
     def test_amplitudes_without_units_say_nothing(self, extract):
         assert run(extract, make_ecg() * 1e6).warnings == [[]]
 
@@ -533,6 +545,21 @@ class TestWarnings:
         dead = [f"lead {name} is constant (dead): set to 0" for name in ("V2", "V4", "V6")]
         assert len(warned) == 40
         assert {name: found for name, found in warned.items() if found} == {"JS20004": dead, "JS20008": dead}
+
+
+class TestRefusals:
+    def test_what_is_stated_of_a_recording_is_refused_as_its_samples_are(self, extract):
+        assert extract.refusal(5000, 500, LEADS) is None
+        assert extract.refusal(2499, 500, LEADS) == "shorter than 5 s"
+        assert extract.refusal(5000, 500, LEADS, nan_samples=[0] * 12) is None
+        assert extract.refusal(5000, 500, LEADS, nan_samples=[0] * 11 + [1]) == "a lead has NaN"
+        assert "sampling_rate" in extract.refusal(5000, 2, LEADS)
+
+    def test_a_lead_of_nan_only_cannot_be_interpolated(self):
+        extract = ECGFMFeatureExtractor(nan_samples="interpolate", constant_leads="error")
+        assert extract.refusal(5000, 500, LEADS, nan_samples=[4999] + [0] * 11) is None
+        assert extract.refusal(5000, 500, LEADS, nan_samples=[5000] + [0] * 11) == "a lead has NaN"
+        assert extract.refusal(5000, 500, LEADS, constant=[False] * 11 + [True]) == "a lead is constant"
 
 
 class TestNamesAndUnits:
