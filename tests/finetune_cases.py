@@ -3,6 +3,7 @@
 import numpy as np
 from tiny_pretraining import MODEL
 
+from ecgfm_hf.data.store import write_store_checksums
 from ecgfm_hf.training.settings import FINETUNED_MODEL
 
 LABELS = ("slow", "fast", "rare")
@@ -70,3 +71,4 @@ def plant_leak(store, into, patient):
     table = pq.read_table(path)
     place = table.column_names.index("patient_id")
     pq.write_table(table.set_column(place, "patient_id", pa.array([patient] * table.num_rows, pa.string())), path)
+    write_store_checksums(store)

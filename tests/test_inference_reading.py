@@ -12,6 +12,7 @@ from wfdb_files import write_record
 
 from ecgfm_hf import ECGFMFeatureExtractor
 from ecgfm_hf.data import as_model_inputs, load_prepared
+from ecgfm_hf.data.store import write_store_checksums
 from ecgfm_hf.inference import find_recordings
 from ecgfm_hf.inference.reading import read_in_order
 from ecgfm_hf.inference.sources import DatasetSource
@@ -117,6 +118,7 @@ def test_a_damaged_row_of_a_store_is_a_failure_of_one_recording(store, tmp_path)
     signals = table["signal"].to_pylist()
     signals[1] = signals[1][:-7]
     pq.write_table(table.set_column(table.column_names.index("signal"), "signal", [signals]), file)
+    write_store_checksums(tmp_path / "store")
     source = find_recordings([str(tmp_path / "store")], ECGFMFeatureExtractor(short_recordings="pad"))
     found = list(read_in_order(source))
     assert len(found) == 10
@@ -139,6 +141,7 @@ def test_a_damaged_part_of_a_store_is_a_failure_of_its_recordings(store, tmp_pat
     shutil.copytree(store, tmp_path / "store")
     (file,) = (tmp_path / "store" / "data").iterdir()
     pq.write_table(pq.read_table(file), file, row_group_size=4, write_page_checksum=True, use_dictionary=False)
+    write_store_checksums(tmp_path / "store")
     flip_a_bit(file, 1)
     found = list(read_in_order(find_recordings([str(tmp_path / "store")], ECGFMFeatureExtractor())))
     assert [one.recording_id for one in found] == [f"r{n}" for n in range(10)]

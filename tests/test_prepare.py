@@ -29,6 +29,7 @@ from ecgfm_hf.data import (
     read_report,
     record_from_row,
 )
+from ecgfm_hf.data.store import private_folder
 from ecgfm_hf.data.store_assembly import split_store
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 from ecgfm_hf.synthetic.cohort import SyntheticCohort
@@ -427,6 +428,48 @@ def test_one_function_call_prepares_and_opens(tmp_path):
         load_prepared(tmp_path / "store", "train")
     with pytest.raises(DataError, match="not a store"):
         load_prepared(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["signal", "page header", "footer", "report.json", "checksums.json"])
+def test_a_flipped_bit_of_a_store_is_refused_before_it_is_read(tmp_path, where):
+    root = challenge_folder(tmp_path / "root", {"E1": AF, "E2": SINUS})
+    load_physionet2021(root, tmp_path / "store", progress=False)
+    (file,) = (tmp_path / "store" / "data").iterdir()
+    column = pq.read_metadata(file).row_group(0).column(0)
+    file = file if "." not in where else tmp_path / "store" / where
+    content = bytearray(file.read_bytes())
+    index = {"page header": column.data_page_offset + 3, "footer": len(content) - 60, "signal": len(content) // 2}
+    content[index.get(where, content.find(b'": "') + 6)] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=rf"store is damaged: .*{file.name}.*Copy it again"):
+        load_prepared(tmp_path / "store", "all")
+    with pytest.raises(DataError, match="is damaged"):
+        split_store(tmp_path / "store", SplitSettings("random"))
+    if where == "footer":
+        with pytest.raises(DataError, match=r"the footer of data/all-00000-of-00001\.parquet has changed"):
+            load_prepared(tmp_path / "store", "all", streaming=True)
+    if where == "signal":
+        with pytest.raises(OSError, match="CRC"):
+            list(load_prepared(tmp_path / "store", "all", streaming=True))
+
+
+def test_a_store_without_checksums_is_refused(tmp_path):
+    load_physionet2021(challenge_folder(tmp_path / "root", {"E1": AF}), tmp_path / "store", progress=False)
+    (tmp_path / "store" / "checksums.json").unlink()
+    with pytest.raises(DataError, match=r"has no checksums.json, so damage cannot be noticed: prepare it again"):
+        load_prepared(tmp_path / "store", "all")
+
+
+def test_opening_a_store_leaves_no_copy_in_a_shared_cache(tmp_path, monkeypatch):
+    load_physionet2021(challenge_folder(tmp_path / "root", {"E1": AF}), tmp_path / "store", progress=False)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "shared")
+    (copy, *_) = load_prepared(tmp_path / "store", "all").cache_files
+    assert not list(tmp_path.glob("shared/**/*.arrow"))
+    folder = private_folder()
+    assert folder in Path(copy["filename"]).parents
+    assert folder.stat().st_mode & 0o777 == 0o700
+    kept = load_prepared(tmp_path / "store", "all", cache_dir=tmp_path / "kept").cache_files
+    assert tmp_path / "kept" in Path(kept[0]["filename"]).parents
 
 
 def test_other_arrays_under_the_same_ids_are_another_preparation(tmp_path):

@@ -35,6 +35,7 @@ from .sources.base import Source, SourceIndex
 from .splits import SplitSettings, match_published_splits
 from .store import (
     CARD_FILE,
+    CHECKSUMS_FILE,
     DATA_FOLDER,
     LABEL_DEF_FILE,
     OPTIONAL_COLUMNS,
@@ -329,7 +330,7 @@ def table_digest(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-_STORE_NAMES = {WORK_FOLDER, DATA_FOLDER, REPORT_FILE, LABEL_DEF_FILE, CARD_FILE}
+_STORE_NAMES = {WORK_FOLDER, DATA_FOLDER, REPORT_FILE, CHECKSUMS_FILE, LABEL_DEF_FILE, CARD_FILE}
 
 
 def _check_folder(out: Path, overwrite: bool) -> None:

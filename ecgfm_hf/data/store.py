@@ -3,6 +3,7 @@ The recording store: one row a recording, with its samples unchanged.
 
     STORE/data/train-00000-of-00004.parquet    `all-...` where nothing is split
     STORE/report.json                          what was found, kept and excluded, and why
+    STORE/checksums.json                       digests of all files, checked by whoever reads the store
     STORE/label_def.csv                        how often each label occurs, where there are labels
     STORE/README.md                            the dataset card
 
@@ -11,8 +12,12 @@ times faster than nested lists. Nothing is preprocessed, so another setting of t
 preparation, and the two neighbouring segments for CMSC are two slices of one row.
 """
 
+import atexit
+import functools
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +35,7 @@ from ..records.rows import (
     row_from_record,
 )
 from ..utils.errors import ECGFMError
+from ..utils.integrity import CHECKSUMS_FILE, changed_files, file_checksum, read_checksums, write_checksums
 from .splits import UNSPLIT
 
 if TYPE_CHECKING:
@@ -41,6 +47,7 @@ WORK_FOLDER = ".ecgfm-work"
 
 # Rows are written in groups of about this size, which bounds the memory of writers and readers.
 _GROUP_ROWS, _GROUP_BYTES = 64, 1 << 25
+_ALGORITHM = "xxh3_128"
 
 
 class DataError(ECGFMError, ValueError):
@@ -118,6 +125,7 @@ def read_report(store: str | Path) -> dict[str, Any]:
         unfinished = (Path(store) / WORK_FOLDER).is_dir()
         hint = "its preparation is unfinished: run the same `ecgfm prepare` again" if unfinished else "not a store"
         raise DataError(f"{store} has no {REPORT_FILE}: {hint}")
+    _check(store, [REPORT_FILE])
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -125,6 +133,60 @@ def read_report(store: str | Path) -> dict[str, Any]:
     if not isinstance(report, dict) or not {"format", "plan", "splits", "recordings", "excluded"} <= report.keys():
         raise DataError(f"{path} is not the report of a store")
     return report
+
+
+def write_store_checksums(store: str | Path) -> None:
+    """Write the digests of a store's files, and those of the Parquet files' footers, which readers need first."""
+    folder = Path(store)
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    footers = {name: _footer_checksum(folder / name) for name in names if name.endswith(".parquet")}
+    write_checksums(folder, names, _ALGORITHM, footers=footers)
+
+
+def check_footers(store: str | Path, files: Sequence[Path]) -> None:
+    """
+    Check the footers of a store's files, which the checksums of the pages do not cover.
+
+    Raises:
+        `DataError`: the first that has changed.
+    """
+    footers = _checksums(store).get("footers", {})
+    for path in files:
+        name = f"{DATA_FOLDER}/{path.name}"
+        if footers.get(name) != _footer_checksum(path):
+            raise _damaged(store, f"the footer of {name} has changed")
+
+
+def _footer_checksum(path: Path) -> str:
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 8))
+        length = int.from_bytes(file.read(4), "little")
+    return file_checksum(path, _ALGORITHM, start=max(0, size - 8 - length))
+
+
+def _checksums(store: str | Path) -> dict[str, Any]:
+    try:
+        return read_checksums(store)
+    except FileNotFoundError:
+        raise DataError(f"{store} has no {CHECKSUMS_FILE}, so damage cannot be noticed: prepare it again") from None
+    except ValueError as error:
+        raise _damaged(store, f"{CHECKSUMS_FILE}: {error}") from None
+
+
+def check_files(store: str | Path, files: Sequence[Path]) -> None:
+    """Check Parquet files of a store in whole. `DataError` where one has changed."""
+    _check(store, [f"{DATA_FOLDER}/{path.name}" for path in files])
+
+
+def _check(store: str | Path, names: Sequence[str]) -> None:
+    _checksums(store)  # its errors
+    if changed := changed_files(store, names):
+        raise _damaged(store, "; ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else ""))
+
+
+def _damaged(store: str | Path, problem: str) -> DataError:
+    return DataError(f"{store} is damaged: {problem}. Copy it again, or prepare it again (overwrite=True, --overwrite)")
 
 
 def store_files(store: str | Path) -> dict[str, list[Path]]:
@@ -160,38 +222,60 @@ def load_prepared(
             label that a store does not have is None (unknown) there, never 0.
         split (`str`, *optional*): Defaults to all splits, as a dictionary.
         streaming (`bool`): Read the Parquet files from first to last, without a copy. Otherwise 🤗 datasets writes an
-            uncompressed, memory-mapped copy to its cache, so that rows can be read in any order.
-        cache_dir (`str` or `Path`, *optional*): For that copy. Defaults to 🤗 datasets' own.
+            uncompressed, memory-mapped copy, so that rows can be read in any order.
+        cache_dir (`str` or `Path`, *optional*): Folder to keep that copy in. By default it goes to a folder for
+            temporary files (`TMPDIR`) that only this user can read, and is removed when the process ends.
 
     Returns:
         `Dataset` or `DatasetDict` (their `Iterable` kin if streaming) with `COLUMNS` and one column a label: 1, 0 or
         None for unknown. [`record_from_row`] gives the recording of a row, [`as_model_inputs`] a model's input.
 
     Raises:
-        `DataError`: no store, an unfinished one, no such split.
+        `DataError`: no store, an unfinished or damaged one, no such split.
     """
     if not isinstance(store, str | os.PathLike):
         return _load_several(list(store), split, streaming, cache_dir)
-    from datasets import load_dataset
+    from datasets import load_dataset_builder
     from pyarrow.dataset import ParquetFragmentScanOptions
 
     files = store_files(store)
     if split is not None and split not in files:
         raise DataError(f"{store} has no split {split!r}, only {', '.join(files)}")
+    wanted = {name: paths for name, paths in files.items() if split in (None, name)}
+    paths = [path for found in wanted.values() for path in found]
     # 🤗 datasets reserves the name `all`.
     their_name = {name: "train" if name == UNSPLIT else name for name in files}
-    data = load_dataset(
+    builder = load_dataset_builder(
         "parquet",
-        data_files={their_name[name]: [str(path) for path in files[name]] for name in files if split in (None, name)},
-        split=None if split is None else their_name[split],
-        streaming=streaming,
-        cache_dir=None if cache_dir is None else str(cache_dir),
+        data_files={their_name[name]: [str(path) for path in found] for name, found in wanted.items()},
+        cache_dir=str(private_folder() if cache_dir is None else cache_dir),
         # Otherwise Arrow fetches whole files ahead, which fills the memory and is slower from a disk.
-        fragment_scan_options=ParquetFragmentScanOptions(pre_buffer=False) if streaming else None,
+        fragment_scan_options=ParquetFragmentScanOptions(pre_buffer=False, page_checksum_verification=True)
+        if streaming
+        else None,
     )
+    their_split = None if split is None else their_name[split]
+    if streaming:
+        check_footers(store, paths)
+        data = builder.as_streaming_dataset(split=their_split)
+    else:
+        if not os.path.isdir(builder.cache_dir):
+            # Before the copy is made. It takes less time than verifying the checksums of pages, and covers all bytes.
+            check_files(store, paths)
+        builder.download_and_prepare()
+        data = builder.as_dataset(split=their_split)
     if split is not None or UNSPLIT not in files:
         return data
     return type(data)({UNSPLIT: data["train"]})
+
+
+@functools.cache
+def private_folder() -> Path:
+    """Return a folder for temporary files that only this user can read, removed when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="ecgfm-"))
+    owner = os.getpid()
+    atexit.register(lambda: os.getpid() != owner or shutil.rmtree(folder, ignore_errors=True))  # not by a forked child
+    return folder
 
 
 def _load_several(
@@ -229,6 +313,7 @@ def _with_columns(dataset: "Any", features: "Features", streaming: bool) -> "Any
 
 __all__ = [
     "CARD_FILE",
+    "CHECKSUMS_FILE",
     "COLUMNS",
     "DATA_FOLDER",
     "LABEL_DEF_FILE",
@@ -239,12 +324,16 @@ __all__ = [
     "WORK_FOLDER",
     "DataError",
     "StoreWriter",
+    "check_files",
+    "check_footers",
     "label_columns",
     "load_prepared",
+    "private_folder",
     "quality_facts",
     "read_report",
     "record_from_row",
     "row_from_record",
     "store_files",
     "store_schema",
+    "write_store_checksums",
 ]

@@ -1,8 +1,8 @@
 """
 A store from its parts: filters, split, one file or more a split, label definition, report, card.
 
-The files are written to `STORE/.ecgfm-work/finished`. The report comes last: once it is there, the store is complete,
-and this run or the next one moves it into place.
+The files are written to `STORE/.ecgfm-work/finished`. Their checksums come last: once they are there, the store is
+complete, and this run or the next one moves it into place.
 """
 
 import hashlib
@@ -28,6 +28,7 @@ from .report import QUALITY, StoreOrigin, any_of, define_labels_of, store_card, 
 from .splits import SplitError, SplitResult, SplitSettings, match_published_splits
 from .store import (
     CARD_FILE,
+    CHECKSUMS_FILE,
     DATA_FOLDER,
     LABEL_DEF_FILE,
     REPORT_FILE,
@@ -35,9 +36,11 @@ from .store import (
     WORK_FOLDER,
     DataError,
     StoreWriter,
+    check_files,
     read_report,
     store_files,
     store_schema,
+    write_store_checksums,
 )
 
 _FINISHED = "finished"
@@ -118,6 +121,7 @@ def assemble_store(
         write_label_def(finished / LABEL_DEF_FILE, definition)
     write_text(finished / CARD_FILE, store_card(report))
     write_json(finished / REPORT_FILE, report)
+    write_store_checksums(finished)
     _move_into_place(out, work)
     return report
 
@@ -162,6 +166,7 @@ def split_store(
 def _split_locked(out: Path, work: Path, settings: SplitSettings, num_proc: int, progress: bool) -> dict[str, Any]:
     report = read_report(out)
     files = [path for paths in store_files(out).values() for path in paths]
+    check_files(out, files)
     labels = list(report["label_counts"])
     columns = ["recording_id", "patient_id", "time", "path", "source"]
     index = pa.concat_tables([pq.read_table(path, columns=columns) for path in files])
@@ -211,7 +216,7 @@ def remove_leftovers(out: Path) -> None:
 
 
 def _is_to_be_moved(work: Path) -> bool:
-    return (work / _FINISHED / REPORT_FILE).is_file() or (work / "moved").exists()
+    return (work / _FINISHED / CHECKSUMS_FILE).is_file() or (work / "moved").exists()
 
 
 def _move_into_place(out: Path, work: Path) -> None:
@@ -221,7 +226,12 @@ def _move_into_place(out: Path, work: Path) -> None:
         if (out / DATA_FOLDER).exists():
             os.rename(out / DATA_FOLDER, work / f"replaced-{os.getpid()}")
         os.rename(finished / DATA_FOLDER, out / DATA_FOLDER)
-    for name in (LABEL_DEF_FILE, CARD_FILE, REPORT_FILE):  # the report last: with it the store is complete
+    for name in (
+        LABEL_DEF_FILE,
+        CARD_FILE,
+        CHECKSUMS_FILE,
+        REPORT_FILE,
+    ):  # the report last: with it the store is complete
         if (finished / name).exists():
             os.replace(finished / name, out / name)
     (work / "salt").unlink(missing_ok=True)  # before the rest: a kill must not leave what undoes pseudonyms

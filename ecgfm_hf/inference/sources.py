@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ..data.exclusion import Excluded
 from ..data.sources.base import inside, recording_stamp
 from ..data.sources.table import RecordingTable
-from ..data.store import DATA_FOLDER, REPORT_FILE, WORK_FOLDER, DataError, store_files
+from ..data.store import DATA_FOLDER, REPORT_FILE, WORK_FOLDER, DataError, check_footers, store_files
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor, resampled_length
 from ..pipeline_ecgfm import RECORDING_KEYS
 from ..records.reading import read_ecg, read_with_defaults
@@ -134,6 +134,7 @@ class StoreSource:
         self.files: list[Path] = []
         for store in stores:
             found = store_files(store)
+            check_footers(store, [path for paths in found.values() for path in paths])
             if split is not None and split not in found:
                 raise DataError(f"{store} has no split {split!r}, only {', '.join(found)}")
             self.files += [path for name, paths in found.items() if split in (None, name) for path in paths]

@@ -144,8 +144,7 @@ def open_pairs(
         raise SettingsError(f"data: {error}") from None
     except DatasetGenerationError as error:
         raise SettingsError(
-            f"data: {named} cannot be copied to the cache of datasets (set HF_DATASETS_CACHE to another folder): "
-            f"{error.__cause__ or error}"
+            f"data: {named} cannot be copied for reading in any order (is the disk full?): {error.__cause__ or error}"
         ) from None
     for split, found in ((settings.train_split, train), (settings.valid_split, valid)):
         if found is not None and len(found) == 0:
