@@ -482,3 +482,11 @@ def test_a_fraction_of_exactly_one_is_a_whole_split_and_more_is_refused():
     assert len(split_recordings(list("ab"), strategy="random", fractions={"train": 1}).indices("train")) == 2
     with pytest.raises(SplitError, match="from 0 to 1"):
         split_recordings(list("ab"), strategy="random", fractions={"train": 1.5, "test": -0.5})
+
+
+def test_ids_of_a_store_are_taken_as_they_are():
+    # A table's "1" and 1.0 may be one recording. A store's ids are texts, and each is a recording of its own.
+    settings = SplitSettings(strategy="random", fractions={"train": 1.0})
+    assert settings.apply({"recording_id": ["1", "1.0"]}).ids == ("1", "1.0")
+    with pytest.raises(SplitError):
+        split_recordings(["1", "1.0"], strategy="random", fractions={"train": 1.0})

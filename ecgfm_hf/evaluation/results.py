@@ -40,7 +40,7 @@ _UNKNOWN = "unknown"
 _SEXES = {"F": "female", "M": "male"}
 # At which `sensitivity_at_specificity` is.
 _SPECIFICITY = 0.95
-# With fewer patients than this the notes say plainly that they are few.
+# With fewer patients than this the notes state plainly that they are few.
 _FEW_PATIENTS = 100
 
 Figure = dict[str, Any]
@@ -121,7 +121,7 @@ def evaluate_predictions(
         results["warnings"].append("These are recordings of a training split: the figures are not of new patients.")
     # Sources are named by whoever made them; `ecgfm synthesize` names its own so.
     if any("synthetic" in str(source).lower() for source in predictions.facts.get("source", ())):
-        results["warnings"].append("Some recordings are SYNTHETIC: the figures say nothing about real recordings.")
+        results["warnings"].append("Some recordings are SYNTHETIC: the figures do not apply to real recordings.")
     results["notes"] = [*_notes(results, predictions), *_challenge_notes(predictions, limits, unscored), *notes]
     return results
 
@@ -458,7 +458,7 @@ def _notes(results: Mapping[str, Any], predictions: Predictions) -> list[str]:
         how_many = "No label's" if not any(predictions.calibrated) else "Not all labels'"
         notes.append(
             f"{how_many} output is calibrated: an uncalibrated output is a score, not a probability. It ranks "
-            "recordings; Brier score, calibration error and reliability then say how far it is from one."
+            "recordings; Brier score, calibration error and reliability then show how far it is from one."
         )
     if unknown == len(predictions):
         notes.append(

@@ -9,11 +9,11 @@ a smallest cell of 10 patients:
   patient of its own. Zeros are shown.
 - A count of 1 to 9 patients becomes `"<10"`. Another count becomes `"withheld"` where the total, less what is shown,
   would leave the small one no choice.
-- A label has figures only if 10 patients have it and 10 do not. All digits of a figure, a curve or a rate tell the
+- A label has figures only if 10 patients have it and 10 do not. All digits of a figure, a curve or a rate give the
   counts that it was made of: a label with a withheld count has rounded figures, and no curve or decisions.
 - Rates of decisions become bounds where a decision's count is withheld. So do the accuracy and means over such rates.
 - A mean over labels is rounded where one of them has too few patients with or without it, so that the mean less the
-  others does not tell its figure; labels whose value is known of too few patients are not in the mean.
+  others does not give its figure. Labels whose value is known of too few patients are not in the mean.
 - Groups have no counts by label, and rounded figures: a group's counts, less the others', would be those of the last.
 - A table of given and true classes is withheld as a whole if any of its cells is small.
 - A point of a ROC or precision-recall curve gives four counts. It is left out where one of them is small but not 0.
@@ -160,9 +160,9 @@ def redact(results: Mapping[str, Any], smallest_cell: int = SMALLEST_CELL) -> di
     redacted: dict[str, Any] = {"recordings": len(total) if enough else f"<{smallest_cell}"}
     if "patients" in results:
         patients = results["patients"]
-        redacted["patients"] = None if patients is None else rule.alone(patients)
+        redacted["patients"] = None if patients is None else rule.single_count(patients)
     if "left_out" in results:
-        redacted["left_out"] = {reason: rule.alone(count) for reason, count in results["left_out"].items()}
+        redacted["left_out"] = {reason: rule.single_count(count) for reason, count in results["left_out"].items()}
     if enough:
         for name in ("sources", "sexes"):
             if name in results:
@@ -170,7 +170,7 @@ def redact(results: Mapping[str, Any], smallest_cell: int = SMALLEST_CELL) -> di
         if "age" in results and rule.enough_by(results["age"]):
             redacted["age"] = results["age"].values
     if "challenge" in results:
-        redacted["unscored"] = rule.alone(results["challenge"]["unscored"])
+        redacted["unscored"] = rule.single_count(results["challenge"]["unscored"])
     if "metrics" in results:
         return redacted | _Labelled(results, rule).figures()
     if "labels" in results and enough:
@@ -202,7 +202,7 @@ class _Rule:
     def enough_by(self, quantiles: Quantiles) -> bool:
         return quantiles.cell.patients >= (len(quantiles.values) + 1) * self.smallest
 
-    def alone(self, count: int) -> Count:
+    def single_count(self, count: int) -> Count:
         """Return a count of which no total is shown: itself, or `"<10"`."""
         return self.few_text if 0 < count < self.smallest else count
 
@@ -237,7 +237,7 @@ class _Rule:
         Return what the first of two parts of a shown total can be, given what [`counts`] shows of them.
 
         Returns:
-            One number where it is shown, a range where few are hidden, None where nothing may be said.
+            One number where it is shown, a range where few are hidden, None where nothing may be shown.
         """
         parts, sizes = self.counts(cells), [len(cell) for cell in cells]
         if isinstance(parts[0], int):
