@@ -21,6 +21,7 @@ PROBLEM_TYPES = ("multi_label_classification", "single_label_classification", "r
 # What a config states about its labels: it belongs to their names, and all but the notes to the problem type.
 LABEL_FIELDS = ("pos_weight", "label_aggregation", "label_thresholds", "label_calibration", "label_notes")
 _SCORE_FIELDS = LABEL_FIELDS[:-1]
+_FITTED_FIELDS = ("label_thresholds", "label_calibration")
 _MAX_LABELS = 100_000
 _DEFAULT_LABELS = ["LABEL_0", "LABEL_1"]
 CountT = TypeVar("CountT", bound="_Count")
@@ -130,6 +131,9 @@ class ECGFMConfig(PreTrainedConfig):
             By label name, `{"slope": a, "intercept": b}`: the calibrated probability is
             `sigmoid(a * logit(score) + b)` of the recording's score. Undoing the shift of a `pos_weight` w alone is
             `{"slope": 1.0, "intercept": -ln w}`.
+        label_fingerprint (`str`, *optional*):
+            Hash of the head's weights that thresholds and calibration were fitted to; saving a classifier writes it,
+            and one with other weights is loaded without them. Assigning thresholds or calibration clears it.
         label_notes (`dict[str, str]`, *optional*):
             What a user must know about a label, by label name.
 
@@ -191,6 +195,7 @@ class ECGFMConfig(PreTrainedConfig):
     label_aggregation: dict[str, str] | None = None
     label_thresholds: dict[str, float | int] | None = None
     label_calibration: dict[str, dict[str, float | int]] | None = None
+    label_fingerprint: str | None = None
     label_notes: dict[str, str] | None = None
 
     @classmethod
@@ -237,6 +242,8 @@ class ECGFMConfig(PreTrainedConfig):
             except ValueError:
                 super().__setattr__(name, before)
                 raise
+            if name in _FITTED_FIELDS:
+                super().__setattr__("label_fingerprint", None)
         else:
             super().__setattr__(name, value)
 
@@ -256,12 +263,19 @@ class ECGFMConfig(PreTrainedConfig):
         dropped = [name for name in fields if getattr(self, name) is not None]
         for name in dropped:
             super().__setattr__(name, None)
+        if not any(getattr(self, name) for name in _FITTED_FIELDS):
+            super().__setattr__("label_fingerprint", None)
         if dropped:
             logger.warning(f"{', '.join(dropped)} dropped from the config: not made for {reason}")
 
     def drop_fitted_to_weights(self) -> None:
         """Drop thresholds and calibration, with a warning: training changes the weights that they were fitted to."""
-        self._drop(("label_thresholds", "label_calibration"), "weights that are trained further")
+        self._drop(_FITTED_FIELDS, "weights that are trained further")
+
+    def check_fitted_to_weights(self, fingerprint: str | None) -> None:
+        """Drop thresholds and calibration, with a warning, unless they belong to a head of this fingerprint."""
+        if self.label_fingerprint is not None and self.label_fingerprint != fingerprint:
+            self._drop(_FITTED_FIELDS, "the weights of this head: scores are neither calibrated nor judged")
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "ECGFMConfig":

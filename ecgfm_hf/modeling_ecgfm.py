@@ -8,6 +8,7 @@ McKeen et al. 2024, "ECG-FM: an open electrocardiogram foundation model". Number
 """
 
 import copy
+import hashlib
 import math
 import os
 import shutil
@@ -738,6 +739,7 @@ class ECGFMPreTrainedModel(PreTrainedModel):
         As in transformers. The folder also holds the code, so that it loads without this package
         (`trust_remote_code=True`), under every Auto class and as a pipeline.
         """
+        self._stamp_fitted()
         # Left to itself, transformers names only the class being saved, and AutoModel then fails on a classifier.
         self.config.auto_map = dict(AUTO_MAP)
         # Run as remote code, this file may be alone in transformers' cache; the folder that the model came from has
@@ -774,6 +776,7 @@ class ECGFMPreTrainedModel(PreTrainedModel):
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model._freeze_untrained()
+        model.check_fitted()
         return loaded
 
     def _freeze_untrained(self) -> None:
@@ -784,6 +787,12 @@ class ECGFMPreTrainedModel(PreTrainedModel):
         """
         if self.config.feature_grad_multiplier == 0:
             self.freeze_feature_encoder()
+
+    def check_fitted(self) -> None:
+        """Drop what the config states for other weights than the model's, with a warning."""
+
+    def _stamp_fitted(self) -> None:
+        """Note in the config which weights its thresholds and calibration belong to."""
 
     def freeze_feature_encoder(self) -> None:
         """Stops training the convolutions; layer norm, projection and position embedding go on training."""
@@ -1280,6 +1289,30 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
             return
         if wrong.numel():
             raise ValueError(f"labels of a {problem_type} must be {expected}; found: {wrong.flatten()[0].item():g}")
+
+    def head_fingerprint(self) -> str | None:
+        """
+        Return a hash of the head's weights, rounded to bfloat16; `None` where they are quantised or not in memory.
+
+        A model in float32 and its copy in bfloat16 have the same hash. Training changes it: at a learning rate of 1e-5
+        one step moves some percent of the weights to another bfloat16 number.
+        """
+        tensors = [self.classifier.weight.detach(), self.classifier.bias.detach()]
+        if any(type(tensor.data) is not torch.Tensor or tensor.is_meta for tensor in tensors):
+            return None
+        rounded = torch.cat([tensor.to("cpu", torch.bfloat16).flatten() for tensor in tensors])
+        return hashlib.sha256(rounded.view(torch.int16).numpy().tobytes()).hexdigest()
+
+    def check_fitted(self) -> None:
+        # Offloaded weights come from the files as they are.
+        if self.config.label_fingerprint is not None and not self.classifier.weight.is_meta:
+            self.config.check_fitted_to_weights(self.head_fingerprint())
+
+    def _stamp_fitted(self) -> None:
+        # One that is there stays, also where the weights have changed since.
+        config = self.config
+        if config.label_fingerprint is None and (config.label_thresholds or config.label_calibration):
+            config.label_fingerprint = self.head_fingerprint()
 
     def _freeze_untrained(self) -> None:
         super()._freeze_untrained()

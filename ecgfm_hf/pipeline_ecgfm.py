@@ -121,6 +121,9 @@ class ECGClassificationPipeline(ChunkPipeline):
         super().__init__(*args, **kwargs)
         # Dropout would change the scores from call to call.
         self.model.eval()
+        # Thresholds and calibration that belong to other weights.
+        if hasattr(self.model, "check_fitted"):
+            self.model.check_fitted()
 
     def _sanitize_parameters(  # type: ignore[override]  # the base class takes any name; a misspelt one is an error
         self,

@@ -265,6 +265,40 @@ def test_training_drops_thresholds_and_calibration_of_the_weights_before_it(tiny
     assert model.config.pos_weight == [1.0, 2.0, 3.0]
 
 
+FITTED = {"label_thresholds": {"A": 0.5}, "label_calibration": {"A": {"slope": 1.0, "intercept": 0.0}}}
+
+
+@pytest.fixture
+def fitted(tiny_config, tmp_path):
+    """A folder of a classifier with thresholds and calibration."""
+    ECGFMForMultiLabelClassification(tiny_config(**FITTED)).save_pretrained(tmp_path / "fitted")
+    return tmp_path / "fitted"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_thresholds_and_calibration_stay_with_their_weights_in_any_precision(fitted, dtype, tmp_path):
+    model = ECGFMForMultiLabelClassification.from_pretrained(fitted, dtype=dtype)
+    assert model.config.label_thresholds == FITTED["label_thresholds"]
+    model.save_pretrained(tmp_path / "again")
+    again = ECGFMForMultiLabelClassification.from_pretrained(tmp_path / "again", dtype=torch.float32)
+    assert {name: getattr(again.config, name) for name in FITTED} == FITTED
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_thresholds_and_calibration_of_other_weights_are_dropped(fitted, optimizer, tmp_path):
+    model = ECGFMForMultiLabelClassification.from_pretrained(fitted).train()
+    # A loss of the user's own, of which the model learns nothing.
+    model(torch.randn(2, 12, 400)).logits.square().sum().backward()
+    optimizer(model.parameters(), lr=1e-3 if optimizer is torch.optim.SGD else 1e-5).step()
+    model.save_pretrained(tmp_path / "trained")
+    trained = ECGFMForMultiLabelClassification.from_pretrained(tmp_path / "trained")
+    assert trained.config.label_thresholds is trained.config.label_calibration is None
+    trained.config.label_thresholds = {"A": 0.25}
+    trained.save_pretrained(tmp_path / "fitted again")
+    again = ECGFMForMultiLabelClassification.from_pretrained(tmp_path / "fitted again")
+    assert again.config.label_thresholds == {"A": 0.25}
+
+
 def test_embedding_comes_on_request(tiny_config):
     model, x = ECGFMForMultiLabelClassification(tiny_config()).eval(), torch.randn(2, 12, 400)
     assert model(x).pooler_output is None
