@@ -9,6 +9,7 @@ Beside the weights on the Hub this file is remote code, so it needs numpy and tr
 import difflib
 import math
 import numbers
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
@@ -26,13 +27,17 @@ Units = str | Sequence[str] | None
 
 STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 # Leads that files carry beside the twelve: posterior and right-sided chest leads, Frank's X, Y, Z, monitoring leads
-# (Mason-Likar, MCL, bipolar chest), EASI, Cabrera's inverted aVR. None of these names can mean a standard lead, so they
-# are passed over with a warning. A name in neither list is an error: it might be a standard lead in disguise.
+# (Mason-Likar, MCL, bipolar chest), EASI, Cabrera's inverted aVR. None of these names can mean a standard lead. Other
+# channels are passed over with a warning, unless a lead is missing that one of them might be.
 OTHER_LEADS = (
     *("V7", "V8", "V9", *(f"V{i}R" for i in range(1, 10)), "VX", "VY", "VZ", "X", "Y", "Z", "MLI", "MLII", "MLIII"),
     *(*(f"MCL{i}" for i in range(1, 7)), "CM2", "CM5", "CC5", "CS5", "ES", "AS", "AI", "-aVR"),
 )
 _CANONICAL_NAMES = {name.upper(): name for name in (*STANDARD_LEADS, *OTHER_LEADS)}
+# I, II and III in Spanish, Portuguese and French, where D is for "derivation".
+_CANONICAL_NAMES |= {"DI": "I", "DII": "II", "DIII": "III", "D1": "I", "D2": "II", "D3": "III"}
+# What files write in front of a lead's name.
+_PREFIX = re.compile(r"(?:MDC_ECG_LEAD_|(?:ECG|EKG|LEAD)[\s_:.-]*)+(?=[A-Z-])", re.IGNORECASE)
 _MILLIVOLTS = {"v": 1e3, "mv": 1.0, "uv": 1e-3, "µv": 1e-3, "nv": 1e-6}
 _MILLIVOLTS |= {"volt": 1e3, "millivolt": 1.0, "microvolt": 1e-3, "nanovolt": 1e-6}
 
@@ -75,8 +80,9 @@ class PreparedRecording(NamedTuple):
 
 def canonical_lead_name(name: str) -> str:
     """
-    The usual spelling of a lead's name, one of `STANDARD_LEADS` or `OTHER_LEADS`. Case and blanks do not matter, nor a
-    `lead` or `MDC_ECG_LEAD_` in front (`" avr"`, `"Lead II"`, `"v1"`). Any other name is a ValueError that quotes it.
+    The usual spelling of a lead's name, one of `STANDARD_LEADS` or `OTHER_LEADS`. Case and blanks do not matter, nor
+    `lead`, `ECG`, `EKG` or `MDC_ECG_LEAD_` in front (`" avr"`, `"Lead II"`, `"ECG_V1"`); `DI` is I. Any other name is a
+    ValueError that quotes it.
     """
     canonical = _canonical_or_none(name) if isinstance(name, str) else None
     if canonical is not None:
@@ -98,8 +104,8 @@ def millivolts_per_unit(unit: str) -> float:
 # A data set spells its leads and units in a few ways, for millions of recordings.
 @lru_cache(maxsize=1024)
 def _canonical_or_none(name: str) -> str | None:
-    key = "".join(name.split()).upper().removeprefix("MDC_ECG_LEAD_").removeprefix("LEAD")
-    return _CANONICAL_NAMES.get(key)
+    key = _PREFIX.sub("", name.strip(), count=1) if _PREFIX.match(name.strip()) else name
+    return _CANONICAL_NAMES.get("".join(key.split()).upper())
 
 
 @lru_cache(maxsize=256)
@@ -244,14 +250,22 @@ class _Plan(NamedTuple):
 def _plan(names: tuple[str, ...], wanted: tuple[str, ...], policy: str) -> _Plan:
     """Match a recording's lead names with those the model wants. Cached: a data set has few layouts."""
     found: dict[str, int] = {}
-    for row, name in enumerate(map(canonical_lead_name, names)):
+    for row, own in enumerate(names):
+        name = _canonical_or_none(own) if isinstance(own, str) else canonical_lead_name(own)
+        name = own if name is None else name
         if name in found:
             raise ValueError(f"duplicate lead {name} (rows {found[name]} and {row})")
         found[name] = row
-    missing = {name: _derivation(name, found) if policy == "derive" else {} for name in wanted if name not in found}
-    if missing and (policy == "error" or (policy == "zero" and len(missing) == len(wanted))):
-        advice = "missing_leads='zero' or 'derive' would allow it" if policy == "error" else "nothing is left"
-        raise ValueError(f"missing lead {', '.join(missing)}, found {', '.join(found)} ({advice})")
+    missing: dict[str, dict[str, float]] = {}
+    lost = []
+    for name in wanted:
+        if name not in found:
+            formula = _derivation(name, found) if policy == "derive" else {}
+            missing[name] = formula
+            if not formula and policy != "zero":
+                lost.append(name)
+    if lost or (len(missing) == len(wanted) and not any(missing.values())):
+        raise ValueError(_missing_message(lost or list(missing), found, policy))
     leads = [name for name in wanted if name in found]
     leads += sorted({source for formula in missing.values() for source in formula}.difference(leads))
     rows = [found[name] for name in leads]
@@ -259,12 +273,25 @@ def _plan(names: tuple[str, ...], wanted: tuple[str, ...], policy: str) -> _Plan
     return _Plan(tuple(leads), rows, rows == list(range(len(names))), missing, ignored)
 
 
-def _derivation(name: str, found: dict[str, int]) -> dict[str, float]:
-    """`name` as a weighted sum of two of the leads I, II and III that were recorded."""
-    if name not in _LIMB_LEADS or len({"I", "II", "III"} & set(found)) < 2:
-        raise ValueError(
-            f"missing lead {name} cannot be derived from {', '.join(found)} (only limb leads from two can)"
+def _missing_message(lost: list[str], found: dict[str, int], policy: str) -> str:
+    """What to do about leads that a recording lacks, the safest first."""
+    unknown = [name for name in found if _canonical_or_none(name) is None]
+    advice = []
+    if unknown:
+        advice.append(
+            f"if one of {', '.join(map(repr, unknown))} is such a lead, name it: rename_leads='{unknown[0]}={lost[0]}'"
         )
+    if policy == "error" and all(_derivation(name, found) for name in lost):
+        advice.append("missing_leads='derive' computes them exactly from the limb leads")
+    if policy != "zero":
+        advice.append("missing_leads='zero' reads them as flat, which changes the scores")
+    return f"missing lead {', '.join(lost)}, found {', '.join(found)} ({'; '.join(advice) or 'nothing is left'})"
+
+
+def _derivation(name: str, found: dict[str, int]) -> dict[str, float]:
+    """`name` as a weighted sum of two of the leads I, II and III that were recorded; empty where that is impossible."""
+    if name not in _LIMB_LEADS or len({"I", "II", "III"} & set(found)) < 2:
+        return {}
     formula: dict[str, float] = {}
     for source, weight in _LIMB_LEADS[name].items():
         for lead, factor in ({source: 1} if source in found else _LIMB_LEADS[source]).items():
@@ -423,8 +450,8 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         sampling_rate (`int` or `float`, defaults to 500): of the model's input, in Hz.
         lead_names (sequence of `str`, defaults to the twelve standard leads): of the model's input, in its order.
         segment_seconds (`float`, defaults to 5.0)
-        missing_leads (`str`, defaults to `"error"`): for a lead the recording lacks: `"error"`, `"zero"`, or
-            `"derive"`: a limb lead is computed from two of I, II and III, any other is an error.
+        missing_leads (`str`, defaults to `"derive"`): for a lead the recording lacks: `"error"`, `"zero"`, or
+            `"derive"`: a limb lead is computed from two of I, II and III, which is exact; any other is an error.
         nan_samples (`str`, defaults to `"error"`): for a lead with NaN: `"error"`, `"zero"` (the whole lead), or
             `"interpolate"`: gaps are bridged linearly in time, at the ends by the nearest value; nothing but NaN is an
             error. Infinity always is.
@@ -450,7 +477,7 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         sampling_rate: float = 500,
         lead_names: Sequence[str] = STANDARD_LEADS,
         segment_seconds: float = 5.0,
-        missing_leads: str = "error",
+        missing_leads: str = "derive",
         nan_samples: str = "error",
         constant_leads: str = "zero",
         short_recordings: str = "error",
@@ -513,6 +540,8 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
             count = 0 if nan_samples is None else nan_samples[row]
             if count and (self.nan_samples == "error" or (self.nan_samples == "interpolate" and count == num_samples)):
                 return "a lead has NaN"
+            if constant is not None and all(constant[row] for row in plan.rows):
+                return "no lead carries a signal"
             if self.constant_leads == "error" and constant is not None and constant[row]:
                 return "a lead is constant"
         return None
@@ -535,8 +564,8 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
             recordings: A (leads, samples) array of integers or floats, a list of them, or an array
                 (recordings, leads, samples).
             sampling_rate: Theirs, in Hz, 25 to 50,000: one number, or one for each recording.
-            lead_names: Of their rows: one list, or one for each recording. Case and blanks do not matter. `OTHER_LEADS`
-                are passed over with a warning; standard leads that the model does not take, silently.
+            lead_names: Of their rows: one list, or one for each recording. Case and blanks do not matter. Other
+                channels are passed over with a warning; standard leads that the model does not take, silently.
             units: `"mV"`, `"uV"` and so on: one for all, or a list with one for each lead, or a list with one of these
                 (or None) for each recording. Without it a recording's leads are taken to have one unit, whichever.
             return_tensors: `"pt"` for torch tensors; numpy arrays otherwise.
@@ -679,7 +708,12 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
             flat = signal.max(axis=1) == signal.min(axis=1)  # of a lead with one spike between two new samples
             _drop_constant(signal, flat, wanted, constant_leads, live, warnings)
         if not live.any():
-            warnings.append("no lead carries a signal: the model's input is all zeros")
+            raise ValueError("no lead carries a signal, so there is nothing to score (every lead is flat, or set to 0)")
+        if 2 * live.sum() < len(wanted):
+            warnings.append(
+                f"only {live.sum()} of {len(wanted)} leads carry a signal: scores, calibration and thresholds are not "
+                "valid for such a recording"
+            )
         mean, std = standardise(signal)
         if constant.any():
             mean += [level[plan.leads.index(lead)] if lead in plan.leads else 0.0 for lead in wanted]

@@ -90,7 +90,7 @@ class ECGClassificationPipeline(ChunkPipeline):
     """
     Scores recordings with an `ECGFMForMultiLabelClassification` model.
 
-    Input: a path (needs the `ecgfm_hf` package to read the file), or a dictionary with
+    Input: a path (needs the `ecgfm_hf` package to read the file), a record of `ecgfm_hf.read_ecg`, or a dictionary with
 
     - `signal`: array of shape `(leads, samples)`,
     - `sampling_rate`: in Hz,
@@ -145,7 +145,7 @@ class ECGClassificationPipeline(ChunkPipeline):
     ) -> Iterator[dict[str, Any]]:
         """Yields the segments of one recording."""
         recording = self._recording(inputs)
-        name = recording.pop("recording", None)
+        name, found = recording.pop("recording", None), recording.pop("warnings", ())
         # A recording at a time: two in one array would be averaged into one answer.
         segments, valid_samples, warnings, *_ = self.feature_extractor.prepare_recording(
             recording.pop("signal"), **recording, name="recording" if name is None else str(name), **policies
@@ -157,11 +157,11 @@ class ECGClassificationPipeline(ChunkPipeline):
                 "input_values": segment[None],
                 "attention_mask": mask,
                 "recording": name,
-                "warnings": warnings,
+                "warnings": [*found, *warnings],
             }
 
     @staticmethod
-    def _recording(inputs: dict[str, Any] | str | os.PathLike) -> dict[str, Any]:
+    def _recording(inputs: Any) -> dict[str, Any]:
         if isinstance(inputs, (str, os.PathLike)):
             try:
                 from ecgfm_hf.records import read_ecg
@@ -170,16 +170,18 @@ class ECGClassificationPipeline(ChunkPipeline):
                     f"reading {os.fspath(inputs)!r} needs the package ecgfm-hf (pip install ecgfm-hf); without it, "
                     "pass a dictionary with 'signal', 'sampling_rate' and 'lead_names'"
                 ) from error
-            record = read_ecg(inputs)
+            inputs = read_ecg(inputs)
+        if hasattr(inputs, "signal") and hasattr(inputs, "lead_names"):  # an `ecgfm_hf.ECGRecord`
             return {
-                "signal": record.signal,
-                "sampling_rate": record.sampling_rate,
-                "lead_names": list(record.lead_names),
+                "signal": inputs.signal,
+                "sampling_rate": inputs.sampling_rate,
+                "lead_names": list(inputs.lead_names),
                 "units": "mV",
-                "recording": os.fspath(inputs),
+                "recording": os.fspath(inputs.path),
+                "warnings": inputs.warnings,
             }
         if not isinstance(inputs, dict):
-            raise ValueError(f"a recording must be a path or a dictionary, found: {type(inputs).__name__}")
+            raise ValueError(f"a recording must be a path, a record or a dictionary, found: {type(inputs).__name__}")
         missing = sorted({"signal", "sampling_rate", "lead_names"} - inputs.keys())
         unknown = sorted(inputs.keys() - RECORDING_KEYS)
         if missing or unknown:

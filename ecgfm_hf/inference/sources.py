@@ -32,7 +32,7 @@ RecordingInput = str | os.PathLike | Mapping[str, Any] | ECGRecord
 _READ_TOGETHER = 4  # recordings that a worker reads at a time, where they lie in files of their own
 _UNREADABLE = (OSError, pa.ArrowException)  # errors of a damaged Parquet file
 # What a table may give for files whose format does not contain it; a table's index has these with "_" in front.
-_ARGUMENTS = ("sampling_rate", "units", "lead_names", "exam_id")
+_ARGUMENTS = ("sampling_rate", "units", "lead_names", "exam_id", "rename_leads")
 _FILES_SCHEMA = pa.schema(
     [
         ("recording_id", pa.string()),
@@ -42,6 +42,7 @@ _FILES_SCHEMA = pa.schema(
         ("_units", pa.string()),
         ("_lead_names", pa.list_(pa.string())),
         ("_exam_id", pa.int64()),
+        ("_rename_leads", pa.string()),
         ("failure", pa.string()),
     ]
 )
@@ -55,7 +56,7 @@ class FileSource:
         table (`pa.Table`): Columns as `_FILES_SCHEMA`, a row per recording; `failure` where one is known before
             reading. An Arrow table, since workers that count references to a list's items would copy all its memory.
         extractor: The feature extractor, with its policies.
-        arguments: `sampling_rate`, `units`, `lead_names`, `exam_id` for all files whose format does not contain them.
+        arguments: Of `read_ecg`, for all files: `rename_leads`, `leads`, `checksums`, and what formats do not contain.
         inspect: Whether to look for clipped leads and the like, for warnings.
     """
 
@@ -291,8 +292,9 @@ class PythonSource:
             if isinstance(given, str | os.PathLike):
                 name = os.fspath(given)
                 given = read_ecg(given)
+            warnings: tuple[str, ...] = ()
             if isinstance(given, ECGRecord):
-                name = given.path or name
+                name, warnings = given.path or name, given.warnings
                 given = {
                     "signal": given.signal,
                     "sampling_rate": given.sampling_rate,
@@ -318,7 +320,7 @@ class PythonSource:
         except (OSError, ValueError, TypeError) as error:
             return failed_recording(index, name, None, error)
         segments = prepared.segments[:, :, : prepared.valid_samples]
-        return ReadRecording(index, name, None, segments, tuple(prepared.warnings))
+        return ReadRecording(index, name, None, segments, (*warnings, *prepared.warnings))
 
 
 def find_recordings(

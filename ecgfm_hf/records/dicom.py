@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..feature_extraction_ecgfm import STANDARD_LEADS, canonical_lead_name
-from .record import ECGReadError, ECGRecord, file_stem, read_whole_file
+from .channels import Channels, Fault
+from .record import ECGReadError, read_whole_file
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -41,10 +42,12 @@ _SAMPLE_TYPES = {
 
 # ISO/IEEE 11073-10101 (MDC) and SCP-ECG (EN 1064) number the leads alike: "2:61" and "5.6.3-9-61" are lead III.
 _LEAD_NUMBERS = dict(zip((1, 2, 61, 62, 63, 64, 3, 4, 5, 6, 7, 8), STANDARD_LEADS, strict=True))
+_SHORTEST_PADDING = 10  # samples; fewer equal samples at an end occur in sound recordings
+_MISSING = -(2**31)
 _LEAD_CODE = re.compile(r"(?:2:|5\.6\.3-9-)(\d{1,3})", re.ASCII)
 
 
-def read_dicom(path: str) -> ECGRecord:
+def read_dicom(path: str) -> Channels:
     """
     Read the ECG of a DICOM file.
 
@@ -70,29 +73,30 @@ def read_dicom(path: str) -> ECGRecord:
     meta = b"\x02\x00\x10\x00UI" + len(value).to_bytes(2, "little") + value
     accepted = io.BytesIO(b"".join((bytes(128), b"DICM", meta, memoryview(content)[data_start:])))
     try:
-        return _record(path, syntax, pydicom.dcmread(accepted, specific_tags=_ELEMENTS))
+        return _found(path, syntax, pydicom.dcmread(accepted, specific_tags=_ELEMENTS))
     except ECGReadError:
         raise
     except Exception as error:  # pydicom parses lazily and meets damage with errors of many types
         raise ECGReadError(f"{path}: damaged DICOM file ({type(error).__name__}: {error})") from error
 
 
-def _record(path: str, syntax: str, dataset: "Dataset") -> ECGRecord:
+def _found(path: str, syntax: str, dataset: "Dataset") -> Channels:
     if not dataset.get("WaveformSequence"):
         kind = getattr(dataset.get("SOPClassUID"), "name", "unknown kind")
         raise ECGReadError(f"{path}: a DICOM file without a waveform ({kind})", "no waveform")
     group = _original_group(path, dataset.WaveformSequence)
-    names, gain, baseline, units = _channels(path, group)
-    samples, missing_value = _samples(path, group, byte_order=">" if syntax == _BIG_ENDIAN else "<")
-    return ECGRecord(
-        recording_id=file_stem(path),
+    names, gain, baseline, units, faults = _channels(path, group)
+    samples, padding, stored = _samples(path, group, byte_order=">" if syntax == _BIG_ENDIAN else "<")
+    samples, missing_value = _without_padding(samples, padding, stored)
+    return Channels(
         path=path,
+        names=names,
         samples=samples,
         gain=gain,
         baseline=baseline,
         units=units,
-        sampling_rate=float(group.SamplingFrequency),
-        lead_names=names,
+        rates=float(group.SamplingFrequency),
+        faults=faults if any(faults) else (),
         missing_value=missing_value,
         age=_age(str(dataset.get("PatientAge") or "")),
         sex=sex if (sex := dataset.get("PatientSex")) in ("M", "F") else None,
@@ -144,7 +148,8 @@ def _seconds(group: "Dataset") -> float:
     return group.NumberOfWaveformSamples / float(group.SamplingFrequency)
 
 
-def _channels(path: str, group: "Dataset") -> tuple[tuple[str, ...], np.ndarray, np.ndarray, tuple[str, ...]]:
+def _channels(path: str, group: "Dataset") -> tuple[list[str], list[float], list[float], list[str], list[Fault | None]]:
+    """Return name, gain, baseline, unit and fault of each channel."""
     channels = group.get("ChannelDefinitionSequence") or []
     if len(channels) != group.NumberOfWaveformChannels:
         raise ECGReadError(
@@ -154,23 +159,23 @@ def _channels(path: str, group: "Dataset") -> tuple[tuple[str, ...], np.ndarray,
     gains: list[float] = []
     baselines: list[float] = []
     units: list[str] = []
+    faults: list[Fault | None] = []
     for number, channel in enumerate(channels, start=1):
-        name = _lead_name(path, number, channel)
-        _check_skew(path, name, channel, float(group.SamplingFrequency))
+        names.append(_lead_name(path, number, channel))
         sensitivity, unit = channel.get("ChannelSensitivity"), channel.get("ChannelSensitivityUnitsSequence")
-        if sensitivity is None or not unit:
-            raise ECGReadError(f"{path}: lead {name} has no sensitivity; an uncalibrated signal has no voltage", "gain")
         # One stored step is sensitivity times correction, and 0 stands for the baseline, in physical units.
-        step = float(sensitivity) * _number(channel, "ChannelSensitivityCorrectionFactor", 1.0)
-        if not math.isfinite(step) or step == 0:
-            raise ECGReadError(
-                f"{path}: lead {name} has sensitivity times correction {step:g}, which is no voltage", "gain"
-            )
-        names.append(name)
-        gains.append(1 / step)
-        baselines.append(0.0 - _number(channel, "ChannelBaseline", 0.0) / step)
-        units.append(str(unit[0].CodeValue))
-    return tuple(names), np.array(gains), np.array(baselines), tuple(units)
+        step = float(sensitivity or 0) * _number(channel, "ChannelSensitivityCorrectionFactor", 1.0)
+        fault = _skew_fault(channel, float(group.SamplingFrequency))
+        if sensitivity is None or not unit:
+            fault = "gain", "no sensitivity; an uncalibrated signal has no voltage"
+        elif not math.isfinite(step) or step == 0:
+            fault = "gain", f"sensitivity times correction is {step:g}, which is no voltage"
+        usable = fault is None
+        gains.append(1 / step if usable else 1.0)
+        baselines.append(0.0 - _number(channel, "ChannelBaseline", 0.0) / step if usable else 0.0)
+        units.append(str(unit[0].CodeValue) if unit else "")
+        faults.append(fault)
+    return names, gains, baselines, units, faults
 
 
 def _number(dataset: "Dataset", keyword: str, default: float) -> float:
@@ -178,11 +183,10 @@ def _number(dataset: "Dataset", keyword: str, default: float) -> float:
     return default if value is None else float(value)
 
 
-def _check_skew(path: str, name: str, channel: "Dataset", rate: float) -> None:
+def _skew_fault(channel: "Dataset", rate: float) -> Fault | None:
     # A converter that samples its channels in turn skews them by a part of a sample, which is not corrected.
     skew = _number(channel, "ChannelSampleSkew", 0.0) + _number(channel, "ChannelTimeSkew", 0.0) * rate
-    if not abs(skew) < 1:
-        raise ECGReadError(f"{path}: lead {name} is skewed by {skew:g} samples, which is not supported")
+    return None if abs(skew) < 1 else ("unsupported format", f"skewed by {skew:g} samples, which is not supported")
 
 
 def _lead_name(path: str, number: int, channel: "Dataset") -> str:
@@ -210,8 +214,8 @@ def _lead_name(path: str, number: int, channel: "Dataset") -> str:
     return next(iter(known), words[0] if words else "")
 
 
-def _samples(path: str, group: "Dataset", byte_order: str) -> tuple[np.ndarray, int | None]:
-    """Return (leads, samples) in the record's type, and the stored value of a missing sample."""
+def _samples(path: str, group: "Dataset", byte_order: str) -> tuple[np.ndarray, int | None, np.dtype]:
+    """Return (leads, samples) in the record's type, the padding value that the file declares, and the stored type."""
     kind = (group.get("WaveformSampleInterpretation"), group.get("WaveformBitsAllocated"))
     if kind not in _SAMPLE_TYPES:
         raise ECGReadError(f"{path}: found samples of kind {kind}, expected one of {list(_SAMPLE_TYPES)}")
@@ -232,7 +236,46 @@ def _samples(path: str, group: "Dataset", byte_order: str) -> tuple[np.ndarray, 
         if len(padding) < stored.itemsize:
             raise ECGReadError(f"{path}: found a padding value of {len(padding)} bytes, expected {stored.itemsize}")
         padding = int(np.frombuffer(padding, stored, count=1)[0])
-    return np.ascontiguousarray(samples.T, dtype=dtype), padding
+    return np.ascontiguousarray(samples.T, dtype=dtype), padding, stored
+
+
+def _without_padding(samples: np.ndarray, padding: int | None, stored: np.dtype) -> tuple[np.ndarray, int | None]:
+    """
+    Return the samples, and the stored value of those that are missing.
+
+    Padding fills what was not recorded: all channels at once, or the end or beginning of one. A sample in the middle
+    that has the padding value is a sample: many files declare 0, which every lead crosses.
+    """
+    if padding is None:
+        return samples, None
+    at_padding = samples == padding
+    if not at_padding.any():
+        return samples, None
+    ends = np.logical_and.accumulate(at_padding, axis=1)
+    ends |= np.logical_and.accumulate(at_padding[:, ::-1], axis=1)[:, ::-1]
+    if padding in (np.iinfo(stored).min, np.iinfo(stored).max):  # no voltage that a recorder gives
+        return samples, padding
+    missing = at_padding.all(axis=0)[None] | (ends & _in_long_runs(ends))
+    # A lead that rests at the padding value throughout is a dead lead like any other; only 0 can be one.
+    if padding == 0:
+        missing &= ~at_padding.all(axis=1)[:, None] | at_padding.all(axis=0)[None]
+    if not missing.any():
+        return samples, None
+    if (missing == at_padding).all():
+        return samples, padding
+    marked = samples.astype(np.int32)
+    marked[missing] = _MISSING
+    return marked, _MISSING
+
+
+def _in_long_runs(ends: np.ndarray) -> np.ndarray:
+    """Return which samples lie in runs at an end that are too long to be a crossing of the padding value."""
+    from_start = np.logical_and.accumulate(ends, axis=1).sum(axis=1)
+    from_end = np.logical_and.accumulate(ends[:, ::-1], axis=1).sum(axis=1)
+    index = np.arange(ends.shape[1])
+    long_start = (from_start >= _SHORTEST_PADDING)[:, None] & (index < from_start[:, None])
+    long_end = (from_end >= _SHORTEST_PADDING)[:, None] & (index >= ends.shape[1] - from_end[:, None])
+    return long_start | long_end
 
 
 def _age(text: str) -> float | None:

@@ -1,7 +1,11 @@
 """
-CODE-15% (Zenodo 4916206): HDF5 files of many exams, `exam_id` (n,) and `tracings` (n, 4096, 12) float32.
+HDF5 of public datasets: CODE-15% (Zenodo 4916206) and its relatives, and SPH.
 
-Properties of the dataset that are not in its files: 400 Hz, the order of the leads (DI DII DIII AVR AVL AVF V1 to V6),
+CODE-15% has files of many exams, `exam_id` (n,) and `tracings` (n, 4096, 12) float32. CODE-test and SaMi-Trop have
+`tracings` without `exam_id`; there an exam's id is its index. SPH (Shandong Provincial Hospital) has a file per
+recording, `ecg` (12, n) of 16-bit floats, by its documentation in mV at 500 Hz in the order of `STANDARD_LEADS`.
+
+Properties of CODE-15% that are not in its files: 400 Hz, the order of the leads (DI DII DIII AVR AVL AVF V1 to V6),
 zeros at both ends of a shorter recording, and a last row that is no exam. The unit is less certain: its authors say to
 multiply volts by 1000, which makes it mV, and call that a scale of 1e-4 V, which would be another. mV is the default of
 `units`; the model, whose input is standardised, sees no difference.
@@ -21,9 +25,11 @@ from typing import Any
 import numpy as np
 
 from ..feature_extraction_ecgfm import STANDARD_LEADS
-from .record import ECGReadError, ECGRecord, refuse_infinite, regular_file_size
+from .channels import Channels, record_of
+from .record import ECGReadError, ECGRecord, missing_arguments, refuse_infinite, regular_file_size
 
-_RATE = 400.0
+_RATE, _SPH_RATE = 400.0, 500.0
+_MOST_SAMPLES = 1 << 24  # of a lead
 _LARGEST_CHUNK = 1 << 28  # bytes that one chunk of a dataset may unpack to
 _MOST_EXAMS = 1 << 24
 # HDF5's own filters and h5py's LZF. A file may name others, which HDF5 would look for among plug-ins.
@@ -31,10 +37,67 @@ _DEFLATE, _SHUFFLE, _FLETCHER32, _LZF = 1, 2, 3, 32000
 _CHECKSUM_BYTES = 4
 
 
-def read_code_15_exam(path: str, exam_id: int, units: str = "mV") -> ECGRecord:
-    """Read one exam of a CODE-15% file; `opened_code_15` and `read_code_15` are faster for several."""
-    with opened_code_15(path, units) as file:
-        return file.exam(exam_id)
+def read_hdf5(path: str, exam_id: int | None = None, units: str = "mV") -> Channels:
+    """Read one exam of a CODE-15% file or its relatives, or the recording of an SPH file."""
+    with _opened(path) as file:
+        names = _names_in(path, file)
+        if "ecg" in names and not names & {"tracings", "exam_id"}:
+            if exam_id is not None:
+                raise ECGReadError(f"{path}: found exam_id={exam_id} for a file of one recording, expected none")
+            return _sph_channels(path, file, units)
+        if exam_id is None and "tracings" in names:
+            raise missing_arguments(path, "HDF5 (CODE-15% or a relative)", ["exam_id"])
+    with opened_code_15(path, units) as exams:
+        return exams.channels(exams.row_of(0 if exam_id is None else exam_id))
+
+
+def exam_ids_in(path: str) -> list[int] | None:
+    """Return the exams of a file of CODE-15% or its relatives, without a last row of zeros; None for other HDF5."""
+    with _opened(path) as file:
+        if "tracings" not in _names_in(path, file):
+            return None
+    with opened_code_15(path) as exams:
+        return exams.exam_ids[: len(exams.exam_ids) - exams.ends_in_dummy].tolist()
+
+
+def _names_in(path: str, file: Any) -> set[str]:
+    try:
+        return {name for name in ("ecg", "tracings", "exam_id") if name in file}
+    except Exception as error:  # h5py meets damage with errors of several types
+        raise ECGReadError(f"{path}: damaged HDF5 file ({type(error).__name__}: {error})") from error
+
+
+def _sph_channels(path: str, file: Any, units: str) -> Channels:
+    try:
+        dataset = _dataset(path, file, "ecg")
+        if dataset.ndim != 2 or dataset.shape[0] != len(STANDARD_LEADS) or dataset.dtype.kind != "f":
+            raise ECGReadError(
+                f"{path}: found ecg of shape {dataset.shape} and type {dataset.dtype}, expected (12, samples) of floats"
+            )
+        if not 1 <= dataset.shape[1] <= _MOST_SAMPLES:
+            raise ECGReadError(f"{path}: found {dataset.shape[1]} samples, expected 1 to {_MOST_SAMPLES}")
+        samples = _rows(path, dataset, 0, len(STANDARD_LEADS))
+    except ECGReadError:
+        raise
+    except Exception as error:  # h5py meets damage with errors of several types
+        raise ECGReadError(f"{path}: damaged HDF5 file ({type(error).__name__}: {error})") from error
+    samples = samples.astype(np.float32 if samples.dtype.itemsize < 8 else np.float64)
+    refuse_infinite(path, samples, STANDARD_LEADS)
+    return _channels(path, None, samples, units, _SPH_RATE)
+
+
+def _channels(path: str, recording_id: str | None, samples: np.ndarray, units: str, rate: float) -> Channels:
+    leads = len(STANDARD_LEADS)
+    return Channels(
+        path=path,
+        recording_id=recording_id,
+        names=STANDARD_LEADS,
+        samples=samples,
+        gain=[1.0] * leads,
+        baseline=[0.0] * leads,
+        units=[units] * leads,
+        rates=rate,
+    )
 
 
 def read_code_15(
@@ -60,7 +123,7 @@ def read_code_15(
             try:
                 if row == last and file.ends_in_dummy:
                     return
-                record = file._record(row)
+                record = record_of(file.channels(row))
             except ECGReadError as error:
                 if on_error is None:
                     raise
@@ -88,6 +151,25 @@ def opened_code_15(path: str | os.PathLike[str], units: str = "mV") -> Iterator[
         ECGReadError: the file is missing, damaged or of another kind, or h5py is not installed.
     """
     path = os.fsdecode(path)
+    with _opened(path) as file:
+        try:
+            tracings = _dataset(path, file, "tracings")
+            if "exam_id" in file:
+                ids = _dataset(path, file, "exam_id")
+                _check_shapes(path, ids, tracings)
+                numbers = _rows(path, ids, 0, len(ids))
+            else:
+                numbers = np.arange(tracings.shape[0] if tracings.ndim else 0)
+                _check_shapes(path, numbers, tracings)
+        except ECGReadError:
+            raise
+        except Exception as error:  # h5py meets damage with errors of several types
+            raise ECGReadError(f"{path}: damaged HDF5 file ({type(error).__name__}: {error})") from error
+        yield Code15File(path, numbers, tracings, units)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Any]:  # Any: h5py has no types
     regular_file_size(path)
     try:
         import h5py
@@ -101,15 +183,7 @@ def opened_code_15(path: str | os.PathLike[str], units: str = "mV") -> Iterator[
     except Exception as error:  # OSError as a rule, but damage has other effects too
         raise ECGReadError(f"{path}: damaged HDF5 file ({error})") from error
     with file:
-        try:
-            ids, tracings = (_dataset(path, file, name) for name in ("exam_id", "tracings"))
-            _check_shapes(path, ids, tracings)
-            numbers = _rows(path, ids, 0, len(ids))
-        except ECGReadError:
-            raise
-        except Exception as error:  # h5py meets damage with errors of several types
-            raise ECGReadError(f"{path}: damaged HDF5 file ({type(error).__name__}: {error})") from error
-        yield Code15File(path, numbers, tracings, units)
+        yield file
 
 
 class Code15File:
@@ -132,6 +206,10 @@ class Code15File:
 
     def exam(self, exam_id: int) -> ECGRecord:
         """Read one exam now. `ECGReadError` if it cannot be read or does not occur exactly once."""
+        return record_of(self.channels(self.row_of(exam_id)))
+
+    def row_of(self, exam_id: int) -> int:
+        """Return the row of an exam. `ECGReadError` if it does not occur exactly once, or is no exam."""
         ids = self.exam_ids
         is_whole = isinstance(exam_id, int | np.integer) and not isinstance(exam_id, bool)
         rows = np.flatnonzero(ids == exam_id).tolist() if is_whole else []
@@ -142,7 +220,7 @@ class Code15File:
             )
         if rows[0] == len(ids) - 1 and self.ends_in_dummy:
             raise ECGReadError(f"{self.path}: exam_id {exam_id} is the last row, all zeros, which is no exam")
-        return self._record(rows[0])
+        return int(rows[0])
 
     def _samples(self, row: int) -> np.ndarray:
         """Return (4096, 12) of one exam. Only the last row may never have been written."""
@@ -153,23 +231,15 @@ class Code15File:
         except Exception as error:  # h5py meets damage with errors of several types
             raise ECGReadError(f"{self.path}: cannot read row {row} of tracings ({error})") from error
 
-    def _record(self, row: int) -> ECGRecord:
+    def channels(self, row: int) -> Channels:
+        """Read the exam in a row, without the zeros around it."""
         exam_id, samples = int(self.exam_ids[row]), self._samples(row)
         live = np.flatnonzero(samples.any(axis=1))  # NaN counts as a sample
         if not len(live):
             raise ECGReadError(f"{self.path}: exam {exam_id} is all zeros", "all zeros")
         samples = samples[live[0] : live[-1] + 1].T
         refuse_infinite(self.path, samples, STANDARD_LEADS, where=f"exam {exam_id}: ")
-        return ECGRecord(
-            recording_id=str(exam_id),
-            path=self.path,
-            samples=np.ascontiguousarray(samples),
-            gain=np.ones(len(STANDARD_LEADS)),
-            baseline=np.zeros(len(STANDARD_LEADS)),
-            units=(self._units,) * len(STANDARD_LEADS),
-            sampling_rate=_RATE,
-            lead_names=STANDARD_LEADS,
-        )
+        return _channels(self.path, str(exam_id), np.ascontiguousarray(samples), self._units, _RATE)
 
 
 def _dataset(path: str, file: Any, name: str) -> Any:
@@ -178,7 +248,10 @@ def _dataset(path: str, file: Any, name: str) -> Any:
 
     if name not in file:
         found = ", ".join(sorted(map(repr, list(file)[:10]))) or "nothing"
-        raise ECGReadError(f"{path}: expected exam_id and tracings, as in CODE-15%, found {found}")
+        raise ECGReadError(
+            f"{path}: an HDF5 file of another kind; expected exam_id and tracings (CODE-15%), tracings (CODE-test, "
+            f"SaMi-Trop) or ecg (SPH), found {found}"
+        )
     dataset = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
     if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
         raise ECGReadError(f"{path}: {name} is no dataset within the file itself")
@@ -328,4 +401,4 @@ def _lzf(content: bytes, most: int) -> bytes | None:
     return bytes(unpacked)
 
 
-__all__ = ["Code15File", "opened_code_15", "read_code_15", "read_code_15_exam"]
+__all__ = ["Code15File", "exam_ids_in", "opened_code_15", "read_code_15", "read_hdf5"]

@@ -1,9 +1,12 @@
 """
-MATLAB files of level 5: the recordings of fairseq-signals, and the one parser of such files in this package.
+MATLAB files of level 5: fairseq-signals and CPSC 2018, and the one parser of such files in this package.
 
 fairseq-signals writes `feats` as (12, samples), always in the order of `STANDARD_LEADS`, at `curr_sample_rate` Hz.
 Where it has standardised a recording it leaves `mean` and `std` (12, 1) beside it, from which the voltages are
 restored. Their unit is not in the file: the caller gives it.
+
+CPSC 2018 (China Physiological Signal Challenge) writes a struct `ECG` of `sex`, `age` and `data` (12, samples). That
+these are in mV at 500 Hz, in the order of `STANDARD_LEADS`, is the dataset's documentation.
 
 Why a parser of our own, and not scipy's: a damaged size in a file must not decide how much memory is taken, and only
 real matrices of numbers are needed. Element layout: MAT-File Format, The MathWorks, "Level 5 MAT-File Format".
@@ -17,22 +20,67 @@ from typing import Literal
 import numpy as np
 
 from ..feature_extraction_ecgfm import STANDARD_LEADS
-from .record import ECGReadError, ECGRecord, file_stem, read_whole_file, refuse_infinite
+from .channels import Channels
+from .record import ECGReadError, missing_arguments, read_whole_file, refuse_infinite
 
 _LARGEST = 1 << 26  # bytes of a file, and of all that its compressed parts unpack to
 _HEADER_BYTES = 128
 _MATRIX, _COMPRESSED = 14, 15
 # Storage types of the numbers in a file, by their number there.
-_NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+_NUMBERS = {16: "u1", 1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 _DOUBLE_CLASS, _SINGLE_CLASS, _UINT64_CLASS = 6, 7, 15  # numeric classes lie between; others are text, cells, ...
 _COMPLEX = 0x0800
 # `org_sample_rate`, `idx` and the labels, ages and patients of older files stay unread.
 _OF_A_RECORDING = ("feats", "curr_sample_rate", "curr_sample_size", "mean", "std", "segment_i")
+_OF_CPSC = ("ECG.data", "ECG.sex", "ECG.age")
+_CPSC_RATE, _OLDEST = 500.0, 150
+_STRUCT_CLASS, _TEXT_CLASS = 2, 4
 
 _SMALLEST_STD = 1e-12  # below it a lead was constant, and the division by std left nothing to restore
 
 
-def read_fairseq_mat(path: str, units: str) -> ECGRecord:
+def read_mat_recording(path: str, units: str | None = None) -> Channels:
+    """
+    Read a recording of fairseq-signals (`feats`) or of CPSC 2018 (`ECG`); the variables in the file decide which.
+
+    Raises:
+        ECGReadError: the file is damaged, has neither, or is of fairseq-signals and `units` is not given.
+    """
+    variables = read_mat(path, (*_OF_A_RECORDING, *_OF_CPSC))
+    if "ECG.data" in variables and "feats" not in variables:
+        return _cpsc_channels(path, variables, units)
+    if "feats" not in variables:
+        found = ", ".join(sorted(variables)) or "none of the variables of either"
+        raise ECGReadError(
+            f"{path}: a MATLAB file without feats (fairseq-signals) or ECG (CPSC 2018), found {found}; give other data "
+            "as .npy or CSV, with sampling rate, unit and lead names"
+        )
+    if units is None:
+        raise missing_arguments(path, "fairseq-signals .mat", ["units"])
+    return read_fairseq_mat(path, units)
+
+
+def _cpsc_channels(path: str, variables: Mapping[str, np.ndarray], units: str | None) -> Channels:
+    data = variables["ECG.data"]
+    if data.shape[0] != len(STANDARD_LEADS):
+        raise ECGReadError(f"{path}: found ECG.data of shape {data.shape}, expected ({len(STANDARD_LEADS)}, samples)")
+    samples = _stored(path, data)
+    text = bytes(variables["ECG.sex"].astype(np.uint8)).decode("latin-1").lower() if "ECG.sex" in variables else ""
+    age = variables["ECG.age"].ravel() if "ECG.age" in variables else np.empty(0)
+    return Channels(
+        path=path,
+        names=STANDARD_LEADS,
+        samples=samples,
+        gain=[1.0] * len(STANDARD_LEADS),
+        baseline=[0.0] * len(STANDARD_LEADS),
+        units=[units or "mV"] * len(STANDARD_LEADS),
+        rates=_CPSC_RATE,
+        age=float(age[0]) if age.size == 1 and 0 <= age[0] <= _OLDEST else None,
+        sex={"male": "M", "female": "F"}.get(text),
+    )
+
+
+def read_fairseq_mat(path: str, units: str) -> Channels:
     """
     Read a recording, or a segment of one, as fairseq-signals stores it; `units` is the unit before standardising.
 
@@ -54,15 +102,14 @@ def read_fairseq_mat(path: str, units: str) -> ECGRecord:
         gain, baseline = _undo_standardising(path, feats, mean, std)
     elif "segment_i" in variables or _looks_standardised(feats):
         raise ECGReadError(f"{path}: standardised, or a segment, without mean and std: its voltages cannot be restored")
-    return ECGRecord(
-        recording_id=file_stem(path),
+    return Channels(
         path=path,
+        names=STANDARD_LEADS,
         samples=_stored(path, feats),
         gain=gain,
         baseline=baseline,
         units=(units,) * leads,
-        sampling_rate=number_of(path, variables, "curr_sample_rate"),
-        lead_names=STANDARD_LEADS,
+        rates=number_of(path, variables, "curr_sample_rate"),
     )
 
 
@@ -143,7 +190,7 @@ def read_mat(path: str, names: Collection[str]) -> dict[str, np.ndarray]:
 
     Args:
         path: the file, of at most 64 MiB, compressed or not.
-        names: the variables to read, each a matrix of real numbers.
+        names: the variables to read, each a matrix of real numbers; `ECG.data` is field `data` of the struct `ECG`.
 
     Returns:
         The matrices (two dimensions, in the byte order of this machine) of those names that the file has.
@@ -169,7 +216,25 @@ def read_mat(path: str, names: Collection[str]) -> dict[str, np.ndarray]:
             raise ECGReadError(f"{path}: damaged MATLAB file, {name} occurs twice")
         if name in names:
             found[name] = _matrix(path, name, parts, order)
+        elif any(wanted.startswith(f"{name}.") for wanted in names):
+            for field, part in _fields(path, name, parts, order):
+                if f"{name}.{field}" in names:
+                    found[f"{name}.{field}"] = _matrix(path, field, _named_parts(path, part, order)[1], order)
     return found
+
+
+def _fields(path: str, name: str, parts: list[tuple[int, memoryview]], order: str) -> Iterator[tuple[str, memoryview]]:
+    """Yield the fields of a struct, one that is no array of structs."""
+    flags = int(np.frombuffer(parts[0][1], f"{order}u4")[0])
+    if flags & 0xFF != _STRUCT_CLASS or len(parts) < 5 or bytes(parts[1][1]) != np.ones(2, f"{order}i4").tobytes():
+        return
+    width = int(np.frombuffer(parts[3][1], f"{order}i4")[0]) if len(parts[3][1]) == 4 else 0
+    titles = bytes(parts[4][1])
+    if width < 1 or len(titles) % width or len(titles) // width != len(parts) - 5:
+        raise ECGReadError(f"{path}: damaged MATLAB file, the struct {name} has other fields than it declares")
+    for number, (kind, content) in enumerate(parts[5:]):
+        if kind == _MATRIX:
+            yield titles[number * width : (number + 1) * width].split(b"\0")[0].decode("latin-1"), content
 
 
 def _unpacked(path: str, data: memoryview, most: int) -> bytes:
@@ -217,7 +282,11 @@ def _named_parts(path: str, data: memoryview, order: str) -> tuple[str, list[tup
 
 def _matrix(path: str, name: str, parts: list[tuple[int, memoryview]], order: str) -> np.ndarray:
     flags = int(np.frombuffer(parts[0][1], f"{order}u4")[0])
-    if not _DOUBLE_CLASS <= flags & 0xFF <= _UINT64_CLASS or flags & _COMPLEX or len(parts) != 4:
+    if (
+        not (_DOUBLE_CLASS <= flags & 0xFF <= _UINT64_CLASS or (name == "sex" and flags & 0xFF == _TEXT_CLASS))
+        or flags & _COMPLEX
+        or len(parts) != 4
+    ):
         raise ECGReadError(f"{path}: {name} is no matrix of real numbers")
     if parts[1][0] != 5 or len(parts[1][1]) != 8:
         raise ECGReadError(f"{path}: {name} is no matrix of two dimensions")

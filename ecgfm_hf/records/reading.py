@@ -1,6 +1,6 @@
 """Find the format of a file and read it: `read_ecg(path)`.
 
-To add a format, write a module with a function `read(path, **arguments) -> ECGRecord` and a line in `FORMATS`. The
+To add a format, write a module with a function `read(path, **arguments) -> Channels` and a line in `FORMATS`. The
 module is imported when a file of the format comes, and its library by the module.
 """
 
@@ -10,11 +10,16 @@ import numbers
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from .record import ECGReadError, ECGRecord, regular_file_size
+from ..utils.errors import SettingsError
+from ..utils.name_lists import names
+from .channels import Channels, record_of
+from .record import ECGReadError, ECGRecord, missing_arguments, refuse_pointer, regular_file_size
 
 _START_BYTES = 4096  # enough to recognise every format
+
+Checksums = Literal["verify", "ignore"]
 
 
 class Format(NamedTuple):
@@ -45,14 +50,19 @@ def _suffix(*suffixes: str) -> Callable[[str, bytes], bool]:
 
 
 def _xml_root(name: str) -> Callable[[str, bytes], bool]:
-    element = re.compile(rf"<(?:[a-z_][\w.-]*:)?{name}[\s>/]", re.IGNORECASE)
+    return lambda suffix, start: xml_root_name(start).lower() == name
 
-    def recognises(suffix: str, start: bytes) -> bool:
-        utf_16 = start[:2] in (b"\xff\xfe", b"\xfe\xff")
-        text = start.decode("utf-16", "ignore") if utf_16 else start.decode("latin-1")
-        return text.lstrip("\ufeff\u00ef\u00bb\u00bf \t\r\n")[:1] == "<" and element.search(text) is not None
 
-    return recognises
+def xml_root_name(start: bytes) -> str:
+    """Return the name of the root element of XML, without its namespace; "" for anything else."""
+    is_utf_16 = start[:2] in (b"\xff\xfe", b"\xfe\xff")
+    text = (start.decode("utf-16", "ignore") if is_utf_16 else start.decode("latin-1")).lstrip(
+        "\ufeff\u00ef\u00bb\u00bf \t\r\n"
+    )
+    if text[:1] != "<":
+        return ""
+    found = re.search(r"<([A-Za-z_][^\s>/]*)[\s>/]", re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL))
+    return found[1].rpartition(":")[2] if found else ""
 
 
 def _is_edf(suffix: str, start: bytes) -> bool:
@@ -64,33 +74,59 @@ def _is_scp(suffix: str, start: bytes) -> bool:
     return len(start) >= 32 and start[8:10] == b"\0\0" and start[28:32] == b"\x07\0\0\0" and 26 <= table < 1 << 16
 
 
+def _is_watch_export(suffix: str, start: bytes) -> bool:
+    lines = start.decode("utf-8-sig", "ignore").splitlines()[:20]
+    return all(any(line.startswith(f"{key},") for line in lines) for key in ("Sample Rate", "Lead", "Unit"))
+
+
+_HDF5_MARK = b"\x89HDF\r\n\x1a\n"
 # The first that recognises a file reads it. WFDB is found by its header before any file is opened.
 FORMATS = (
     Format("DICOM", "dicom.read_dicom", _mark(128, b"DICM")),
-    Format("fairseq-signals .mat", "mat.read_fairseq_mat", _mark(0, b"MATLAB 5.0 MAT-file"), needs=("units",)),
-    Format("CODE-15% HDF5", "hdf5.read_code_15_exam", _mark(0, b"\x89HDF\r\n\x1a\n"), ("exam_id",), ("units",)),
-    Format(".npy", "tables.read_npy", _mark(0, b"\x93NUMPY"), needs=("sampling_rate", "lead_names", "units")),
+    Format("MATLAB 5 .mat", "mat.read_mat_recording", _mark(0, b"MATLAB 5.0 MAT-file"), takes=("units",)),
+    Format("HDF5", "hdf5.read_hdf5", _mark(0, _HDF5_MARK), takes=("exam_id", "units")),
+    Format(
+        ".npy",
+        "tables.read_npy",
+        _mark(0, b"\x93NUMPY"),
+        needs=("sampling_rate", "lead_names", "units"),
+        takes=("exam_id",),
+    ),
+    Format("watch export", "tables.read_watch_export", _is_watch_export),
     Format(
         ".csv or .tsv", "tables.read_text_table", _suffix(".csv", ".tsv"), ("sampling_rate", "units"), ("lead_names",)
     ),
-    Format("EDF", "devices.read_edf", _is_edf),
-    Format("SCP-ECG", "devices.read_scp", _is_scp),
-    Format("Sierra XML", "devices.read_sierra", _xml_root("restingecgdata")),
-    Format("MUSE XML", "devices.read_muse", _xml_root("restingecg")),
+    Format("EDF", "binary_formats.read_edf", _is_edf),
+    Format("ISHNE", "binary_formats.read_ishne", _mark(0, b"ISHNE1.0"), takes=("checksums",)),
+    Format("SCP-ECG", "scp.read_scp", _is_scp, takes=("checksums",)),
+    Format("Sierra XML", "xml_formats.read_sierra", _xml_root("restingecgdata")),
+    Format("CardioSoft XML", "xml_formats.read_cardiosoft", _xml_root("cardiologyxml")),
+    Format("Schiller XML", "xml_formats.read_schiller", _xml_root("com.xiriuz.sema.xml.schilleredi.schilleredi")),
+    Format("MUSE XML", "devices.read_muse", _xml_root("restingecg"), takes=("checksums",)),
     Format("aECG", "devices.read_aecg", _xml_root("annotatedecg")),
+    Format("Mortara XML", "devices.read_el250", _xml_root("ecg")),
 )
-_WFDB = Format("WFDB", "wfdb.read_wfdb", _suffix(".hea"))
+_WFDB = Format("WFDB", "wfdb.read_wfdb", _suffix(".hea"), takes=("checksums",))
+# Files that hold what the caller has to describe: in a folder they are recordings only where it does.
+_DESCRIBED = (".npy", ".csv or .tsv")
 
 # Files that are recognised and not supported, and what their error says.
 _REFUSED = (
-    (_mark(0, b"\xffBIOSEMI"), "a BDF file of 24-bit samples, which is not supported; expected EDF"),
-    (_mark(0, b"MATLAB 7.3"), "a MATLAB 7.3 file, which is not supported; expected version 5, as of fairseq-signals"),
+    (_mark(0, b"\xffBIOSEMI"), "a BDF file of 24-bit samples, which is not supported; convert it to EDF"),
+    (
+        _mark(0, b"MATLAB 7.3"),
+        "a MATLAB 7.3 file, which is not supported; save it with -v7, or as .npy or CSV (see the formats' page)",
+    ),
+    (_mark(0, b"@ MFR"), "an MFER file, which is not supported; export it as DICOM, aECG or EDF"),
+    (_suffix(".mwf", ".mfer"), "an MFER file, which is not supported; export it as DICOM, aECG or EDF"),
+    (_mark(0, b"ANN  1.0"), "ISHNE annotations without samples, expected the .ecg file beside it"),
     (_suffix(".dcm", ".dicom"), "not a DICOM file, expected the mark 'DICM' at byte 128"),
 )
 _SUPPORTED = (
     "WFDB (a header .hea with its signal file .dat or .mat beside it; give either, or both without suffix), DICOM "
-    "waveforms (.dcm, or any file with the DICOM mark), EDF, MUSE XML, Sierra XML, aECG and SCP-ECG; with arguments "
-    "for what they do not contain, CODE-15% HDF5, fairseq-signals .mat, .csv, .tsv and .npy"
+    "waveforms (.dcm, or any file with the DICOM mark), EDF, ISHNE, SCP-ECG, and XML of MUSE, Sierra, CardioSoft, "
+    "Schiller, Mortara and aECG; with arguments for what they do not contain, HDF5 of CODE-15% and others, "
+    "fairseq-signals .mat, .csv, .tsv and .npy"
 )
 
 
@@ -101,20 +137,28 @@ def read_ecg(
     lead_names: Sequence[str] | None = None,
     units: str | Sequence[str] | None = None,
     exam_id: int | None = None,
+    rename_leads: Mapping[str, str] | str | None = None,
+    leads: Sequence[str] | None = None,
+    checksums: Checksums | None = None,
 ) -> ECGRecord:
     """
     Read one recording from the local disk.
 
     Most formats are complete and take no argument but the path: WFDB (a header `.hea`, the signal file beside it, or
-    the record's name without suffix), DICOM waveforms, and with `pip install ecgfm-hf[formats]` EDF, MUSE XML, Sierra
-    XML, HL7 aECG and SCP-ECG. The others need arguments:
+    the record's name without suffix), DICOM waveforms, EDF, ISHNE, SCP-ECG, XML of Sierra, CardioSoft and Schiller, and
+    with `pip install ecgfm-hf[formats]` MUSE XML, HL7 aECG and Mortara XML. The others need arguments:
 
     | format | needs | may have |
     | --- | --- | --- |
     | fairseq-signals `.mat` | `units` | |
-    | CODE-15% `.hdf5` (extra `[formats]`) | `exam_id` | `units`, by default mV |
+    | HDF5 of CODE-15%, CODE-test, SaMi-Trop (extra `[formats]`) | `exam_id` | `units`, by default mV |
+    | HDF5 of SPH (extra `[formats]`) | | `units`, by default mV |
     | `.csv`, `.tsv`: a column a lead, named in the first line | `sampling_rate`, `units` | `lead_names`: which |
-    | `.npy`: (leads, samples) | `sampling_rate`, `lead_names`, `units` | |
+    | `.csv`, `.tsv` without names in the first line | `sampling_rate`, `units`, `lead_names` | |
+    | `.npy`: (leads, samples), or (recordings, leads, samples) | `sampling_rate`, `lead_names`, `units` | `exam_id` |
+
+    Channels that are no ECG leads (another unit than a voltage, another sampling rate than most leads, respiration and
+    the like) are excluded, and so is a calibration pulse at an end; the record's `warnings` list them.
 
     Args:
         path: the file. Its content decides on the format; only `.csv` and `.tsv` are recognised by their suffix.
@@ -122,6 +166,9 @@ def read_ecg(
         lead_names: one per lead, in the order of the rows.
         units: unit of the samples, one for all leads or, for tables, one per lead ("mV", "uV").
         exam_id: which exam of a file with many.
+        rename_leads: leads by the names that the file has for them: `{"ECG": "I", "MLII": "II"}` or "ECG=I,MLII=II".
+        leads: which leads to read, after renaming; by default all.
+        checksums: "ignore" to read samples that do not agree with the checksums in the file; by default "verify".
 
     Returns:
         The recording as stored: samples (leads, samples) with gain, baseline, units, lead names and sampling rate.
@@ -133,7 +180,8 @@ def read_ecg(
             value may differ. A file that is readable only in part is an error too: a recording is never shortened.
     """
     given = {"sampling_rate": sampling_rate, "lead_names": lead_names, "units": units, "exam_id": exam_id}
-    return _read(os.fsdecode(path), given, ignore_surplus=False)
+    given["checksums"] = checksums
+    return _read(os.fsdecode(path), given, rename_leads, leads, ignore_surplus=False)
 
 
 def read_with_defaults(
@@ -143,28 +191,98 @@ def read_with_defaults(
     lead_names: Sequence[str] | None = None,
     units: str | Sequence[str] | None = None,
     exam_id: int | None = None,
+    rename_leads: Mapping[str, str] | str | None = None,
+    leads: Sequence[str] | None = None,
+    checksums: Checksums | None = None,
 ) -> ECGRecord:
     """Read as [`read_ecg`], for files of several formats at once: arguments that a format does not take are ignored."""
     given = {"sampling_rate": sampling_rate, "lead_names": lead_names, "units": units, "exam_id": exam_id}
-    return _read(os.fsdecode(path), given, ignore_surplus=True)
+    given["checksums"] = checksums
+    return _read(os.fsdecode(path), given, rename_leads, leads, ignore_surplus=True)
 
 
-def _read(path: str, arguments: Mapping[str, Any], ignore_surplus: bool) -> ECGRecord:
+def _read(
+    path: str,
+    arguments: Mapping[str, Any],
+    rename_leads: Mapping[str, str] | str | None,
+    leads: Sequence[str] | None,
+    ignore_surplus: bool,
+) -> ECGRecord:
     arguments = {name: value for name, value in arguments.items() if value is not None}
-    header = _wfdb_header(path)
+    if arguments.get("checksums", "verify") not in ("verify", "ignore"):
+        raise ECGReadError(f"{path}: found checksums={arguments['checksums']!r}, expected 'verify' or 'ignore'")
+    header = wfdb_header(path)
     if header is not None:
         format_, paths = _WFDB, [header, path]
     else:
         format_, paths = _format_of(path), [path]
-    if ignore_surplus:
-        arguments = {name: arguments[name] for name in format_.needs + format_.takes if name in arguments}
+    # Most formats have no checksums; the wish to ignore them is met.
+    if ignore_surplus or "checksums" not in format_.takes:
+        taken = (*format_.needs, *format_.takes)
+        arguments = {
+            name: value
+            for name, value in arguments.items()
+            if name in taken or not (ignore_surplus or name == "checksums")
+        }
     _check_arguments(path, format_, arguments)
     module, _, function = format_.reader.partition(".")
-    read: Callable[..., ECGRecord] = getattr(importlib.import_module(f".{module}", __package__), function)
-    return read(*paths, **arguments)
+    read: Callable[..., Channels] = getattr(importlib.import_module(f".{module}", __package__), function)
+    return record_of(read(*paths, **arguments), _renaming(path, rename_leads), leads)
 
 
-def _wfdb_header(path: str) -> str | None:
+def _renaming(path: str, given: Mapping[str, str] | str | None) -> Mapping[str, str] | None:
+    if not isinstance(given, str):
+        if given is not None and not all(isinstance(name, str) for pair in given.items() for name in pair):
+            raise ECGReadError(f"{path}: found rename_leads={given!r}, expected names by names")
+        return given
+    try:
+        pairs = [pair.partition("=") for pair in names(given)]
+    except SettingsError as error:
+        raise ECGReadError(f"{path}: rename_leads: {error}") from error
+    if not all(theirs.strip() and sign and lead.strip() for theirs, sign, lead in pairs):
+        raise ECGReadError(f"{path}: found rename_leads={given!r}, expected pairs such as ECG=I,MLII=II")
+    return {theirs.strip(): lead.strip() for theirs, _, lead in pairs}
+
+
+def recognise(path: str) -> str | None:
+    """
+    Return the name of the format of a file that holds a recording by itself, by its content; None for other files.
+
+    A signal file of WFDB is part of its header's recording, and the layout header of a multi-segment record is none.
+    Formats that are recognised and not supported count: they look like recordings, and reading them raises the error
+    that says so. CSV, TSV and `.npy` files can hold anything, so they have no name here.
+    """
+    stem, suffix = os.path.splitext(path)
+    suffix = suffix.lower()
+    if suffix in (".dat", ".mat") and os.path.isfile(f"{stem}.hea"):
+        return None
+    try:
+        if not os.path.isfile(path):
+            return None
+        with open(path, "rb") as file:
+            start = file.read(_START_BYTES)
+    except OSError:
+        return "unreadable file" if suffix == ".hea" else None
+    if suffix == ".hea":
+        lines = [line for line in start.split(b"\n")[1:] if line.strip() and not line.startswith(b"#")]
+        return None if lines and all(line.startswith(b"~ ") for line in lines) and start.count(b"\n") else "WFDB"
+    if start.startswith(b"version https://git-lfs.github.com/spec/") and suffix != ".dat":
+        return "Git LFS pointer"
+    for format_ in FORMATS:
+        if format_.recognises(suffix, start):
+            if format_.name in _DESCRIBED or (format_.name == "DICOM" and not _is_dicom_waveform(start)):
+                return None
+            return format_.name
+    return next((message.split(",")[0] for found, message in _REFUSED if found(suffix, start)), None)
+
+
+def _is_dicom_waveform(start: bytes) -> bool:
+    """Return whether the class in a DICOM file's meta information is of waveforms, or is not there."""
+    found = re.search(rb"\x02\x00\x02\x00UI(..)([0-9.]{1,64})", start, re.DOTALL)
+    return found is None or found[2].startswith(b"1.2.840.10008.5.1.4.1.1.9.")
+
+
+def wfdb_header(path: str) -> str | None:
     """Return the header that `path` means, or None if it means no WFDB record."""
     stem, suffix = os.path.splitext(path)
     if suffix.lower() == ".hea":
@@ -181,6 +299,7 @@ def _format_of(path: str) -> Format:
             start = file.read(_START_BYTES)
     except OSError as error:
         raise ECGReadError(f"{path}: cannot read this file ({error})") from error
+    refuse_pointer(path, start)
     stem, suffix = os.path.splitext(path)
     suffix = suffix.lower()
     for format_ in FORMATS:
@@ -188,9 +307,15 @@ def _format_of(path: str) -> Format:
             return format_
     for recognises, message in _REFUSED:
         if recognises(suffix, start):
-            raise ECGReadError(f"{path}: {message}")
+            raise ECGReadError(f"{path}: {message}", "unsupported format")
     if suffix in (".dat", ".mat"):
         raise ECGReadError(f"{path}: a signal file needs its header beside it, expected {stem}.hea", "no such header")
+    root = xml_root_name(start)
+    if root:
+        raise ECGReadError(
+            f"{path}: XML whose root element {root[:60]!r} is of no known ECG format; supported are {_SUPPORTED}",
+            "unknown format",
+        )
     raise ECGReadError(f"{path}: unknown format; supported are {_SUPPORTED}", "unknown format")
 
 
@@ -198,12 +323,7 @@ def _check_arguments(path: str, format_: Format, arguments: Mapping[str, Any]) -
     """Raise `ECGReadError` unless `arguments` are those that the format needs, or may have, and of the right type."""
     missing = [name for name in format_.needs if name not in arguments]
     if missing:
-        names = ", ".join(name.replace("_", " ") for name in missing)
-        in_python = ", ".join(f"{name}=" for name in missing)
-        raise ECGReadError(
-            f"{path}: a {format_.name} file does not contain its {names}; pass {in_python}",
-            f"no {names}: pass {in_python}",
-        )
+        raise missing_arguments(path, format_.name, missing)
     surplus = [f"{name}=" for name in arguments if name not in format_.needs + format_.takes]
     if surplus:
         raise ECGReadError(
@@ -218,4 +338,4 @@ def _check_arguments(path: str, format_: Format, arguments: Mapping[str, Any]) -
         raise ECGReadError(f"{path}: found units={units!r}, expected a unit" + " or one per lead" * one_per_lead)
 
 
-__all__ = ["read_ecg", "read_with_defaults"]
+__all__ = ["Checksums", "read_ecg", "read_with_defaults", "recognise", "wfdb_header"]

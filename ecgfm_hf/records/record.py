@@ -1,10 +1,11 @@
 """One recording as its file holds it, and what every reader needs: the error, and whole files read within bounds."""
 
+import html
 import math
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
@@ -16,6 +17,7 @@ _STORED_TYPES = tuple(np.dtype(name) for name in ("int16", "int32", "float32", "
 
 # Outside of these a sampling rate is a damaged number, and resampling from it could fill the memory.
 _LOWEST_RATE, _HIGHEST_RATE = 20.0, 100_000.0
+_SHOWN_SECONDS = 10
 
 
 class ECGReadError(ECGFMError, ValueError):
@@ -34,7 +36,7 @@ class ECGReadError(ECGFMError, ValueError):
         self.code = code
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class ECGRecord:
     """
     A recording without loss: samples as stored, and the numbers that turn them into millivolts.
@@ -55,6 +57,8 @@ class ECGRecord:
         time: when the recording was made, without a time zone, or None.
         report: text of the interpretation. No reader fills it from a file, since it may hold names.
         patient_id: given by the caller only, for example from a dataset's own table.
+        warnings: what a reader did that its user should see: channels left out or renamed, a calibration pulse cut off,
+            checks that the file does not allow.
 
     Raises:
         ECGReadError: a field is missing, or two contradict each other; names the file and the lead.
@@ -62,7 +66,7 @@ class ECGRecord:
 
     recording_id: str
     path: str
-    samples: np.ndarray = field(repr=False)
+    samples: np.ndarray
     gain: np.ndarray
     baseline: np.ndarray
     units: tuple[str, ...]
@@ -75,6 +79,7 @@ class ECGRecord:
     time: datetime | None = None
     report: str | None = None
     patient_id: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # Frozen for its users; only here are the fields brought into their final form.
@@ -86,6 +91,7 @@ class ECGRecord:
         settle(self, "gain", self._one_per_lead("gain"))
         settle(self, "baseline", self._one_per_lead("baseline"))
         settle(self, "diagnoses", tuple(self.diagnoses))
+        settle(self, "warnings", tuple(self.warnings))
         self._check_units()
         self._check_scalars()
 
@@ -155,6 +161,36 @@ class ECGRecord:
         if self.age is not None and not 0 <= self.age < math.inf:
             raise self._error(f"age must be a number of years or None, found {self.age!r}")
 
+    def __repr__(self) -> str:
+        leads, samples = self.samples.shape
+        seconds = samples / self.sampling_rate
+        return (
+            f"ECGRecord({self.path!r}: {leads} leads ({', '.join(self.lead_names)}), "
+            f"{samples} samples at {self.sampling_rate:g} Hz, {seconds:g} s)"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the first ten seconds as a picture, for notebooks."""
+        count = min(self.samples.shape[1], round(_SHOWN_SECONDS * self.sampling_rate))
+        signal = replace(self, samples=self.samples[:, :count]).signal
+        width, height = 900, 55
+        step = max(1, count // (2 * width))
+        drawn = []
+        for row, (name, lead) in enumerate(zip(self.lead_names, signal, strict=True)):
+            middle = (row + 0.5) * height
+            offset = np.nanmedian(lead) if np.isfinite(lead).any() else 0.0
+            points = " ".join(
+                f"{60 + index * (width - 60) / count:.1f},{middle - 20 * max(-2.0, min(2.0, value)):.1f}"
+                for index, value in zip(range(0, count, step), (lead[::step] - offset).tolist(), strict=True)
+                if math.isfinite(value)
+            )
+            drawn.append(f'<text x="2" y="{middle:.1f}" font-size="12">{html.escape(name)}</text>')
+            drawn.append(f'<polyline points="{points}" fill="none" stroke="black" stroke-width="0.8"/>')
+        picture = (
+            f'<svg width="{width}" height="{height * len(signal)}" style="background:white">{"".join(drawn)}</svg>'
+        )
+        return f"<pre>{html.escape(repr(self))}</pre>{picture}"
+
     @property
     def signal(self) -> np.ndarray:
         """(leads, samples) float64 in mV, NaN where a sample is missing. A new array at every access."""
@@ -221,14 +257,17 @@ def regular_file_size(path: str, role: str = "file") -> int:
     return status.st_size
 
 
-def read_bytes(path: str, size: int, role: str = "file") -> bytes:
-    """Read a file of exactly `size` bytes. `ECGReadError` if it has another size by now, or cannot be read."""
+def read_bytes(path: str, size: int, role: str = "file", first: int | None = None) -> bytes:
+    """
+    Read a file of `size` bytes, or the `first` of them. `ECGReadError` if it has another size by now or is unreadable.
+    """
+    wanted = size if first is None else first
     try:
         with open(path, "rb") as file:
-            content = file.read(size + 1)
+            content = file.read(wanted if wanted < size else size + 1)
     except OSError as error:
         raise ECGReadError(f"{path}: cannot read this {role} ({error})", "cannot be opened") from error
-    if len(content) != size:
+    if len(content) != wanted:
         raise ECGReadError(
             f"{path}: the {role} changed while it was read, expected {size} bytes", "changed while it was read"
         )
@@ -241,6 +280,25 @@ def read_whole_file(path: str, largest: int, kind: str, role: str = "file") -> b
     if size > largest:
         raise ECGReadError(f"{path}: found {size} bytes, expected at most {largest} in a {kind} file", "too large")
     return read_bytes(path, size, role)
+
+
+def refuse_pointer(path: str, start: bytes) -> None:
+    """Raise `ECGReadError` if a file's first bytes are those of a Git LFS pointer, which stands for the real file."""
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise ECGReadError(
+            f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull` in its repository",
+            "a Git LFS pointer: run `git lfs pull`",
+        )
+
+
+def missing_arguments(path: str, format_name: str, missing: Sequence[str]) -> ECGReadError:
+    """Return the error of a file that does not contain what these arguments of `read_ecg` would give."""
+    names = ", ".join(name.replace("_", " ") for name in missing)
+    in_python = ", ".join(f"{name}=" for name in missing)
+    return ECGReadError(
+        f"{path}: a {format_name} file does not contain its {names}; pass {in_python}",
+        f"no {names}: pass {in_python}",
+    )
 
 
 def refuse_infinite(path: str, samples: np.ndarray, lead_names: Sequence[str], where: str = "") -> None:

@@ -38,6 +38,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "constant": pa.list_(pa.bool_()),
     "clipped": pa.list_(pa.bool_()),
     "contradicting": pa.list_(pa.bool_()),
+    "warnings": pa.list_(pa.string()),
     "min_mv": pa.list_(pa.float32()),
     "max_mv": pa.list_(pa.float32()),
 }
@@ -143,6 +144,7 @@ def row_from_record(record: ECGRecord, **facts: Any) -> dict[str, Any]:
         "gain": record.gain.tolist(),
         "baseline": record.baseline.tolist(),
         "missing_value": record.missing_value,
+        "warnings": list(record.warnings),
         **quality_facts(record),
     }
     return row | {name: value for name, value in facts.items() if value is not None or name not in row}
@@ -179,6 +181,7 @@ def record_from_row(row: Mapping[str, Any]) -> ECGRecord:
         time=row.get("time"),
         report=row.get("report"),
         patient_id=row.get("patient_id"),
+        warnings=tuple(row.get("warnings") or ()),
     )
 
 

@@ -1,21 +1,24 @@
 """
-Readers of CSV, TSV and NumPy's `.npy`: samples without sampling rate and unit.
+Readers of CSV, TSV and NumPy's `.npy`, samples without sampling rate and unit, and of the CSV that watches export.
 
-A CSV or TSV has a column a lead, with the leads' names in its first line; an `.npy` file has a row a lead, and the
-caller names them. Which of two dimensions is time is never guessed from their lengths.
+A CSV or TSV has a column a lead, whose names are in its first line or given by the caller; an `.npy` file has a row a
+lead, and the caller names them. Which of two dimensions is time is never guessed from their lengths.
 """
 
 import csv
 import io
 import math
 import os
+import re
 from array import array
 from collections.abc import Sequence
+from datetime import datetime
 
 import numpy as np
 
 from ..feature_extraction_ecgfm import canonical_lead_name
-from .record import ECGReadError, ECGRecord, file_stem, read_whole_file, refuse_infinite
+from .channels import Channels
+from .record import ECGReadError, file_stem, missing_arguments, read_whole_file, refuse_infinite
 
 _LARGEST_TEXT, _LARGEST_ARRAY = 1 << 26, 1 << 29
 _LONGEST_NUMBER = 100  # characters
@@ -26,11 +29,12 @@ _STORED |= {"f2": "f4", "f4": "f4", "f8": "f8"}
 
 def read_text_table(
     path: str, sampling_rate: float, units: str | Sequence[str], lead_names: Sequence[str] | None = None
-) -> ECGRecord:
+) -> Channels:
     """
     Read a CSV or TSV. An empty field is a missing sample.
 
-    Every column must be a lead; if a table has others too (a time, a number), `lead_names` selects the leads.
+    Every column must be a lead; if a table has others too (a time, a number), `lead_names` selects the leads. If the
+    first line has numbers, `lead_names` names all columns, in order.
     """
     separator = "\t" if os.path.splitext(path)[1].lower() == ".tsv" else ","
     try:
@@ -39,17 +43,47 @@ def read_text_table(
         header = [name.strip() for name in next(rows, [])]
         if not header:
             raise ECGReadError(f"{path}: the first line is empty, expected the names of the leads", "lead names")
-        columns = _columns(path, header, lead_names)
         values = array("d")
+        if all(map(_is_number, header)):  # no names, but the first samples
+            first, header = header, _names_of_columns(path, len(header), lead_names)
+            columns = list(range(len(header)))
+            values.extend(_numbers(path, 1, header, first, columns))
+        else:
+            columns = _columns(path, header, lead_names)
         for row in rows:
             if row:
                 values.extend(_numbers(path, rows.line_num, header, row, columns))
+        _refuse_cut(path, text)
     except UnicodeDecodeError as error:
         raise ECGReadError(f"{path}: not text in UTF-8 ({error})") from error
     except csv.Error as error:
         raise ECGReadError(f"{path}: line {rows.line_num}: not a table ({error})") from error
     samples = np.frombuffer(values, np.float64).reshape(-1, len(columns)).T
-    return _record(path, np.ascontiguousarray(samples), sampling_rate, [header[i] for i in columns], units)
+    return _channels(path, np.ascontiguousarray(samples), sampling_rate, [header[i] for i in columns], units)
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text, re.ASCII) is not None
+
+
+def _names_of_columns(path: str, count: int, lead_names: Sequence[str] | None) -> list[str]:
+    if lead_names is None:
+        raise missing_arguments(path, "headerless .csv or .tsv", ["lead_names"])
+    names = _checked_names(path, lead_names)
+    if len(names) != count:
+        raise ECGReadError(f"{path}: found {len(names)} lead names for {count} columns without names")
+    return names
+
+
+def _refuse_cut(path: str, text: str) -> None:
+    """Refuse a table that ends within a number: without a line's end, and with fewer decimals than other lines."""
+    if text.endswith(("\n", "\r")):
+        return
+    *others, last = text.split("\n")
+    decimals = {len(line.rstrip("\r").rpartition(".")[2]) for line in others[-100:-1] if "." in line}
+    final = last.rpartition(".")[2] if "." in last else ""
+    if len(decimals) == 1 and len(others) > 10 and len(final) < decimals.pop():
+        raise ECGReadError(f"{path}: truncated, the last line ends in the middle of a number ({last[-20:]!r})")
 
 
 def _columns(path: str, header: list[str], lead_names: Sequence[str] | None) -> list[int]:
@@ -92,8 +126,10 @@ def _numbers(path: str, line: int, header: list[str], row: list[str], columns: l
     return numbers
 
 
-def read_npy(path: str, sampling_rate: float, lead_names: Sequence[str], units: str | Sequence[str]) -> ECGRecord:
-    """Read a (leads, samples) array of integers or floats."""
+def read_npy(
+    path: str, sampling_rate: float, lead_names: Sequence[str], units: str | Sequence[str], exam_id: int | None = None
+) -> Channels:
+    """Read a (leads, samples) array of integers or floats, or recording `exam_id` of a stack of such arrays."""
     names = _checked_names(path, lead_names)
     content = read_whole_file(path, _LARGEST_ARRAY, "npy")
     file = io.BytesIO(content)
@@ -107,12 +143,16 @@ def read_npy(path: str, sampling_rate: float, lead_names: Sequence[str], units: 
         raise ECGReadError(f"{path}: damaged npy header ({error})") from error
     if dtype.str[1:] not in _STORED:
         raise ECGReadError(f"{path}: found an array of {dtype.str}, expected integers or floats of up to 64 bits")
+    is_stack = len(shape) == 3
+    shape, content_start = _one_of_stack(path, shape, by_columns, dtype.itemsize, file.tell(), len(content), exam_id)
     if len(shape) != 2 or shape[0] != len(names):
         turned = (
             "; the dimensions look swapped, save its transpose" if len(shape) == 2 and shape[1] == len(names) else ""
         )
         raise ECGReadError(f"{path}: found an array of shape {shape}, expected ({len(names)} leads, samples){turned}")
-    stored = memoryview(content)[file.tell() :]
+    stored = memoryview(content)[content_start:]
+    if is_stack:
+        stored = stored[: math.prod(shape) * dtype.itemsize]
     if shape[1] < 1 or len(stored) != math.prod(shape) * dtype.itemsize:
         expected = math.prod(shape) * dtype.itemsize
         raise ECGReadError(f"{path}: found {len(stored)} bytes of samples, expected {expected} for shape {shape}")
@@ -122,7 +162,68 @@ def read_npy(path: str, sampling_rate: float, lead_names: Sequence[str], units: 
         if samples.max() >= 2**31 or int(samples.min()) < -(2**31):
             raise ECGReadError(f"{path}: found integers of more than 32 bits, expected samples of an ECG")
         samples = samples.astype(np.int32)
-    return _record(path, samples, sampling_rate, names, units)
+    return _channels(path, samples, sampling_rate, names, units, exam_id)
+
+
+def _one_of_stack(
+    path: str, shape: tuple[int, ...], by_columns: bool, itemsize: int, start: int, size: int, exam_id: int | None
+) -> tuple[tuple[int, ...], int]:
+    """Return the shape of one recording and where its samples begin in the file."""
+    if len(shape) != 3:
+        if exam_id is not None:
+            raise ECGReadError(
+                f"{path}: found exam_id={exam_id}, which is for a stack of recordings; found one recording"
+            )
+        return shape, start
+    if size - start != math.prod(shape) * itemsize:
+        expected = math.prod(shape) * itemsize
+        raise ECGReadError(f"{path}: found {size - start} bytes of samples, expected {expected} for shape {shape}")
+    if by_columns:
+        raise ECGReadError(f"{path}: a stack in Fortran order is not supported; save it with numpy.ascontiguousarray")
+    if exam_id is None and shape[0] == 1:
+        exam_id = 0
+    if exam_id is None or not 0 <= exam_id < shape[0]:
+        given = "no exam_id" if exam_id is None else f"exam_id={exam_id}"
+        raise ECGReadError(
+            f"{path}: found {given} for a stack of {shape[0]} recordings, expected 0 to {shape[0] - 1}: pass exam_id= "
+            "(--exam-id)"
+        )
+    return shape[1:], start + exam_id * math.prod(shape[1:]) * itemsize
+
+
+def read_watch_export(path: str) -> Channels:
+    """Read the CSV that a watch exports: lines of a name and a value, among them lead, unit and rate, then samples."""
+    try:
+        lines = read_whole_file(path, _LARGEST_TEXT, "CSV").decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ECGReadError(f"{path}: not text in UTF-8 ({error})") from error
+    start = next((index for index, line in enumerate(lines) if _is_number(line.strip())), len(lines))
+    given = {
+        name.strip(): value.strip().strip('"') for name, _, value in (line.partition(",") for line in lines[:start])
+    }
+    rate = re.match(r"(\d+(?:\.\d+)?) *(?:hertz|Hz)", given.get("Sample Rate", ""), re.IGNORECASE | re.ASCII)
+    if rate is None:
+        raise ECGReadError(f"{path}: found the Sample Rate {given.get('Sample Rate', '')[:30]!r}, expected one in Hz")
+    values = array("d")
+    for number, line in enumerate(lines[start:], start=start + 1):
+        if line.strip():
+            values.extend(_numbers(path, number, ["1"], [line], [0]))
+    if not values:
+        raise ECGReadError(f"{path}: found no samples")
+    try:
+        time = datetime.strptime(given.get("Recorded Date", "")[:19], "%Y-%m-%d %H:%M:%S")
+    except ValueError:
+        time = None
+    return Channels(
+        path=path,
+        names=[given["Lead"]],
+        samples=np.frombuffer(values, np.float64)[None],
+        gain=[1.0],
+        baseline=[0.0],
+        units=[given["Unit"]],
+        rates=float(rate[1]),
+        time=time,
+    )
 
 
 def _checked_names(path: str, lead_names: Sequence[str]) -> list[str]:
@@ -131,17 +232,28 @@ def _checked_names(path: str, lead_names: Sequence[str]) -> list[str]:
     return list(lead_names)
 
 
-def _record(
-    path: str, samples: np.ndarray, sampling_rate: float, names: Sequence[str], units: str | Sequence[str]
-) -> ECGRecord:
+def _channels(
+    path: str,
+    samples: np.ndarray,
+    sampling_rate: float,
+    names: Sequence[str],
+    units: str | Sequence[str],
+    exam_id: int | None = None,
+) -> Channels:
     refuse_infinite(path, samples, names)
-    return ECGRecord(
-        recording_id=file_stem(path),
+    units = [units] * len(names) if isinstance(units, str) else list(units)
+    if len(units) != len(names):
+        raise ECGReadError(f"{path}: {len(units)} units for {len(names)} leads: {units}")
+    return Channels(
         path=path,
+        recording_id=None if exam_id is None else f"{file_stem(path)}-{exam_id}",
+        names=list(names),
         samples=samples,
-        gain=np.ones(len(names)),
-        baseline=np.zeros(len(names)),
-        units=(units,) * len(names) if isinstance(units, str) else tuple(units),
-        sampling_rate=sampling_rate,
-        lead_names=tuple(names),
+        gain=[1.0] * len(names),
+        baseline=[0.0] * len(names),
+        units=units,
+        rates=float(sampling_rate),
     )
+
+
+__all__ = ["read_npy", "read_text_table", "read_watch_export"]

@@ -1,5 +1,5 @@
 """
-WFDB records: a header, and the signal files that it names.
+WFDB records: a header, and the signal files or segments that it names.
 
 Both are decoded here and not by the `wfdb` package, for two reasons:
 
@@ -7,7 +7,6 @@ Both are decoded here and not by the `wfdb` package, for two reasons:
   fills gaps with defaults (250 Hz, a gain of 200). Here an unexpected field is an error, and nothing is guessed;
 - formats of whole bytes are decoded several times faster than by `wfdb.rdrecord`.
 
-The packed, differential and FLAC formats are left to `wfdb`, once this module has checked what it will be given.
 MATLAB v4 files (`.mat`), as PhysioNet's challenges distribute them, are format 16 after 24 bytes that the header
 declares; no MATLAB reader is involved.
 
@@ -18,47 +17,27 @@ signal-5.htm.
 import math
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .record import ECGReadError, ECGRecord, file_stem, read_bytes, read_whole_file, regular_file_size
+from .channels import Channels, Fault
+from .record import ECGReadError, file_stem, read_bytes, read_whole_file, refuse_pointer, regular_file_size
 
-# Bytes per sample, and the stored value that means "no sample here".
-_WHOLE_BYTES = {
-    "16": (2, -(2**15)),
-    "24": (3, -(2**23)),
-    "32": (4, -(2**31)),
-    "61": (2, -(2**15)),
-    "80": (1, -(2**7)),
-    "160": (2, -(2**15)),
-}
-# For wfdb: the type that holds every value, and the missing value (the differential format 8 has none).
-_BY_WFDB = {
-    "8": (np.int32, None),
-    "212": (np.int16, -(2**11)),
-    "310": (np.int16, -(2**9)),
-    "311": (np.int16, -(2**9)),
-    "508": (np.int16, -(2**7)),
-    "516": (np.int16, -(2**15)),
-    "524": (np.int32, -(2**23)),
-}
-_FLAC = ("508", "516", "524")
-
-# A compressed file of a few bytes can declare any length. This is 12 leads at 500 Hz for three hours.
-_MOST_COMPRESSED_VALUES = 1 << 26
-
+# A compressed file of a few bytes, or a gap, can declare any length. This is 12 leads at 500 Hz for three hours.
+_MOST_VALUES = 1 << 26
 _LARGEST_HEADER = 1 << 20  # bytes; the largest real ones hold a few kilobytes
+_MOST_PER_FRAME = 10_000
+_MISSING = -(2**31)  # marks a missing sample where signals of several formats meet
 
 _NUMBER = r"[+-]?(?:\d{1,20}\.?\d{0,20}|\.\d{1,20})(?:[eE][+-]?\d{1,3})?"
 _INTEGER = r"[+-]?\d{1,10}"
 _SAMPLING = re.compile(rf"({_NUMBER})(?:/{_NUMBER}(?:\({_NUMBER}\))?)?", re.ASCII)  # rate/counter rate(base counter)
-_FORMAT = re.compile(
-    r"(\d{1,4})(?:x(\d{1,6}))?(?::(\d{1,6}))?(?:\+(\d{1,12}))?", re.ASCII
-)  # format x frame : skew + offset
+# format x samples per frame : skew + byte offset
+_FORMAT = re.compile(r"(\d{1,4})(?:x(\d{1,6}))?(?::(\d{1,6}))?(?:\+(\d{1,12}))?", re.ASCII)
 _GAIN = re.compile(rf"({_NUMBER})(?:\(({_INTEGER})\))?(?:/(\S{{1,40}}))?", re.ASCII)  # gain(baseline)/units
 _COMMENT = re.compile(r"#\s*(age|sex|dx)\s*:(.*)", re.IGNORECASE)
 
@@ -66,78 +45,84 @@ _COMMENT = re.compile(r"#\s*(age|sex|dx)\s*:(.*)", re.IGNORECASE)
 _OLDEST = 130
 
 
-@dataclass(frozen=True)
-class SignalLine:
-    """One lead's line of a header: where its samples are, and how they become voltages."""
+class SignalLine(NamedTuple):  # a dataclass takes three times as long to make
+    """One signal's line of a header: where its samples are, and how they become voltages."""
 
     file_name: str
     format: str
+    samples_per_frame: int
+    skew: int
     byte_offset: int
-    gain: float
+    gain: float  # 0 where the signal is not calibrated
     baseline: int
     units: str
-    initial_value: int
-    checksum: int
+    initial_value: int | None
+    checksum: int | None
     name: str
+
+    @property
+    def is_empty(self) -> bool:
+        """Return whether the signal has no samples, as in a layout header."""
+        return self.file_name == "~"
 
 
 @dataclass(frozen=True)
 class Header:
-    """A header: `signals` in file order, `num_samples` per lead."""
+    """A header: `signals` in file order and `num_samples` frames of them (None if unknown), or `segments`."""
 
     path: str
     sampling_rate: float
-    num_samples: int
+    num_samples: int | None
     time: datetime | None
-    signals: tuple[SignalLine, ...]
+    signals: tuple[SignalLine, ...] = ()
+    segments: tuple[tuple[str, int], ...] = ()  # (name, frames); "~" is a gap
     age: float | None = None
     sex: str | None = None
     diagnoses: tuple[str, ...] = ()
 
+    @property
+    def is_layout(self) -> bool:
+        """Return whether this is the layout of a multi-segment record: signals without samples."""
+        return bool(self.signals) and all(signal.is_empty for signal in self.signals)
 
-def read_wfdb(header_path: str, given: str) -> ECGRecord:
+
+def read_wfdb(header_path: str, given: str, checksums: str = "verify") -> Channels:
     """
     Read the WFDB record whose header is at `header_path`; `given` is the path that the caller gave.
 
-    The number of samples, each lead's first value and each lead's checksum are compared with the header. Signal files
-    are opened only in the header's own folder.
+    The number of samples, each signal's first value and each signal's checksum are compared with the header. Signal
+    files and segments are opened only in the header's own folder.
+
+    Args:
+        header_path: the header.
+        given: the path for messages.
+        checksums: "verify", or "ignore" to read signals that are not those that were written.
 
     Raises:
         ECGReadError: header and signal files are damaged, contradict each other or are of an unsupported kind.
     """
     header = read_header(header_path)
-    names = [signal.file_name for signal in header.signals]
-    if given not in (header_path, os.path.splitext(header_path)[0]) and os.path.basename(given) not in names:
-        raise ECGReadError(f"{given}: the header beside it uses {_listed(names)}, not this file")
-    formats = sorted({signal.format for signal in header.signals})
-    if len(formats) > 1:
-        raise ECGReadError(
-            f"{header_path}: signals in several formats ({_listed(formats)}) are not supported", "unsupported format"
-        )
-    if formats[0] not in _WHOLE_BYTES and formats[0] not in _BY_WFDB:
-        supported = _listed(sorted([*_WHOLE_BYTES, *_BY_WFDB], key=int))
-        raise ECGReadError(
-            f"{header_path}: found signal format {formats[0]}, expected one of {supported}", "unsupported format"
-        )
-
-    if formats[0] in _WHOLE_BYTES:
-        parts = [_read_whole_bytes(header, *group) for group in _groups(header)]
-        samples = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        missing_value: int | None = _WHOLE_BYTES[formats[0]][1]
+    if header.is_layout:
+        raise ECGReadError(f"{given}: the layout header of a multi-segment record, which has no samples", "no samples")
+    if header.segments:
+        signals, warnings = _read_segments(header, checksums)
     else:
-        samples = _read_by_wfdb(header, formats[0])
-        missing_value = _BY_WFDB[formats[0]][1]
-    _verify(header, samples)
-    return ECGRecord(
-        recording_id=file_stem(header_path),
+        names = [signal.file_name for signal in header.signals]
+        if given not in (header_path, os.path.splitext(header_path)[0]) and os.path.basename(given) not in names:
+            raise ECGReadError(f"{given}: the header beside it uses {_listed(names)}, not this file")
+        signals, warnings = _read_signals(header, checksums)
+    return Channels(
         path=given,
-        samples=samples,
-        gain=np.array([signal.gain for signal in header.signals]),
-        baseline=np.array([signal.baseline for signal in header.signals]),
-        units=tuple(signal.units for signal in header.signals),
-        sampling_rate=header.sampling_rate,
-        lead_names=tuple(signal.name for signal in header.signals),
-        missing_value=missing_value,
+        recording_id=file_stem(header_path),
+        names=[line.name for line in signals.lines],
+        samples=signals.rows,
+        gain=[line.gain or 1.0 for line in signals.lines],
+        baseline=[line.baseline for line in signals.lines],
+        units=[line.units for line in signals.lines],
+        rates=[header.sampling_rate * line.samples_per_frame for line in signals.lines],
+        faults=signals.faults if any(signals.faults) else (),
+        warnings=warnings,
+        missing_value=signals.missing_value,
         age=header.age,
         sex=header.sex,
         diagnoses=header.diagnoses,
@@ -145,25 +130,177 @@ def read_wfdb(header_path: str, given: str) -> ECGRecord:
     )
 
 
+class _Signals(NamedTuple):
+    """Decoded signals: a row each, as (signals, samples) where all are of one rate and type."""
+
+    lines: Sequence[SignalLine]
+    rows: np.ndarray | list[np.ndarray]
+    missing_value: int | None
+    faults: list[Fault | None]
+    num_frames: int
+
+
+# Signal files
+
+
+class _Format(NamedTuple):
+    """
+    A signal format.
+
+    Attributes:
+        size: bytes that a number of values takes.
+        count: values that a number of bytes holds.
+        padding: bytes that a writer may add to fill its last word.
+        decode: values from bytes, as int16 or int32.
+        missing: the stored value that means "no sample here"; format 8 has none.
+    """
+
+    size: Callable[[int], int]
+    count: Callable[[int], int]
+    padding: int
+    decode: Callable[[np.ndarray], np.ndarray]
+    missing: int | None
+
+
+def _whole_bytes(width: int, decode: Callable[[np.ndarray], np.ndarray]) -> _Format:
+    return _Format(lambda count: count * width, lambda size: size // width, 0, decode, -(1 << (8 * width - 1)))
+
+
+def _packed(bits: int, values: int, width: int, decode: Callable[[np.ndarray], np.ndarray]) -> _Format:
+    """Return a format that packs `values` values of `bits` bits into `width` bytes."""
+    return _Format(
+        lambda count: -(-count * width // values),
+        lambda size: size * values // width,
+        width - 1 if width == 4 else 1,
+        decode,
+        -(1 << (bits - 1)),
+    )
+
+
+def _decode_24(content: np.ndarray) -> np.ndarray:
+    low, middle, high = content.reshape(-1, 3).T.astype(np.int32)
+    return low | (middle << 8) | (((high ^ 0x80) - 0x80) << 16)
+
+
+def _decode_212(content: np.ndarray) -> np.ndarray:
+    low, both, high = np.pad(content, (0, -len(content) % 3)).reshape(-1, 3).T.astype(np.int16)
+    values = np.stack([low | (both & 0x0F) << 8, high | (both >> 4) << 8], axis=1)
+    return ((values ^ 0x800) - 0x800).ravel()
+
+
+def _decode_310(content: np.ndarray) -> np.ndarray:
+    first, second = _words(content).view("<u2").reshape(-1, 2).T.astype(np.int32)
+    values = np.stack([first >> 1 & 0x3FF, second >> 1 & 0x3FF, first >> 11 | (second >> 11) << 5], axis=1)
+    return ((values ^ 0x200) - 0x200).astype(np.int16).ravel()
+
+
+def _decode_311(content: np.ndarray) -> np.ndarray:
+    words = _words(content).view("<u4").astype(np.int64)
+    values = np.stack([words & 0x3FF, words >> 10 & 0x3FF, words >> 20 & 0x3FF], axis=1)
+    return ((values ^ 0x200) - 0x200).astype(np.int16).ravel()
+
+
+def _words(content: np.ndarray) -> np.ndarray:
+    return np.pad(content, (0, -len(content) % 4))
+
+
+_FORMATS = {
+    "8": _Format(
+        lambda count: count, lambda size: size, 0, lambda content: content.view(np.int8).astype(np.int32), None
+    ),
+    "16": _whole_bytes(2, lambda content: content.view("<i2").astype(np.int16, copy=False)),
+    "24": _whole_bytes(3, _decode_24),
+    "32": _whole_bytes(4, lambda content: content.view("<i4").astype(np.int32, copy=False)),
+    "61": _whole_bytes(2, lambda content: content.view(">i2").astype(np.int16)),
+    "80": _whole_bytes(1, lambda content: content.astype(np.int16) - np.int16(128)),
+    "160": _whole_bytes(2, lambda content: (content.view("<u2").astype(np.int32) - 32768).astype(np.int16)),
+    "212": _packed(12, 2, 3, _decode_212),
+    "310": _packed(10, 3, 4, _decode_310),
+    "311": _packed(10, 3, 4, _decode_311),
+}
+_FLAC_BITS = {"508": 8, "516": 16, "524": 24}
+
+
+def _read_signals(header: Header, checksums: str) -> tuple[_Signals, list[str]]:
+    """Read all signals of a header without segments, aligned in time, and compare them with it."""
+    warnings: list[str] = []
+    groups = _groups(header)
+    lines = [line for _, group in groups for line in group]
+    frames: list[int] = []
+    parts = []
+    for path, group in groups:
+        rows, count = _read_group(header, path, group, warnings)
+        parts.append(rows)
+        frames.append(count)
+    if len(set(frames)) > 1:
+        raise ECGReadError(f"{header.path}: signal files of different lengths ({_listed(map(str, frames))} frames)")
+    if header.num_samples is None:
+        warnings.append("the header gives no number of samples, so that a truncated file cannot be recognised")
+    missing = {_missing_value(line.format) for line in lines}
+    skewed = any(line.skew for line in lines)
+    if len(parts) == 1 and isinstance(parts[0], np.ndarray) and not skewed:
+        faults = _verify(header.path, lines, parts[0], checksums, warnings)
+        return _Signals(lines, parts[0], missing.pop(), faults, frames[0]), warnings
+    rows = [row for part in parts for row in part]
+    faults = _verify(header.path, lines, rows, checksums, warnings)
+    common = missing.pop() if len(missing) == 1 else _MISSING
+    if common is None and skewed:
+        common = _MISSING
+    aligned = [_aligned(row, line, common) for row, line in zip(rows, lines, strict=True)]
+    if skewed:
+        named = _listed(f"{line.name} by {line.skew}" for line in lines if line.skew)
+        warnings.append(f"signals shifted earlier, as the header declares their skew in frames: {named}")
+    return _Signals(lines, _as_matrix(aligned), common, faults, frames[0]), warnings
+
+
+def _missing_value(format_: str) -> int | None:
+    return -(1 << (_FLAC_BITS[format_] - 1)) if format_ in _FLAC_BITS else _FORMATS[format_].missing
+
+
+def _aligned(row: np.ndarray, line: SignalLine, missing: int | None) -> np.ndarray:
+    """Return a signal without its skew, its missing samples marked by `missing`."""
+    own = _missing_value(line.format)
+    if missing == _MISSING:
+        row = row.astype(np.int32)
+        if own is not None:
+            row[row == own] = _MISSING
+    shift = line.skew * line.samples_per_frame
+    return row if shift == 0 else np.concatenate([row[shift:], np.full(min(shift, len(row)), missing, row.dtype)])
+
+
+def _as_matrix(rows: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+    if len({len(row) for row in rows}) > 1:
+        return [row.astype(np.int32, copy=False) for row in rows]
+    return np.stack(rows)
+
+
 def _groups(header: Header) -> list[tuple[str, list[SignalLine]]]:
     """Return (path, signals in it) of each signal file, once it is safe to open."""
     groups: dict[str, list[SignalLine]] = {}
     last = None
     for signal in header.signals:
+        if signal.is_empty:
+            raise ECGReadError(f"{header.path}: signal {signal.name} has no signal file")
         if signal.file_name in groups and signal.file_name != last:
             raise ECGReadError(f"{header.path}: the signals of {signal.file_name} do not follow one another")
         groups.setdefault(signal.file_name, []).append(signal)
         last = signal.file_name
     for file_name, signals in groups.items():
         offsets = sorted({signal.byte_offset for signal in signals})
+        formats = sorted({signal.format for signal in signals})
         if len(offsets) > 1:
             raise ECGReadError(
                 f"{header.path}: several byte offsets ({_listed(map(str, offsets))}) into one file, {file_name}"
             )
+        if len(formats) > 1:
+            raise ECGReadError(f"{header.path}: several formats ({_listed(formats)}) in one file, {file_name}")
+        if formats[0] not in _FORMATS and formats[0] not in _FLAC_BITS:
+            code, supported = "unsupported format", _listed([*_FORMATS, *_FLAC_BITS])
+            raise ECGReadError(f"{header.path}: found signal format {formats[0]}, expected one of {supported}", code)
     return [(_in_header_folder(header.path, file_name), signals) for file_name, signals in groups.items()]
 
 
-def _in_header_folder(header_path: str, file_name: str) -> str:
+def _in_header_folder(header_path: str, file_name: str, role: str = "signal file") -> str:
     """
     Return the path of a signal file; a link that leads out of the header's folder is refused.
 
@@ -175,123 +312,247 @@ def _in_header_folder(header_path: str, file_name: str) -> str:
     if os.path.islink(path):
         target = os.path.dirname(os.path.realpath(path))
         if target not in (os.path.realpath(folder), os.path.dirname(os.path.realpath(header_path))):
-            raise ECGReadError(
-                f"{path}: the signal file is a link that leads out of the header's folder",
-                "the path leads out of its folder",
-            )
+            code = "the path leads out of its folder"
+            raise ECGReadError(f"{path}: the {role} is a link that leads out of the header's folder", code)
     return path
 
 
-def _read_whole_bytes(header: Header, path: str, signals: list[SignalLine]) -> np.ndarray:
-    """Return the samples (leads, samples) of one signal file in a format of whole bytes."""
-    format_, offset = signals[0].format, signals[0].byte_offset
-    width, _ = _WHOLE_BYTES[format_]
-    count = len(signals) * header.num_samples
-    _check_size(header, path, signals, exactly=offset + count * width)
-    content = memoryview(read_bytes(path, offset + count * width, "signal file"))[offset:]
-    frames = _decode(content, format_).reshape(header.num_samples, len(signals))
-    return np.ascontiguousarray(frames.T)
-
-
-def _decode(content: memoryview, format_: str) -> np.ndarray:
-    if format_ == "16":
-        return np.frombuffer(content, "<i2").astype(np.int16, copy=False)
-    if format_ == "61":
-        return np.frombuffer(content, ">i2").astype(np.int16)
-    if format_ == "32":
-        return np.frombuffer(content, "<i4").astype(np.int32, copy=False)
-    if format_ == "80":
-        return np.frombuffer(content, np.uint8).astype(np.int16) - np.int16(128)
-    if format_ == "160":
-        return (np.frombuffer(content, "<u2").astype(np.int32) - 32768).astype(np.int16)
-    low, middle, high = np.frombuffer(content, np.uint8).reshape(-1, 3).T.astype(np.int32)  # format 24
-    return low | (middle << 8) | (((high ^ 0x80) - 0x80) << 16)
-
-
-def _check_size(header: Header, path: str, signals: list[SignalLine], exactly: int, padding: int = 0) -> None:
+def _read_group(
+    header: Header, path: str, signals: list[SignalLine], warnings: list[str]
+) -> tuple[np.ndarray | list[np.ndarray], int]:
+    """Return the signals of one file, as (signals, samples) or a row each, and how many frames they have."""
+    if signals[0].format in _FLAC_BITS:
+        return _read_flac(header, path, signals)
+    format_, offset = _FORMATS[signals[0].format], signals[0].byte_offset
+    per_frame = sum(signal.samples_per_frame for signal in signals)
     size = regular_file_size(path, "signal file")
-    if not exactly <= size <= exactly + padding:
-        kind = "truncated" if size < exactly else "longer than its header declares"
-        raise ECGReadError(
-            f"{path}: {kind}, found {size} bytes, expected {exactly} ({len(signals)} signals of {header.num_samples} "
-            f"samples in format {signals[0].format}, after {signals[0].byte_offset} bytes)",
-            kind,
-        )
+    frames = format_.count(max(size - offset, 0)) // per_frame if header.num_samples is None else header.num_samples
+    expected = offset + format_.size(frames * per_frame)
+    surplus = size - expected
+    declared = (
+        f"found {size} bytes, expected {expected} ({len(signals)} signals of {frames} samples in format "
+        f"{signals[0].format}, after {offset} bytes)"
+    )
+    if surplus < 0 and size < 1024:
+        refuse_pointer(path, read_bytes(path, size, "signal file"))
+    if surplus < 0 or frames == 0 or (header.num_samples is None and surplus > format_.padding):
+        raise ECGReadError(f"{path}: truncated, {declared}", "truncated")
+    if surplus > format_.padding:
+        warnings.append(f"{os.path.basename(path)} is longer than its header declares: {declared}; the rest is ignored")
+    content = np.frombuffer(read_bytes(path, size, "signal file", first=expected), np.uint8)[offset:]
+    values = format_.decode(content)[: frames * per_frame].reshape(frames, per_frame)
+    if per_frame == len(signals):
+        rows: np.ndarray | list[np.ndarray] = np.ascontiguousarray(values.T)
+    else:
+        ends = np.cumsum([signal.samples_per_frame for signal in signals])
+        pieces = [
+            values[:, end - signal.samples_per_frame : end].ravel() for signal, end in zip(signals, ends, strict=True)
+        ]
+        rows = np.stack(pieces) if len({len(piece) for piece in pieces}) == 1 else pieces
+    if signals[0].format == "8":  # differences, the first of them from the header's initial value
+        rows = [
+            np.cumsum(row, dtype=np.int32) + np.int32(signal.initial_value or 0)
+            for row, signal in zip(rows, signals, strict=True)
+        ]
+        rows = _as_matrix(rows)
+    return rows, frames
 
 
-def _read_by_wfdb(header: Header, format_: str) -> np.ndarray:
-    """Return (leads, samples) as `wfdb` decodes them, after checking that it will open the same files."""
-    stem = os.path.abspath(header.path).removesuffix(".hea")
-    if "::" in stem:  # wfdb opens files through fsspec, where this chains to other file systems, remote ones included
-        raise ECGReadError(f"{header.path}: '::' in a path is not supported for signal format {format_}")
-    for path, signals in _groups(header):
-        if format_ in _FLAC:
-            _check_flac(header, path, signals)
-        else:
-            exactly, padding = _packed_size(format_, len(signals) * header.num_samples)
-            _check_size(header, path, signals, signals[0].byte_offset + exactly, padding)
-
-    import wfdb
-
-    try:
-        parsed = wfdb.rdheader(stem)
-        expected = [(s.file_name, s.format, s.byte_offset, s.initial_value) for s in header.signals]
-        offsets = [offset or 0 for offset in parsed.byte_offset]
-        found = list(zip(parsed.file_name, parsed.fmt, offsets, parsed.init_value, strict=True))
-        if found != expected or parsed.sig_len != header.num_samples or set(parsed.samps_per_frame) - {None, 1}:
-            raise ValueError("wfdb reads this header in another way")
-        samples = wfdb.rdrecord(stem, physical=False, return_res=32).d_signal
-        if samples.shape != (header.num_samples, len(header.signals)):
-            raise ValueError(f"wfdb found samples of shape {samples.shape}")
-    except Exception as error:  # wfdb and the libraries below it raise errors of every type on damaged files
-        raise ECGReadError(f"{header.path}: cannot decode signal format {format_} ({error})") from error
-    return np.ascontiguousarray(samples.T, dtype=_BY_WFDB[format_][0])
-
-
-def _packed_size(format_: str, count: int) -> tuple[int, int]:
-    """Return how many bytes `count` values take, and how many more a writer may add to fill its last word."""
-    if format_ == "8":
-        return count, 0
-    if format_ == "212":  # two values in three bytes
-        return (count * 3 + 1) // 2, 1
-    return (count * 4 + 2) // 3, 3  # 310 and 311: three values in four bytes
-
-
-def _check_flac(header: Header, path: str, signals: list[SignalLine]) -> None:
+def _read_flac(header: Header, path: str, signals: list[SignalLine]) -> tuple[np.ndarray, int]:
     regular_file_size(path, "signal file")
     if signals[0].byte_offset:
         raise ECGReadError(f"{path}: a byte offset into a FLAC file is not supported")
-    if len(signals) * header.num_samples > _MOST_COMPRESSED_VALUES:
-        raise ECGReadError(
-            f"{path}: {len(signals)} signals of {header.num_samples} samples, expected at most "
-            f"{_MOST_COMPRESSED_VALUES} values in a compressed file"
-        )
+    per_frame = {signal.samples_per_frame for signal in signals}
+    if len(per_frame) > 1:
+        raise ECGReadError(f"{path}: signals of several rates in one FLAC file are not supported")
     import soundfile
 
+    bits = _FLAC_BITS[signals[0].format]
     try:
         info = soundfile.info(path)
+        frames, rest = divmod(info.frames, per_frame.pop())
+        if len(signals) * info.frames > _MOST_VALUES or len(signals) * (header.num_samples or 0) > _MOST_VALUES:
+            raise ECGReadError(
+                f"{path}: {len(signals)} signals of {header.num_samples or frames} samples, expected at most "
+                f"{_MOST_VALUES} values in a compressed file"
+            )
+        expected = len(signals), frames if header.num_samples is None else header.num_samples
+        if (info.channels, frames) != expected or rest:
+            found = info.channels, frames
+            raise ECGReadError(f"{path}: found (signals, samples) {found} in the FLAC file, expected {expected}")
+        values, _ = soundfile.read(path, dtype="int32", always_2d=True)
+    except ECGReadError:
+        raise
     except Exception as error:  # soundfile's errors have no common type of their own
         raise ECGReadError(f"{path}: not a readable FLAC file ({error})") from error
-    found, expected = (info.channels, info.frames), (len(signals), header.num_samples)
-    if found != expected:
-        raise ECGReadError(f"{path}: found (signals, samples) {found} in the FLAC file, expected {expected}")
+    if values.shape != (info.frames, len(signals)):
+        raise ECGReadError(f"{path}: found {values.shape[0]} samples, expected {info.frames}: a damaged FLAC file")
+    return np.ascontiguousarray((values >> (32 - bits)).T, dtype=np.int32 if bits > 16 else np.int16), frames
 
 
-def _verify(header: Header, samples: np.ndarray) -> None:
-    """Compare each lead with its first value and its checksum in the header: the sum of its samples in 16 bits."""
-    sums = samples.sum(axis=1, dtype=np.int64) & 0xFFFF
-    for signal, first, total in zip(header.signals, samples[:, 0].tolist(), sums.tolist(), strict=True):
-        if first != signal.initial_value:
-            raise ECGReadError(
-                f"{header.path}: lead {signal.name} begins with {first}, expected {signal.initial_value} by the header",
-                "initial value does not match",
+def _verify(
+    path: str,
+    lines: Sequence[SignalLine],
+    rows: np.ndarray | list[np.ndarray],
+    checksums: str,
+    warnings: list[str],
+) -> list[Fault | None]:
+    """
+    Compare signals with their first values and checksums in the header: the sum of the samples in 16 bits.
+
+    Returns:
+        Of each signal, why it cannot be used, or None.
+    """
+    faults: list[Fault | None] = [
+        None
+        if line.gain
+        else ("gain", "uncalibrated (a gain of 0, or none, in the header); its voltage is never guessed")
+        for line in lines
+    ]
+    if isinstance(rows, np.ndarray):
+        sums, firsts = (rows.sum(axis=1, dtype=np.int64) & 0xFFFF).tolist(), rows[:, 0].tolist()
+    else:
+        sums, firsts = [int(row.sum(dtype=np.int64)) & 0xFFFF for row in rows], [int(row[0]) for row in rows]
+    unchecked = [line.name for line in lines if line.checksum is None]
+    if unchecked and len(unchecked) < len(lines):
+        raise ECGReadError(f"{path}: the lines of some signals ({_listed(unchecked)}) end before their checksum")
+    if unchecked:
+        warnings.append(f"the header has no checksum of {_listed(unchecked)}: damaged samples cannot be recognised")
+    elif not any(line.checksum for line in lines) and any(sums):
+        warnings.append("all checksums in the header are 0, so that damaged samples cannot be recognised")
+        sums = [0] * len(lines)
+    for index, (line, first, total) in enumerate(zip(lines, firsts, sums, strict=True)):
+        fault, code = None, "initial value does not match"
+        if line.initial_value not in (None, first) and first != _missing_value(line.format):
+            fault = f"it begins with {first}, expected {line.initial_value} by the header"
+        elif line.checksum is not None and total != line.checksum & 0xFFFF:
+            code = "checksum does not match"
+            fault = (
+                f"found the checksum {total}, expected {line.checksum & 0xFFFF} by the header: the samples are not "
+                "those that were written"
             )
-        if total != signal.checksum & 0xFFFF:
+        if fault is not None and checksums == "ignore":
+            warnings.append(f"lead {line.name}: {fault}")
+        elif fault is not None:
+            advice = 'get the file again, or read it with checksums="ignore" (--checksums ignore)'
+            faults[index] = faults[index] or (code, f"{fault}; {advice}")
+    return faults
+
+
+# Segments
+
+
+@dataclass
+class _Track:
+    """A signal through all segments: its pieces by their first sample, each with its header line."""
+
+    line: SignalLine
+    pieces: list[tuple[int, np.ndarray, SignalLine, int | None]] = field(default_factory=list)
+    fault: Fault | None = None
+
+
+def _read_segments(header: Header, checksums: str) -> tuple[_Signals, list[str]]:
+    """Read a multi-segment record, of fixed or variable layout. Samples in gaps are missing."""
+    total = sum(length for _, length in header.segments)
+    if header.num_samples not in (None, total):
+        raise ECGReadError(
+            f"{header.path}: the segments have {total} samples, expected {header.num_samples} by the record line"
+        )
+    name, length = header.segments[0]
+    is_variable = length == 0
+    tracks: dict[str, _Track] = {}
+    if is_variable:
+        layout = _segment_header(header, name)
+        if not layout.is_layout:
+            raise ECGReadError(f"{layout.path}: expected a layout of signals without samples (a file name ~)")
+        tracks = _tracks(layout)
+    warnings: list[str] = []
+    start = 0
+    gaps = []
+    for name, length in header.segments[is_variable:]:
+        if name == "~":
+            gaps.append(f"{length / header.sampling_rate:g} s at {start / header.sampling_rate:g} s")
+            start += length
+            continue
+        segment = _segment_header(header, name)
+        signals, notes = _read_signals(segment, checksums)
+        if signals.num_frames != length:
             raise ECGReadError(
-                f"{header.path}: lead {signal.name} has checksum {total}, expected {signal.checksum & 0xFFFF} by the "
-                "header: the samples are not those that were written",
-                "checksum does not match",
+                f"{segment.path}: found {signals.num_frames} samples, expected {length} by {header.path}"
             )
+        warnings += [f"segment {name}: {note}" for note in notes]
+        tracks = tracks or _tracks(segment)
+        if not is_variable and [line.name for line in signals.lines] != list(tracks):
+            raise ECGReadError(f"{segment.path}: other signals than in the first segment, in a record of fixed layout")
+        for line, row, fault in zip(signals.lines, signals.rows, signals.faults, strict=True):
+            if line.name not in tracks:
+                raise ECGReadError(f"{segment.path}: signal {line.name} is not in the record's layout")
+            track = tracks[line.name]
+            if not track.pieces:
+                track.line = line
+            if line.samples_per_frame != track.line.samples_per_frame or line.units != track.line.units:
+                track.fault = track.fault or ("unsupported format", "segments of different sampling rates or units")
+            track.fault = track.fault or fault
+            track.pieces.append((start * line.samples_per_frame, row, line, signals.missing_value))
+        start += length
+    if gaps:
+        warnings.append(f"between segments nothing was recorded: {', '.join(gaps)}")
+    values = total * sum(track.line.samples_per_frame for track in tracks.values())
+    held = sum(len(row) for track in tracks.values() for _, row, _, _ in track.pieces)
+    if not tracks or not held:
+        raise ECGReadError(f"{header.path}: no segment has samples")
+    if values > max(_MOST_VALUES, 2 * held):
+        raise ECGReadError(f"{header.path}: {values} samples, nearly all of them in gaps; read the segments one by one")
+    return _joined(list(tracks.values()), total), list(dict.fromkeys(warnings))
+
+
+def _segment_header(header: Header, name: str) -> Header:
+    if not _is_plain_file_name(name):
+        raise ECGReadError(f"{header.path}: found the segment {name!r}, expected a record in the header's own folder")
+    segment = read_header(_in_header_folder(header.path, f"{name}.hea", "segment"))
+    if segment.segments:
+        raise ECGReadError(f"{segment.path}: a segment that has segments itself")
+    if segment.sampling_rate != header.sampling_rate:
+        raise ECGReadError(
+            f"{segment.path}: found {segment.sampling_rate:g} frames a second, expected {header.sampling_rate:g} as in "
+            f"{os.path.basename(header.path)}"
+        )
+    return segment
+
+
+def _tracks(header: Header) -> dict[str, _Track]:
+    tracks = {line.name: _Track(line) for line in header.signals}
+    if len(tracks) < len(header.signals):
+        raise ECGReadError(f"{header.path}: several signals of one name in a multi-segment record")
+    return tracks
+
+
+def _joined(tracks: list[_Track], num_frames: int) -> _Signals:
+    """Join segments: stored integers where every signal keeps its calibration, else physical values."""
+    lines = [track.line for track in tracks]
+    changing = any(
+        (line.gain, line.baseline) != (track.line.gain, track.line.baseline)
+        for track in tracks
+        for _, _, line, _ in track.pieces
+    )
+    rows = []
+    for track in tracks:
+        length = num_frames * track.line.samples_per_frame
+        joined = np.full(length, np.nan) if changing else np.full(length, _MISSING, np.int32)
+        for start, row, line, missing in track.pieces:
+            piece = (row - np.float64(line.baseline)) / (line.gain or 1.0) if changing else row.astype(np.int32)
+            if missing is not None:
+                piece[row == missing] = np.nan if changing else _MISSING
+            joined[start : start + len(piece)] = piece[: max(0, length - start)]
+        rows.append(joined)
+    if changing:
+        lines = [_physical(line) for line in lines]
+    matrix = np.stack(rows) if len({len(row) for row in rows}) == 1 else rows
+    return _Signals(lines, matrix, None if changing else _MISSING, [track.fault for track in tracks], num_frames)
+
+
+def _physical(line: SignalLine) -> SignalLine:
+    return line._replace(gain=1.0, baseline=0)
 
 
 def _listed(values: Iterable[str]) -> str:
@@ -304,8 +565,9 @@ def _listed(values: Iterable[str]) -> str:
 def read_header(path: str) -> Header:
     """Read the header file at `path`. `ECGReadError`, quoting the line, where anything is wrong with it."""
     content = read_whole_file(path, _LARGEST_HEADER, "WFDB header", role="header")
+    refuse_pointer(path, content)
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = content.decode("latin-1")  # older files; every byte means something there
 
@@ -319,25 +581,43 @@ def read_header(path: str) -> Header:
         if not line.replace("\t", " ").isprintable():
             raise ECGReadError(f"{path}: not a WFDB header, found the line {_quoted(line)}", "not a WFDB header")
 
-    num_signals, sampling_rate, num_samples, time = _record_line(path, specification[0])
-    signal_lines = specification[1:]
-    if len(signal_lines) != num_signals:
-        raise ECGReadError(f"{path}: the header declares {num_signals} signals, found {len(signal_lines)} signal lines")
-    signals = tuple(_signal_line(path, number, line) for number, line in enumerate(signal_lines, start=1))
-    return Header(path, sampling_rate, num_samples, time, signals, **_from_comments(comments))
+    record = _record_line(path, specification[0])
+    others = specification[1:]
+    known = _from_comments(comments)
+    if record.num_segments is not None:
+        if len(others) != record.num_segments:
+            raise ECGReadError(
+                f"{path}: the header declares {record.num_segments} segments, found {len(others)} segment lines"
+            )
+        segments = tuple(_segment_line(path, line) for line in others)
+        return Header(path, record.rate, record.num_samples, record.time, (), segments, **known)
+    if len(others) != record.num_signals:
+        raise ECGReadError(
+            f"{path}: the header declares {record.num_signals} signals, found {len(others)} signal lines"
+        )
+    signals = tuple(_signal_line(path, number, line, record.folder) for number, line in enumerate(others, start=1))
+    return Header(path, record.rate, record.num_samples, record.time, signals, (), **known)
 
 
-def _record_line(path: str, line: str) -> tuple[int, float, int, datetime | None]:
+class _RecordLine(NamedTuple):
+    folder: str  # in front of the record's name, "" as a rule
+    num_segments: int | None
+    num_signals: int
+    rate: float
+    num_samples: int | None
+    time: datetime | None
+
+
+def _record_line(path: str, line: str) -> _RecordLine:
     def wrong(message: str, code: str = "damaged header") -> ECGReadError:
         return ECGReadError(f"{path}: {message}, in the record line {_quoted(line)}", code)
 
     fields = line.split()
-    if "/" in fields[0]:
-        raise wrong("multi-segment records are not supported; read their segments one by one", "unsupported format")
+    folder, num_segments = _folder_or_segments(path, fields[0])
     if len(fields) < 2 or not re.fullmatch(r"\d{1,4}", fields[1], re.ASCII):
         raise wrong("expected a record name and a number of signals")
     num_signals = int(fields[1])
-    if num_signals == 0:
+    if num_segments == 0 or (num_signals == 0 and num_segments is None):
         raise wrong("the record has no signals")
     if len(fields) < 3:
         raise wrong("no sampling rate, which is never guessed", "sampling rate")
@@ -345,16 +625,30 @@ def _record_line(path: str, line: str) -> tuple[int, float, int, datetime | None
     rate = float(sampling[1]) if sampling else math.nan
     if not 0 < rate < math.inf:
         raise wrong(f"found the sampling rate {fields[2]!r}, expected a number of Hz above 0", "sampling rate")
-    if len(fields) < 4:
-        raise wrong(
-            "no number of samples, without which a truncated file would pass for a whole one", "number of samples"
-        )
-    if not re.fullmatch(r"\d{1,15}", fields[3], re.ASCII):
-        raise wrong(f"found the number of samples {fields[3]!r}, expected a whole number", "number of samples")
-    num_samples = int(fields[3])
-    if num_samples == 0:
-        raise wrong("the record has 0 samples", "number of samples")
-    return num_signals, rate, num_samples, _time(fields[4:])
+    num_samples = None
+    if len(fields) > 3:
+        if not re.fullmatch(r"\d{1,15}", fields[3], re.ASCII):
+            raise wrong(f"found the number of samples {fields[3]!r}, expected a whole number", "number of samples")
+        num_samples = int(fields[3]) or None  # 0 means unknown
+    return _RecordLine(folder, num_segments, num_signals, rate, num_samples, _time(fields[4:]))
+
+
+def _folder_or_segments(path: str, name: str) -> tuple[str, int | None]:
+    """Return what a slash in a record's name separates: a folder in front of it, or a number of segments after it."""
+    front, slash, back = name.rpartition("/")
+    if not slash:
+        return "", None
+    stem = file_stem(path)
+    if re.fullmatch(r"\d{1,6}", back, re.ASCII) and (front.rpartition("/")[2] == stem or back != stem):
+        return front.rpartition("/")[0], int(back)
+    return front, None
+
+
+def _segment_line(path: str, line: str) -> tuple[str, int]:
+    fields = line.split()
+    if len(fields) != 2 or not re.fullmatch(r"\d{1,15}", fields[1], re.ASCII):
+        raise ECGReadError(f"{path}: expected a segment's name and length, in the line {_quoted(line)}")
+    return fields[0], int(fields[1])
 
 
 def _time(fields: list[str]) -> datetime | None:
@@ -367,7 +661,7 @@ def _time(fields: list[str]) -> datetime | None:
     return None
 
 
-def _signal_line(path: str, number: int, line: str) -> SignalLine:
+def _signal_line(path: str, number: int, line: str, folder: str = "") -> SignalLine:
     fields = line.split(None, 8)
     name = fields[8] if len(fields) > 8 else ""
 
@@ -375,8 +669,9 @@ def _signal_line(path: str, number: int, line: str) -> SignalLine:
         lead = f"signal {number} ({name})" if name else f"signal {number}"
         return ECGReadError(f"{path}: {lead}: {message}, in the line {_quoted(line)}", code)
 
-    file_name = fields[0]
-    if not _is_plain_file_name(file_name):
+    # A folder in front of the record's name stands in front of its files too: all lie beside the header.
+    file_name = fields[0].removeprefix(f"{folder}/") if folder else fields[0]
+    if file_name != "~" and not _is_plain_file_name(file_name):
         raise wrong(
             f"found the signal file {file_name!r}, expected the name of a file in the header's own folder",
             "the path leads out of its folder",
@@ -385,34 +680,34 @@ def _signal_line(path: str, number: int, line: str) -> SignalLine:
     if not found:
         raise wrong("expected a signal format such as 16 or 16+24 after the file name")
     format_, per_frame, skew, offset = found.groups()
-    if per_frame and int(per_frame) != 1:
-        raise wrong(
-            f"{per_frame} samples per frame; signals at several sampling rates are not supported", "unsupported format"
-        )
-    if skew and int(skew) != 0:
-        raise wrong(f"a skew of {skew} samples between signals is not supported", "unsupported format")
-    found = _GAIN.fullmatch(fields[2]) if len(fields) > 2 else None
-    if not found:
-        raise wrong("no readable gain; an uncalibrated signal has no voltage", "gain")
-    gain, baseline, units = found.groups()
-    if not math.isfinite(float(gain)) or float(gain) == 0:
-        raise wrong(f"found the gain {gain}, which marks an uncalibrated signal; its voltage is never guessed", "gain")
-    numbers = []
+    if per_frame and not 1 <= int(per_frame) <= _MOST_PER_FRAME:
+        raise wrong(f"{per_frame} samples per frame, expected 1 to {_MOST_PER_FRAME}")
+    gain, baseline, units = 0.0, None, None
+    if len(fields) > 2:
+        found = _GAIN.fullmatch(fields[2])
+        if not found:
+            raise wrong("no readable gain; an uncalibrated signal has no voltage", "gain")
+        gain, baseline, units = float(found[1]), found[2], found[3]
+        if not math.isfinite(gain):
+            raise wrong(f"found the gain {found[1]}, expected a number", "gain")
+    numbers: list[int | None] = [None] * 5
     names = ("ADC resolution", "ADC zero", "initial value", "checksum", "block size")
-    for what, text in zip(names, fields[3:8], strict=False):
+    for index, (what, text) in enumerate(zip(names, fields[3:8], strict=False)):
         if not re.fullmatch(_INTEGER, text, re.ASCII):
             raise wrong(f"found the {what} {text!r}, expected a whole number")
-        numbers.append(int(text))
-    if not name:
-        raise wrong("no lead name; a position does not identify a lead", "lead names")
+        numbers[index] = int(text)
     _, adc_zero, initial_value, checksum, _ = numbers
+    if format_ == "8" and initial_value is None:
+        raise wrong("no initial value, which format 8 begins at")
     return SignalLine(
         file_name=file_name,
         format=format_,
+        samples_per_frame=int(per_frame or 1),
+        skew=int(skew or 0),
         byte_offset=int(offset or 0),
-        gain=float(gain),
+        gain=gain,
         # Both defaults are the standard's: the baseline is the ADC's zero, and the unit is the millivolt.
-        baseline=adc_zero if baseline is None else int(baseline),
+        baseline=adc_zero or 0 if baseline is None else int(baseline),
         units=units or "mV",
         initial_value=initial_value,
         checksum=checksum,

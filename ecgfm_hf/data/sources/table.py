@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from ...labeler.report_labels import LABELLED, STATUSES
 from ...labeler.tables import STATUS_COLUMN
 from ...records import ECGRecord
-from ...records.reading import read_with_defaults
+from ...records.reading import Checksums, read_with_defaults, recognise
 from ...utils.ids import canonical_id
 from ..exclusion import Excluded
 from ..labels import LabelTableError
@@ -293,11 +293,11 @@ def _quoted(value: Any) -> str:
 
 
 # Formats that describe themselves, and formats that need a sampling rate, unit or lead names.
-_COMPLETE = (".hea", ".dcm", ".dicom", ".edf", ".xml", ".scp", ".ecg")
+_COMPLETE = (".hea", ".dcm", ".dicom", ".edf", ".xml", ".aecg", ".scp", ".ecg", ".h5", ".hdf5")
 _WITH_ARGUMENTS = (".npy", ".csv", ".tsv", ".mat")
 # Columns with a meaning; all others are labels, unless `labels` names these.
 _FACTS = ("recording_id", "patient_id", "path", "source", "time", "age", "sex", "report")
-_ARGUMENTS = ("sampling_rate", "units", "lead_names", "exam_id")
+_ARGUMENTS = ("sampling_rate", "units", "lead_names", "exam_id", "rename_leads")
 _MEANINGS: dict[str, Callable[[Any], Any]] = {
     "patient_id": canonical_id,
     "source": text_or_none,
@@ -308,6 +308,7 @@ _MEANINGS: dict[str, Callable[[Any], Any]] = {
     "units": text_or_none,
     "lead_names": lead_names_in,
     "exam_id": whole_number_in,
+    "rename_leads": text_or_none,
 }
 
 
@@ -319,8 +320,8 @@ class RecordingTable(Source):
     default the path without suffix; without `path`, the file under the folder that has this name), `patient_id`,
     `source`, `time` (ISO 8601; in UTC where it has a zone), `age` (years; `>89`, `90+` and 300 become 90), `sex` (M, F,
     male, female, or unknown, other), `report`; `sampling_rate`, `units`, `lead_names` (separated by blanks or commas)
-    and `exam_id` for files without them; `status`, as `ecgfm label` writes it (labels are unknown unless it is
-    `labelled`). Every other column is a label: 1, 0, true, false, or empty for unknown. Two rows with one
+    and `exam_id` for files without them; `rename_leads` (`ECG=I,MLII=II`) for files with other names of leads;
+    `status`, as `ecgfm label` writes it (labels are unknown unless it is `labelled`). Every other column is a label: 1, 0, true, false, or empty for unknown. Two rows with one
     `recording_id` must have the same labels. Blanks around names are dropped, and columns without a name are ignored. A
     CSV may have `;` or tabs instead of commas.
 
@@ -333,6 +334,7 @@ class RecordingTable(Source):
             `{"patient_id": "MRN", "path": "file"}`. An empty name ignores a column: `{"age": ""}`.
         unlabelled (`str`): `"unknown"`, or `"negative"` to read the labels of rows with another `status` as they are.
         sampling_rate, units, lead_names: For all files without them; see [`read_ecg`].
+        rename_leads, leads, checksums: For all files; see [`read_ecg`].
     """
 
     name = "table"
@@ -347,11 +349,15 @@ class RecordingTable(Source):
         sampling_rate: float | None = None,
         units: str | None = None,
         lead_names: Sequence[str] | None = None,
+        rename_leads: Mapping[str, str] | str | None = None,
+        leads: Sequence[str] | None = None,
+        checksums: Checksums | None = None,
         unlabelled: str = "unknown",
     ):
         super().__init__(root)
         self.table_path = None if table is None else Path(table)
         arguments = {"sampling_rate": sampling_rate, "units": units, "lead_names": lead_names}
+        arguments |= {"rename_leads": rename_leads, "leads": leads, "checksums": checksums}
         self._arguments = {name: value for name, value in arguments.items() if value is not None}
         self._columns = {ours: clean_name(theirs) for ours, theirs in dict(columns or {}).items()}
         if unknown := [name for name in self._columns if name not in (*_FACTS, *_ARGUMENTS)]:
@@ -394,8 +400,10 @@ class RecordingTable(Source):
             exclude_headless(self.root, [path for path in files if path.lower().endswith(".hea")], excluded, files)
             if not files:
                 others = f"; {len(excluded)} others cannot be used" if excluded else ""
-                raise DataError(f"{self.root}: no recordings found (files ending in {', '.join(_COMPLETE)}{others})")
-            table = pa.table({"recording_id": pa.array([recording_id_of(path) for path in files]), "path": files})
+                raise DataError(f"{self.root}: no recordings found (files of a format that read_ecg knows{others})")
+            names = Counter(map(recording_id_of, files))  # two formats of one name are two recordings
+            ids = [path if names[recording_id_of(path)] > 1 else recording_id_of(path) for path in files]
+            table = pa.table({"recording_id": pa.array(ids), "path": files})
             notes.append("No table was given: patients and labels are unknown.")
             return SourceIndex(unique_rows(table, excluded), excluded, notes)
 
@@ -431,10 +439,15 @@ class RecordingTable(Source):
         return self._columns.get(ours, ours) in columns and not (self._labels_given and ours in self._label_names)
 
     def _files(self, excluded: list[Excluded]) -> list[str]:
-        suffixes = _COMPLETE + (_WITH_ARGUMENTS if self._arguments else ())
-        found = list(walk_files(self.root, suffixes, excluded))
+        """Return the files that are recordings, or look like one and cannot be read, by their content."""
+        described = _WITH_ARGUMENTS if {"sampling_rate", "units", "lead_names"} & self._arguments.keys() else ()
+        found = []
         own = None if self.table_path is None else os.path.abspath(self.table_path)
-        found = [path for path in found if os.path.abspath(os.path.join(self.root, path)) != own]
+        for path in walk_files(self.root, ("",), excluded):
+            whole = os.path.join(self.root, path)
+            is_recording = path.lower().endswith(described or ("\0",)) or recognise(whole) is not None
+            if is_recording and os.path.abspath(whole) != own:
+                found.append(path)
         headed = {path[:-4] for path in found if path.lower().endswith(".hea")}
         return [path for path in found if not (path.lower().endswith(".mat") and path[:-4] in headed)]
 
