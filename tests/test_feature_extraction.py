@@ -676,7 +676,8 @@ def test_nothing_but_finite_numbers_ever_comes_out(recording, rate, policy, data
             recording, rate, ["I", "II", "V1"], nan_samples=policy, short_recordings="pad"
         )
     except ValueError as error:
-        assert "no lead carries a signal" in str(error)
+        if "no lead carries a signal" not in str(error):
+            raise
         return
     assert np.isfinite(prepared.segments).all()
     assert np.abs(prepared.segments).max() <= 1.001 * np.sqrt(resampled_length(recording.shape[1], rate, 500))

@@ -318,12 +318,13 @@ class RecordingTable(Source):
 
     Columns of the table, all optional but one of the first two: `path` (relative to the folder), `recording_id` (by
     default the path without suffix; without `path`, the file under the folder that has this name), `patient_id`,
-    `source`, `time` (ISO 8601; in UTC where it has a zone), `age` (years; `>89`, `90+` and 300 become 90), `sex` (M, F,
-    male, female, or unknown, other), `report`; `sampling_rate`, `units`, `lead_names` (separated by blanks or commas)
-    and `exam_id` for files without them; `rename_leads` (`ECG=I,MLII=II`) for files with other names of leads;
-    `status`, as `ecgfm label` writes it (labels are unknown unless it is `labelled`). Every other column is a label: 1, 0, true, false, or empty for unknown. Two rows with one
-    `recording_id` must have the same labels. Blanks around names are dropped, and columns without a name are ignored. A
-    CSV may have `;` or tabs instead of commas.
+    `source`, `time` (ISO 8601; in UTC where it has a zone), `age` (years; `>89`, `90+` and 300 become 90), `sex`
+    (M, F, male, female, or unknown, other), `report`; `sampling_rate`, `units`, `lead_names` (separated by blanks
+    or commas) and `exam_id` for files without them; `rename_leads` (`ECG=I,MLII=II`) for files with other names of
+    leads; `status`, as `ecgfm label` writes it (labels are unknown unless it is `labelled`). Every other column is
+    a label: 1, 0, true, false, or empty for unknown. Two rows with one `recording_id` must have the same labels.
+    Blanks around names are dropped, and columns without a name are ignored. A CSV may have `;` or tabs instead of
+    commas.
 
     Args:
         root (`str` or `Path`): The folder.
