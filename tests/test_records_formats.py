@@ -223,7 +223,7 @@ def test_text_tables_have_a_column_a_lead(tmp_path, suffix, separator):
         ("I,II\n1,1_0\n", "found '1_0', expected a number"),
         ("I,II\n1,\uff11\n", "found '\uff11', expected a number"),
         ("I,II\n1,inf\n", "lead II has infinite samples"),
-        ("1,2\n3,4\n", "does not contain its lead names; pass lead_names= (--lead-names)"),
+        ("1,2\n3,4\n", "does not contain its lead names; pass lead_names="),
         ("I,i\n3,4\n", "lead I occurs twice"),
         ("I;II\n3;4\n", "'I;II' is no known lead"),
         ("I,II\n", "found samples of shape (2, 0)"),

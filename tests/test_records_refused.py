@@ -129,7 +129,7 @@ def test_samples_that_are_not_those_of_the_header_are_refused(tmp_path):
     changed = samples.copy()
     changed[7, 100] ^= 1
     data.write_bytes(encode(changed.T, "16"))
-    refused(path, "lead V2: found the checksum", "not those that were written", "--checksums ignore")
+    refused(path, "lead V2: found the checksum", "not those that were written", "checksums='ignore'")
     changed = samples.copy()
     changed[3, [0, 1]] = changed[3, [1, 0]]
     data.write_bytes(encode(changed.T, "16"))

@@ -212,7 +212,7 @@ def read_ishne(path: str, checksums: str = "verify") -> Channels:
         if checksums != "ignore":
             raise ECGReadError(
                 f"{path}: found the checksum {crc:#06x} of the header, expected {stored:#06x}: it is damaged; get the "
-                'file again, or read it with checksums="ignore" (--checksums ignore)'
+                "file again, or read it with checksums='ignore'"
             )
         warnings.append("the header's checksum does not agree with it")
     rest = (len(content) - start) % (2 * count)

@@ -78,9 +78,7 @@ class _Reader:
         if wrong:
             message = f"the CRC of section {', '.join(map(str, wrong))} does not agree with its content"
             if checksums != "ignore":
-                raise self.error(
-                    f'{message}; get the file again, or read it with checksums="ignore" (--checksums ignore)'
-                )
+                raise self.error(f"{message}; get the file again, or read it with checksums='ignore'")
             self.warnings.append(message)
 
     def error(self, message: str) -> ECGReadError:

@@ -185,8 +185,7 @@ def _one_of_stack(
     if exam_id is None or not 0 <= exam_id < shape[0]:
         given = "no exam_id" if exam_id is None else f"exam_id={exam_id}"
         raise ECGReadError(
-            f"{path}: found {given} for a stack of {shape[0]} recordings, expected 0 to {shape[0] - 1}: pass exam_id= "
-            "(--exam-id)"
+            f"{path}: found {given} for a stack of {shape[0]} recordings, expected 0 to {shape[0] - 1}: pass exam_id="
         )
     return shape[1:], start + exam_id * math.prod(shape[1:]) * itemsize
 

@@ -434,7 +434,7 @@ def _verify(
         if fault is not None and checksums == "ignore":
             warnings.append(f"lead {line.name}: {fault}")
         elif fault is not None:
-            advice = 'get the file again, or read it with checksums="ignore" (--checksums ignore)'
+            advice = "get the file again, or read it with checksums='ignore'"
             faults[index] = faults[index] or (code, f"{fault}; {advice}")
     return faults
 
