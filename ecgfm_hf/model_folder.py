@@ -18,6 +18,7 @@ from .feature_extraction_ecgfm import ECGFMFeatureExtractor
 from .modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMForPreTraining, ECGFMModel, ECGFMPreTrainedModel
 from .pipeline_ecgfm import ECGClassificationPipeline
 from .utils.errors import ECGFMError
+from .utils.integrity import write_checksums
 from .utils.precision import resolve_precision, weights_dtype, with_compiled_layers, with_precision
 
 ModelT = TypeVar("ModelT", bound=ECGFMPreTrainedModel)
@@ -50,6 +51,8 @@ def save_model_folder(
     """
     Write weights (safetensors), config, feature extractor and the code that loads them without this package.
 
+    `checksums.json` gets the files' SHA-256, which `ecgfm verify` compares.
+
     Args:
         model: Any ECG-FM model.
         feature_extractor: What makes its inputs; must give as many leads as the model takes.
@@ -62,6 +65,17 @@ def save_model_folder(
     _check_leads(model.config, feature_extractor)
     model.save_pretrained(output_dir, **kwargs)
     feature_extractor.save_pretrained(output_dir)
+    write_checksums(output_dir, model_files(output_dir))
+
+
+def model_files(model_dir: str | os.PathLike) -> list[str]:
+    """Return the names of the files that make the model: weights, config, feature extractor and code."""
+    return sorted(
+        path.name
+        for path in Path(model_dir).iterdir()
+        if path.suffix in (".safetensors", ".py")
+        or path.name in ("config.json", "preprocessor_config.json", SAFE_WEIGHTS_INDEX_NAME)
+    )
 
 
 def load_model(
@@ -364,5 +378,6 @@ __all__ = [
     "load_feature_extractor",
     "load_model",
     "load_pipeline",
+    "model_files",
     "save_model_folder",
 ]

@@ -20,6 +20,7 @@ from ecgfm_hf import (
     load_pipeline,
     save_model_folder,
 )
+from ecgfm_hf.cli.main import main
 from ecgfm_hf.model_folder import ModelFolderError, ModelNotFoundError, load_feature_extractor, load_model
 from ecgfm_hf.utils.errors import ECGFMError
 
@@ -182,3 +183,18 @@ def test_names_of_precisions_need_no_torch():
     path = Path(ecgfm_hf.utils.precision.__file__)
     code = f"import runpy, sys; found = runpy.run_path({str(path)!r}); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "preprocessor_config.json", "checksums.json"])
+def test_verify_finds_a_flipped_bit_of_a_model_folder(folders, tmp_path, capsys, name):
+    folder = shutil.copytree(folders["classifier"], tmp_path / "model")
+    assert main(["verify", str(tmp_path)]) == 0
+    content = bytearray((folder / name).read_bytes())
+    content[-40] ^= 1
+    (folder / name).write_bytes(content)
+    assert main(["verify", str(tmp_path)]) == 1
+    assert f"{folder}: " in capsys.readouterr().out.splitlines()[-1]
+    if name != "checksums.json":
+        assert main(["verify", "--update", str(tmp_path)]) == 0
+    (folder / name).unlink()
+    assert main(["verify", str(folder)]) == (2 if name == "checksums.json" else 1)

@@ -199,7 +199,9 @@ def test_a_part_whose_rows_are_gone_cut_short_or_changed_is_written_again(tmp_pa
     out = tmp_path / "store"
     for share in (0, 1):
         run(out, shard=(share, 2))()
-    gone, changed, cut, _ = finished_parts(out)
+    gone, changed, cut, counted = finished_parts(out)
+    account = counted.with_suffix(".json")
+    account.write_text(account.read_text().replace('"rows": ', '"rows": 1'))
     gone.unlink()
     whole = cut.read_bytes()
     cut.write_bytes(whole[: len(whole) // 2])

@@ -47,6 +47,7 @@ COMMANDS = {
         "Data": {"prepare": "prepare", "split": "prepare", "label": "label", "synthesize": "synthesize"},
         "Training": {"pretrain": "pretrain", "finetune": "finetune", "probe": "probe"},
         "Evaluation": {"evaluate": "evaluate"},
+        "Integrity": {"verify": "verify"},
         "Sharing": {"card": "card", "push": "push"},
         "fairseq-signals": {"convert": "convert", "export-fairseq": "export_fairseq"},
     }.items()

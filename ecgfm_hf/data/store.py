@@ -17,6 +17,7 @@ import functools
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -271,10 +272,24 @@ def load_prepared(
 
 @functools.cache
 def private_folder() -> Path:
-    """Return a folder for temporary files that only this user can read, removed when the process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="ecgfm-"))
-    owner = os.getpid()
-    atexit.register(lambda: os.getpid() != owner or shutil.rmtree(folder, ignore_errors=True))  # not by a forked child
+    """
+    Return a folder for temporary files that only this user can read, removed when the process ends.
+
+    The processes that one launcher started on this machine share it, so that one of them makes the copy that all read.
+    """
+    rank, owner = os.environ.get("LOCAL_RANK"), os.getpid()
+    if rank is None:
+        folder = Path(tempfile.mkdtemp(prefix="ecgfm-"))
+    else:
+        name = f"ecgfm-{os.getuid()}-{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
+        folder = Path(tempfile.gettempdir()) / name
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) != 0o700 or not stat.S_ISDIR(status.st_mode):
+            raise DataError(f"{folder} is not private to this user: remove it, or set TMPDIR to another folder")
+    if rank in (None, "0"):
+        # Files stay readable to processes that have them open. A forked child does not own the folder.
+        atexit.register(lambda: os.getpid() != owner or shutil.rmtree(folder, ignore_errors=True))
     return folder
 
 

@@ -18,6 +18,7 @@ import yaml
 from ..configuration_ecgfm import ECGFMConfig
 from ..data.leakage import GUARD_FILE
 from ..provenance import PROVENANCE_FILE
+from ..utils.integrity import CHECKSUMS_FILE
 from ..utils.redaction import SMALLEST_CELL
 from .cards.checks import split_front_matter
 from .model_files import (
@@ -387,7 +388,9 @@ def _check_code(found: _Collected, allow_code: bool) -> None:
 
 
 def _kept(found: _Collected) -> tuple[tuple[str, str], ...]:
-    names = sorted(p.name + ("/" if p.is_dir() else "") for p in found.folder.iterdir() if p.name not in found.files)
+    there = [path for path in found.folder.iterdir() if path.name not in found.files]
+    # Digests are for the copy on this machine; the Hub has its own.
+    names = sorted(path.name + ("/" if path.is_dir() else "") for path in there if path.name != CHECKSUMS_FILE)
     refused = {problem.partition(":")[0] for problem in found.problems}
     return tuple((name, _reason(name, SINGLE_FILE in found.files)) for name in names if name not in refused)
 

@@ -110,4 +110,26 @@ def changed_files(folder: str | os.PathLike[str], names: Iterable[str] | None = 
         return [text for text in pool.map(problem, wanted) if text is not None]
 
 
-__all__ = ["CHECKSUMS_FILE", "changed_files", "file_checksum", "read_checksums", "write_checksums"]
+def find_checksums(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return a folder and those below it that have a `checksums.json`, sorted."""
+    return sorted(path.parent for path in Path(folder).rglob(CHECKSUMS_FILE))
+
+
+def update_checksums(folder: str | os.PathLike[str]) -> None:
+    """Write the digests of the same files anew, without files that are gone. `ValueError` for a store."""
+    content = read_checksums(folder)
+    if content.keys() - {"format", "algorithm", "files"}:
+        raise ValueError("only a model's files are meant to change; prepare a store again")
+    names = [name for name in content["files"] if (Path(folder) / name).is_file()]
+    write_checksums(folder, names, content["algorithm"])
+
+
+__all__ = [
+    "CHECKSUMS_FILE",
+    "changed_files",
+    "file_checksum",
+    "find_checksums",
+    "read_checksums",
+    "update_checksums",
+    "write_checksums",
+]

@@ -81,7 +81,8 @@ class Task:
         with atomic_path(self.path) as scratch:
             account = write(scratch)
             account.sha256 = _sha256(scratch)
-        write_json(self.path.with_suffix(".json"), asdict(account))
+        content = asdict(account)
+        write_json(self.path.with_suffix(".json"), {**content, "digest": _digest_of(content)})
         return account
 
 
@@ -199,15 +200,14 @@ class ResumableParts:
     def account(self, task: Task) -> PartAccount | None:
         """Return the account of a finished part. None where it is not finished, or its file is damaged."""
         try:
-            account = PartAccount(**json.loads(task.path.with_suffix(".json").read_text(encoding="utf-8")))
+            account = _read_account(task)
             return account if account.sha256 == _sha256(task.path) else None
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, KeyError):
             return None
 
     def accounts(self) -> list[PartAccount]:
         """Return the accounts of all parts, in order. `FileNotFoundError` where one is not finished."""
-        paths = [task.path.with_suffix(".json") for task in self.tasks]
-        return [PartAccount(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+        return [_read_account(task) for task in self.tasks]
 
     @contextmanager
     def output(self, path: Path) -> Iterator[Path]:
@@ -396,6 +396,19 @@ def _begin_worker(parent: int, function: Callable[[Any], Any]) -> None:
 
 def _call_in_worker(item: Any) -> Any:
     return _function(item)
+
+
+def _read_account(task: Task) -> PartAccount:
+    """Return a part's account. `ValueError` where it has changed since it was written."""
+    path = task.path.with_suffix(".json")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content.pop("digest") != _digest_of(content):
+        raise ValueError(f"{path} is damaged: remove it, and run the same command again")
+    return PartAccount(**content)
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
