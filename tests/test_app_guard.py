@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 import threading
 
 import pytest
 
-from ecgfm_hf.app.request_guard import RequestGuard
+from ecgfm_hf.app.request_guard import MOST_QUEUED, RequestGuard
 
 HOSTS = frozenset(("127.0.0.1",))
 
@@ -60,19 +61,61 @@ def test_a_body_is_read_no_further_than_its_limit(tmp_path):
     assert asyncio.run(ask(guarded, "/gradio_api/upload", [bytes(10_000)] * 7)) == (200, "70000")
 
 
-def test_few_uploads_are_taken_at_once_and_ended_ones_do_not_count(tmp_path):
-    guarded = guard(tmp_path)
+def test_fifty_uploads_at_once_queue_and_four_arrive_at_a_time(tmp_path):
+    now, most = 0, 0
 
-    async def many():
-        return await asyncio.gather(*(ask(guarded, "/gradio_api/upload", [b"x"] * 3, pause=0.05) for _ in range(7)))
+    async def counts(scope, receive, send):
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await reads_all(scope, receive, send)
+        now -= 1
 
-    for _ in range(2):
-        assert sorted(status for status, _ in asyncio.run(many())) == [200] * 4 + [503] * 3
+    guarded = guard(tmp_path, counts)
+
+    async def many(count):
+        return await asyncio.gather(*(ask(guarded, "/gradio_api/upload", [b"x"] * 2, pause=0.01) for _ in range(count)))
+
+    assert [status for status, _ in asyncio.run(many(50))] == [200] * 50
+    assert most == 4
+    statuses = [status for status, _ in asyncio.run(many(4 + MOST_QUEUED + 10))]
+    assert statuses == [200] * (4 + MOST_QUEUED) + [503] * 10
+    assert [status for status, _ in asyncio.run(many(3))] == [200] * 3, "ended and refused ones do not count"
 
 
 def test_uploads_wait_while_the_folder_is_full(tmp_path):
-    (tmp_path / "waiting").write_bytes(bytes(4 * 8 * 1000 + 1))
-    assert asyncio.run(ask(guard(tmp_path), "/gradio_api/upload", [b"x"]))[0] == 503
+    waiting = tmp_path / "waiting"
+    waiting.write_bytes(bytes(4 * 8 * 1000 + 1))
+    assert asyncio.run(ask(guard(tmp_path, queue_seconds=0.1), "/gradio_api/upload", [b"x"]))[0] == 503
+
+    async def read_meanwhile():
+        asked = asyncio.create_task(ask(guard(tmp_path), "/gradio_api/upload", [b"x"]))
+        await asyncio.sleep(0.1)
+        waiting.unlink()
+        return await asked
+
+    assert asyncio.run(read_meanwhile())[0] == 200
+
+
+def test_replies_and_requests_name_no_path_of_the_server(tmp_path):
+    file = tmp_path / "hash" / "a.edf"
+    seen = []
+
+    async def stores(scope, receive, send):
+        seen.append(await receive())
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"999")]})
+        await send({"type": "http.response.body", "body": json.dumps([str(file)]).encode()})
+
+    guarded = guard(tmp_path, stores)
+    status, text = asyncio.run(ask(guarded, "/gradio_api/upload", [b"x"]))
+    assert (status, json.loads(text)) == (200, ["/uploads/hash/a.edf"])
+    assert str(tmp_path) not in asyncio.run(ask(guarded, "/gradio_api/queue/data", method="GET"))[1]
+    question = json.dumps({"data": [{"path": "/uploads/hash/a.edf"}]}).encode()
+    assert asyncio.run(ask(guarded, "/gradio_api/queue/join", [question]))[0] == 200
+    assert json.loads(seen[-1]["body"]) == {"data": [{"path": str(file)}]}
+    for path in (str(file), "/uploads/../../etc/passwd", "/uploads/", 3):
+        question = json.dumps({"data": [{"path": path}]}).encode()
+        assert asyncio.run(ask(guarded, "/gradio_api/queue/join", [question]))[0] == 400, path
 
 
 def test_a_failure_is_logged_by_its_kind_alone(tmp_path, caplog):
@@ -83,6 +126,34 @@ def test_a_failure_is_logged_by_its_kind_alone(tmp_path, caplog):
     assert status == 500
     assert "RuntimeError" in caplog.text
     assert "Zweistein" not in caplog.text + text
+
+
+def test_the_page_is_opened_by_its_address_and_the_names_that_it_was_given(tmp_path):
+    guarded = RequestGuard(reads_all, tmp_path, 1000, frozenset(("0.0.0.0", "ecg.clinic.example")))
+
+    async def status(host, server):
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        async def receive():
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        headers = [(b"host", host.encode())]
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": headers, "server": (server, 7860)}
+        await guarded(scope, receive, send)
+        return sent[0]["status"]
+
+    for host, expected in (
+        ("10.1.2.3:7860", 200),
+        ("ECG.clinic.example:7860", 200),
+        ("evil.example:7860", 421),
+        ("10.1.2.4:7860", 421),
+        ("", 421),
+    ):
+        assert asyncio.run(status(host, "10.1.2.3")) == expected, host
+    assert asyncio.run(status("[fe80::1]:7860", "fe80::1")) == 200
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "[::1].evil.example:80"])

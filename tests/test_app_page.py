@@ -24,11 +24,14 @@ HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{3}} `4` $$5$$ \u202eback"
 class HereReader:
     """Reads in this process, as the confined one does in its own."""
 
-    def read(self, path, **arguments):
+    def read(self, session, path, **arguments):
         found = _read(str(path), arguments)
         if isinstance(found, Exception):
             raise found
         return found
+
+    def end(self, session):
+        pass
 
 
 @pytest.fixture(scope="module")

@@ -167,8 +167,8 @@ def test_no_name_leads_out_of_the_folder(page, name):
     (folder,) = page.temporary.glob("ecgfm-app-*")
     answer = page.upload((name, b"outside"))
     if answer.status_code == 200:
-        for path in answer.json():
-            assert os.path.realpath(path).startswith(f"{folder}{os.sep}")
+        assert all(path.startswith("/uploads/") for path in answer.json())
+        assert "ecgfm-app" not in answer.text
     else:
         assert answer.status_code == 400
     for path in page.content():
@@ -216,7 +216,8 @@ def test_what_no_page_would_ask_fails_quietly(page):
         assert not event["success"]
         assert "data" not in event["output"]
     assert page.client.post("/gradio_api/queue/join", json={"data": [NAME], "fn_index": 999}).status_code != 200
-    os.unlink(path)
+    (stored,) = page.content()
+    stored.unlink()
     assert "no longer there" in json.dumps(page.done(*page.ask([file, "", "", "", "", *rest])))
 
 

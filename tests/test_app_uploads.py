@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from wfdb_files import random_samples, write_record
 
-from ecgfm_hf.app.reader_process import ReaderProcess
+from ecgfm_hf.app.reader_process import ReaderProcess, SessionReaders
 from ecgfm_hf.app.uploads import MEGABYTE, MOST_FILES, UploadError, stored_bytes, sweep, take_upload
 from ecgfm_hf.records import ECGReadError
 
@@ -269,3 +269,39 @@ def test_memory_is_limited(tmp_path):
             reader.read(tmp_path / "x.npy", sampling_rate=5000.0, units="mV", lead_names=[f"L{i}" for i in range(12)])
     finally:
         reader.close()
+
+
+def test_each_session_has_a_process_of_its_own_that_ends_with_it(tmp_path, monkeypatch):
+    class Fake:
+        def __init__(self):
+            self.started = self.closed = False
+
+        def start(self):
+            self.started = True
+
+        def read(self, path, **arguments):
+            assert not self.closed
+            return self
+
+        def close(self):
+            self.closed = True
+
+    monkeypatch.setattr("ecgfm_hf.app.reader_process.ReaderProcess", Fake)
+    readers = SessionReaders(most=2)
+    readers.start()
+    first = readers.read("one", "a.edf")
+    assert first.started, "it was started in advance"
+    second = readers.read("two", "b.edf")
+    assert second is not first
+    assert readers.read("one", "c.edf") is first
+    third = readers.read("three", "d.edf")
+    assert (first.closed, second.closed, third.closed) == (False, True, False), "the one unused for longest ends"
+    readers.end("one")
+    assert first.closed
+    assert readers.read("one", "a.edf") is not first
+    assert readers.read("", "a.edf").closed, "without a session it ends at once"
+    readers._seconds = 0.0
+    readers.read("four", "a.edf")
+    assert third.closed
+    readers.close()
+    assert readers.read("four", "a.edf").started is False

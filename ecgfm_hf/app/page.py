@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from ..interpretation.ecg_page import GAINS
 from . import html
 from .reader_process import LONGEST_SECONDS
+from .request_guard import MOST_QUEUED
 from .scoring import PageScorer, saliency_choices
 from .uploads import MEGABYTE
 
@@ -136,7 +137,7 @@ def build_page(scorer: PageScorer, model_name: str, label_names: list[str], max_
             }
 
         def on_leaving(request: gr.Request) -> None:
-            scorer.recordings.drop(request.session_hash or "")
+            scorer.leave(request.session_hash or "")
 
         outputs = [file, message, results, notes, page, scores, downloads, saliency, gain, start]
         inputs = [file, rate, units, leads, exam, *policies]
@@ -147,7 +148,7 @@ def build_page(scorer: PageScorer, model_name: str, label_names: list[str], max_
         for changed in (saliency.input, gain.input, start.release):
             changed(on_choice, view, again, show_progress_on=page, **private)
         blocks.unload(on_leaving)
-    blocks.queue(max_size=16, api_open=False, default_concurrency_limit=1)
+    blocks.queue(max_size=MOST_QUEUED, api_open=False, default_concurrency_limit=1)
     return blocks
 
 

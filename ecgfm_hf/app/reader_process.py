@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
+from collections import OrderedDict
 from typing import Any
 
 from ..records import ECGReadError
@@ -101,6 +103,80 @@ class ReaderProcess:
         self._ready = False
 
 
+class SessionReaders:
+    """
+    A reader process for each session, ended with it: memory that one visitor's file has left is seen by no other.
+
+    A process is started in advance, since its imports take seconds.
+
+    Args:
+        most: Processes of sessions at once; the one that was unused for longest is ended for another.
+        seconds: Time after which an unused process is ended.
+    """
+
+    def __init__(self, most: int = 8, seconds: float = 1800.0):
+        self._most, self._seconds = most, seconds
+        self._lock = threading.Lock()
+        self._spare: ReaderProcess | None = None
+        self._readers: OrderedDict[str, tuple[float, ReaderProcess]] = OrderedDict()
+
+    def start(self) -> None:
+        """Start a process for the first session without waiting for it."""
+        with self._lock:
+            self._start_spare()
+
+    def read(self, session: str, path: str | os.PathLike, **arguments: Any) -> ECGRecord:
+        """Read one recording in the session's own process; without a session, in one that is ended afterwards."""
+        reader = self._of(session)
+        try:
+            return reader.read(path, **arguments)
+        finally:
+            if not session:
+                reader.close()
+
+    def end(self, session: str) -> None:
+        """End the session's process, if there is one."""
+        with self._lock:
+            found = self._readers.pop(session, None)
+        if found is not None:
+            found[1].close()
+
+    def close(self) -> None:
+        """End all processes."""
+        with self._lock:
+            readers = [reader for _, reader in self._readers.values()]
+            readers += [] if self._spare is None else [self._spare]
+            self._readers.clear()
+            self._spare = None
+        for reader in readers:
+            reader.close()
+
+    def _of(self, session: str) -> ReaderProcess:
+        unused = []
+        with self._lock:
+            now = time.monotonic()
+            _, reader = self._readers.pop(session, (0.0, None))
+            while self._readers:
+                used, oldest = next(iter(self._readers.values()))
+                if len(self._readers) < self._most and now - used <= self._seconds:
+                    break
+                unused.append(oldest)
+                self._readers.popitem(last=False)
+            if reader is None:
+                reader, self._spare = self._spare or ReaderProcess(), None
+                self._start_spare()
+            if session:
+                self._readers[session] = (now, reader)
+        for one in unused:
+            one.close()
+        return reader
+
+    def _start_spare(self) -> None:
+        if self._spare is None:
+            self._spare = ReaderProcess()
+            self._spare.start()
+
+
 def _serve(connection: Any, parent: int, memory: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the parent decides
     exit_with_parent(parent)
@@ -143,4 +219,4 @@ def _read(path: str, arguments: dict[str, Any]) -> ECGRecord | ECGReadError:
         return ECGReadError(f"{path}: cannot be read ({type(error).__name__})")
 
 
-__all__ = ["LONGEST_SECONDS", "ReaderProcess"]
+__all__ = ["LONGEST_SECONDS", "ReaderProcess", "SessionReaders"]

@@ -29,12 +29,15 @@ _GET = frozenset(
     )
 )
 _GET_BELOW = ("/assets/", "/static/", "/gradio_api/heartbeat/")
-_UPLOAD, _JOIN = "/gradio_api/upload", "/gradio_api/queue/join"
+_UPLOAD, _JOIN, _EVENTS = "/gradio_api/upload", "/gradio_api/queue/join", "/gradio_api/queue/data"
+_PAUSE = 0.05  # seconds between two looks whether an upload may arrive
 _POST = frozenset((_UPLOAD, _JOIN, "/gradio_api/cancel", "/gradio_api/reset"))
 
 _LARGEST_REQUEST = 1 << 18  # bytes of any request but an upload
 _ENVELOPE = 1 << 16  # bytes of an upload that are not the files
-_MOST_WAITING = 4  # uploads at once, and uploads of the largest size that wait to be read
+_MOST_AT_ONCE = 4  # uploads that arrive at once, and uploads of the largest size that wait to be read
+MOST_QUEUED = 128  # uploads that wait for their turn to arrive, and those that wait to be read
+_FOLDER = "/uploads/"  # stands for the folder of uploads in requests and replies, which name no path of the server
 
 # The browser loads nothing from other servers and runs only this server's scripts.
 _POLICY = (
@@ -64,9 +67,10 @@ class RequestGuard:
         app: The guarded application.
         incoming: The folder of uploads. Requests may name only files in it.
         max_bytes: Largest upload.
-        hosts: Names that the server accepts as its own; `None` for any. This stops other sites whose name resolves to
-            this machine (DNS rebinding).
+        hosts: Names that the server accepts as its own, beside the address at which a request arrived. This stops
+            other sites whose name resolves to this machine (DNS rebinding).
         upload_seconds, request_seconds: Longest time for an upload, and for any other request, to arrive.
+        queue_seconds: Longest time that an upload waits for its turn.
     """
 
     def __init__(
@@ -74,13 +78,15 @@ class RequestGuard:
         app: Any,
         incoming: Path,
         max_bytes: int,
-        hosts: frozenset[str] | None,
+        hosts: frozenset[str],
         upload_seconds: float = 300.0,
         request_seconds: float = 30.0,
+        queue_seconds: float = 600.0,
     ):
         self._app, self._incoming, self._max_bytes, self._hosts = app, incoming, max_bytes, hosts
         self._upload_seconds, self._request_seconds = upload_seconds, request_seconds
-        self._uploading = 0
+        self._queue_seconds = queue_seconds
+        self._queued = self._uploading = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -91,18 +97,41 @@ class RequestGuard:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_upload = scope["path"] == _UPLOAD
-        self._uploading += is_upload
+        send = _with_policy(_without_folder(send, self._incoming, scope["path"]))
+        refused = self._refusal(scope)
+        if refused is not None:
+            await _answer(send, *refused)
+        elif scope["path"] != _UPLOAD:
+            await self._within_limits(scope, receive, send, False)
+        elif not await self._own_turn():
+            await _answer(send, 503, "too many files are waiting: try again in some minutes")
+        else:
+            try:
+                await self._within_limits(scope, receive, send, True)
+            finally:
+                self._uploading -= 1
+
+    async def _own_turn(self) -> bool:
+        """Wait until an upload may arrive, and count it; return False if too many wait, or for too long."""
+        if self._queued >= MOST_QUEUED:
+            return False
+        until = asyncio.get_running_loop().time() + self._queue_seconds
+        self._queued += 1
         try:
-            await self._within_limits(scope, receive, _with_policy(send), is_upload)
+            while self._uploading >= _MOST_AT_ONCE or (
+                stored_bytes(self._incoming) > _MOST_AT_ONCE * MOST_FILES * self._max_bytes
+            ):
+                if asyncio.get_running_loop().time() > until:
+                    return False
+                await asyncio.sleep(_PAUSE)
+            self._uploading += 1
+            return True
         finally:
-            self._uploading -= is_upload
+            self._queued -= 1
 
     async def _within_limits(self, scope: Scope, receive: Receive, send: Send, is_upload: bool) -> None:
         started = False
-        refused: tuple[int, str] | None = self._refusal(scope)
-        if refused is not None:
-            return await _answer(send, *refused)
+        refused: tuple[int, str] | None = None
 
         async def answer(message: MutableMapping[str, Any]) -> None:
             nonlocal started
@@ -136,7 +165,8 @@ class RequestGuard:
                 body = await _whole_body(limited)
                 if body is None:
                     return
-                if not _names_only(self._incoming, body):
+                body = _with_uploads(self._incoming, body)
+                if body is None:
                     return await _answer(answer, 400, "only files that were dropped on the page are read")
                 given = _replayed(body, receive)
             await self._app(scope, given, answer)
@@ -158,7 +188,7 @@ class RequestGuard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         method, path = scope["method"], scope["path"]
         host = headers.get("host", "")
-        if self._hosts is not None and _name_of(host) not in self._hosts:
+        if _name_of(host) not in (*self._hosts, (scope.get("server") or (None,))[0]):
             return 421, "this page is not served under that name"
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
@@ -176,11 +206,6 @@ class RequestGuard:
             declared = headers.get("content-length", "")
             if declared.isdecimal() and int(declared) > self._most_uploaded:
                 return 413, "the request is too large"
-            if (
-                self._uploading > _MOST_WAITING
-                or stored_bytes(self._incoming) > _MOST_WAITING * MOST_FILES * self._max_bytes
-            ):
-                return 503, "too many files are waiting: try again in some minutes"
         return None
 
 
@@ -253,31 +278,65 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def _names_only(incoming: Path, body: bytes) -> bool:
+def _with_uploads(incoming: Path, body: bytes) -> bytes | None:
     """
-    Return whether every file that a request names is in `incoming`. Gradio would fetch network addresses, and it logs
-    the paths that it refuses.
+    Return a request in which uploads have their real paths; `None` where it names anything but uploads. Gradio would
+    fetch network addresses, and it logs the paths that it refuses.
     """
     try:
-        waiting = [json.loads(body)]
+        content = json.loads(body)
+        waiting = [content]
         while waiting:
             value = waiting.pop()
             if isinstance(value, list):
                 waiting += value
             elif isinstance(value, dict):
                 waiting += value.values()
-                path = value.get("path")
-                if path is not None and not _lies_in(path, incoming):
-                    return False
-        return True
+                if value.get("path") is not None:
+                    value["path"] = _upload_path(value["path"], incoming)
+        return json.dumps(content).encode()
     except (ValueError, RecursionError):
-        return False
+        return None
 
 
-def _lies_in(path: Any, folder: Path) -> bool:
-    if not isinstance(path, str) or "\0" in path or len(path) > 4096:
-        return False
-    return os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep)
+def _upload_path(path: Any, incoming: Path) -> str:
+    """Return the real path of an upload; `ValueError` for anything else."""
+    if not isinstance(path, str) or not path.startswith(_FOLDER) or "\0" in path or len(path) > 4096:
+        raise ValueError
+    folder = os.path.realpath(incoming)
+    real = os.path.realpath(os.path.join(folder, path.removeprefix(_FOLDER)))
+    if not real.startswith(folder + os.sep):
+        raise ValueError
+    return real
 
 
-__all__ = ["RequestGuard"]
+def _without_folder(send: Send, incoming: Path, path: str) -> Send:
+    """Replace the folder of uploads in replies: its path names folders and a process of this machine."""
+    names = {f"{folder}{os.sep}".encode() for folder in (os.path.realpath(incoming), incoming)}
+    start: MutableMapping[str, Any] = {}
+    parts: list[bytes] = []
+
+    def shown(content: bytes) -> bytes:
+        for name in names:
+            content = content.replace(name, _FOLDER.encode())
+        return content
+
+    async def replaced(message: MutableMapping[str, Any]) -> None:
+        nonlocal start
+        if path != _UPLOAD:  # files of the page, or a stream of events
+            body = message.get("body")
+            await send({**message, "body": shown(body)} if body and path == _EVENTS else message)
+        elif message["type"] == "http.response.start":
+            start = message
+        else:
+            parts.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                content = shown(b"".join(parts))
+                headers = [pair for pair in start.get("headers", ()) if pair[0].lower() != b"content-length"]
+                await send({**start, "headers": [*headers, (b"content-length", str(len(content)).encode())]})
+                await send({"type": "http.response.body", "body": content})
+
+    return replaced
+
+
+__all__ = ["MOST_QUEUED", "RequestGuard"]

@@ -35,9 +35,11 @@ _LONGEST_ATTRIBUTED = 60.0  # seconds, where all segments count: each takes some
 
 
 class RecordReader(Protocol):
-    """What reads a file, such as [`ReaderProcess`]."""
+    """What reads the files of sessions, such as [`SessionReaders`]."""
 
-    def read(self, path: str | os.PathLike, **arguments: Any) -> ECGRecord: ...
+    def read(self, session: str, path: str | os.PathLike, **arguments: Any) -> ECGRecord: ...
+
+    def end(self, session: str) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +163,7 @@ class PageScorer:
         try:
             with take_upload(paths, self._folder, self._max_bytes) as upload:
                 title, folder = upload.title, upload.path.parent
-                record = self._reader.read(upload.path, **parse_file_options(*options))
+                record = self._reader.read(session, upload.path, **parse_file_options(*options))
             # From here on it has the name that the visitor gave it.
             record = dataclasses.replace(record, path=title, recording_id=title)
             recording = score_recording(self._pipeline, record, title, policies)
@@ -179,6 +181,11 @@ class PageScorer:
         self.recordings.put(session, recording)
         result["seconds"] = record.samples.shape[1] / record.sampling_rate
         return result
+
+    def leave(self, session: str) -> None:
+        """Drop the session's recording and end its reader."""
+        self.recordings.drop(session)
+        self._reader.end(session)
 
     def draw_again(self, session: str, saliency: str, start_s: float, mm_per_mv: float = 10.0) -> PageResult:
         """Return the session's page with other saliency or gain, or from another second. Never raises."""

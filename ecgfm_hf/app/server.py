@@ -19,15 +19,15 @@ from typing import Any
 from ..pipeline_ecgfm import ECGClassificationPipeline
 from . import html
 from .page import build_page, theme
-from .reader_process import ReaderProcess
-from .request_guard import RequestGuard
+from .reader_process import SessionReaders
+from .request_guard import MOST_QUEUED, RequestGuard
 from .scoring import PageScorer
 from .uploads import MEGABYTE, sweep
 
 logger = logging.getLogger(__name__)
 
 LOOPBACK = frozenset(("127.0.0.1", "localhost", "::1"))
-_ABANDONED_SECONDS = 300.0  # after which an upload that was not read is removed
+_ABANDONED_SECONDS = 900.0  # after which an upload that was not read is removed
 _SWEEP_SECONDS = 30.0
 _FOLDER = re.compile(r"ecgfm-app-(\d+)-\w+")
 
@@ -51,11 +51,13 @@ class AppSettings:
     Attributes:
         model_name: Shown in the page's head.
         host: Address to listen at.
+        names: Further names under which browsers may open the page, such as its name in the network.
         max_mb: Largest upload, all files together, in MB (2^20 bytes).
     """
 
     model_name: str
     host: str = "127.0.0.1"
+    names: tuple[str, ...] = ()
     max_mb: float = 20.0
 
     @property
@@ -122,7 +124,7 @@ class _TypeOnlyTraceback:
 
 
 def build_app(
-    pipeline: ECGClassificationPipeline, reader: ReaderProcess, folder: Path, settings: AppSettings
+    pipeline: ECGClassificationPipeline, reader: SessionReaders, folder: Path, settings: AppSettings
 ) -> RequestGuard:
     """
     Return the page as an ASGI application.
@@ -165,7 +167,8 @@ def build_app(
         theme=theme(),
         css=html.stylesheet(),
     )
-    return RequestGuard(app, folder, settings.max_bytes, LOOPBACK if settings.host in LOOPBACK else None)
+    names = frozenset(name.lower() for name in (settings.host, *settings.names))
+    return RequestGuard(app, folder, settings.max_bytes, LOOPBACK | names)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -219,7 +222,7 @@ def web_server(app: Any, patience: float = 10.0) -> Any:
         server_header=False,
         proxy_headers=False,
         ws="none",
-        limit_concurrency=64,
+        limit_concurrency=4 * MOST_QUEUED,  # a visitor's browser holds several connections
         timeout_graceful_shutdown=2,
     )
     return uvicorn.Server(config)

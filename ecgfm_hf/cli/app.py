@@ -15,7 +15,15 @@ _NEEDED = ("gradio", "matplotlib", "captum")
 
 def app(
     model: Annotated[str, typer.Option("--model", metavar="DIR", help="Folder or Hub repository of a classifier.")],
-    host: Annotated[str, typer.Option("--host", metavar="HOST", help="Address to listen at.")] = "127.0.0.1",
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--host",
+            metavar="HOST",
+            help="Address to listen at (default: 127.0.0.1). Repeat it for each further name under which browsers may "
+            "open the page.",
+        ),
+    ] = None,
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, metavar="PORT", help="0 takes any that is free.")
     ] = 7860,
@@ -45,7 +53,8 @@ def app(
         raise typer.BadParameter(f"--max-mb must be above 0 and at most 1000, found: {max_mb:g}")
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         raise CommandFailed(f"the page needs {', '.join(missing)}: pip install 'ecgfm-hf[app]'")
-    from ..app.reader_process import ReaderProcess
+    address, *names = host or ["127.0.0.1"]
+    from ..app.reader_process import SessionReaders
     from ..app.server import LOOPBACK, AppSettings, build_app, listen, private_folder, serve
     from ..model_folder import load_pipeline
     from ..utils.logs import only_errors
@@ -53,25 +62,26 @@ def app(
 
     keep_freed_memory()
     try:
-        found = listen(host, port)
+        found = listen(address, port)
     except OSError as error:
         hint = " (--port 0 takes any that is free)" if error.errno == errno.EADDRINUSE else ""
-        raise CommandFailed(f"cannot listen at {host}, port {port}: {error.strerror or error}{hint}") from error
-    reader = ReaderProcess()
+        raise CommandFailed(f"cannot listen at {address}, port {port}: {error.strerror or error}{hint}") from error
+    reader = SessionReaders()
     try:
         with found, only_errors("ecgfm_hf"), quiet_libraries(), sigterm_as_interrupt(), private_folder() as folder:
             reader.start()
             with loading(model):
                 pipeline = load_pipeline(model, device=device, precision=precision)
             name = os.path.basename(os.path.normpath(model))
-            page = build_app(pipeline, reader, folder, AppSettings(name, host, max_mb))
-            if host not in LOOPBACK:
+            page = build_app(pipeline, reader, folder, AppSettings(name, address, tuple(names), max_mb))
+            if address not in LOOPBACK:
                 print(
-                    f"ecgfm: WARNING: other machines can reach {host}. Anyone there can use the page without a "
-                    "password, and what they send is not encrypted",
+                    f"ecgfm: WARNING: other machines can reach {address}. Anyone there can use the page without a "
+                    "password, and uploads are not encrypted. Browsers open it by its address; for a name, add --host "
+                    "NAME",
                     file=sys.stderr,
                 )
-            shown = f"[{host}]" if ":" in host else host
+            shown = f"[{address}]" if ":" in address else address
             print(f"ecgfm: http://{shown}:{found.getsockname()[1]} (Ctrl-C ends it)", flush=True)
             serve(page, found, folder)
     except KeyboardInterrupt:
