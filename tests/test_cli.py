@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from ecgfm_hf import ECGFMError
-from ecgfm_hf.cli import label, options, predict, prediction_pages
+from ecgfm_hf.cli import options, predict
 from ecgfm_hf.cli.main import COMMANDS, in_options, load_command, main
 
 HEAVY = ("torch", "transformers", "datasets", "pyarrow", "numpy", "scipy", "huggingface_hub")
@@ -77,11 +77,8 @@ def test_help_of_all_commands_imports_no_library_of_models():
 
 def test_choices_that_help_lists_are_the_librarys():
     from ecgfm_hf import feature_extraction_ecgfm as extractor
-    from ecgfm_hf.interpretation.ecg_page import GAINS
-    from ecgfm_hf.labeler import PRESETS
-    from ecgfm_hf.utils.precision import PRECISIONS
+    from ecgfm_hf.labeler.presets import PRESETS, Preset
 
-    assert get_args(options.Precision) == PRECISIONS
     policies = {
         "missing_leads": options.MissingLeads,
         "nan_samples": options.NanSamples,
@@ -89,8 +86,8 @@ def test_choices_that_help_lists_are_the_librarys():
         "short_recordings": options.ShortRecordings,
     }
     assert {name: get_args(choices) for name, choices in policies.items()} == extractor._POLICIES
-    assert set(prediction_pages.GAINS) == set(GAINS)
-    assert get_args(label.Preset) == tuple(PRESETS)
+    assert tuple(policies) == options.POLICIES
+    assert get_args(Preset) == tuple(PRESETS)
 
 
 @pytest.mark.parametrize(
@@ -140,13 +137,33 @@ def test_verbose_adds_the_traceback_and_leaves_the_log_as_it_was(capsys):
     assert "Traceback" in printed
     assert (logger.level, list(logger.handlers)) == before
     assert main(["-v", "-q", "predict", "x", "--model", "m"]) == 2
+    assert main(["-v", "predict", "x", "--model", "m", "-q"]) == 2
 
 
 def test_quiet_hides_progress(monkeypatch):
     seen = []
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(predict, "_check_outputs", lambda _: seen.append(options.show_progress()) or 1 / 0)
-    for flags in ((), ("--quiet",)):
-        with pytest.raises(ZeroDivisionError):  # a defect keeps its traceback
-            main([*flags, "predict", "x", "--model", "m"])
-    assert seen == [True, False]
+    monkeypatch.setattr(predict, "_check_outputs", lambda *_: seen.append(options.show_progress()))
+    monkeypatch.setattr(predict, "_predict", lambda *_: 0)
+    command = ["predict", "x", "--model", "m"]
+    for arguments in (command, ["--quiet", *command], [*command, "-q"], command):
+        assert main(arguments) == 0
+    assert seen == [True, False, False, True]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("division"), TypeError("no str"), KeyError("key")])
+def test_a_defect_shows_its_traceback_and_how_to_report_it(error, monkeypatch, capsys):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(predict, "_check_outputs", fails)
+    assert main(["predict", "x", "--model", "m"]) == 1
+    printed = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in printed
+    assert "Please send its maintainers the traceback" in printed
+
+
+def test_a_library_value_error_is_a_defect_and_ours_is_a_message(monkeypatch, capsys):
+    monkeypatch.setattr(predict, "_check_outputs", lambda *_: int("of a library's own"))
+    assert main(["predict", "x", "--model", "m"]) == 1
+    assert "Traceback" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ..labeler.presets import Preset
 from ..utils.errors import SettingsError
 from .options import NumProcOption, failing_with, show_progress
 
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from ..labeler.tables import Block
 
 _EXPLAINED = 20  # reports on the page of --explain-html
-
-
-Preset = Literal["mimic17", "mimic17-clinical"]
 
 
 @dataclass(frozen=True)

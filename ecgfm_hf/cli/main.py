@@ -8,7 +8,9 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -17,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 from .. import __version__
 from ..utils.errors import ECGFMError
 from ..utils.name_lists import as_names
-from .options import CommandFailed, logging_for
+from .options import CommandFailed, QuietOption, VerboseOption, logging_for, with_logging
 
 # The base of all errors of usage; typer exports only this one of its kind.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -87,7 +89,7 @@ def load_command(name: str) -> TyperCommand:
     found = COMMANDS[name]
     function = getattr(importlib.import_module(found.module, __package__), found.function)
     app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    app.command(name, rich_help_panel=found.panel, no_args_is_help=False)(function)
+    app.command(name, rich_help_panel=found.panel, no_args_is_help=False)(with_logging(function))
     command = typer.main.get_command(app)
     assert isinstance(command, TyperCommand)
     return command
@@ -132,16 +134,10 @@ def _ecgfm(
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Log what is done, and print a traceback where a command fails.")
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress bars and no warnings; errors are still printed.")
-    ] = False,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """ECG-FM, the open foundation model for the 12-lead electrocardiogram."""
-    if verbose and quiet:
-        raise typer.BadParameter("--verbose and --quiet exclude each other")
     ctx.with_resource(logging_for(verbose, quiet))
 
 
@@ -191,9 +187,9 @@ def _run(arguments: list[str]) -> int:
         path = "ecgfm" if context is None else context.command_path
         message = getattr(error, "format_message", error.__str__)()
         return _failed(f"{message} (see {path} --help)", 2)
-    except (ECGFMError, ValueError, ImportError) as error:
-        if isinstance(error, ImportError) and (error.name or "").startswith("ecgfm_hf"):
-            raise  # a defect of this package, not a missing extra
+    except (ECGFMError, ValueError, RuntimeError, ImportError) as error:
+        if not _is_message(error):
+            return _failed_unexpectedly()
         # A RuntimeError of this package is a failure of the work; all else is input that cannot be used.
         status = 1 if isinstance(error, RuntimeError) else 2
         return _failed(in_options(str(error), group.chosen), status)
@@ -201,6 +197,28 @@ def _run(arguments: list[str]) -> int:
         unusable = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
         status = 2 if isinstance(error, unusable) else 1  # else no space or no permission
         return _failed(in_options(str(error), group.chosen), status)
+    except Exception:
+        return _failed_unexpectedly()
+
+
+def _is_message(error: Exception) -> bool:
+    """Return whether an error was raised for the user to read, and is not a defect of this package."""
+    if isinstance(error, ECGFMError):
+        return True
+    if isinstance(error, ImportError):
+        return not (error.name or "").startswith("ecgfm_hf")  # a missing extra
+    *_, frame = traceback.extract_tb(error.__traceback__)
+    return Path(frame.filename).is_relative_to(Path(__file__).parents[1])
+
+
+def _failed_unexpectedly() -> int:
+    """Print the traceback of the error that is being handled, and how to report it; return the exit status."""
+    traceback.print_exc()
+    return _failed(
+        "unexpected error: this is a defect of ecgfm-hf. Please send its maintainers the traceback above, the "
+        "command, and what `ecgfm --version` prints. Remove names, ids and paths of patients first",
+        1,
+    )
 
 
 def _failed(message: object, status: int) -> int:

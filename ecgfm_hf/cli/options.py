@@ -1,26 +1,31 @@
 """What several commands share: options, parsers of values, progress, logging, failures. Imports no torch."""
 
 import contextlib
+import dataclasses
+import functools
+import inspect
 import logging
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from ..utils.errors import SettingsError
+from ..utils.errors import ECGFMError, SettingsError
 from ..utils.name_lists import names
+from ..utils.precision import Precision
 
-# Choices that help lists. tests/test_cli.py compares them with the library's own, whose modules import torch.
-Precision = Literal["auto", "float32", "bfloat16", "int8"]
+# The feature extractor's policies. Its file is remote code, which must work without this package and imports
+# transformers, which help must not wait for; tests/test_cli.py compares them.
 MissingLeads = Literal["error", "zero", "derive"]
 NanSamples = Literal["error", "zero", "interpolate"]
 ConstantLeads = Literal["zero", "error"]
 ShortRecordings = Literal["error", "pad"]
+POLICIES = ("missing_leads", "nan_samples", "constant_leads", "short_recordings")
 
 PrecisionOption = Annotated[
     Precision,
@@ -48,6 +53,36 @@ ColumnsOption = Annotated[
     ),
 ]
 StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder that `ecgfm prepare` wrote.")]
+
+
+def expand_options(command: Callable[..., int]) -> Callable[..., int]:
+    """
+    Return a command with an option for each field of the dataclasses among its parameters.
+
+    Options that several commands have are so defined once. A field is annotated as a parameter of a typer command.
+    """
+    groups: dict[str, Any] = {}
+    parameters: list[inspect.Parameter] = []
+    hints = get_type_hints(command, include_extras=True)
+    for parameter in inspect.signature(command).parameters.values():
+        group = hints[parameter.name]
+        fields = {parameter.name: parameter.default}
+        if dataclasses.is_dataclass(group):
+            groups[parameter.name] = group
+            fields = {field.name: field.default for field in dataclasses.fields(group)}
+        found = get_type_hints(group, include_extras=True) if dataclasses.is_dataclass(group) else hints
+        parameters += [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=found[name])
+            for name, default in fields.items()
+        ]
+
+    @functools.wraps(command)
+    def expanded(**values: Any) -> int:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+        return command(**values)
+
+    return _with_parameters(expanded, parameters)
 
 
 class CommandFailed(Exception):
@@ -100,7 +135,14 @@ def parse_mapping(text: str | None, option: str = "--columns") -> dict[str, str]
 # Progress and logging
 # ----------------------------------------------------------------------------------------------------------------------
 
-_QUIET = False
+_QUIET = _VERBOSE = False
+
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Log what is done, and print a traceback where a command fails.")
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress bars and no warnings; errors are still printed.")
+]
 
 
 def show_progress() -> bool:
@@ -110,25 +152,54 @@ def show_progress() -> bool:
 
 @contextlib.contextmanager
 def logging_for(verbose: bool, quiet: bool) -> Iterator[None]:
-    """Set the level of this package's log for a command: INFO with `verbose`, ERROR with `quiet`; then restore it."""
-    global _QUIET
-    logger, before = logging.getLogger("ecgfm_hf"), _QUIET
+    """
+    Set the level of this package's log for a command: INFO with `verbose`, ERROR with `quiet`; then restore it.
+
+    Both options may stand before the command or after it, so contexts may be nested.
+    """
+    global _QUIET, _VERBOSE
+    before = _QUIET, _VERBOSE
+    if (verbose or _VERBOSE) and (quiet or _QUIET):
+        raise typer.BadParameter("--verbose and --quiet exclude each other")
+    logger = logging.getLogger("ecgfm_hf")
     level, handler = logger.level, logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s" if verbose else "%(message)s"))
-    if verbose:
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    if verbose and not _VERBOSE:
         logger.addHandler(handler)
     if verbose or quiet:
         logger.setLevel(logging.INFO if verbose else logging.ERROR)
-    _QUIET = quiet
+    _QUIET, _VERBOSE = quiet or _QUIET, verbose or _VERBOSE
     try:
         with warnings.catch_warnings():
             if quiet:
                 warnings.simplefilter("ignore")
             yield
     finally:
-        _QUIET = before
+        _QUIET, _VERBOSE = before
         logger.setLevel(level)
         logger.removeHandler(handler)
+
+
+def with_logging(command: Callable[..., int]) -> Callable[..., int]:
+    """Return a command that takes `--verbose` and `--quiet`, too."""
+
+    @functools.wraps(command)
+    def logged(*, verbose: bool, quiet: bool, **values: Any) -> int:
+        with logging_for(verbose, quiet):
+            return command(**values)
+
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option)
+        for name, option in (("verbose", VerboseOption), ("quiet", QuietOption))
+    ]
+    parameters = [*inspect.signature(command, eval_str=True).parameters.values(), *added]
+    return _with_parameters(logged, parameters)
+
+
+def _with_parameters(command: Callable[..., int], parameters: list[inspect.Parameter]) -> Callable[..., int]:
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect reads it, typeshed omits it
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
 
 
 @contextlib.contextmanager
@@ -178,7 +249,8 @@ def loading(model: str) -> Iterator[None]:
     """Report whatever goes wrong while a model is loaded as one line that names the model."""
     try:
         yield
-    except Exception as error:  # what libraries raise for a damaged folder or a missing device has no common class
+    except (ECGFMError, OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+        # A damaged folder or a missing device is a KeyError or RuntimeError of a library; all else is a defect.
         what = f"{type(error).__name__}: {error}"
         local = os.path.isdir(model) or isinstance(error, FileNotFoundError)
         where = "" if local else "it is no folder here, and from the Hub: "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 import typer
 
 from .options import (
+    POLICIES,
     BatchSizeOption,
     ColumnsOption,
     CommandFailed,
@@ -19,6 +20,7 @@ from .options import (
     NanSamples,
     PrecisionOption,
     ShortRecordings,
+    expand_options,
     loading,
     parse_mapping,
     parse_names,
@@ -26,7 +28,7 @@ from .options import (
     show_progress,
     sigterm_as_interrupt,
 )
-from .prediction_pages import GAINS, PageOptions
+from .prediction_pages import PageOptions
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,179 +43,196 @@ _POLICIES, _PAGES = (
     "A page for each recording (needs ecgfm-hf\\[plots])",
 )
 
-_Inputs = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="FILE", help="Recordings (.hea or record name, DICOM file, ...), folders, or stores."),
-]
-_List = Annotated[
-    str | None,
-    typer.Option(
-        "--list", metavar="FILE", help="Text file with one path per line; - is standard input.", rich_help_panel=_MORE
-    ),
-]
-_Table = Annotated[
-    str | None,
-    typer.Option(
-        "--table",
-        metavar="FILE",
-        help="CSV or Parquet table with a column path (or recording_id).",
-        rich_help_panel=_MORE,
-    ),
-]
-_Root = Annotated[
-    str | None,
-    typer.Option(
-        "--root",
-        metavar="DIR",
-        help="Folder of the table's paths (default: the table's folder).",
-        rich_help_panel=_MORE,
-    ),
-]
-_Split = Annotated[
-    str | None,
-    typer.Option("--split", metavar="NAME", help="Split of the stores (default: all).", rich_help_panel=_MORE),
-]
-_Workers = Annotated[
-    int,
-    typer.Option("--workers", min=0, metavar="N", help="Processes that read ahead.", rich_help_panel=_RUN),
-]
-_Device = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        metavar="DEVICE",
-        help="Such as cpu, cuda (each process takes its own) or cuda:0.",
-        rich_help_panel=_RUN,
-    ),
-]
-_Compile = Annotated[
-    bool,
-    typer.Option(
-        "--compile",
-        help="Use torch.compile: takes about a minute first; for thousands of recordings.",
-        rich_help_panel=_RUN,
-    ),
-]
-_Failures = Annotated[
-    str | None,
-    typer.Option(
-        "--failures",
-        metavar="CSV",
-        help="List the recordings that failed in this file (.parquet: by default beside the output).",
-        rich_help_panel=_RUN,
-    ),
-]
-_PartSize = Annotated[
-    int,
-    typer.Option(
-        "--part-size",
-        min=1,
-        metavar="N",
-        help=".parquet: recordings per part; a kill loses at most one part per process.",
-        rich_help_panel=_RUN,
-    ),
-]
-_Overwrite = Annotated[
-    bool,
-    typer.Option("--overwrite", help=".parquet: replace the output of another run.", rich_help_panel=_RUN),
-]
-_SamplingRate = Annotated[
-    float | None,
-    typer.Option(
-        "--sampling-rate", metavar="HZ", help="CSV, TSV and .npy: sampling rate in Hz.", rich_help_panel=_FORMATS
-    ),
-]
-_Units = Annotated[
-    str | None,
-    typer.Option(
-        "--units",
-        metavar="UNIT",
-        help="CSV, TSV, .npy and .mat: unit, such as mV; CODE-15: default mV.",
-        rich_help_panel=_FORMATS,
-    ),
-]
-_LeadNames = Annotated[
-    str | None,
-    typer.Option(
-        "--lead-names",
-        metavar="I,II,...",
-        help=".npy: the leads of its rows; CSV and TSV: which columns are leads (all, if the first line has no names).",
-        rich_help_panel=_FORMATS,
-    ),
-]
-_RenameLeads = Annotated[
-    str | None,
-    typer.Option(
-        "--rename-leads", metavar="THEIRS=LEAD,...", help="Of all: such as ECG=I,MLII=II.", rich_help_panel=_FORMATS
-    ),
-]
-_Leads = Annotated[
-    str | None,
-    typer.Option("--leads", metavar="I,II,...", help="Of all: read only these leads.", rich_help_panel=_FORMATS),
-]
-_Checksums = Annotated[
-    Literal["verify", "ignore"] | None,
-    typer.Option("--checksums", help="Of all: ignore reads damaged samples, with a warning.", rich_help_panel=_FORMATS),
-]
-_ExamId = Annotated[
-    int | None,
-    typer.Option("--exam-id", metavar="N", help="HDF5 and .npy with many exams: which.", rich_help_panel=_FORMATS),
-]
-_MissingLeads = Annotated[
-    MissingLeads | None,
-    typer.Option("--missing-leads", help="Usually: error.", rich_help_panel=_POLICIES),
-]
-_NanSamples = Annotated[
-    NanSamples | None,
-    typer.Option("--nan-samples", help="Usually: error.", rich_help_panel=_POLICIES),
-]
-_ConstantLeads = Annotated[
-    ConstantLeads | None,
-    typer.Option("--constant-leads", help="Usually: zero.", rich_help_panel=_POLICIES),
-]
-_ShortRecordings = Annotated[
-    ShortRecordings | None,
-    typer.Option("--short-recordings", help="Shorter than a segment. Usually: error.", rich_help_panel=_POLICIES),
-]
-
 
 @dataclass(frozen=True)
-class _Run:
-    """What `predict` and `embed` are asked for. `list_file` is `--list`; the other names are those of the options."""
+class RecordingOptions:
+    """The options of `predict` and `embed`: which recordings, how they are read, and how the model runs."""
 
-    command: str
-    model: str
-    output: str | None
-    inputs: list[str]
-    list_file: str | None
-    table: str | None
-    root: str | None
-    columns: dict[str, str] | None
-    split: str | None
-    batch_size: int
-    workers: int
-    device: str
-    precision: str
-    compile: bool
-    failures: str | None
-    part_size: int
-    overwrite: bool
-    arguments: dict[str, Any]  # of read_ecg, for formats that do not hold them
-    policies: dict[str, Any]  # of the feature extractor
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE", help="Recordings (.hea or record name, DICOM file, ...), folders, or stores."),
+    ] = None
+    list_file: Annotated[
+        str | None,
+        typer.Option(
+            "--list",
+            metavar="FILE",
+            help="File with one path per line; - is standard input.",
+            rich_help_panel=_MORE,
+        ),
+    ] = None
+    table: Annotated[
+        str | None,
+        typer.Option(
+            "--table",
+            metavar="FILE",
+            help="CSV or Parquet table with a column path (or recording_id).",
+            rich_help_panel=_MORE,
+        ),
+    ] = None
+    root: Annotated[
+        str | None,
+        typer.Option(
+            "--root",
+            metavar="DIR",
+            help="Folder of the table's paths (default: the table's folder).",
+            rich_help_panel=_MORE,
+        ),
+    ] = None
+    columns: ColumnsOption = None
+    split: Annotated[
+        str | None,
+        typer.Option("--split", metavar="NAME", help="Split of the stores (default: all).", rich_help_panel=_MORE),
+    ] = None
+    batch_size: BatchSizeOption = 8
+    workers: Annotated[
+        int,
+        typer.Option("--workers", min=0, metavar="N", help="Processes that read ahead.", rich_help_panel=_RUN),
+    ] = 0
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            metavar="DEVICE",
+            help="Such as cpu, cuda (each process takes its own) or cuda:0.",
+            rich_help_panel=_RUN,
+        ),
+    ] = "cpu"
+    precision: PrecisionOption = "float32"
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Use torch.compile: takes about a minute first; for thousands of recordings.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False
+    failures: Annotated[
+        str | None,
+        typer.Option(
+            "--failures",
+            metavar="CSV",
+            help="List the recordings that failed in this file (.parquet: by default beside the output).",
+            rich_help_panel=_RUN,
+        ),
+    ] = None
+    part_size: Annotated[
+        int,
+        typer.Option(
+            "--part-size",
+            min=1,
+            metavar="N",
+            help=".parquet: recordings per part; a kill loses at most one part per process.",
+            rich_help_panel=_RUN,
+        ),
+    ] = 256
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help=".parquet: replace the output of another run.", rich_help_panel=_RUN),
+    ] = False
+    sampling_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--sampling-rate", metavar="HZ", help="CSV, TSV and .npy: sampling rate in Hz.", rich_help_panel=_FORMATS
+        ),
+    ] = None
+    units: Annotated[
+        str | None,
+        typer.Option(
+            "--units",
+            metavar="UNIT",
+            help="CSV, TSV, .npy and .mat: unit, such as mV; CODE-15: default mV.",
+            rich_help_panel=_FORMATS,
+        ),
+    ] = None
+    lead_names: Annotated[
+        str | None,
+        typer.Option(
+            "--lead-names",
+            metavar="I,II,...",
+            help=".npy: the leads of its rows; CSV and TSV: which columns are leads (all, if the first line has no names).",
+            rich_help_panel=_FORMATS,
+        ),
+    ] = None
+    rename_leads: Annotated[
+        str | None,
+        typer.Option(
+            "--rename-leads", metavar="THEIRS=LEAD,...", help="Of all: such as ECG=I,MLII=II.", rich_help_panel=_FORMATS
+        ),
+    ] = None
+    leads: Annotated[
+        str | None,
+        typer.Option("--leads", metavar="I,II,...", help="Of all: read only these leads.", rich_help_panel=_FORMATS),
+    ] = None
+    checksums: Annotated[
+        Literal["verify", "ignore"] | None,
+        typer.Option(
+            "--checksums", help="Of all: ignore reads damaged samples, with a warning.", rich_help_panel=_FORMATS
+        ),
+    ] = None
+    exam_id: Annotated[
+        int | None,
+        typer.Option("--exam-id", metavar="N", help="HDF5 and .npy with many exams: which.", rich_help_panel=_FORMATS),
+    ] = None
+    missing_leads: Annotated[
+        MissingLeads | None,
+        typer.Option("--missing-leads", help="Usually: error.", rich_help_panel=_POLICIES),
+    ] = None
+    nan_samples: Annotated[
+        NanSamples | None,
+        typer.Option("--nan-samples", help="Usually: error.", rich_help_panel=_POLICIES),
+    ] = None
+    constant_leads: Annotated[
+        ConstantLeads | None,
+        typer.Option("--constant-leads", help="Usually: zero.", rich_help_panel=_POLICIES),
+    ] = None
+    short_recordings: Annotated[
+        ShortRecordings | None,
+        typer.Option("--short-recordings", help="Shorter than a segment. Usually: error.", rich_help_panel=_POLICIES),
+    ] = None
 
+    def __post_init__(self) -> None:
+        # Errors of usage come before anything heavy is imported.
+        self.mapping, self.arguments  # noqa: B018
 
-def _own_device(device: str) -> str:
-    """Return the GPU of this process where several processes share a run and `cuda` is wanted."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+    @property
+    def mapping(self) -> dict[str, str] | None:
+        """`--columns`, as a mapping."""
+        return parse_mapping(self.columns)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What `read_ecg` takes for formats that do not hold it."""
+        return _given(
+            sampling_rate=self.sampling_rate,
+            units=self.units,
+            lead_names=parse_names(self.lead_names, "--lead-names"),
+            rename_leads=self.rename_leads,
+            leads=parse_names(self.leads, "--leads"),
+            checksums=self.checksums,
+            exam_id=self.exam_id,
+        )
+
+    @property
+    def policies(self) -> dict[str, Any]:
+        """What the feature extractor takes in place of the model's own policies."""
+        return _given(**{name: getattr(self, name) for name in POLICIES})
+
+    @property
+    def own_device(self) -> str:
+        """The GPU of this process where several processes share a run and `cuda` is wanted."""
+        shared = self.device == "cuda" and "LOCAL_RANK" in os.environ
+        return f"cuda:{os.environ['LOCAL_RANK']}" if shared else self.device
 
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+@expand_options
 def predict(
     model: Annotated[str, typer.Option("--model", metavar="DIR", help="Folder or Hub repository of a classifier.")],
-    inputs: _Inputs = None,
+    options: RecordingOptions,
     format: Annotated[
         Literal["table", "csv", "json"] | None,
         typer.Option("--format", help="Output format (default: table)."),
@@ -224,30 +243,6 @@ def predict(
             "--output", metavar="PATH", help="File to write instead of standard output; for FILE.parquet see above."
         ),
     ] = None,
-    list_file: _List = None,
-    table: _Table = None,
-    root: _Root = None,
-    columns: ColumnsOption = None,
-    split: _Split = None,
-    batch_size: BatchSizeOption = 8,
-    workers: _Workers = 0,
-    device: _Device = "cpu",
-    precision: PrecisionOption = "float32",
-    compile: _Compile = False,
-    failures: _Failures = None,
-    part_size: _PartSize = 256,
-    overwrite: _Overwrite = False,
-    sampling_rate: _SamplingRate = None,
-    units: _Units = None,
-    lead_names: _LeadNames = None,
-    rename_leads: _RenameLeads = None,
-    leads: _Leads = None,
-    checksums: _Checksums = None,
-    exam_id: _ExamId = None,
-    missing_leads: _MissingLeads = None,
-    nan_samples: _NanSamples = None,
-    constant_leads: _ConstantLeads = None,
-    short_recordings: _ShortRecordings = None,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -291,57 +286,22 @@ def predict(
 
     Exit status: 0 all scored, 1 some failed, 2 usage, 130 interrupted.
     """
-    if plot_gain not in GAINS:
-        raise typer.BadParameter(f"--plot-gain must be 5, 10 or 20 mm/mV, found: {plot_gain:g}")
     pages = PageOptions(plot, plot_format, plot_paper, plot_start, plot_gain, plot_saliency) if plot else None
     to_parquet = output is not None and output.endswith(".parquet")
     if to_parquet and format is not None:
         raise CommandFailed(f"--format {format} is of what is printed, and {output} is Parquet")
     if to_parquet and pages is not None:
         raise CommandFailed(f"pages are for answers that are printed, and {output} is Parquet")
-    run = _Run(
-        "predict",
-        model,
-        output,
-        list(inputs or ()),
-        list_file,
-        table,
-        root,
-        parse_mapping(columns),
-        split,
-        batch_size,
-        workers,
-        _own_device(device),
-        precision,
-        compile,
-        failures,
-        part_size,
-        overwrite,
-        _given(
-            sampling_rate=sampling_rate,
-            units=units,
-            lead_names=parse_names(lead_names, "--lead-names"),
-            rename_leads=rename_leads,
-            leads=parse_names(leads, "--leads"),
-            checksums=checksums,
-            exam_id=exam_id,
-        ),
-        _given(
-            missing_leads=missing_leads,
-            nan_samples=nan_samples,
-            constant_leads=constant_leads,
-            short_recordings=short_recordings,
-        ),
-    )
-    _check_outputs(run)
+    _check_outputs(output, options)
     with sigterm_as_interrupt(), quiet_libraries():
-        return _predict(run, format or "table", pages, to_parquet)
+        return _predict(model, output, options, format or "table", pages)
 
 
+@expand_options
 def embed(
     model: Annotated[str, typer.Option("--model", metavar="DIR", help="Folder or Hub repository of any ECG-FM model.")],
     output: Annotated[str, typer.Option("--output", metavar="PATH", help="A Parquet file, ending in .parquet.")],
-    inputs: _Inputs = None,
+    options: RecordingOptions,
     per_segment: Annotated[
         bool, typer.Option("--per-segment", help="Write a row per segment (default: their mean, a row per recording).")
     ] = False,
@@ -354,30 +314,6 @@ def embed(
             "which is the published embedding.",
         ),
     ] = -1,
-    list_file: _List = None,
-    table: _Table = None,
-    root: _Root = None,
-    columns: ColumnsOption = None,
-    split: _Split = None,
-    batch_size: BatchSizeOption = 8,
-    workers: _Workers = 0,
-    device: _Device = "cpu",
-    precision: PrecisionOption = "float32",
-    compile: _Compile = False,
-    failures: _Failures = None,
-    part_size: _PartSize = 256,
-    overwrite: _Overwrite = False,
-    sampling_rate: _SamplingRate = None,
-    units: _Units = None,
-    lead_names: _LeadNames = None,
-    rename_leads: _RenameLeads = None,
-    leads: _Leads = None,
-    checksums: _Checksums = None,
-    exam_id: _ExamId = None,
-    missing_leads: _MissingLeads = None,
-    nan_samples: _NanSamples = None,
-    constant_leads: _ConstantLeads = None,
-    short_recordings: _ShortRecordings = None,
 ) -> int:
     """
     Compute embeddings of recordings.
@@ -390,43 +326,9 @@ def embed(
     """
     if not output.endswith(".parquet"):
         raise CommandFailed(f"--output must end in .parquet, found: {output}")
-    run = _Run(
-        "embed",
-        model,
-        output,
-        list(inputs or ()),
-        list_file,
-        table,
-        root,
-        parse_mapping(columns),
-        split,
-        batch_size,
-        workers,
-        _own_device(device),
-        precision,
-        compile,
-        failures,
-        part_size,
-        overwrite,
-        _given(
-            sampling_rate=sampling_rate,
-            units=units,
-            lead_names=parse_names(lead_names, "--lead-names"),
-            rename_leads=rename_leads,
-            leads=parse_names(leads, "--leads"),
-            checksums=checksums,
-            exam_id=exam_id,
-        ),
-        _given(
-            missing_leads=missing_leads,
-            nan_samples=nan_samples,
-            constant_leads=constant_leads,
-            short_recordings=short_recordings,
-        ),
-    )
-    _check_outputs(run)
+    _check_outputs(output, options)
     with sigterm_as_interrupt(), quiet_libraries():
-        return _embed(run, layer, per_segment)
+        return _embed(model, output, options, layer, per_segment)
 
 
 def embed_map(
@@ -461,7 +363,7 @@ def embed_map(
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _predict(run: _Run, format: str, pages: PageOptions | None, to_parquet: bool) -> int:
+def _predict(name: str, output: str | None, options: RecordingOptions, format: str, pages: PageOptions | None) -> int:
     import torch
 
     from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
@@ -474,24 +376,27 @@ def _predict(run: _Run, format: str, pages: PageOptions | None, to_parquet: bool
     keep_freed_memory()
     with contextlib.ExitStack() as stack:
         stream = sys.stdout
-        if run.output is not None and not to_parquet:
-            stream = stack.enter_context(_opened(run.output))
-        with loading(run.model):
-            precision = resolve_precision(run.precision, run.device)
+        to_parquet = output is not None and output.endswith(".parquet")
+        if output is not None and not to_parquet:
+            stream = stack.enter_context(_opened(output))
+        with loading(name):
+            precision = resolve_precision(options.precision, options.own_device)
             # Gradients are of float32; without them the weights are read as they are used.
             has_gradients = pages is not None and pages.saliency is not None
-            dtype = torch.float32 if has_gradients else weights_dtype(precision, run.device)
-            pipeline = load_pipeline(run.model, device=run.device, dtype=dtype, **run.policies)
+            dtype = torch.float32 if has_gradients else weights_dtype(precision, options.own_device)
+            pipeline = load_pipeline(name, device=options.own_device, dtype=dtype, **options.policies)
         model, extractor = pipeline.model, pipeline.feature_extractor
         # The package's own classes, by load_pipeline.
         assert isinstance(model, ECGFMForMultiLabelClassification)
         assert isinstance(extractor, ECGFMFeatureExtractor)
-        source = _source(run, extractor, inspect=True)
-        page = None if pages is None else pages.writer(pipeline, run.model)
-        runner = ModelRunner(model, run.batch_size, precision, False, None, run.compile)
-        if to_parquet:
+        source = _source(options, extractor, inspect=True)
+        page = None if pages is None else pages.writer(pipeline, name)
+        runner = ModelRunner(model, options.batch_size, precision, False, None, options.compile)
+        if output is not None and to_parquet:
             return _write_parquet(
-                run,
+                "predict",
+                output,
+                options,
                 model,
                 runner,
                 extractor,
@@ -503,26 +408,28 @@ def _predict(run: _Run, format: str, pages: PageOptions | None, to_parquet: bool
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise CommandFailed("several processes share a run only with --output FILE.parquet")
         return print_answers(
-            runner, source, model.config, format, stream, failures=run.failures, workers=run.workers, page=page
+            runner, source, model.config, format, stream, failures=options.failures, workers=options.workers, page=page
         )
 
 
-def _embed(run: _Run, layer: int, per_segment: bool) -> int:
+def _embed(name: str, output: str, options: RecordingOptions, layer: int, per_segment: bool) -> int:
     from ..inference.embeddings import embedding_rows, embedding_schema, load_encoder
     from ..inference.scoring import ModelRunner, check_layer
     from ..utils.precision import keep_freed_memory, resolve_precision
 
     keep_freed_memory()
-    with loading(run.model):
-        precision = resolve_precision(run.precision, run.device)
-        model, extractor = load_encoder(run.model, device=run.device, precision=precision, **run.policies)
+    with loading(name):
+        precision = resolve_precision(options.precision, options.own_device)
+        model, extractor = load_encoder(name, device=options.own_device, precision=precision, **options.policies)
     chosen = check_layer(layer, model.config.num_hidden_layers)
     return _write_parquet(
-        run,
+        "embed",
+        output,
+        options,
         model,
-        ModelRunner(model, run.batch_size, precision, True, chosen, run.compile),
+        ModelRunner(model, options.batch_size, precision, True, chosen, options.compile),
         extractor,
-        _source(run, extractor, inspect=False),
+        _source(options, extractor, inspect=False),
         embedding_schema(model.config.hidden_size, per_segment),
         lambda read, _, embeddings: embedding_rows(read, embeddings, per_segment),
         layer=chosen,
@@ -540,41 +447,43 @@ def _opened(path: str) -> Iterator[TextIO]:
         raise CommandFailed(f"{path}: {error.strerror or error}" if error.filename is None else error) from error
 
 
-def _check_outputs(run: _Run) -> None:
+def _check_outputs(output: str | None, options: RecordingOptions) -> None:
     """Check that the outputs can be written, before hours of work."""
-    paths = [path for path in (run.output, run.failures) if path is not None]
+    paths = [path for path in (output, options.failures) if path is not None]
     for path in paths:
         if not os.path.isdir(folder := os.path.dirname(path) or "."):
             raise CommandFailed(f"there is no folder {folder}")
     if len({os.path.realpath(path) for path in paths}) < len(paths):
-        raise CommandFailed(f"--output and --failures are the same file: {run.output}")
+        raise CommandFailed(f"--output and --failures are the same file: {output}")
 
 
-def _source(run: _Run, extractor: "ECGFMFeatureExtractor", inspect: bool) -> "FileSource | StoreSource":
+def _source(options: RecordingOptions, extractor: "ECGFMFeatureExtractor", inspect: bool) -> "FileSource | StoreSource":
     from ..inference.sources import find_recordings, read_list
 
-    inputs = list(run.inputs)
-    if run.list_file == "-":
+    inputs = list(options.inputs or ())
+    if options.list_file == "-":
         inputs += read_list(sys.stdin.buffer)
-    elif run.list_file is not None:
-        with open(run.list_file, "rb") as file:
+    elif options.list_file is not None:
+        with open(options.list_file, "rb") as file:
             inputs += read_list(file)
-    if not inputs and run.table is None:
+    if not inputs and options.table is None:
         raise CommandFailed("there are no recordings: give files, folders or stores, --list or --table")
     return find_recordings(
         inputs,
         extractor,
-        table=run.table,
-        root=run.root,
-        columns=run.columns,
-        split=run.split,
-        arguments=run.arguments,
+        table=options.table,
+        root=options.root,
+        columns=options.mapping,
+        split=options.split,
+        arguments=options.arguments,
         inspect=inspect,
     )
 
 
 def _write_parquet(
-    run: _Run,
+    command: str,
+    output: str,
+    options: RecordingOptions,
     model: "ECGFMPreTrainedModel",
     runner: "ModelRunner",
     extractor: "ECGFMFeatureExtractor",
@@ -586,28 +495,27 @@ def _write_parquet(
     from ..inference.parquet_run import ParquetRun, Processes, plan_of
     from .predict_output import report_written
 
-    assert run.output is not None
-    settings = {"command": run.command, "precision": runner.precision, "compile": run.compile, **settings}
+    settings = {"command": command, "precision": runner.precision, "compile": options.compile, **settings}
     processes = Processes()
     try:
         parquet_run = ParquetRun(
-            Path(run.output),
+            Path(output),
             source,
             runner,
             schema,
             to_rows,
             plan_of(model, extractor, source, **settings),
-            failures_file=None if run.failures is None else Path(run.failures),
-            part_size=run.part_size,
-            num_workers=run.workers,
+            failures_file=None if options.failures is None else Path(options.failures),
+            part_size=options.part_size,
+            num_workers=options.workers,
             progress=show_progress(),
             processes=processes,
         )
-        result = parquet_run.run(overwrite=run.overwrite)
+        result = parquet_run.run(overwrite=options.overwrite)
     except KeyboardInterrupt:
         raise CommandFailed("interrupted; the same command resumes", 130) from None
     except OSError as error:
-        raise CommandFailed(f"{run.output}: {error}; the same command resumes", 1) from error
+        raise CommandFailed(f"{output}: {error}; the same command resumes", 1) from error
     finally:
         processes.end()
     if not processes.is_main:
@@ -615,7 +523,7 @@ def _write_parquet(
     if result.was_complete:
         print(f"ecgfm: {result.output} is complete already", file=sys.stderr)
     else:
-        report_written(result.recordings - result.failed, run.output)
+        report_written(result.recordings - result.failed, output)
     if result.failed:
         where = f"{result.failed} of {result.recordings} recordings failed: see {result.failures_file}"
         print(f"ecgfm: {where}", file=sys.stderr)

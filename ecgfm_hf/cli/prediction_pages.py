@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..utils.errors import SettingsError
+
 if TYPE_CHECKING:
     from ..configuration_ecgfm import ECGFMConfig
     from ..interpretation import Attribution
     from ..pipeline_ecgfm import ECGClassificationPipeline
     from ..records import ECGRecord
-
-GAINS = (5.0, 10.0, 20.0)  # mm/mV; tests/test_cli.py compares them with the pages' own
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,12 @@ class PageOptions:
             `ImportError`: a library that is not installed; the message names the extra that brings it.
             `OSError`: the folder cannot be made.
         """
+        from ..interpretation.ecg_page import GAINS
         from ..interpretation.paper import new_sheet
 
+        if self.gain not in GAINS:
+            gains = ", ".join(f"{gain:g}" for gain in GAINS)
+            raise SettingsError(f"--plot-gain must be one of {gains} mm/mV, found: {self.gain:g}")
         new_sheet(self.paper)  # is there matplotlib?
         from ..configuration_ecgfm import ECGFMConfig
 

@@ -1,7 +1,9 @@
 """`ecgfm prepare` and `ecgfm split`."""
 
+import inspect
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +16,7 @@ from .options import (
     CommandFailed,
     NumProcOption,
     SeedOption,
+    expand_options,
     parse_mapping,
     parse_names,
     show_progress,
@@ -22,40 +25,72 @@ from .options import (
 if TYPE_CHECKING:
     from ..data import PrepareSettings, Source, SplitSettings
 
+# Classes of ecgfm_hf.data by the source's name.
+_SOURCES = {
+    "mimic_iv_ecg": "MimicIVECG",
+    "physionet2021": "PhysioNet2021",
+    "code_15": "Code15",
+    "table": "RecordingTable",
+}
 _KNOWN, _PRIVACY, _SPLIT = "What is known of the recordings", "Privacy", "Split"
 
 _Strategy = Literal["random", "grouped", "temporal", "grouped_temporal"]
 _STRATEGY_HELP = "grouped: by patient (default: one split, all)."
-_Fractions = Annotated[
-    str | None,
-    typer.Option(
-        "--fractions", metavar="A=X,B=Y", help="Default: train=0.8,valid=0.1,test=0.1.", rich_help_panel=_SPLIT
-    ),
-]
-_SplitCSV = Annotated[
-    Path | None,
-    typer.Option(
-        "--split-csv", metavar="FILE", help="A published split: idx, save_file, split.", rich_help_panel=_SPLIT
-    ),
-]
-_AssumeIndependent = Annotated[
-    bool,
-    typer.Option(
-        "--assume-independent",
-        help="Treat each recording of an unknown patient as another patient's.",
-        rich_help_panel=_SPLIT,
-    ),
-]
-_DropNanLeads = Annotated[
-    bool,
-    typer.Option("--drop-nan-leads", help="Exclude recordings with NaN in any lead.", rich_help_panel=_SPLIT),
-]
-_DropConstantLeads = Annotated[
-    bool,
-    typer.Option("--drop-constant-leads", help="Exclude recordings with a constant lead.", rich_help_panel=_SPLIT),
-]
 
 
+@dataclass(frozen=True)
+class SplitOptions:
+    """The options of `prepare` and `split` that decide the splits."""
+
+    fractions: Annotated[
+        str | None,
+        typer.Option(
+            "--fractions", metavar="A=X,B=Y", help="Default: train=0.8,valid=0.1,test=0.1.", rich_help_panel=_SPLIT
+        ),
+    ] = None
+    seed: SeedOption = 0
+    split_csv: Annotated[
+        Path | None,
+        typer.Option(
+            "--split-csv", metavar="FILE", help="A published split: idx, save_file, split.", rich_help_panel=_SPLIT
+        ),
+    ] = None
+    assume_independent: Annotated[
+        bool,
+        typer.Option(
+            "--assume-independent",
+            help="Treat each recording of an unknown patient as another patient's.",
+            rich_help_panel=_SPLIT,
+        ),
+    ] = False
+    drop_nan_leads: Annotated[
+        bool,
+        typer.Option("--drop-nan-leads", help="Exclude recordings with NaN in any lead.", rich_help_panel=_SPLIT),
+    ] = False
+    drop_constant_leads: Annotated[
+        bool,
+        typer.Option("--drop-constant-leads", help="Exclude recordings with a constant lead.", rich_help_panel=_SPLIT),
+    ] = False
+
+    def settings(self, strategy: str | None) -> "SplitSettings":
+        """Return the settings of the split by `strategy` (`--split`, `--by`)."""
+        if self.split_csv is not None and strategy is not None:
+            raise SettingsError("give a strategy or --split-csv, not both")
+        shares = _parse_fractions(self.fractions)
+        from ..data import SplitSettings, read_split_csv
+
+        return SplitSettings(
+            "imported" if self.split_csv is not None else strategy,
+            fractions=shares,
+            seed=self.seed,
+            assume_independent=self.assume_independent,
+            published=None if self.split_csv is None else read_split_csv(self.split_csv),
+            drop_nan_leads=self.drop_nan_leads,
+            drop_constant_leads=self.drop_constant_leads,
+        )
+
+
+@expand_options
 def prepare(
     source: Annotated[
         Literal["mimic_iv_ecg", "physionet2021", "code_15", "table"],
@@ -65,6 +100,7 @@ def prepare(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="Folder to write: new, empty, or of the same preparation.")
     ],
+    split_options: SplitOptions,
     num_proc: NumProcOption = 1,
     shard: Annotated[
         str | None,
@@ -92,6 +128,14 @@ def prepare(
             "--labels",
             metavar="LABELS",
             help="table: label columns A,B,...; mimic_iv_ecg: a CSV, or mimic17.",
+            rich_help_panel=_KNOWN,
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        Literal["unknown", "negative"] | None,
+        typer.Option(
+            "--unlabelled",
+            help="table: labels of rows whose column status is not `labelled`: unknown (default), or as they stand.",
             rich_help_panel=_KNOWN,
         ),
     ] = None,
@@ -176,12 +220,6 @@ def prepare(
         ),
     ] = None,
     strategy: Annotated[_Strategy | None, typer.Option("--split", help=_STRATEGY_HELP, rich_help_panel=_SPLIT)] = None,
-    fractions: _Fractions = None,
-    seed: SeedOption = 0,
-    split_csv: _SplitCSV = None,
-    assume_independent: _AssumeIndependent = False,
-    drop_nan_leads: _DropNanLeads = False,
-    drop_constant_leads: _DropConstantLeads = False,
 ) -> int:
     """
     Turn a dataset's files into a store that training reads.
@@ -200,6 +238,7 @@ def prepare(
             "table": table,
             "columns": parse_mapping(columns),
             "labels": labels,
+            "unlabelled": unlabelled,
             "patients": patients,
             "sampling_rate": sampling_rate,
             "units": units,
@@ -209,9 +248,7 @@ def prepare(
             "checksums": checksums,
         },
     )
-    split = _split_settings(
-        strategy, fractions, seed, split_csv, assume_independent, drop_nan_leads, drop_constant_leads
-    )
+    split = split_options.settings(strategy)
     from ..data import PrepareSettings
     from ..data import prepare as prepare_store
 
@@ -251,27 +288,21 @@ def prepare(
     return 0
 
 
+@expand_options
 def split(
     store: Annotated[
         Path, typer.Argument(metavar="STORE", help="Folder that `ecgfm prepare` wrote; it is split in place.")
     ],
+    split_options: SplitOptions,
     num_proc: NumProcOption = 1,
     strategy: Annotated[_Strategy | None, typer.Option("--by", help=_STRATEGY_HELP, rich_help_panel=_SPLIT)] = None,
-    fractions: _Fractions = None,
-    seed: SeedOption = 0,
-    split_csv: _SplitCSV = None,
-    assume_independent: _AssumeIndependent = False,
-    drop_nan_leads: _DropNanLeads = False,
-    drop_constant_leads: _DropConstantLeads = False,
 ) -> int:
     """
     Split a store again.
 
     Exit status: 0 done, 1 it cannot be written, 2 usage.
     """
-    settings = _split_settings(
-        strategy, fractions, seed, split_csv, assume_independent, drop_nan_leads, drop_constant_leads
-    )
+    settings = split_options.settings(strategy)
     from ..data.store_assembly import split_store
 
     print(summary(split_store(store, settings, num_proc=num_proc, progress=show_progress())))
@@ -334,52 +365,15 @@ def _dry_run(source: "Source", settings: "PrepareSettings") -> int:
 
 
 def _source(name: str, root: Path, options: Mapping[str, Any]) -> "Source":
-    takes = {
-        "mimic_iv_ecg": ("labels", "patients"),
-        "table": (
-            *("table", "columns", "labels", "sampling_rate", "units", "lead_names"),
-            *("rename_leads", "leads", "checksums"),
-        ),
-    }.get(name, ())
+    from .. import data
+
+    source: Callable[..., Source] = getattr(data, _SOURCES[name])
     given = {option: value for option, value in options.items() if value is not None}
-    if surplus := [option for option in given if option not in takes]:
+    if surplus := [option for option in given if option not in inspect.signature(source).parameters]:
         raise SettingsError(f"{name} does not take --{surplus[0].replace('_', '-')}")
     if name == "table" and "labels" in given:
         given["labels"] = parse_names(given["labels"], "--labels")
-    from .. import data
-
-    if name == "mimic_iv_ecg":
-        return data.MimicIVECG(root, **given)
-    if name == "physionet2021":
-        return data.PhysioNet2021(root)
-    if name == "code_15":
-        return data.Code15(root)
-    return data.RecordingTable(root, **given)
-
-
-def _split_settings(
-    strategy: str | None,
-    fractions: str | None,
-    seed: int,
-    split_csv: Path | None,
-    assume_independent: bool,
-    drop_nan_leads: bool,
-    drop_constant_leads: bool,
-) -> "SplitSettings":
-    if split_csv is not None and strategy is not None:
-        raise SettingsError("give a strategy or --split-csv, not both")
-    shares = _parse_fractions(fractions)
-    from ..data import SplitSettings, read_split_csv
-
-    return SplitSettings(
-        "imported" if split_csv is not None else strategy,
-        fractions=shares,
-        seed=seed,
-        assume_independent=assume_independent,
-        published=None if split_csv is None else read_split_csv(split_csv),
-        drop_nan_leads=drop_nan_leads,
-        drop_constant_leads=drop_constant_leads,
-    )
+    return source(root, **given)
 
 
 def _parse_fractions(text: str | None) -> dict[str, float] | None:

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
-PRECISIONS = ("auto", "float32", "bfloat16", "int8")
+Precision = Literal["auto", "float32", "bfloat16", "int8"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 # What torch calls the instructions that multiply matrices in bfloat16: x86's AVX-512 and AMX, Arm's.
 _BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 # What torch.compile looks for by itself.
