@@ -150,7 +150,7 @@ class RecordingOptions:
         typer.Option(
             "--lead-names",
             metavar="I,II,...",
-            help=".npy: the leads of its rows; CSV and TSV: which columns are leads (all, if the first line has no names).",
+            help=".npy: the leads of its rows; CSV and TSV: which columns are leads, or all if there is no header.",
             rich_help_panel=_FORMATS,
         ),
     ] = None
@@ -176,7 +176,7 @@ class RecordingOptions:
     ] = None
     missing_leads: Annotated[
         MissingLeads | None,
-        typer.Option("--missing-leads", help="Usually: error.", rich_help_panel=_POLICIES),
+        typer.Option("--missing-leads", help="Usually: derive.", rich_help_panel=_POLICIES),
     ] = None
     nan_samples: Annotated[
         NanSamples | None,

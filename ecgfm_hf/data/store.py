@@ -289,8 +289,13 @@ def private_folder() -> Path:
             raise DataError(f"{folder} is not private to this user: remove it, or set TMPDIR to another folder")
     if rank in (None, "0"):
         # Files stay readable to processes that have them open. A forked child does not own the folder.
-        atexit.register(lambda: os.getpid() != owner or shutil.rmtree(folder, ignore_errors=True))
+        atexit.register(_remove_own, folder, owner)
     return folder
+
+
+def _remove_own(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _load_several(

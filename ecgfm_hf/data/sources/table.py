@@ -357,7 +357,7 @@ class RecordingTable(Source):
     ):
         super().__init__(root)
         self.table_path = None if table is None else Path(table)
-        arguments = {"sampling_rate": sampling_rate, "units": units, "lead_names": lead_names}
+        arguments: dict[str, Any] = {"sampling_rate": sampling_rate, "units": units, "lead_names": lead_names}
         arguments |= {"rename_leads": rename_leads, "leads": leads, "checksums": checksums}
         self._arguments = {name: value for name, value in arguments.items() if value is not None}
         self._columns = {ours: clean_name(theirs) for ours, theirs in dict(columns or {}).items()}
@@ -403,8 +403,8 @@ class RecordingTable(Source):
                 others = f"; {len(excluded)} others cannot be used" if excluded else ""
                 raise DataError(f"{self.root}: no recordings found (files of a format that read_ecg knows{others})")
             names = Counter(map(recording_id_of, files))  # two formats of one name are two recordings
-            ids = [path if names[recording_id_of(path)] > 1 else recording_id_of(path) for path in files]
-            table = pa.table({"recording_id": pa.array(ids), "path": files})
+            own = [path if names[recording_id_of(path)] > 1 else recording_id_of(path) for path in files]
+            table = pa.table({"recording_id": pa.array(own), "path": files})
             notes.append("No table was given: patients and labels are unknown.")
             return SourceIndex(unique_rows(table, excluded), excluded, notes)
 
