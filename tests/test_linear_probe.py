@@ -306,12 +306,12 @@ def test_the_command_refuses_a_patient_in_both_splits_and_a_split_used_twice(
 ):
     assert run(folder, store, "--output", tmp_path / "out", "--valid-split", "train") == 2
     assert "another one" in capsys.readouterr().err
-    from ecgfm_hf.data import store as store_module
+    from ecgfm_hf.training import probing
 
-    real = store_module.load_prepared
-    train = real(store, "train")
+    real = probing.load_prepared
+    train = real(str(store), "train")
     monkeypatch.setattr(
-        store_module, "load_prepared", lambda path, split: train.select(range(4)) if split == "valid" else train
+        probing, "load_prepared", lambda path, split: train.select(range(4)) if split == "valid" else train
     )
     assert run(folder, store, "--output", tmp_path / "out") == 2
     assert "4 recordings and 2 patients" in capsys.readouterr().err
@@ -330,6 +330,25 @@ def test_the_command_refuses_a_patient_in_both_splits_and_a_split_used_twice(
 def test_the_command_names_what_is_wrong(store, folder, tmp_path, capsys, arguments, message):
     assert run(folder, store, "--output", tmp_path / "out", *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_output_is_no_input_and_replaces_a_model_only_when_asked_to(store, folder, tmp_path, capsys):
+    other = tmp_path / "other"
+    save_model_folder(ECGFMForPreTraining(ECGFMConfig.base(**MODEL)), ECGFMFeatureExtractor(), other)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "mine.txt").write_text("mine")
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    weights = [(path / "model.safetensors").read_bytes() for path in (folder, other)]
+    for output, flags in ((folder, ["--overwrite"]), (link, ["--overwrite"]), (store, ["--overwrite"])):
+        assert run(folder, store, "--output", output, *flags) == 2
+        assert "never overwritten" in capsys.readouterr().err
+    assert run(folder, store, "--output", other) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run(folder, store, "--output", notes, "--overwrite") == 2
+    assert [(path / "model.safetensors").read_bytes() for path in (folder, other)] == weights
+    assert [path.name for path in notes.iterdir()] == ["mine.txt"]
 
 
 def test_the_command_writes_no_model_where_it_cannot_note_what_was_seen(store, folder, tmp_path, capsys):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..records.wfdb import read_header
+from ..records.wfdb_header import read_header
 from ..utils.errors import ECGFMError
 
 MEGABYTE = 1 << 20  # bytes, as browsers and Gradio's own messages count

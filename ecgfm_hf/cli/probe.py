@@ -1,12 +1,10 @@
 """`ecgfm probe`."""
 
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..utils.errors import SettingsError
 from .options import (
     BatchSizeOption,
     NumWorkersOption,
@@ -19,7 +17,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..inference import Predictions
-    from ..training import Embeddings, FinetuneSettings, LinearProbe
+    from ..training import LinearProbe
 
 
 def probe(
@@ -67,6 +65,7 @@ def probe(
         Path | None,
         typer.Option("--cache", metavar="DIR", help="Keep embeddings here, so that the next heads take seconds."),
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model in the folder.")] = False,
     batch_size: BatchSizeOption = 16,
     num_workers: NumWorkersOption = 0,
     precision: PrecisionOption = "float32",
@@ -76,123 +75,45 @@ def probe(
 
     Exit status: 0 done, 1 the output cannot be written, 2 usage.
     """
-    started = time.monotonic()
     chosen = parse_names(labels, "--labels")
-    if valid_split == split:
-        raise SettingsError(f"--valid-split must be another one than --split, found: {split} twice")
-    from ..data.leakage import check_guard, check_splits, write_guard
-    from ..data.store import load_prepared
-    from ..model_folder import load_feature_extractor, load_model, save_model_folder
-    from ..modeling_ecgfm import ECGFMModel
-    from ..provenance import add_step
-    from ..training import FinetuneSettings, embed_split, fit_linear_probe
+    from ..training import Prober, ProbeSettings
     from ..utils.precision import keep_freed_memory
 
-    # The rules for thresholds and calibration are those of fine-tuning.
-    settings = FinetuneSettings(thresholds=thresholds, calibration=calibration, min_cases=min_cases)
     keep_freed_memory()
+    settings = ProbeSettings(
+        data=str(store),
+        output_dir=str(output),
+        init_from=str(model),
+        labels=chosen,
+        train_split=split,
+        valid_split=None if valid_split == "none" else valid_split,
+        problem_type="regression" if regression else "multi_label_classification",
+        thresholds=thresholds,
+        calibration=calibration,
+        min_cases=min_cases,
+        folds=folds,
+        seed=seed,
+        cache_dir=None if cache is None else str(cache),
+        per_device_eval_batch_size=batch_size,
+        dataloader_num_workers=num_workers,
+        precision=precision,
+        overwrite=overwrite,
+    )
     with quiet_libraries(datasets_too=True):
-        encoder = load_model(model, ECGFMModel)
-        extractor = load_feature_extractor(model, config=encoder.config)
-        check_guard(model)
-        before = time.perf_counter()
-        validates = valid_split != "none"
-        splits = {name: load_prepared(store, name) for name in ([split, valid_split] if validates else [split])}
-        check_splits(splits)
-        train, *others = [
-            embed_split(
-                encoder,
-                extractor,
-                rows,
-                chosen,
-                batch_size=batch_size,
-                num_workers=num_workers,
-                precision=precision,
-                cache_dir=cache,
-                progress=show_progress(),
-            )
-            for rows in splits.values()
-        ]
-        valid = others[0] if others else None
-        embedded = time.perf_counter()
-        segments = len(train.values) + (0 if valid is None else len(valid.values))
-        print(f"embedded    {segments:,} segments in {embedded - before:.1f} s")
-        fitted = fit_linear_probe(
-            encoder,
-            train,
-            problem_type="regression" if regression else "multi_label_classification",
-            folds=folds,
-            seed=seed,
-        )
-        print(
-            f"fitted      {len(fitted.strengths)} labels on {len(train):,} recordings of {split} in "
-            f"{time.perf_counter() - embedded:.1f} s"
-        )
-        for name, text in fitted.notes.items():
-            print(f"note        {name}: {text}")
-        if valid is None:
-            print("no validation split: no calibration, no thresholds, and no figure")
-        else:
-            if not regression:
-                _fit_operating_points(fitted, valid, settings)
-            _print_figures(fitted, fitted.predict(valid), valid_split)
-        # Before the weights: there must be no model without a note of what it has seen.
-        used = ((), ()) if valid is None else (valid.recording_ids, valid.patient_ids)
-        write_guard(output, (train.recording_ids, train.patient_ids), used, began_from=model)
-        save_model_folder(fitted.model, extractor, output)
-        chosen_settings = {
-            "thresholds": thresholds,
-            "calibration": calibration,
-            "min_cases": min_cases,
-            "folds": folds,
-            "seed": seed,
-            "precision": precision,
-        }
-        record = _provenance(fitted, train, valid, chosen_settings, round(time.monotonic() - started))
-        add_step(output, "linear probe", record, began_from=model)
+        result = Prober(settings, progress=show_progress()).run()
+    print(f"embedded    {result.segments:,} segments in {result.embed_seconds:.1f} s")
+    print(
+        f"fitted      {len(result.probe.strengths)} labels on {result.recordings:,} recordings of {split} in "
+        f"{result.fit_seconds:.1f} s"
+    )
+    for note in result.notes:
+        print(f"note        {note}")
+    if result.valid is None:
+        print("no validation split: no calibration, no thresholds, and no figure")
+    else:
+        _print_figures(result.probe, result.valid, valid_split)
     print(f"model       {output}, for `ecgfm predict` and `ecgfm evaluate`")
     return 0
-
-
-def _provenance(
-    probe: "LinearProbe",
-    train: "Embeddings",
-    valid: "Embeddings | None",
-    settings: dict[str, Any],
-    seconds: int,
-) -> dict[str, Any]:
-    """Return this step's entry of `provenance.json`."""
-    from ..provenance import hardware, versions
-    from ..training.data_summary import summarize_data, summarize_recordings
-
-    config = probe.model.config
-    splits = {}
-    for name, found in (("train", train), ("valid", valid)):
-        if found is not None:
-            targets = found.labels[:, [found.label_names.index(label) for label in config.label_names]]
-            splits[name] = summarize_recordings(
-                found.patient_ids, config.label_names, targets, config.problem_type or ""
-            )
-    return {
-        "data": summarize_data(splits),
-        "strengths": probe.strengths,
-        "settings": settings,
-        "seconds": seconds,
-        "hardware": hardware(probe.model.device),
-        "versions": versions("torch", "transformers", "scikit-learn"),
-    }
-
-
-def _fit_operating_points(probe: "LinearProbe", valid: "Embeddings", settings: "FinetuneSettings") -> None:
-    """Fit calibration and thresholds on the validation split and put them into the model's config."""
-    from ..training.operating_points import fit_operating_points
-
-    found = probe.predict(valid)
-    points = fit_operating_points(found.label_names, found.labels, found.scores, None, settings)
-    probe.model.config.label_calibration = points.calibration or None
-    probe.model.config.label_thresholds = points.thresholds or None
-    for note in points.notes:
-        print(f"note        {note}")
 
 
 def _print_figures(probe: "LinearProbe", found: "Predictions", split: str) -> None:

@@ -20,6 +20,9 @@ from .objective import compute_mask_indices as compute_mask_indices
 from .optimizers import FairseqAdam as FairseqAdam
 from .pretraining import Pretrainer as Pretrainer
 from .pretraining import PretrainResult as PretrainResult
+from .probing import Prober as Prober
+from .probing import ProbeResult as ProbeResult
+from .probing import ProbeSettings as ProbeSettings
 from .recipes import find_recipe as find_recipe
 from .recipes import read_recipe as read_recipe
 from .recipes import recipe_names as recipe_names
