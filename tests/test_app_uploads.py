@@ -227,7 +227,7 @@ def test_facts_that_a_file_lacks_are_asked_for(reader, tmp_path):
         ),
         ("huge.hea", "huge 1 500 999999999999999\nhuge.dat 16 1000/mV 16 0 0 0 0 I\n", "truncated"),
         ("crowd.hea", "crowd 9999 500 1\n", "declares 9999 signals"),
-        ("flac.hea", "flac 1 500 99999999999\nflac.dat 516 1000/mV 16 0 0 0 0 I\n", "expected at most"),
+        ("flac.hea", "flac 1 500 99999999999\nflac.dat 516 1000/mV 16 0 0 0 0 I\n", "not a readable FLAC file"),
         ("empty.edf", "", "is empty"),
         ("text", "just text", "unknown format"),
     ],

@@ -109,7 +109,7 @@ def test_a_folder_is_pushed_whole_in_one_commit_and_not_changed(hub, folder):
     done = push_folder(folder, "me/model")
     assert done.repo_url == f"{hub.url}/me/model"
     files = hub.files("me/model")
-    assert set(files) == set(before) - {"optimizer.pt", "settings.yaml", "recording.dat"} | {
+    assert set(files) == set(before) - {"optimizer.pt", "settings.yaml", "recording.dat", "checksums.json"} | {
         "README.md",
         "LICENSE",
         ".gitattributes",

@@ -17,6 +17,7 @@ from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMForPreTraini
 from ..provenance import PROVENANCE_FILE, ProvenanceError, add_step, file_digest, read_steps, versions
 from ..utils.errors import OutputExistsError
 from ..utils.files import atomic_folder
+from ..utils.integrity import CHECKSUMS_FILE
 from .checkpoint import CheckpointError, FairseqCheckpoint, load_fairseq_checkpoint
 from .label_sets import LabelSet
 from .reference import check_differences, verify_conversion
@@ -39,6 +40,7 @@ _WRITTEN_FILES = (
     "model.safetensors.index.json",
     "*_ecgfm.py",
     PROVENANCE_FILE,
+    CHECKSUMS_FILE,
 )
 
 

@@ -332,7 +332,8 @@ def _lost_settings(config: ECGFMConfig, read: ECGFMConfig, labelled: bool) -> di
     def plain(value: Any) -> Any:
         return list(value) if isinstance(value, tuple) else value
 
-    names = [*inspect.get_annotations(ECGFMConfig), "problem_type", *(["label_names"] if labelled else [])]
+    names = {*inspect.get_annotations(ECGFMConfig), "problem_type", *(["label_names"] if labelled else [])}
+    names -= {"label_fingerprint"}  # no setting: a digest of the weights, which the checkpoint has
     settings = {name: plain(getattr(config, name)) for name in names if getattr(config, name) is not None}
     return {name: value for name, value in settings.items() if value != plain(getattr(read, name)) and value != {}}
 

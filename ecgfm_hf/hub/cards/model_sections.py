@@ -22,7 +22,7 @@ _PROBLEMS = {
 _POLICIES = {
     "error": "refused",
     "zero": "that lead is zero",
-    "derive": "limb leads are derived from two others",
+    "derive": "limb leads are derived from two others, and chest leads are refused",
     "interpolate": "interpolated",
     "pad": "padded",
 }
@@ -65,8 +65,8 @@ def input_section(extractor: Any) -> str:
         "Each lead is standardised over the whole recording (mean 0, standard deviation 1), so that gain and offset do "
         "not matter.",
         f"The recording is cut into segments of {extractor.segment_seconds:g} s that do not overlap; a shorter rest at "
-        "its end is dropped, and told.",
-        f"A recording that lacks a lead: {_POLICIES[extractor.missing_leads]}. With missing samples: "
+        "its end is dropped, with a warning.",
+        f"A missing lead: {_POLICIES[extractor.missing_leads]}. With missing samples: "
         f"{_POLICIES[extractor.nan_samples]}. With a constant lead: {_POLICIES[extractor.constant_leads]}. Shorter "
         f"than a segment: {_POLICIES[extractor.short_recordings]}. These are settings of the feature extractor.",
     ]
