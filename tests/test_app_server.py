@@ -20,6 +20,8 @@ from inference_cases import write_model
 from test_app_uploads import LAUGHS, archive
 from wfdb_files import random_samples, write_record
 
+pytestmark = pytest.mark.slow  # a server, a browser, and a reader process for each visitor
+
 NAME = "Zweistein"  # of recordings; it must not get into the log
 START = "import sys; from ecgfm_hf.cli.main import main; sys.exit(main(['app', *sys.argv[1:]]))"
 

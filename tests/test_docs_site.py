@@ -74,6 +74,7 @@ def test_links_to_files_lead_somewhere(page):
             assert (page.parent / target.split("#")[0]).exists(), f"{page.name}: {target}"
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     for library in ("sphinx", "myst_parser", "furo"):
         pytest.importorskip(library)

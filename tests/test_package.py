@@ -64,6 +64,7 @@ def folder(tmp_path_factory, tiny_config):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("imports", IMPORTS.values(), ids=IMPORTS)
 def test_the_auto_classes_and_the_pipeline_find_our_classes(imports, folder):
     out = _python(

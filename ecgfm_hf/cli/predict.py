@@ -279,10 +279,10 @@ def predict(
     Score recordings with a classifier.
 
     Each recording gets one row. Inputs are files, folders, tables of files, and stores of `ecgfm prepare`.
-    Reads WFDB (.hea with .dat or .mat) and DICOM; with ecgfm-hf\\[formats] also EDF, MUSE XML, Sierra XML, aECG,
-    SCP-ECG and CODE-15's HDF5; with options for the missing information, CSV, TSV, .npy and
-    fairseq-signals .mat. With --output FILE.parquet a run that was killed resumes when it is started again, and may be
-    shared among processes by `torchrun` or `accelerate launch`.
+    Reads WFDB, DICOM, EDF, ISHNE, SCP-ECG, and XML of Sierra, CardioSoft and Schiller; with ecgfm-hf\\[formats] also
+    MUSE and Mortara XML, aECG and HDF5; with options for what they do not hold, CSV, TSV, .npy and fairseq-signals
+    .mat. With --output FILE.parquet a run that was killed resumes when it is started again, and may be shared among
+    processes by `torchrun` or `accelerate launch`.
 
     Exit status: 0 all scored, 1 some failed, 2 usage, 130 interrupted.
     """

@@ -20,6 +20,9 @@ _INTEGER = r"[+-]?\d{1,10}"
 _SAMPLING = re.compile(rf"({_NUMBER})(?:/{_NUMBER}(?:\({_NUMBER}\))?)?", re.ASCII)  # rate/counter rate(base counter)
 # format x samples per frame : skew + byte offset
 _FORMAT = re.compile(r"(\d{1,4})(?:x(\d{1,6}))?(?::(\d{1,6}))?(?:\+(\d{1,12}))?", re.ASCII)
+_WHOLE_NUMBER = re.compile(_INTEGER, re.ASCII)
+_NO_PLAIN_NAME = re.compile(r"[/\\:\0]")
+_SNOMED_CODE = re.compile(r"\d{6,18}", re.ASCII)
 _GAIN = re.compile(rf"({_NUMBER})(?:\(({_INTEGER})\))?(?:/(\S{{1,40}}))?", re.ASCII)  # gain(baseline)/units
 _COMMENT = re.compile(r"#\s*(age|sex|dx)\s*:(.*)", re.IGNORECASE)
 
@@ -199,7 +202,7 @@ def _signal_line(path: str, number: int, line: str, folder: str = "") -> SignalL
     numbers: list[int | None] = [None] * 5
     names = ("ADC resolution", "ADC zero", "initial value", "checksum", "block size")
     for index, (what, text) in enumerate(zip(names, fields[3:8], strict=False)):
-        if not re.fullmatch(_INTEGER, text, re.ASCII):
+        if not _WHOLE_NUMBER.fullmatch(text):
             raise wrong(f"found the {what} {text!r}, expected a whole number")
         numbers[index] = int(text)
     _, adc_zero, initial_value, checksum, _ = numbers
@@ -223,7 +226,7 @@ def _signal_line(path: str, number: int, line: str, folder: str = "") -> SignalL
 
 def is_plain_file_name(name: str) -> bool:
     # Backslash and colon mean folders and drives on Windows, "-" the standard input and "~" no file at all.
-    return name not in (".", "..", "-") and name[0] != "~" and not re.search(r"[/\\:\0]", name)
+    return name not in (".", "..", "-") and name[0] != "~" and not _NO_PLAIN_NAME.search(name)
 
 
 def _from_comments(comments: list[str]) -> dict[str, Any]:
@@ -237,7 +240,7 @@ def _from_comments(comments: list[str]) -> dict[str, Any]:
     return {
         "age": _age(values.get("age", "")),
         "sex": {"male": "M", "m": "M", "female": "F", "f": "F"}.get(values.get("sex", "").lower()),
-        "diagnoses": tuple(code for code in diagnoses if re.fullmatch(r"\d{6,18}", code, re.ASCII)),
+        "diagnoses": tuple(code for code in diagnoses if _SNOMED_CODE.fullmatch(code)),
     }
 
 
