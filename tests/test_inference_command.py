@@ -278,6 +278,7 @@ def test_two_processes_write_what_one_writes(model_dir, store, tmp_path):
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=300,
     )
     assert run.returncode == 0, run.stderr
     rows, expected = rows_of(shared), rows_of(alone)
