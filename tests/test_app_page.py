@@ -12,8 +12,8 @@ from wfdb_files import random_samples, write_record
 
 from ecgfm_hf import load_pipeline
 from ecgfm_hf.app import html
+from ecgfm_hf.app.page_scoring import ATTENTION, PageScorer, SessionRecordings, parse_file_options, saliency_choices
 from ecgfm_hf.app.reader_process import _read
-from ecgfm_hf.app.scoring import ATTENTION, PageScorer, SessionRecordings, parse_file_options, saliency_choices
 from ecgfm_hf.app.uploads import stored_bytes
 from ecgfm_hf.cli.main import main
 
@@ -143,7 +143,7 @@ def test_tall_complexes_can_be_seen_at_another_gain(scorer, tmp_path):
 
 
 def test_the_page_says_which_model_answered_and_what_it_warns_of(scorer, tmp_path, monkeypatch):
-    from ecgfm_hf.app import scoring
+    from ecgfm_hf.app import page_scoring
 
     shown = {}
 
@@ -151,8 +151,8 @@ def test_the_page_says_which_model_answered_and_what_it_warns_of(scorer, tmp_pat
         shown.update(settings)
         return plot_prediction(*given, **settings)
 
-    plot_prediction = scoring.plot_prediction
-    monkeypatch.setattr(scoring, "plot_prediction", plot)
+    plot_prediction = page_scoring.plot_prediction
+    monkeypatch.setattr(page_scoring, "plot_prediction", plot)
     paths = dropped(scorer, tmp_path, samples=random_samples(leads=2, samples=5000))
     scorer.read("s", paths, NOTHING, {"missing_leads": "zero"})
     assert shown["facts"] == ["model tiny <b>model</b>"]
@@ -244,7 +244,7 @@ def test_what_is_not_foreseen_is_answered_and_logged_without_names(scorer, tmp_p
     def fail(*_, **__):
         raise RuntimeError("Zweistein")
 
-    monkeypatch.setattr("ecgfm_hf.app.scoring.plot_prediction", fail)
+    monkeypatch.setattr("ecgfm_hf.app.page_scoring.plot_prediction", fail)
     found = scorer.read("s", dropped(scorer, tmp_path, name="Zweistein"), NOTHING, {})
     assert found == {"refused": "this failed unexpectedly (RuntimeError)"}
     assert "RuntimeError" in caplog.text

@@ -17,7 +17,7 @@ from ecgfm_hf.cli.evaluate import (
 )
 from ecgfm_hf.cli.main import main
 from ecgfm_hf.data import load_arrays, load_prepared
-from ecgfm_hf.data.leakage import write_guard
+from ecgfm_hf.data.leakage import write_training_ids
 from ecgfm_hf.evaluation import evaluate_predictions
 from ecgfm_hf.inference import Predictions
 from ecgfm_hf.provenance import weights_digest
@@ -192,7 +192,7 @@ def test_recordings_that_the_model_has_seen_are_refused_or_stand_out(store, tmp_
     config = tiny_config(id2label={0: "A", 1: "B"}, label2id={"A": 0, "B": 1})
     folder = write_model(tmp_path / "model", config)
     planted, elsewhere = (["x"], ["secret-patient-7"]), (["y"], ["z"])
-    write_guard(folder, *((planted, elsewhere) if use == "training" else (elsewhere, planted)))
+    write_training_ids(folder, *((planted, elsewhere) if use == "training" else (elsewhere, planted)))
     assert evaluate(folder, store, "--output", tmp_path / "o") == 2
     assert f"1 patients in {use}" in capsys.readouterr().err
     assert not (tmp_path / "o" / REPORT_FILE).exists()
@@ -208,7 +208,7 @@ def test_thresholds_that_were_fitted_on_what_they_decide_are_refused_or_stand_ou
 ):
     config = tiny_config(id2label={0: "A", 1: "B"}, label2id={"A": 0, "B": 1}, label_thresholds={"A": 0.4})
     folder = write_model(tmp_path / "other", config)
-    write_guard(folder, (["x"], ["y"]), (["z"], ["secret-patient-7"]))
+    write_training_ids(folder, (["x"], ["y"]), (["z"], ["secret-patient-7"]))
     for model in ((model_dir, store), (evaluated / PREDICTIONS_FILE,)):
         arguments = (*model, "--thresholds", folder, "--output", tmp_path / "o", "--overwrite")
         assert evaluate(*arguments) == 2
@@ -221,7 +221,7 @@ def test_new_recordings_are_said_to_be_new_only_where_that_is_known(store, evalu
     assert any("was not checked" in note for note in results_of(evaluated)["notes"])
     config = tiny_config(id2label={0: "A", 1: "B"}, label2id={"A": 0, "B": 1})
     folder = write_model(tmp_path / "model", config)
-    write_guard(folder, (["x"], ["y"]))
+    write_training_ids(folder, (["x"], ["y"]))
     assert evaluate(folder, store, "--output", tmp_path / "o") == 0
     assert any("None of these recordings" in note for note in results_of(tmp_path / "o")["notes"])
 

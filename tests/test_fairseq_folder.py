@@ -14,7 +14,7 @@ from ecgfm_hf.cli.main import main
 from ecgfm_hf.data.labels import read_label_csv
 from ecgfm_hf.data.store import row_from_record
 from ecgfm_hf.fairseq import FairseqFolder, FairseqFolderError, export_fairseq_folder, load_fairseq_folder
-from ecgfm_hf.fairseq.segments import (
+from ecgfm_hf.fairseq.manifests import (
     read_cmsc_manifest,
     read_manifest,
     read_segment,
@@ -122,7 +122,7 @@ def test_pairs_come_back_with_their_patients_and_also_where_a_label_is_unknown(f
 @pytest.mark.parametrize("pairs", [False, True])
 def test_items_are_those_of_the_store_s_own_model_inputs(folder, rows, pairs):
     datasets = pytest.importorskip("datasets")
-    from ecgfm_hf.data.segments import as_model_inputs
+    from ecgfm_hf.data.model_inputs import as_model_inputs
 
     labelled = [row for row in rows["train"] if pairs or row["B"] is not None]
     store = datasets.Dataset.from_list(labelled)

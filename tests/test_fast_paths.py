@@ -14,8 +14,8 @@ from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, load_pipeline
 from ecgfm_hf.cli.main import main as ecgfm
 from ecgfm_hf.data import as_model_inputs
 from ecgfm_hf.inference import embed, onnx_export, run_recordings
-from ecgfm_hf.inference.reading import ReadRecording
-from ecgfm_hf.inference.scoring import ModelRunner
+from ecgfm_hf.inference.model_runner import ModelRunner
+from ecgfm_hf.inference.read_ahead import ReadRecording
 from ecgfm_hf.pipeline_ecgfm import recording_scores
 from ecgfm_hf.utils import precision as fast_paths
 

@@ -10,7 +10,7 @@ from hub_cases import make_classifier, make_folder, stand_in_cards
 from safetensors.torch import load_file, save_file
 
 from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForPreTraining, ECGFMModel, save_model_folder
-from ecgfm_hf.data.leakage import GUARD_FILE, write_guard
+from ecgfm_hf.data.leakage import GUARD_FILE, write_training_ids
 from ecgfm_hf.hub import Machine, folder_contents
 from ecgfm_hf.provenance import add_step
 
@@ -164,7 +164,7 @@ def test_a_user_of_the_same_name_on_the_hub_is_no_secret(folder):
 
 
 def test_ids_of_the_training_data_are_refused_and_not_repeated(folder, tmp_path):
-    write_guard(folder, (["rec_0001", "p10/s40689238"], ["10000032", None]), (["JS00001"], ["7"]))
+    write_training_ids(folder, (["rec_0001", "p10/s40689238"], ["10000032", None]), (["JS00001"], ["7"]))
     (folder / "README.md").write_text(
         f"{build_model_card(folder)}\n| 10000032 | 7 |\nrec_0001.hea, `JS00001`\n40689238"
     )
@@ -288,7 +288,7 @@ def test_damaged_settings_are_refused(content, folder):
 
 
 def test_a_list_of_training_ids_that_is_gone_is_missed(folder):
-    write_guard(folder, (["rec_0001"], ["10000032"]))
+    write_training_ids(folder, (["rec_0001"], ["10000032"]))
     assert problems(folder) == ()
     (folder / GUARD_FILE).unlink()
     (problem,) = problems(folder)
@@ -305,7 +305,7 @@ def test_foreign_model_code_is_refused_unless_it_is_allowed(folder):
     contents = folder_contents(folder, "me/x", allow_code=True)
     assert contents.problems == ()
     assert any("pipeline_ecgfm.py: differs from the installed package" in note for note in contents.notes)
-    write_guard(folder, ([], ["10000032"]))
+    write_training_ids(folder, ([], ["10000032"]))
     (problem,) = problems(folder, allow_code=True)
     assert problem.endswith("has the id of a training recording or patient")
 

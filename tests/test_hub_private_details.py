@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ecgfm_hf
-from ecgfm_hf.data.leakage import write_guard
+from ecgfm_hf.data.leakage import write_training_ids
 from ecgfm_hf.hub import Machine, find_private_details, this_machine
 from ecgfm_hf.hub.private_details import find_training_ids
 
@@ -164,7 +164,7 @@ def test_addresses_of_storage_network_and_people_are_found(text, kind):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    write_guard(folder, (["MRN-00-1234", "p10/s40689238"], ["10000032", "7"]), (["JS00001"], ["AbCdEf"]))
+    write_training_ids(folder, (["MRN-00-1234", "p10/s40689238"], ["10000032", "7"]), (["JS00001"], ["AbCdEf"]))
     return folder
 
 

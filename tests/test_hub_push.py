@@ -27,7 +27,7 @@ from ecgfm_hf import (
     save_model_folder,
 )
 from ecgfm_hf.cli.main import main
-from ecgfm_hf.data.leakage import write_guard
+from ecgfm_hf.data.leakage import write_training_ids
 from ecgfm_hf.hub import PushError, PushRefusedError, find_private_details, this_machine
 
 LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
@@ -365,7 +365,7 @@ def test_what_is_refused_sends_nothing(hub, folder):
 @pytest.mark.parametrize("part", ["model", "config", "feature extractor", "pipeline"])
 def test_saving_writes_nothing_of_this_machine(part, folder, tmp_path):
     """No path, host, user or id: what transformers' own `push_to_hub` sends is clean, whoever calls it."""
-    write_guard(folder, (["rec_0001"], ["10000032"]))
+    write_training_ids(folder, (["rec_0001"], ["10000032"]))
     pipeline = load_pipeline(folder)
     parts = {
         "model": ECGFMForMultiLabelClassification.from_pretrained(folder),

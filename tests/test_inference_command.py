@@ -20,7 +20,7 @@ from wfdb_files import write_record
 from ecgfm_hf import load_pipeline
 from ecgfm_hf.cli.main import main as ecgfm
 from ecgfm_hf.inference import embed
-from ecgfm_hf.inference.scoring import UNCALIBRATED
+from ecgfm_hf.inference.model_runner import UNCALIBRATED
 from ecgfm_hf.pipeline_ecgfm import positive_labels
 
 EQUAL = 1e-5
@@ -214,7 +214,7 @@ def test_an_answer_that_is_not_finite_is_a_failure(model_dir, folder, tmp_path, 
 
 
 def test_a_printed_run_that_is_terminated_writes_what_has_been_answered(model_dir, folder, tmp_path, monkeypatch):
-    from ecgfm_hf.inference.scoring import ModelRunner
+    from ecgfm_hf.inference.model_runner import ModelRunner
 
     def forward(self, batch, calls=[], original=ModelRunner._forward):  # noqa: B006
         calls.append(batch)

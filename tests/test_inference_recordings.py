@@ -11,8 +11,8 @@ from inference_cases import LABELS, as_pipeline_input, open_store, recordings, w
 from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForMultiLabelClassification, ECGFMModel, load_pipeline
 from ecgfm_hf.data import as_model_inputs
 from ecgfm_hf.inference import predict_recordings, run_recordings
-from ecgfm_hf.inference.reading import ReadRecording
-from ecgfm_hf.inference.scoring import ModelRunner
+from ecgfm_hf.inference.model_runner import ModelRunner
+from ecgfm_hf.inference.read_ahead import ReadRecording
 from ecgfm_hf.pipeline_ecgfm import recording_scores
 
 EQUAL = 1e-5

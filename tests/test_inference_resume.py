@@ -10,7 +10,7 @@ from wfdb_files import write_record
 
 from ecgfm_hf.cli.main import main as ecgfm
 from ecgfm_hf.inference import ParquetRun
-from ecgfm_hf.inference.sources import StoreSource
+from ecgfm_hf.inference.recording_sources import StoreSource
 
 PART = 3  # of 10 recordings: four parts
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from datasets import Dataset
 
-from ecgfm_hf.data.targets import TargetColumns, balanced_weights, read_targets, untrainable
+from ecgfm_hf.data.finetuning_targets import TargetColumns, balanced_weights, read_targets, untrainable
 from ecgfm_hf.training import FinetuneSettings, SettingsError, find_recipe, read_recipe, recipe_names
 from ecgfm_hf.training.settings import FINETUNED_MODEL, parse_threshold_rule
 

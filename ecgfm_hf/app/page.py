@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..interpretation.ecg_page import GAINS
 from . import html
+from .page_scoring import PageScorer, saliency_choices
 from .reader_process import LONGEST_SECONDS
 from .request_guard import MOST_QUEUED
-from .scoring import PageScorer, saliency_choices
 from .uploads import MEGABYTE
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from typing import Any
 from ..pipeline_ecgfm import ECGClassificationPipeline
 from . import html
 from .page import build_page, theme
+from .page_scoring import PageScorer
 from .reader_process import SessionReaders
 from .request_guard import MOST_QUEUED, RequestGuard
-from .scoring import PageScorer
 from .uploads import MEGABYTE, sweep
 
 logger = logging.getLogger(__name__)

@@ -367,7 +367,7 @@ def _predict(name: str, output: str | None, options: RecordingOptions, format: s
     import torch
 
     from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
-    from ..inference.scoring import ModelRunner, score_rows, score_schema
+    from ..inference.model_runner import ModelRunner, score_rows, score_schema
     from ..model_folder import load_pipeline
     from ..modeling_ecgfm import ECGFMForMultiLabelClassification
     from ..utils.precision import keep_freed_memory, resolve_precision, weights_dtype
@@ -414,7 +414,7 @@ def _predict(name: str, output: str | None, options: RecordingOptions, format: s
 
 def _embed(name: str, output: str, options: RecordingOptions, layer: int, per_segment: bool) -> int:
     from ..inference.embeddings import embedding_rows, embedding_schema, load_encoder
-    from ..inference.scoring import ModelRunner, check_layer
+    from ..inference.model_runner import ModelRunner, check_layer
     from ..utils.precision import keep_freed_memory, resolve_precision
 
     keep_freed_memory()
@@ -458,7 +458,7 @@ def _check_outputs(output: str | None, options: RecordingOptions) -> None:
 
 
 def _source(options: RecordingOptions, extractor: "ECGFMFeatureExtractor", inspect: bool) -> "FileSource | StoreSource":
-    from ..inference.sources import find_recordings, read_list
+    from ..inference.recording_sources import find_recordings, read_list
 
     inputs = list(options.inputs or ())
     if options.list_file == "-":

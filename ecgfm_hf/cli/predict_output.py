@@ -13,8 +13,8 @@ from .options import show_progress
 
 if TYPE_CHECKING:
     from ..configuration_ecgfm import ECGFMConfig
-    from ..inference.scoring import ModelRunner
-    from ..inference.sources import FileSource, StoreSource
+    from ..inference.model_runner import ModelRunner
+    from ..inference.recording_sources import FileSource, StoreSource
     from ..records import ECGRecord
 
 _Answers = list[dict[str, Any]]
@@ -47,9 +47,9 @@ def print_answers(
     """
     from tqdm import tqdm
 
+    from ..inference.model_runner import answer_of
     from ..inference.parquet_run import write_failures
-    from ..inference.reading import read_in_order
-    from ..inference.scoring import answer_of
+    from ..inference.read_ahead import read_in_order
 
     answers: _Answers = []
     failed: list[tuple[str, str | None, str]] = []
@@ -109,7 +109,7 @@ def write_answers(
         stream: Where to write.
         precision: What they were computed in.
     """
-    from ..inference.scoring import score_note
+    from ..inference.model_runner import score_note
 
     note = score_note(config)
     write = {"table": _write_table, "csv": _write_csv, "json": _write_json}[format]

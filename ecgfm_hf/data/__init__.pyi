@@ -18,11 +18,11 @@ from .loading import load_code_15 as load_code_15
 from .loading import load_mimic_iv_ecg as load_mimic_iv_ecg
 from .loading import load_physionet2021 as load_physionet2021
 from .loading import load_table as load_table
+from .model_inputs import ModelInputs as ModelInputs
+from .model_inputs import as_model_inputs as as_model_inputs
+from .model_inputs import collate_items as collate_items
 from .preparation import PrepareSettings as PrepareSettings
 from .preparation import prepare as prepare
-from .segments import ModelInputs as ModelInputs
-from .segments import as_model_inputs as as_model_inputs
-from .segments import collate_items as collate_items
 from .sources.arrays import Arrays as Arrays
 from .sources.base import Source as Source
 from .sources.base import SourceIndex as SourceIndex

@@ -84,7 +84,7 @@ def check_splits(splits: Mapping[str, Any]) -> None:
                 )
 
 
-def write_guard(
+def write_training_ids(
     model_dir: str | Path,
     training: tuple[Iterable[str], Iterable[str | None]],
     validation: tuple[Iterable[str], Iterable[str | None]] = ((), ()),
@@ -157,7 +157,7 @@ def seen_ids(model_dir: str | Path, words: Iterable[str]) -> set[str]:
     return {word for word in words for salt, ids in parts if _digest(word.lower(), salt, "any case") in ids}
 
 
-def check_guard(model_dir: str | Path) -> None:
+def check_training_ids(model_dir: str | Path) -> None:
     """Raise `ValueError` before training where the file of the model to start from is damaged."""
     _read(Path(model_dir))
 
@@ -200,9 +200,9 @@ __all__ = [
     "NOT_TO_SHARE",
     "LeakError",
     "Seen",
-    "check_guard",
     "check_splits",
+    "check_training_ids",
     "seen",
     "seen_ids",
-    "write_guard",
+    "write_training_ids",
 ]

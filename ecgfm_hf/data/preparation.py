@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..records.record import ECGRecord
-from ..records.rows import row_from_record
+from ..records.store_rows import row_from_record
 from ..utils.files import atomic_path
 from ..utils.resumable_parts import ItemWatch, LocalExecutor, PartAccount, ResumableParts, Task, exclusive
 from .exclusion import Excluded, exclude, filter_recordings

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..records.rows import (
+from ..records.store_rows import (
     COLUMNS,
     LABEL_TYPE,
     OPTIONAL_COLUMNS,

@@ -149,7 +149,7 @@ def _predict(
     values = truth.read(config, names, dataset)
     warnings, notes = _seen(model_path, dataset, allow_seen)
     # The results count skipped recordings.
-    with only_errors("ecgfm_hf.data.segments"):
+    with only_errors("ecgfm_hf.data.model_inputs"):
         left_out = as_model_inputs(dataset, extractor, labels=()).skipped
         predictions = predict_recordings(
             pipeline.model,
@@ -207,7 +207,7 @@ class _Truth:
     def read(self, config: ECGFMConfig, names: list[str], dataset: "Dataset") -> np.ndarray:
         """Return the true values of each row of the dataset, (rows, L), NaN where unknown."""
         from ..data import label_columns
-        from ..data.targets import TargetColumns, read_targets
+        from ..data.finetuning_targets import TargetColumns, read_targets
 
         problem_type = config.problem_type or "multi_label_classification"
         columns = names if self.class_column is None else [self.class_column]

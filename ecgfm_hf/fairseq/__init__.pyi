@@ -20,10 +20,10 @@ from .label_sets import PHYSIONET26 as PHYSIONET26
 from .label_sets import PHYSIONET_CLASSES as PHYSIONET_CLASSES
 from .label_sets import LabelSet as LabelSet
 from .label_sets import resolve_labels as resolve_labels
+from .manifests import FairseqFolderError as FairseqFolderError
 from .reference import ReferenceOutput as ReferenceOutput
 from .reference import reference_forward as reference_forward
 from .reference import verify_conversion as verify_conversion
-from .segments import FairseqFolderError as FairseqFolderError
 from .settings import ConvertedSettings as ConvertedSettings
 from .settings import config_from_checkpoint as config_from_checkpoint
 from .state_dict import Architecture as Architecture

@@ -11,7 +11,7 @@ from ..records.record import ECGReadError
 from ..utils.errors import SettingsError
 from ..utils.ids import canonical_id
 from .label_sets import read_label_names
-from .segments import (
+from .manifests import (
     FairseqFolderError,
     Manifest,
     ManifestEntry,

@@ -14,11 +14,11 @@ import numpy as np
 from ..feature_extraction_ecgfm import STANDARD_LEADS, ECGFMFeatureExtractor, PreparedRecording
 from ..labeler.label_def import LabelCounts
 from ..records.record import ECGRecord
-from ..records.rows import label_columns, record_from_row
+from ..records.store_rows import label_columns, record_from_row
 from ..utils.errors import OutputExistsError, SettingsError
 from ..utils.files import atomic_folder
 from .folder_reading import LABELED_SPLITS_FILE
-from .segments import FairseqFolderError, write_cmsc_manifest, write_manifest, write_mat
+from .manifests import FairseqFolderError, write_cmsc_manifest, write_manifest, write_mat
 
 _UNSPLIT = "all"
 _TRAINING = "train"

@@ -170,7 +170,7 @@ def folder_contents(
     _add_card(found, repo_id, evaluation, details)
     _add_licence(found)
     _check_texts(found, machine, allow, [found.folder, *guards])
-    _check_guard(found, allow)
+    _check_training_ids(found, allow)
     _check_smallest_cell(found, smallest_cell)
     _check_code(found, allow_code)
     return PushContents(
@@ -342,7 +342,7 @@ def _check_texts(found: _Collected, machine: Machine, allow: Iterable[str], guar
             found.problems.append(f"{GUARD_FILE}: {error}")
 
 
-def _check_guard(found: _Collected, allow: Collection[str]) -> None:
+def _check_training_ids(found: _Collected, allow: Collection[str]) -> None:
     """Refuse a model that was trained here but whose list of training ids is gone: nothing could be searched for."""
     ignored = found.folder / ".gitignore"  # written together with the list, and never uploaded
     if GUARD_FILE in allow or (found.folder / GUARD_FILE).is_file() or not ignored.is_file():

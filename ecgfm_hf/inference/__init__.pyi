@@ -2,6 +2,9 @@ from .embedding_map import draw_embedding_map as draw_embedding_map
 from .embedding_map import principal_components as principal_components
 from .embeddings import embed as embed
 from .embeddings import load_encoder as load_encoder
+from .model_runner import ModelRunner as ModelRunner
+from .model_runner import RecordingOutput as RecordingOutput
+from .model_runner import run_recordings as run_recordings
 from .parquet_run import ParquetRun as ParquetRun
 from .parquet_run import ResumeError as ResumeError
 from .parquet_run import RunResult as RunResult
@@ -9,9 +12,6 @@ from .parquet_run import plan_of as plan_of
 from .predictions import Predictions as Predictions
 from .predictions import PredictionsError as PredictionsError
 from .predictions import predict_recordings as predict_recordings
-from .scoring import ModelRunner as ModelRunner
-from .scoring import RecordingOutput as RecordingOutput
-from .scoring import run_recordings as run_recordings
-from .sources import FileSource as FileSource
-from .sources import StoreSource as StoreSource
-from .sources import find_recordings as find_recordings
+from .recording_sources import FileSource as FileSource
+from .recording_sources import StoreSource as StoreSource
+from .recording_sources import find_recordings as find_recordings

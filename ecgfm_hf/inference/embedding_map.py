@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from .sources import is_store
+from .recording_sources import is_store
 
 _PICTURES = (".png", ".pdf", ".svg")
 _MOST_CATEGORIES = 10

@@ -13,9 +13,9 @@ from ..model_folder import load_feature_extractor, load_model
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMForPreTraining, ECGFMModel
 from ..records.record import ECGRecord
 from ..utils.precision import resolve_precision, weights_dtype
-from .reading import ReadRecording, read_in_order
-from .scoring import ID_COLUMNS, ModelRunner
-from .sources import PythonSource, RecordingInput
+from .model_runner import ID_COLUMNS, ModelRunner
+from .read_ahead import ReadRecording, read_in_order
+from .recording_sources import PythonSource, RecordingInput
 
 
 def embed(

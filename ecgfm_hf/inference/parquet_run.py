@@ -27,9 +27,9 @@ from transformers.modeling_utils import PreTrainedModel
 
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..utils.resumable_parts import PartAccount, ResumableParts, ResumeError, Task, exclusive, plan_differences
-from .reading import ReadRecording, read_in_order
-from .scoring import ModelRunner
-from .sources import FileSource, StoreSource
+from .model_runner import ModelRunner
+from .read_ahead import ReadRecording, read_in_order
+from .recording_sources import FileSource, StoreSource
 
 _METADATA = b"ecgfm_inference"
 _FORMAT = 1

@@ -277,9 +277,9 @@ def predict_recordings(
     Raises:
         `ValueError`: a label that the model does not have; a label column without numbers.
     """
-    from ..data.segments import as_model_inputs
+    from ..data.model_inputs import as_model_inputs
     from ..pipeline_ecgfm import recording_scores
-    from .scoring import run_recordings
+    from .model_runner import run_recordings
 
     config = model.config
     names = tuple(config.label_names) if labels is None else tuple(labels)

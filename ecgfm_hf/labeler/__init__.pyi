@@ -4,7 +4,6 @@ from .batch import label_reports as label_reports
 from .explanation import Explanation as Explanation
 from .explanation import Reason as Reason
 from .explanation import html_page as html_page
-from .inference import Switches as Switches
 from .knowledge import Compound as Compound
 from .knowledge import Descriptor as Descriptor
 from .knowledge import Entity as Entity
@@ -13,6 +12,7 @@ from .knowledge import LabelerError as LabelerError
 from .knowledge import Mention as Mention
 from .knowledge import Pattern as Pattern
 from .label_def import LabelCounts as LabelCounts
+from .label_rules import Switches as Switches
 from .labeler import Labeler as Labeler
 from .original_json import load_original_json as load_original_json
 from .presets import MIMIC17_LABELS as MIMIC17_LABELS

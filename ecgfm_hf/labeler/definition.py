@@ -34,7 +34,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .inference import Switches
 from .knowledge import (
     AFTER,
     BEFORE,
@@ -48,6 +47,7 @@ from .knowledge import (
     Mention,
     Pattern,
 )
+from .label_rules import Switches
 from .original_json import read_json
 from .presets import PRESETS
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-from .inference import Instance, Row
 from .knowledge import ENTITY
+from .label_rules import Instance, Row
 from .matching import Hit
 from .report_labels import ReportLabels
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from .definition import build, read_definition
 from .explanation import Explanation, explain
-from .inference import Inference, Switches
 from .knowledge import Knowledge, LabelerError
+from .label_rules import Inference, Switches
 from .matching import Hit, Matcher, is_word_character
 from .normalization import Normalizer
 from .original_json import load_original_json

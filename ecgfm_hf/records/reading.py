@@ -83,18 +83,22 @@ _HDF5_MARK = b"\x89HDF\r\n\x1a\n"
 # The first that recognises a file reads it. WFDB is found by its header before any file is opened.
 FORMATS = (
     Format("DICOM", "dicom.read_dicom", _mark(128, b"DICM")),
-    Format("MATLAB 5 .mat", "mat.read_mat_recording", _mark(0, b"MATLAB 5.0 MAT-file"), takes=("units",)),
+    Format("MATLAB 5 .mat", "matlab.read_mat_recording", _mark(0, b"MATLAB 5.0 MAT-file"), takes=("units",)),
     Format("HDF5", "hdf5.read_hdf5", _mark(0, _HDF5_MARK), takes=("exam_id", "units")),
     Format(
         ".npy",
-        "tables.read_npy",
+        "csv_and_npy.read_npy",
         _mark(0, b"\x93NUMPY"),
         needs=("sampling_rate", "lead_names", "units"),
         takes=("exam_id",),
     ),
-    Format("watch export", "tables.read_watch_export", _is_watch_export),
+    Format("watch export", "csv_and_npy.read_watch_export", _is_watch_export),
     Format(
-        ".csv or .tsv", "tables.read_text_table", _suffix(".csv", ".tsv"), ("sampling_rate", "units"), ("lead_names",)
+        ".csv or .tsv",
+        "csv_and_npy.read_text_table",
+        _suffix(".csv", ".tsv"),
+        ("sampling_rate", "units"),
+        ("lead_names",),
     ),
     Format("EDF", "binary_formats.read_edf", _is_edf),
     Format("ISHNE", "binary_formats.read_ishne", _mark(0, b"ISHNE1.0"), takes=("checksums",)),

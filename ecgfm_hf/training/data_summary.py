@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.targets import UNKNOWN_CLASS
+from ..data.finetuning_targets import UNKNOWN_CLASS
 from ..utils.redaction import SMALLEST_CELL, Cell, Quantiles, label_cells, redact
 
 if TYPE_CHECKING:

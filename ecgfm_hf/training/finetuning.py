@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 from accelerate.tracking import filter_trackers
 
-from ..data.leakage import check_guard, write_guard
+from ..data.leakage import check_training_ids, write_training_ids
 from ..model_folder import ModelFolderError, load_model, save_model_folder
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification
 from ..provenance import add_step, hardware, labels_with_withheld_counts, select_settings, versions
@@ -118,7 +118,7 @@ class Finetuner:
             return
         if settings.init_from is not None:
             try:
-                check_guard(settings.init_from)
+                check_training_ids(settings.init_from)
             except ValueError as error:
                 raise SettingsError(f"init_from: {error}") from None
         if data is None:
@@ -255,7 +255,7 @@ class Finetuner:
         path, init_from = self.folder.path, self.settings.init_from
         ids = {split: _ids(dataset) for split, dataset in self.data.datasets.items()}
         # Before the weights: no model may be without a record of what it has seen.
-        write_guard(path, ids["train"], ids.get("valid", ((), ())), began_from=init_from)
+        write_training_ids(path, ids["train"], ids.get("valid", ((), ())), began_from=init_from)
         provenance = self._provenance(result, seconds)
         config = model.config
         if config.pos_weight is not None and (few := labels_with_withheld_counts([provenance], config.label_names)):

@@ -11,10 +11,10 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from ..data import loading
+from ..data.finetuning_targets import UNKNOWN_CLASS, TargetColumns, read_targets, untrainable
 from ..data.leakage import check_splits
-from ..data.segments import ModelInputs, as_model_inputs
+from ..data.model_inputs import ModelInputs, as_model_inputs
 from ..data.store import DataError, load_prepared, read_report
-from ..data.targets import UNKNOWN_CLASS, TargetColumns, read_targets, untrainable
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from .augmentations import build_augmentations
 from .settings import FinetuneSettings, SettingsError, derived_seed

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 
 from ..configuration_ecgfm import LABEL_FIELDS
-from ..data.segments import as_model_inputs
+from ..data.model_inputs import as_model_inputs
 from ..data.store import label_columns
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
+from ..inference.model_runner import run_recordings
 from ..inference.predictions import Predictions
-from ..inference.scoring import run_recordings
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMModel
 from ..pipeline_ecgfm import recording_scores
 from ..utils.errors import ECGFMError

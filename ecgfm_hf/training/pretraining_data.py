@@ -14,10 +14,10 @@ from datasets import Dataset as HFDataset
 from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.segments import ModelInputs, as_model_inputs
+from ..data.model_inputs import ModelInputs, as_model_inputs
 from ..data.store import REPORT_FILE, DataError, load_prepared, read_report
 from ..fairseq.folder_reading import load_fairseq_folder
-from ..fairseq.segments import FairseqFolderError
+from ..fairseq.manifests import FairseqFolderError
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from .data_summary import summarize_split
 from .settings import PretrainSettings, SettingsError, derived_seed

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..data.leakage import check_guard, check_splits, write_guard
+from ..data.leakage import check_splits, check_training_ids, write_training_ids
 from ..data.store import load_prepared
 from ..inference.predictions import Predictions
 from ..model_folder import load_feature_extractor, load_model, save_model_folder
@@ -142,7 +142,7 @@ class Prober:
         settings, started = self.settings, time.monotonic()
         encoder = load_model(settings.init_from, ECGFMModel)
         extractor = load_feature_extractor(settings.init_from, config=encoder.config)
-        check_guard(settings.init_from)
+        check_training_ids(settings.init_from)
         began = time.monotonic()
         names = [name for name in (settings.train_split, settings.valid_split) if name is not None]
         splits = {name: load_prepared(settings.data, name) for name in names}
@@ -177,7 +177,7 @@ class Prober:
         # Before the weights: no model may be without a record of what it has seen.
         used = ((), ()) if valid is None else (valid.recording_ids, valid.patient_ids)
         output, init_from = settings.output_dir, settings.init_from
-        write_guard(output, (train.recording_ids, train.patient_ids), used, began_from=init_from)
+        write_training_ids(output, (train.recording_ids, train.patient_ids), used, began_from=init_from)
         save_model_folder(probe.model, extractor, output)
         record = self._provenance(probe, train, valid, round(time.monotonic() - started))
         add_step(output, "linear probe", record, began_from=init_from)

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction
 
 from ..configuration_ecgfm import ECGFMConfig
-from ..data.targets import balanced_weights
+from ..data.finetuning_targets import balanced_weights
 from ..evaluation import auroc, macro, mean_absolute_error, r_squared
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification
 from ..pipeline_ecgfm import recording_scores

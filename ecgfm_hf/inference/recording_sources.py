@@ -20,11 +20,11 @@ from ..feature_extraction_ecgfm import ECGFMFeatureExtractor, resampled_length
 from ..pipeline_ecgfm import RECORDING_KEYS
 from ..records.reading import read_ecg, read_with_defaults
 from ..records.record import ECGRecord
-from ..records.rows import SIGNAL_COLUMNS, record_from_row
-from .reading import ReadRecording, failed_recording, in_groups, prepare_record
+from ..records.store_rows import SIGNAL_COLUMNS, record_from_row
+from .read_ahead import ReadRecording, failed_recording, in_groups, prepare_record
 
 if TYPE_CHECKING:
-    from ..data.segments import ModelInputs
+    from ..data.model_inputs import ModelInputs
 
 # A recording in Python: a path, a dictionary as the pipeline takes it, or a record.
 RecordingInput = str | os.PathLike | Mapping[str, Any] | ECGRecord

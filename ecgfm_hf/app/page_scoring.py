@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 from ..configuration_ecgfm import ECGFMConfig
-from ..inference.scoring import score_note
+from ..inference.model_runner import score_note
 from ..interpretation.paper import save_page
 from ..interpretation.prediction_page import plot_prediction
 from ..interpretation.saliency import Attribution, attribute

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..records.record import ECGRecord
-from ..records.rows import COLUMNS, SIGNAL_COLUMNS, label_columns, record_from_row
+from ..records.store_rows import COLUMNS, SIGNAL_COLUMNS, label_columns, record_from_row
 from .store import DataError
 
 if TYPE_CHECKING:

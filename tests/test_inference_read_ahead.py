@@ -14,8 +14,8 @@ from ecgfm_hf import ECGFMFeatureExtractor
 from ecgfm_hf.data import as_model_inputs, load_prepared
 from ecgfm_hf.data.store import write_store_checksums
 from ecgfm_hf.inference import find_recordings
-from ecgfm_hf.inference.reading import read_in_order
-from ecgfm_hf.inference.sources import DatasetSource
+from ecgfm_hf.inference.read_ahead import read_in_order
+from ecgfm_hf.inference.recording_sources import DatasetSource
 
 
 @pytest.fixture(scope="module")
@@ -69,16 +69,16 @@ def test_workers_may_start_from_scratch(folder):
 
 @pytest.mark.parametrize("end", ["exit", "signal"])
 def test_a_recording_that_kills_its_reader_is_named_and_all_others_are_read(folder, monkeypatch, end):
-    from ecgfm_hf.inference import sources
+    from ecgfm_hf.inference import recording_sources
 
-    def deadly(path, original=sources.read_with_defaults, **arguments):
+    def deadly(path, original=recording_sources.read_with_defaults, **arguments):
         if "e06" in path or "e13" in path:
             if end == "exit":
                 os._exit(3)
             os.kill(os.getpid(), signal.SIGKILL)
         return original(path, **arguments)
 
-    monkeypatch.setattr(sources, "read_with_defaults", deadly)
+    monkeypatch.setattr(recording_sources, "read_with_defaults", deadly)
     source = find_recordings([str(folder)], ECGFMFeatureExtractor())
     found = list(read_in_order(source, num_workers=2))
     assert [one.row for one in found] == list(range(14))
@@ -99,14 +99,14 @@ def test_what_cannot_be_read_of_a_store_is_named(store, given, tmp_path):
 
 
 def test_any_error_of_a_library_is_a_failure_of_one_recording(folder, monkeypatch):
-    from ecgfm_hf.inference import sources
+    from ecgfm_hf.inference import recording_sources
 
-    def broken(path, original=sources.read_with_defaults, **arguments):
+    def broken(path, original=recording_sources.read_with_defaults, **arguments):
         if "e06" in path:
             raise RecursionError
         return original(path, **arguments)
 
-    monkeypatch.setattr(sources, "read_with_defaults", broken)
+    monkeypatch.setattr(recording_sources, "read_with_defaults", broken)
     found = list(read_in_order(find_recordings([str(folder)], ECGFMFeatureExtractor())))
     assert [one.failure for one in found if one.failure is not None] == ["RecursionError"]
 

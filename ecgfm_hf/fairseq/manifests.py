@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..feature_extraction_ecgfm import STANDARD_LEADS
-from ..records.mat import feats_of, number_of, read_mat
+from ..records.matlab import feats_of, number_of, read_mat
 from ..records.record import ECGReadError
 from ..utils.errors import ECGFMError
 

@@ -13,11 +13,11 @@ from ..configuration_ecgfm import ECGFMConfig
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMModel, _mean_over_frames
 from ..pipeline_ecgfm import recording_answer
 from ..utils.precision import evaluation_mode, resolve_precision, with_compiled_layers, with_precision
-from .reading import ReadRecording, read_in_order
-from .sources import DatasetSource
+from .read_ahead import ReadRecording, read_in_order
+from .recording_sources import DatasetSource
 
 if TYPE_CHECKING:
-    from ..data.segments import ModelInputs
+    from ..data.model_inputs import ModelInputs
 
 UNCALIBRATED = "score, uncalibrated; not for clinical use"
 CALIBRATED = "calibrated; not for clinical use"
