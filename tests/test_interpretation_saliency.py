@@ -294,6 +294,7 @@ def test_deleting_bridges_and_changes_nothing_else():
         delete_times(signal, np.ones(6, dtype=bool))
 
 
+@pytest.mark.slow
 def test_a_trained_models_map_points_at_premature_ventricular_beats(script, monkeypatch):
     """The small version of `scripts/saliency_sanity.py`: 60 easy patients, 4 recordings."""
     monkeypatch.setattr(script, "SHIFTS", 8)

@@ -275,8 +275,12 @@ def _full_size(model_class, config):
     return model.eval()
 
 
+LARGE_CLASSIFIER = pytest.param("large", 311_382_161, marks=pytest.mark.slow)
+LARGE_PRETRAINING = pytest.param("large", 311_940_352, marks=pytest.mark.slow)
+
+
 @torch.no_grad()
-@pytest.mark.parametrize(("size", "parameters"), [("base", 90_386_321), ("large", 311_382_161)])
+@pytest.mark.parametrize(("size", "parameters"), [("base", 90_386_321), LARGE_CLASSIFIER])
 def test_full_size_classifier_equals_the_original(size, parameters):
     case = golden(f"full/full_{size}_classifier17")
     model = _full_size(ECGFMForMultiLabelClassification, PRESETS[size](**FINE_TUNED))
@@ -296,7 +300,7 @@ def test_full_size_classifier_equals_the_original(size, parameters):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("size", "parameters"), [("base", 90_883_072), ("large", 311_940_352)])
+@pytest.mark.parametrize(("size", "parameters"), [("base", 90_883_072), LARGE_PRETRAINING])
 def test_full_size_pretraining_equals_the_original(size, parameters):
     case = golden(f"full/full_{size}_pretrain")
     model = _full_size(ECGFMForPreTraining, PRESETS[size]())

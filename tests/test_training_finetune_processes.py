@@ -18,6 +18,8 @@ import torch
 from finetune_cases import TINY_MODEL, make_store
 from transformers import TrainerCallback
 
+pytestmark = pytest.mark.slow  # processes of torchrun, each of which imports torch and transformers
+
 # Long enough for a signal to arrive before the end; with dropout, whose draws have to come back.
 LONGER = {
     "num_train_epochs": 6,

@@ -21,6 +21,8 @@ from tiny_pretraining import MODEL
 NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "feat_proj_dropout", "feat_quantizer_dropout"), 0.0)
 PLAIN = {**MODEL, **NO_DROPOUT, "diversity_loss_weight": 0.0, "cmsc_loss_weight": 0.0}
 MASKED = 60
+pytestmark = pytest.mark.slow  # processes of torchrun, each of which imports torch and transformers
+
 # Long enough for a signal to arrive before the end.
 LONGER = {"num_train_epochs": 6, "save_strategy": "steps", "save_steps": 2}
 
