@@ -238,6 +238,15 @@ def test_a_damaged_text_table_is_refused(tmp_path, text, message):
     refused(put(tmp_path / "b.csv", b"I,II\n1,\xff\n"), "not text in UTF-8", **TABLE)
 
 
+def test_a_table_and_an_array_may_have_a_unit_per_lead(tmp_path):
+    write_csv(tmp_path / "a.csv", np.array([[1.0, 2.0], [3.0, 4.0]]), names=("I", "II"))
+    record = read_ecg(tmp_path / "a.csv", sampling_rate=500, units=["mV", "uV"])
+    assert record.units == ("mV", "uV")
+    np.save(tmp_path / "a.npy", np.ones((2, 5)))
+    record = read_ecg(tmp_path / "a.npy", sampling_rate=500, units=["mV", "uV"], lead_names=["I", "II"])
+    assert record.units == ("mV", "uV")
+
+
 def test_an_empty_field_is_a_missing_sample(tmp_path):
     record = read_ecg(put(tmp_path / "a.csv", b"I,II\r\n1,\r\n\r\n 2 ,nan\r\n"), **TABLE)
     assert np.array_equal(record.samples, [[1, 2], [np.nan, np.nan]], equal_nan=True)

@@ -40,6 +40,7 @@ COMMANDS = {
     name: _Command(panel, f".{module}", name.replace("-", "_"))
     for panel, commands in {
         "Using models": {
+            "inspect": "inspect",
             "predict": "predict",
             "embed": "predict",
             "embed-map": "predict",

@@ -55,6 +55,100 @@ ColumnsOption = Annotated[
 StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder that `ecgfm prepare` wrote.")]
 
 
+_FORMATS, _POLICIES = "What files contain", "Policies (default: as in the model's folder)"
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadingOptions:
+    """The options of commands that read recordings: what their files do not contain, and what is done with flaws."""
+
+    sampling_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--sampling-rate", metavar="HZ", help="CSV, TSV and .npy: sampling rate in Hz.", rich_help_panel=_FORMATS
+        ),
+    ] = None
+    units: Annotated[
+        str | None,
+        typer.Option(
+            "--units",
+            metavar="UNIT",
+            help="CSV, TSV, .npy and .mat: unit, such as mV; CODE-15: default mV.",
+            rich_help_panel=_FORMATS,
+        ),
+    ] = None
+    lead_names: Annotated[
+        str | None,
+        typer.Option(
+            "--lead-names",
+            metavar="I,II,...",
+            help=".npy: the leads of its rows; CSV and TSV: which columns are leads, or all if there is no header.",
+            rich_help_panel=_FORMATS,
+        ),
+    ] = None
+    rename_leads: Annotated[
+        str | None,
+        typer.Option(
+            "--rename-leads", metavar="THEIRS=LEAD,...", help="Of all: such as ECG=I,MLII=II.", rich_help_panel=_FORMATS
+        ),
+    ] = None
+    leads: Annotated[
+        str | None,
+        typer.Option("--leads", metavar="I,II,...", help="Of all: read only these leads.", rich_help_panel=_FORMATS),
+    ] = None
+    checksums: Annotated[
+        Literal["verify", "ignore"] | None,
+        typer.Option(
+            "--checksums", help="Of all: ignore reads damaged samples, with a warning.", rich_help_panel=_FORMATS
+        ),
+    ] = None
+    exam_id: Annotated[
+        int | None,
+        typer.Option("--exam-id", metavar="N", help="HDF5 and .npy with many exams: which.", rich_help_panel=_FORMATS),
+    ] = None
+    missing_leads: Annotated[
+        MissingLeads | None,
+        typer.Option("--missing-leads", help="Usually: derive.", rich_help_panel=_POLICIES),
+    ] = None
+    nan_samples: Annotated[
+        NanSamples | None,
+        typer.Option("--nan-samples", help="Usually: error.", rich_help_panel=_POLICIES),
+    ] = None
+    constant_leads: Annotated[
+        ConstantLeads | None,
+        typer.Option("--constant-leads", help="Usually: zero.", rich_help_panel=_POLICIES),
+    ] = None
+    short_recordings: Annotated[
+        ShortRecordings | None,
+        typer.Option("--short-recordings", help="Shorter than a segment. Usually: error.", rich_help_panel=_POLICIES),
+    ] = None
+
+    def __post_init__(self) -> None:
+        self.arguments  # noqa: B018  # errors of usage come before anything heavy is imported
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What `read_ecg` takes for formats that do not hold it."""
+        return _given(
+            sampling_rate=self.sampling_rate,
+            units=self.units,
+            lead_names=parse_names(self.lead_names, "--lead-names"),
+            rename_leads=self.rename_leads,
+            leads=parse_names(self.leads, "--leads"),
+            checksums=self.checksums,
+            exam_id=self.exam_id,
+        )
+
+    @property
+    def policies(self) -> dict[str, Any]:
+        """What the feature extractor takes in place of the model's own policies."""
+        return _given(**{name: getattr(self, name) for name in POLICIES})
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def expand_options(command: Callable[..., int]) -> Callable[..., int]:
     """
     Return a command with an option for each field of the dataclasses among its parameters.

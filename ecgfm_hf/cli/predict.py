@@ -11,19 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 import typer
 
 from .options import (
-    POLICIES,
     BatchSizeOption,
     ColumnsOption,
     CommandFailed,
-    ConstantLeads,
-    MissingLeads,
-    NanSamples,
     PrecisionOption,
-    ShortRecordings,
+    ReadingOptions,
     expand_options,
     loading,
     parse_mapping,
-    parse_names,
     quiet_libraries,
     show_progress,
     sigterm_as_interrupt,
@@ -37,15 +32,12 @@ if TYPE_CHECKING:
     from ..inference import FileSource, ModelRunner, StoreSource
     from ..modeling_ecgfm import ECGFMPreTrainedModel
 
-_MORE, _RUN, _FORMATS = "More recordings", "Running", "What files contain"
-_POLICIES, _PAGES = (
-    "Policies (default: as in the model's folder)",
-    "A page for each recording (needs ecgfm-hf\\[plots])",
-)
+_MORE, _RUN = "More recordings", "Running"
+_PAGES = "A page for each recording (needs ecgfm-hf\\[plots])"
 
 
 @dataclass(frozen=True)
-class RecordingOptions:
+class RecordingOptions(ReadingOptions):
     """The options of `predict` and `embed`: which recordings, how they are read, and how the model runs."""
 
     inputs: Annotated[
@@ -130,70 +122,10 @@ class RecordingOptions:
         bool,
         typer.Option("--overwrite", help=".parquet: replace the output of another run.", rich_help_panel=_RUN),
     ] = False
-    sampling_rate: Annotated[
-        float | None,
-        typer.Option(
-            "--sampling-rate", metavar="HZ", help="CSV, TSV and .npy: sampling rate in Hz.", rich_help_panel=_FORMATS
-        ),
-    ] = None
-    units: Annotated[
-        str | None,
-        typer.Option(
-            "--units",
-            metavar="UNIT",
-            help="CSV, TSV, .npy and .mat: unit, such as mV; CODE-15: default mV.",
-            rich_help_panel=_FORMATS,
-        ),
-    ] = None
-    lead_names: Annotated[
-        str | None,
-        typer.Option(
-            "--lead-names",
-            metavar="I,II,...",
-            help=".npy: the leads of its rows; CSV and TSV: which columns are leads, or all if there is no header.",
-            rich_help_panel=_FORMATS,
-        ),
-    ] = None
-    rename_leads: Annotated[
-        str | None,
-        typer.Option(
-            "--rename-leads", metavar="THEIRS=LEAD,...", help="Of all: such as ECG=I,MLII=II.", rich_help_panel=_FORMATS
-        ),
-    ] = None
-    leads: Annotated[
-        str | None,
-        typer.Option("--leads", metavar="I,II,...", help="Of all: read only these leads.", rich_help_panel=_FORMATS),
-    ] = None
-    checksums: Annotated[
-        Literal["verify", "ignore"] | None,
-        typer.Option(
-            "--checksums", help="Of all: ignore reads damaged samples, with a warning.", rich_help_panel=_FORMATS
-        ),
-    ] = None
-    exam_id: Annotated[
-        int | None,
-        typer.Option("--exam-id", metavar="N", help="HDF5 and .npy with many exams: which.", rich_help_panel=_FORMATS),
-    ] = None
-    missing_leads: Annotated[
-        MissingLeads | None,
-        typer.Option("--missing-leads", help="Usually: derive.", rich_help_panel=_POLICIES),
-    ] = None
-    nan_samples: Annotated[
-        NanSamples | None,
-        typer.Option("--nan-samples", help="Usually: error.", rich_help_panel=_POLICIES),
-    ] = None
-    constant_leads: Annotated[
-        ConstantLeads | None,
-        typer.Option("--constant-leads", help="Usually: zero.", rich_help_panel=_POLICIES),
-    ] = None
-    short_recordings: Annotated[
-        ShortRecordings | None,
-        typer.Option("--short-recordings", help="Shorter than a segment. Usually: error.", rich_help_panel=_POLICIES),
-    ] = None
 
     def __post_init__(self) -> None:
-        # Errors of usage come before anything heavy is imported.
-        self.mapping, self.arguments  # noqa: B018
+        super().__post_init__()
+        self.mapping  # noqa: B018
 
     @property
     def mapping(self) -> dict[str, str] | None:
@@ -201,32 +133,10 @@ class RecordingOptions:
         return parse_mapping(self.columns)
 
     @property
-    def arguments(self) -> dict[str, Any]:
-        """What `read_ecg` takes for formats that do not hold it."""
-        return _given(
-            sampling_rate=self.sampling_rate,
-            units=self.units,
-            lead_names=parse_names(self.lead_names, "--lead-names"),
-            rename_leads=self.rename_leads,
-            leads=parse_names(self.leads, "--leads"),
-            checksums=self.checksums,
-            exam_id=self.exam_id,
-        )
-
-    @property
-    def policies(self) -> dict[str, Any]:
-        """What the feature extractor takes in place of the model's own policies."""
-        return _given(**{name: getattr(self, name) for name in POLICIES})
-
-    @property
     def own_device(self) -> str:
         """The GPU of this process where several processes share a run and `cuda` is wanted."""
         shared = self.device == "cuda" and "LOCAL_RANK" in os.environ
         return f"cuda:{os.environ['LOCAL_RANK']}" if shared else self.device
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 @expand_options

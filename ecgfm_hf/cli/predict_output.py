@@ -50,6 +50,7 @@ def print_answers(
     from ..inference.model_runner import answer_of
     from ..inference.parquet_run import write_failures
     from ..inference.read_ahead import read_in_order
+    from .main import in_options, load_command
 
     answers: _Answers = []
     failed: list[tuple[str, str | None, str]] = []
@@ -64,7 +65,7 @@ def print_answers(
                 # A message may begin with the file itself: the header of the record that was named.
                 named = read.failure.startswith(read.recording_id)
                 message = read.failure if named else f"{read.recording_id}: {read.failure}"
-                tqdm.write(f"ecgfm: {message}", file=sys.stderr)
+                tqdm.write(f"ecgfm: {in_options(message, load_command('predict'))}", file=sys.stderr)
             elif logits is not None:
                 answers.append(answer_of(read, logits, config))
                 if page is not None:

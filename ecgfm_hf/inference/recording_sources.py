@@ -19,7 +19,7 @@ from ..data.store import DATA_FOLDER, REPORT_FILE, WORK_FOLDER, DataError, check
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor, resampled_length
 from ..pipeline_ecgfm import RECORDING_KEYS
 from ..records.reading import read_ecg, read_with_defaults
-from ..records.record import ECGRecord
+from ..records.record import ECGReadError, ECGRecord
 from ..records.store_rows import SIGNAL_COLUMNS, record_from_row
 from .read_ahead import ReadRecording, failed_recording, in_groups, prepare_record
 
@@ -95,8 +95,10 @@ class FileSource:
         return digest.hexdigest()
 
     def record(self, index: int) -> ECGRecord:
-        """Read a recording as its file contains it. Raises the reader's errors."""
+        """Read a recording as its file contains it. `ECGReadError` if it cannot be read, or is known to be unusable."""
         row = self._row(index)
+        if row["failure"] is not None:
+            raise ECGReadError(row["failure"])
         own = {name: row[f"_{name}"] for name in _ARGUMENTS if row[f"_{name}"] is not None}
         return read_with_defaults(os.fsdecode(row["path"]), **(self._arguments | own))
 
@@ -106,8 +108,6 @@ class FileSource:
     def _read(self, index: int) -> ReadRecording:
         row = self._row(index)
         ids, path = (row["recording_id"], row["patient_id"]), _displayed(row["path"])
-        if row["failure"] is not None:
-            return failed_recording(index, *ids, row["failure"], path)
         try:
             recording = prepare_record(index, *ids, self.record(index), self._extractor, inspect=self._inspect)
             return replace(recording, path=path)

@@ -216,10 +216,7 @@ def _read(
     if arguments.get("checksums", "verify") not in ("verify", "ignore"):
         raise ECGReadError(f"{path}: found checksums={arguments['checksums']!r}, expected 'verify' or 'ignore'")
     header = wfdb_header(path)
-    if header is not None:
-        format_, paths = _WFDB, [header, path]
-    else:
-        format_, paths = _format_of(path), [path]
+    format_, paths = (_format_of(path), [path]) if header is None else (_WFDB, [header, path])
     # Most formats have no checksums; the wish to ignore them is met.
     if ignore_surplus or "checksums" not in format_.takes:
         taken = (*format_.needs, *format_.takes)
@@ -296,6 +293,11 @@ def wfdb_header(path: str) -> str | None:
     return f"{path}.hea" if os.path.isfile(f"{path}.hea") else None
 
 
+def format_name(path: str) -> str:
+    """Return the name of a recording's format. `ECGReadError` for files of none that is supported."""
+    return (_WFDB if wfdb_header(path) is not None else _format_of(path)).name
+
+
 def _format_of(path: str) -> Format:
     regular_file_size(path)
     try:
@@ -337,9 +339,9 @@ def _check_arguments(path: str, format_: Format, arguments: Mapping[str, Any]) -
     if not isinstance(rate, numbers.Real) or isinstance(rate, bool) or not math.isfinite(rate):
         raise ECGReadError(f"{path}: found sampling_rate={rate!r}, expected a number of Hz")
     units = arguments.get("units", "")
-    one_per_lead = format_.reader.startswith("tables.") and isinstance(units, Sequence)
+    one_per_lead = "lead_names" in format_.needs + format_.takes and isinstance(units, Sequence)
     if not isinstance(units, str) and not (one_per_lead and all(isinstance(unit, str) for unit in units)):
         raise ECGReadError(f"{path}: found units={units!r}, expected a unit" + " or one per lead" * one_per_lead)
 
 
-__all__ = ["Checksums", "read_ecg", "read_with_defaults", "recognise", "wfdb_header"]
+__all__ = ["Checksums", "format_name", "read_ecg", "read_with_defaults", "recognise", "wfdb_header"]
