@@ -103,16 +103,18 @@ def _register() -> None:
         AutoModelForAudioClassification,
         AutoModelForPreTraining,
         AutoModelForSequenceClassification,
+        AutoProcessor,
     )
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    from .configuration_ecgfm import ECGFMConfig
+    from .configuration_ecgfm import CustomPipelines, ECGFMConfig
     from .feature_extraction_ecgfm import ECGFMFeatureExtractor
     from .modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMForPreTraining, ECGFMModel
     from .pipeline_ecgfm import ECGClassificationPipeline
 
     AutoConfig.register("ecgfm", ECGFMConfig, exist_ok=True)
     AutoFeatureExtractor.register(ECGFMConfig, ECGFMFeatureExtractor, exist_ok=True)
+    AutoProcessor.register(ECGFMConfig, ECGFMFeatureExtractor, exist_ok=True)
     for auto_class, model_class in (
         (AutoModel, ECGFMModel),
         (AutoModelForPreTraining, ECGFMForPreTraining),
@@ -132,6 +134,7 @@ def _register() -> None:
         PIPELINE_REGISTRY.register_pipeline(
             "ecg-classification", ECGClassificationPipeline, pt_model=AutoModelForSequenceClassification
         )
+    CustomPipelines.registered.add("ecg-classification")
 
 
 def silence_torchao() -> None:

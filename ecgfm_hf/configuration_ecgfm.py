@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from huggingface_hub.dataclasses import strict
 from transformers.utils import logging
@@ -62,6 +62,27 @@ def _label_names(
         if len(names) != num_labels:
             raise ValueError(f"num_labels is {num_labels}, but there are {len(names)} label names: {names}")
     return names
+
+
+class CustomPipelines(dict):
+    """
+    A config's `custom_pipelines`: the tasks for which its folder brings code.
+
+    `transformers.pipeline` looks its task up here. A task that it finds needs `trust_remote_code`; so it must not find
+    one whose class the installed package has `registered`. Its own tasks that build an ECG-FM model and then feed it
+    audio or text are refused here, before they fail with a message about a tokenizer.
+    """
+
+    registered: ClassVar[set[str]] = set()
+
+    def __contains__(self, task: object) -> bool:
+        if task in ("audio-classification", "feature-extraction", "text-classification"):
+            raise ValueError(
+                f"the pipeline {task!r} of transformers takes no recordings with named leads; for scores, use "
+                "pipeline('ecg-classification', model=...); for embeddings, the pooler_output of "
+                "AutoModel.from_pretrained(...)(**feature_extractor(...))"
+            )
+        return task not in self.registered and super().__contains__(task)
 
 
 @strict
@@ -225,7 +246,9 @@ class ECGFMConfig(PreTrainedConfig):
         self._labels_settled = True
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not vars(self).get("_labels_settled"):
+        if name == "custom_pipelines":
+            super().__setattr__(name, CustomPipelines(value))
+        elif not vars(self).get("_labels_settled"):
             super().__setattr__(name, value)
         elif name in ("id2label", "label2id"):
             self._change_labels(_label_names(**{name: value}))

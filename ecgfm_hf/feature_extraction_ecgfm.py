@@ -355,7 +355,9 @@ def _is_sequence(value: Any) -> bool:
 
 
 def _check_number(name: str, value: Any, low: float, high: float) -> float:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
+    if getattr(value, "ndim", None) == 0:  # of numpy or torch, as a dataset's rows have
+        value = value.item()
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not low <= value <= high:
         raise ValueError(f"{name} must be a number from {low} to {high}, got {value!r}")
     return int(value) if value == int(value) else float(value)

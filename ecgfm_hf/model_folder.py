@@ -181,8 +181,8 @@ def load_pipeline(
     """
     Load the `ecg-classification` pipeline of a folder or Hub repository, with this package's classes.
 
-    No remote code runs. `transformers.pipeline("ecg-classification", model=...)` asks for `trust_remote_code=True` if
-    the folder brings a pipeline of its own, whether or not this package is installed.
+    No remote code runs. Unlike `transformers.pipeline("ecg-classification", model=...)`, which gives the same class, it
+    refuses missing weights and an untrained head.
 
     Args:
         model_dir: Folder or repository with a classifier, its weights and feature extractor.
@@ -254,7 +254,11 @@ def _check_exists(name: str) -> None:
 def _read_error(name: str, problem: str, error: Exception) -> ModelFolderError:
     if os.path.isdir(name):
         return ModelFolderError(f"{name}: {problem} ({error})")
-    return ModelNotFoundError(f"there is no folder {name}, and the Hub gives no such repository ({error})")
+    # The cause has the details, many sentences about the network.
+    return ModelNotFoundError(
+        f"there is no folder {name}, and no Hub repository of that name can be read; check the name, your access to "
+        "the repository, and the network"
+    )
 
 
 def _load_config(name: str, hub: dict[str, Any]) -> ECGFMConfig:

@@ -1,11 +1,13 @@
 """The `ecg-classification` pipeline: one recording in, one score per label out."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
 
 if TYPE_CHECKING:
@@ -86,6 +88,27 @@ def _sigmoid(values: np.ndarray) -> np.ndarray:
     return 0.5 * (1.0 + np.tanh(0.5 * values))
 
 
+@dataclass
+class _Item:
+    """One of several inputs, and its index for error messages."""
+
+    index: int
+    recording: Any
+
+
+class _Items(Dataset):
+    """The rows of any dataset, as items; transformers' pipelines take a dataset of torch row by row."""
+
+    def __init__(self, rows: Any):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> _Item:
+        return _Item(index, self.rows[index])
+
+
 class ECGClassificationPipeline(ChunkPipeline):
     """
     Scores recordings with an `ECGFMForMultiLabelClassification` model.
@@ -98,14 +121,16 @@ class ECGClassificationPipeline(ChunkPipeline):
     - `units` (optional): such as `"mV"`; one, or one a lead,
     - `recording` (optional): the name to answer with,
 
-    or a list of such. Keyword arguments of the call, or of the constructor, are `ECGFMFeatureExtractor`'s policies:
+    or several of such: a list gives a list; a dataset (of torch or 🤗 datasets, with these columns) or another iterable
+    gives an iterator. Keyword arguments of the call, or of the constructor, are `ECGFMFeatureExtractor`'s policies:
     `missing_leads`, `nan_samples`, `constant_leads`, `short_recordings`; and `batch_size`, in segments.
 
     Output, one a recording: `{"recording": name, "scores": {label: float}, "positive": [label, ...] or None,
     "segments": int, "warnings": [str, ...]}`. `positive` is `None` unless the config has thresholds.
 
     A recording shorter than a segment, admitted with `short_recordings="pad"`, is run at its true length, so padding
-    never influences an answer.
+    never influences an answer. The model is put into evaluation mode. An error about one of several recordings begins
+    with its index.
     """
 
     # transformers declares other types for these: a model with any config, a feature extractor of its own, None.
@@ -119,7 +144,6 @@ class ECGClassificationPipeline(ChunkPipeline):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        # Dropout would change the scores from call to call.
         self.model.eval()
         # Thresholds and calibration that belong to other weights.
         if hasattr(self.model, "check_fitted"):
@@ -140,15 +164,42 @@ class ECGClassificationPipeline(ChunkPipeline):
         }
         return {name: policy for name, policy in policies.items() if policy is not None}, {}, {}
 
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Score one recording, or several (see the class)."""
+        # Training that the model had since would leave dropout on, and the scores would change from call to call.
+        self.model.eval()
+        if isinstance(inputs, (list, tuple)):
+            if not inputs:
+                return []
+            inputs = [_Item(index, recording) for index, recording in enumerate(inputs)]
+        elif not isinstance(inputs, (str, Mapping)) and hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
+            inputs = _Items(inputs)
+        elif not isinstance(inputs, (str, Mapping)) and isinstance(inputs, Iterable):
+            inputs = (_Item(index, recording) for index, recording in enumerate(inputs))
+        return super().__call__(inputs, *args, **kwargs)
+
     def preprocess(  # type: ignore[override]  # a ChunkPipeline yields, which its types do not say
-        self, inputs: dict[str, Any] | str | os.PathLike, **policies: Any
+        self, inputs: Any, **policies: Any
     ) -> Iterator[dict[str, Any]]:
         """Yields the segments of one recording."""
+        if not isinstance(inputs, _Item):
+            yield from self._segments(inputs, "recording", policies)
+            return
+        label = f"recording {inputs.index}"
+        try:
+            yield from self._segments(inputs.recording, label, policies)
+        except Exception as error:
+            # The type stays: callers catch it by that.
+            if len(error.args) == 1 and not str(error.args[0]).startswith(label):
+                error.args = (f"{label}: {error.args[0]}",)
+            raise
+
+    def _segments(self, inputs: Any, label: str, policies: dict[str, Any]) -> Iterator[dict[str, Any]]:
         recording = self._recording(inputs)
         name, found = recording.pop("recording", None), recording.pop("warnings", ())
         # A recording at a time: two in one array would be averaged into one answer.
         segments, valid_samples, warnings, *_ = self.feature_extractor.prepare_recording(
-            recording.pop("signal"), **recording, name="recording" if name is None else str(name), **policies
+            recording.pop("signal"), **recording, name=label if name is None else str(name), **policies
         )
         mask = (torch.arange(segments.shape[2]) < valid_samples).long()[None]
         for i, segment in enumerate(torch.from_numpy(segments)):
@@ -180,7 +231,7 @@ class ECGClassificationPipeline(ChunkPipeline):
                 "recording": os.fspath(inputs.path),
                 "warnings": inputs.warnings,
             }
-        if not isinstance(inputs, dict):
+        if not isinstance(inputs, Mapping):
             raise ValueError(f"a recording must be a path, a record or a dictionary, found: {type(inputs).__name__}")
         missing = sorted({"signal", "sampling_rate", "lead_names"} - inputs.keys())
         unknown = sorted(inputs.keys() - RECORDING_KEYS)

@@ -160,7 +160,7 @@ def test_a_folder_that_is_not_there_and_a_file_are_refused(tmp_path, monkeypatch
     for name in (tmp_path / "absent", "./absent", "../absent", "a/b/c"):
         with pytest.raises(ModelNotFoundError, match="there is no folder"):
             load_model(name)
-    with pytest.raises(FileNotFoundError, match="there is no folder model, and the Hub gives no such repository"):
+    with pytest.raises(FileNotFoundError, match="there is no folder model, and no Hub repository of that name"):
         load_model("model")
     (tmp_path / "last.pt").write_bytes(b"")
     with pytest.raises(ModelNotFoundError, match="ecgfm convert"):

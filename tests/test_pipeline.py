@@ -9,7 +9,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from pydicom.data import get_testdata_file
+from transformers import AutoProcessor
 from transformers import pipeline as transformers_pipeline
 
 from ecgfm_hf import (
@@ -18,6 +20,7 @@ from ecgfm_hf import (
     ECGFMFeatureExtractor,
     ECGFMForMultiLabelClassification,
     ECGFMForPreTraining,
+    ECGReadError,
     load_pipeline,
     read_ecg,
     save_model_folder,
@@ -169,6 +172,60 @@ def test_a_model_in_training_mode_is_put_into_evaluation_mode(model_dir):
     pipe = ECGClassificationPipeline(model=model, feature_extractor=ECGFMFeatureExtractor())
     expected = load_pipeline(model_dir)(recording())["scores"]
     assert pipe(recording())["scores"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_training_between_two_calls_does_not_leave_dropout_on(model_dir):
+    pipe = load_pipeline(model_dir)
+    expected = pipe(recording())
+    pipe.model.train()
+    assert pipe(recording()) == expected
+
+
+def test_transformers_pipeline_function_takes_the_installed_class_without_a_prompt(model_dir):
+    for arguments in ({"task": "ecg-classification"}, {}):
+        pipe = transformers_pipeline(model=str(model_dir), device="cpu", **arguments)
+        assert type(pipe) is ECGClassificationPipeline
+        expected = load_pipeline(model_dir)(recording())["scores"]
+        assert pipe(recording())["scores"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("task", ["audio-classification", "feature-extraction", "text-classification"])
+def test_pipelines_of_transformers_are_refused_with_the_right_task(model_dir, task):
+    with pytest.raises(ValueError, match=rf"{task}.*pipeline\('ecg-classification'"):
+        transformers_pipeline(task, model=str(model_dir))
+
+
+def test_several_recordings_come_in_any_collection(model_dir):
+    pipe = load_pipeline(model_dir)
+    given = [recording(seconds=s, seed=i) for i, s in enumerate((10.0, 5.0, 16.0))]
+    expected = pipe(given)
+    rows = Dataset.from_list([{**one, "signal": one["signal"].tolist()} for one in given])
+    for several in (tuple(given), iter(given), rows, rows.with_format("torch"), rows.to_iterable_dataset()):
+        found = list(pipe(several, batch_size=2, num_workers=0))
+        for answer, wanted in zip(found, expected, strict=True):
+            assert answer["scores"] == pytest.approx(wanted["scores"], abs=1e-5)
+    assert pipe([]) == []
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"lead_names": LEADS[:11]}, r"^recording 1: a recording must have shape"),
+        ({"lead_names": LEADS[:11], "recording": "E7"}, r"^recording 1: E7: a recording must have shape"),
+        ({"sampling_frequency": 500}, r"^recording 1: .*sampling_frequency"),
+    ],
+)
+def test_bad_recording_of_several_is_named_by_its_index(model_dir, bad, message):
+    given = [recording(), {**recording(), **bad}]
+    for several in (given, iter(given)):
+        with pytest.raises(ValueError, match=message):
+            list(load_pipeline(model_dir)(several))
+    with pytest.raises(ECGReadError, match=r"^recording 0: missing\.hea"):
+        load_pipeline(model_dir)(["missing.hea"])
+
+
+def test_auto_processor_is_the_feature_extractor(model_dir):
+    assert type(AutoProcessor.from_pretrained(model_dir)) is ECGFMFeatureExtractor
 
 
 def test_path_and_arrays_give_the_same_answer(model_dir):

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from transformers import (
     AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, AutoModelForPreTraining,
-    AutoModelForSequenceClassification, pipeline,
+    AutoModelForSequenceClassification, AutoProcessor, pipeline,
 )
 classifier_dir, pretraining_dir, recording = sys.argv[1:4]
 signal = np.load(recording)
@@ -55,6 +55,9 @@ AutoModelForSequenceClassification.from_pretrained(classifier_dir, **remote).sav
 extractor.save_pretrained(sys.argv[4])
 pipe.save_pretrained(sys.argv[5])
 again = {"signal": signal, **call}
+several = {"subfolder": "classifier", **remote}
+result["subfolder"] = [type(auto.from_pretrained(sys.argv[6], **several)).__name__
+                       for auto in (AutoConfig, AutoModelForSequenceClassification, AutoProcessor)]
 result["saved"] = [pipeline("ecg-classification", model=d, device="cpu", **remote)(again) for d in sys.argv[4:6]]
 print(json.dumps(result))
 """
@@ -69,6 +72,9 @@ def folders(tmp_path_factory, tiny_config):
         save_model_folder(model_class(tiny_config()).eval(), ECGFMFeatureExtractor(), folder / "here" / name)
         # Moved: nothing may depend on where it was written.
         shutil.move(folder / "here" / name, folder / name)
+    # Several models in subfolders, with the code where transformers looks for it.
+    for code in (folder / "classifier").glob("*.py"):
+        shutil.copy(code, folder)
     return folder
 
 
@@ -87,6 +93,7 @@ def test_moved_folder_loads_everywhere_without_the_package(folders, tmp_path):
             tmp_path / "signal.npy",
             tmp_path / "saved again",
             tmp_path / "saved_by_pipeline",
+            folders,
         ],
         capture_output=True,
         text=True,
@@ -112,6 +119,7 @@ def test_moved_folder_loads_everywhere_without_the_package(folders, tmp_path):
     assert result["AutoModelForPreTraining"][0] == "ECGFMForPreTraining"
     assert list(result["pipeline"]["scores"].values()) == pytest.approx(logits.sigmoid().mean(0).tolist(), abs=1e-5)
     assert "pip install ecgfm-hf" in result["path"]
+    assert result["subfolder"] == ["ECGFMConfig", "ECGFMForMultiLabelClassification", "ECGFMFeatureExtractor"]
     assert result["saved"] == [result["pipeline"]] * 2
 
 
