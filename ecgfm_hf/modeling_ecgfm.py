@@ -798,6 +798,12 @@ class ECGFMPreTrainedModel(PreTrainedModel):
         """Stops training the convolutions; layer norm, projection and position embedding go on training."""
         self.base_model.feature_extractor.requires_grad_(False)
 
+    def enable_input_require_grads(self) -> None:
+        """PEFT asks for this; the encoder needs no hook, see [`ECGFMEncoder._needs_gradient_at_input`]."""
+
+    def disable_input_require_grads(self) -> None:
+        """As in transformers."""
+
     def get_input_embeddings(self) -> None:  # type: ignore[override]  # transformers declares a module
         """There is no embedding table; quantised loading asks."""
         return None

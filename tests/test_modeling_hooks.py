@@ -2,6 +2,7 @@
 
 import copy
 import io
+import logging
 import pickle
 
 import pytest
@@ -181,6 +182,26 @@ def test_adapters_get_the_same_gradient_with_and_without_checkpointing(classifie
     for name, gradient in expected.items():
         assert gradient.abs().max() > 0, name
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("order", ["before", "prepared", "after"])
+def test_checkpointing_is_enabled_before_or_after_the_adapters_without_a_warning(classifier, order, caplog):
+    peft = pytest.importorskip("peft")
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    reentrant = {"use_reentrant": True}
+    if order == "before":
+        classifier.gradient_checkpointing_enable(reentrant)
+    elif order == "prepared":
+        classifier = peft.prepare_model_for_kbit_training(classifier, gradient_checkpointing_kwargs=reentrant)
+    model = adapted(classifier, peft.LoraConfig(target_modules=ATTENTION, modules_to_save=["classifier"]))
+    if order == "after":
+        model.gradient_checkpointing_enable(reentrant)
+        model.enable_input_require_grads()
+    model(input_values=segments(), labels=torch.ones(3, 3)).loss.backward()
+    logging.getLogger("transformers").removeHandler(caplog.handler)
+    for name, parameter in model.named_parameters():
+        assert "lora_B" not in name or parameter.grad.abs().max() > 0, name
+    assert not [record for record in caplog.records if "embeddings" in record.getMessage()]
 
 
 def test_a_frozen_encoder_is_not_recomputed_for_nothing(classifier):
