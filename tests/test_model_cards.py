@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from ecgfm_hf.cli.main import main
 from ecgfm_hf.hub import Machine
 from ecgfm_hf.hub.cards import CardDetailsError, CardError, build_model_card, card_problems
-from ecgfm_hf.hub.cards.card import section_titles
 from ecgfm_hf.hub.cards.details import MANDATORY
-from ecgfm_hf.hub.cards.markdown import plain
+from ecgfm_hf.hub.cards.model_card import plain, section_titles
 from ecgfm_hf.provenance import PROVENANCE_FILE, ProvenanceError
 
 REPOSITORY = "example/ecg-fm-rhythms"
@@ -209,8 +208,8 @@ def test_what_is_not_noted_is_said_to_be_unknown(tmp_path):
     folder = write_model(tmp_path / "m", tiny_config())
     text = build_model_card(folder, **DETAILS)
     assert card_problems(text) == []
-    assert "How these weights came to be is not noted beside them, and is unknown here." in text
-    assert "How many recordings and patients the weights have seen is not noted" in text
+    assert "The folder of these weights does not record how they were made: this is unknown here." in text
+    assert "does not record the recordings and patients that they were trained on" in text
     assert "**No evaluation is reported.**" in text
     assert "**There are no thresholds:**" in text
     assert "scores, not probabilities" in text
@@ -219,17 +218,21 @@ def test_what_is_not_noted_is_said_to_be_unknown(tmp_path):
     bare = build_model_card(folder)
     assert bare.count("**To be filled in**") == len(MANDATORY)
     (folder / PROVENANCE_FILE).write_text('{"format": 1, "steps": [{"step": "unknown"}, {"step": "fine-tuning"}]}')
-    assert "is not noted beside them, and is unknown here" in section(build_model_card(folder), "Training procedure")
+    assert "records nothing about them: how they were made is unknown here" in section(
+        build_model_card(folder), "Training procedure"
+    )
     (folder / PROVENANCE_FILE).write_text("{")
     with pytest.raises(ProvenanceError, match="damaged"):
         build_model_card(folder)
 
 
 def test_where_thresholds_come_from_is_told_only_if_it_was_noted(card, tmp_path):
-    assert "chosen on the validation recordings below. Labels without one are not decided: pacing rhythm." in card
+    assert (
+        "chosen on the validation recordings below. Labels without a threshold are not decided: pacing rhythm." in card
+    )
     folder = fine_tuned(tmp_path / "m")
     (folder / PROVENANCE_FILE).unlink()
-    assert "where they come from is not noted" in build_model_card(folder)
+    assert "their origin is not recorded" in build_model_card(folder)
 
 
 def test_an_interrupted_run_has_no_duration(tmp_path):
@@ -237,7 +240,7 @@ def test_an_interrupted_run_has_no_duration(tmp_path):
     content = json.loads((folder / PROVENANCE_FILE).read_text())
     content["steps"][1]["seconds"] = None
     (folder / PROVENANCE_FILE).write_text(json.dumps(content))
-    assert "| Duration | Not noted (the run was interrupted and continued). |" in build_model_card(folder)
+    assert "| Duration | Not recorded (the run was interrupted and resumed). |" in build_model_card(folder)
 
 
 def test_a_regression_model_has_values_and_errors(tmp_path):
@@ -292,7 +295,7 @@ def test_other_thresholds_and_unknown_weights_are_told(model, tmp_path):
     results["per_label"][LABELS[0]]["decisions"]["threshold"] = 0.9
     evaluation = evaluation_of(model, tmp_path / "e", per_label=results["per_label"], weights=None)
     text = build_model_card(model, evaluation=evaluation, **DETAILS)
-    assert "at other thresholds than those in the model's config" in text
+    assert "use other thresholds than those in the model's config" in text
     assert "does not record which weights it is of" in text
 
 
@@ -322,7 +325,7 @@ def test_what_is_no_model_or_evaluation_is_refused(model, tmp_path):
     with pytest.raises(CardError, match="has no results of"):
         build_model_card(model, evaluation=tmp_path)
     evaluation_of(model, tmp_path, intervals=None)
-    with pytest.raises(CardError, match=r"provenance\.json or .* is damaged: TypeError"):
+    with pytest.raises(CardError, match=r"provenance\.json or .* is damaged: UndefinedError"):
         build_model_card(model, evaluation=tmp_path)
     with pytest.raises(CardError, match="repo_id"):
         build_model_card(model, repo_id='a"b')

@@ -46,7 +46,7 @@ def test_what_must_not_be_missed_is_in_each_card(name):
     assert "10.1093/jamiaopen/ooaf122" in text
     assert f"{name}.pt" in text
     if name != "mimic_iv_ecg_physionet_pretrained":
-        assert "0.5 is no sensible threshold" in text or "0.5 is no threshold by itself" in text
+        assert "0.5 is not a sensible threshold" in text or "0.5 has no special meaning" in text
         assert "shifted by" in text
 
 

@@ -1,9 +1,9 @@
-from .building import CardError as CardError
-from .building import build_model_card as build_model_card
 from .checks import card_problems as card_problems
 from .details import CardDetails as CardDetails
 from .details import CardDetailsError as CardDetailsError
 from .details import read_details as read_details
+from .model_card import CardError as CardError
+from .model_card import build_model_card as build_model_card
 from .published import PublishedCardError as PublishedCardError
 from .published import converted_card as converted_card
 from .published import published_card as published_card

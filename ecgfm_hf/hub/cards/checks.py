@@ -10,9 +10,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from huggingface_hub.utils import validate_repo_id
 
-from .card import DISCLAIMER, section_titles
 from .details import ALL_MANDATORY, placeholders
+from .model_card import section_titles
 
+DISCLAIMER = "Not a medical device."
 BYTE_ORDER_MARK = "\ufeff"
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
