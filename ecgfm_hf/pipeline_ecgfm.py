@@ -84,6 +84,31 @@ def recording_answer(
     }
 
 
+def segment_answers(
+    segment_logits: np.ndarray, segment_seconds: float, valid_seconds: float, config: "ECGFMConfig"
+) -> list[dict[str, Any]]:
+    """
+    Return an answer for each segment of a recording, as if the recording were this segment.
+
+    Calibration and thresholds are those of the model, which belong to the scores of whole recordings.
+
+    Args:
+        segment_logits (`np.ndarray` of shape `(segments, num_labels)`)
+        segment_seconds (`float`): From the start of a segment to the start of the next.
+        valid_seconds (`float`): Of each segment that are no padding.
+        config (`ECGFMConfig`)
+
+    Returns:
+        `list[dict]` with the keys `segment` (from 0), `start_s` and `end_s` in the recording, `scores`, `positive`.
+    """
+    found = []
+    for number, logits in enumerate(segment_logits):
+        scores, start = recording_scores(logits[None], config), number * segment_seconds
+        times = {"segment": number, "start_s": start, "end_s": start + valid_seconds}
+        found.append({**times, "scores": scores, "positive": positive_labels(scores, config)})
+    return found
+
+
 def _sigmoid(values: np.ndarray) -> np.ndarray:
     return 0.5 * (1.0 + np.tanh(0.5 * values))
 
@@ -126,7 +151,8 @@ class ECGClassificationPipeline(ChunkPipeline):
     `missing_leads`, `nan_samples`, `constant_leads`, `short_recordings`; and `batch_size`, in segments.
 
     Output, one a recording: `{"recording": name, "scores": {label: float}, "positive": [label, ...] or None,
-    "segments": int, "warnings": [str, ...]}`. `positive` is `None` unless the config has thresholds.
+    "segments": int, "warnings": [str, ...]}`. `positive` is `None` unless the config has thresholds. With
+    `per_segment=True` also `"by_segment"`: a list with an answer for each segment, as [`segment_answers`] gives it.
 
     A recording shorter than a segment, admitted with `short_recordings="pad"`, is run at its true length, so padding
     never influences an answer. The model is put into evaluation mode. An error about one of several recordings begins
@@ -155,6 +181,7 @@ class ECGClassificationPipeline(ChunkPipeline):
         nan_samples: str | None = None,
         constant_leads: str | None = None,
         short_recordings: str | None = None,
+        per_segment: bool | None = None,
     ) -> tuple[dict, dict, dict]:
         policies = {
             "missing_leads": missing_leads,
@@ -162,7 +189,8 @@ class ECGClassificationPipeline(ChunkPipeline):
             "constant_leads": constant_leads,
             "short_recordings": short_recordings,
         }
-        return {name: policy for name, policy in policies.items() if policy is not None}, {}, {}
+        given = {name: policy for name, policy in policies.items() if policy is not None}
+        return given, {}, {} if per_segment is None else {"per_segment": per_segment}
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Score one recording, or several (see the class)."""
@@ -250,15 +278,20 @@ class ECGClassificationPipeline(ChunkPipeline):
         for length in lengths.unique().tolist():
             rows = lengths == length
             logits[rows] = self.model(segments[rows, :, :length]).logits.float()
-        return {"logits": logits, **input_tensors}
+        return {"logits": logits, "lengths": lengths, **input_tensors}
 
     def postprocess(  # type: ignore[override]  # a ChunkPipeline gives a list, which its types do not say
-        self, model_outputs: list[dict[str, Any]], **_: Any
+        self, model_outputs: list[dict[str, Any]], per_segment: bool = False, **_: Any
     ) -> dict[str, Any]:
         """Join the segments of one recording."""
         logits = torch.cat([output["logits"] for output in model_outputs]).cpu().numpy()
         first = model_outputs[0]
-        return recording_answer(first["recording"], logits, first["warnings"], self.model.config)
+        answer = recording_answer(first["recording"], logits, first["warnings"], self.model.config)
+        if per_segment:
+            extractor = self.feature_extractor
+            valid_seconds = int(first["lengths"][0]) / extractor.sampling_rate
+            answer["by_segment"] = segment_answers(logits, extractor.segment_seconds, valid_seconds, self.model.config)
+        return answer
 
 
-__all__ = ["ECGClassificationPipeline", "positive_labels", "recording_answer", "recording_scores"]
+__all__ = ["ECGClassificationPipeline", "positive_labels", "recording_answer", "recording_scores", "segment_answers"]

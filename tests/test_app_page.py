@@ -87,6 +87,21 @@ def test_the_page_says_what_the_pipeline_says(scorer, pipeline, tmp_path):
         assert re.search(rf'<th scope="row">{label}.*?{score:.3f}', found["scores"])
 
 
+def test_scores_of_segments_stand_below_those_of_the_recording(scorer, pipeline, tmp_path):
+    paths = dropped(scorer, tmp_path, name="Zweistein")
+    found = scorer.read("s", paths, NOTHING, {})
+    segments = pipeline(str(tmp_path / "made" / "Zweistein.hea"), per_segment=True)["by_segment"]
+    (answer,) = json.loads(inside(found["downloads"], "Zweistein-scores.json"))
+    assert answer["by_segment"] == segments
+    table = found["scores"].partition("Scores of each segment")[2]
+    assert re.findall(r"[\d.]+ to [\d.]+ s", table) == ["0 to 5 s", "5 to 10 s"]
+    for label in "ABC":
+        cells = re.search(rf'<th scope="row">{label}</th>(.*?)</tr>', table)[1]
+        assert re.findall(r"\d\.\d{3}", cells) == [f"{segment['scores'][label]:.3f}" for segment in segments]
+    one = scorer.read("s", dropped(scorer, tmp_path, seconds=5, name="short"), NOTHING, {})
+    assert "each segment" not in one["scores"]
+
+
 def test_a_probability_is_only_what_was_calibrated(scorer, tmp_path):
     scores = scorer.read("s", dropped(scorer, tmp_path), NOTHING, {})["scores"]
     kinds = re.findall(r'<th scope="row">(\w).*?<small>(score|probability)</small>', scores)

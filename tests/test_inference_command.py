@@ -97,6 +97,43 @@ def test_a_printed_folder_and_a_list_of_files_equal_the_pipelines_answers(model_
         assert {**one, "scores": 0} == {**expected, "scores": 0, "precision": "float32", "note": UNCALIBRATED}
 
 
+def test_segments_get_rows_of_their_own_that_agree_with_the_pipelines(model_dir, folder, tmp_path, capsys):
+    pipe, path = load_pipeline(model_dir), str(folder / "deep" / "e1.hea")
+    expected = pipe(path, per_segment=True)
+    assert [(one["segment"], one["start_s"], one["end_s"]) for one in expected["by_segment"]] == [(0, 0, 5), (1, 5, 10)]
+    for label in "ABC":
+        scores = [one["scores"][label] for one in expected["by_segment"]]
+        assert np.mean(scores) == pytest.approx(expected["scores"][label], abs=EQUAL)
+    out = tmp_path / "scores.parquet"
+    assert predict(path, "--model", model_dir, "--per-segment", "--logits", "--output", out) == 0
+    assert predict(path, "--model", model_dir, "--per-segment", "--format", "json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    for row, one, own in zip(rows_of(out), printed, expected["by_segment"], strict=True):
+        assert scores_of(row) == pytest.approx(own["scores"], abs=EQUAL)
+        logits = np.array([row[f"logit:{label}"] for label in "ABC"])
+        assert 1 / (1 + np.exp(-logits)) == pytest.approx(list(own["scores"].values()), abs=EQUAL)
+        assert one.keys() == {"recording", "warnings", "precision", "note", *own}
+        for found in (row, one):
+            assert {name: found[name] for name in ("segment", "start_s", "end_s", "positive")} == {
+                name: own[name] for name in ("segment", "start_s", "end_s", "positive")
+            }
+    assert predict(path, "--model", model_dir, "--per-segment", "--logits", "--format", "csv") == 0
+    header, *lines = csv.reader(capsys.readouterr().out.splitlines())
+    assert header[:5] + header[-2:] == ["recording", "segment", "start_s", "end_s", "A", "logit:C", "warnings"]
+    assert [line[1:4] for line in lines] == [["0", "0", "5"], ["1", "5", "10"]]
+    assert predict(path, "--model", model_dir, "--per-segment") == 0
+    table = capsys.readouterr().out
+    assert "e1.hea 0-5 s" in table
+    assert "e1.hea 5-10 s" in table
+    assert predict(path, "--model", model_dir, "--logits") == 2
+
+
+def test_a_padded_recordings_segment_ends_where_it_does(model_dir, tmp_path):
+    path, _ = write_record(tmp_path, np.random.default_rng(0).integers(-99, 99, (12, 1500)).astype(np.int16))
+    (segment,) = load_pipeline(model_dir, short_recordings="pad")(str(path), per_segment=True)["by_segment"]
+    assert (segment["start_s"], segment["end_s"]) == (0, 3)
+
+
 def test_a_table_names_recordings_and_what_it_lacks(model_dir, folder, tmp_path):
     out = tmp_path / "scores.parquet"
     assert predict("--table", folder / "labels.csv", "--model", model_dir, "--output", out) == 1

@@ -111,6 +111,16 @@ def scores_table(answer: dict[str, Any], config: ECGFMConfig) -> str:
     )
 
 
+def segments_table(answer: dict[str, Any], config: ECGFMConfig) -> str:
+    """Return a table of the scores of each segment, folded up: a row per label. Empty for a single segment."""
+    return _rendered(
+        "segments.html",
+        segments=answer["by_segment"],
+        labels=config.label_names,
+        has_thresholds=bool(config.label_thresholds),
+    )
+
+
 def _percent(share: float) -> float:
     return 100 * min(max(share, 0.0), 1.0)
 
@@ -119,4 +129,4 @@ def _base64(content: bytes) -> Markup:
     return Markup(base64.b64encode(content).decode())
 
 
-__all__ = ["downloads", "header", "notes", "picture", "refusal", "scores_table", "stylesheet", "text"]
+__all__ = ["downloads", "header", "notes", "picture", "refusal", "scores_table", "segments_table", "stylesheet", "text"]

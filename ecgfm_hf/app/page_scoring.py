@@ -216,7 +216,8 @@ class PageScorer:
         return {
             "notes": html.notes("Please note", found),
             "page": html.picture(files["png"], recording.title),
-            "scores": html.scores_table(recording.answer, _config(self._pipeline)),
+            "scores": html.scores_table(recording.answer, _config(self._pipeline))
+            + html.segments_table(recording.answer, _config(self._pipeline)),
             "downloads": html.downloads(as_json(self._pipeline, recording), files["pdf"], recording.title),
         }
 
@@ -242,7 +243,7 @@ def score_recording(
         "units": "mV",
         "recording": title,
     }
-    return ScoredRecording(record, title, pipeline(recording, **policies), policies)
+    return ScoredRecording(record, title, pipeline(recording, per_segment=True, **policies), policies)
 
 
 def saliency_choices(label_names: Sequence[str]) -> list[tuple[str, str]]:
@@ -321,7 +322,7 @@ def draw_page(
 
 
 def as_json(pipeline: ECGClassificationPipeline, recording: ScoredRecording) -> str:
-    """Return the answer as `ecgfm predict --format json` writes it."""
+    """Return the answer as `ecgfm predict --format json` writes it, with the answers of segments in `by_segment`."""
     about = {
         "precision": str(pipeline.model.dtype).removeprefix("torch."),
         "note": score_note(_config(pipeline)),

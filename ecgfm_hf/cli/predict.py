@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
@@ -26,10 +27,12 @@ from .options import (
 from .prediction_pages import PageOptions
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
     from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
     from ..inference import FileSource, ModelRunner, StoreSource
+    from ..inference.read_ahead import ReadRecording
     from ..modeling_ecgfm import ECGFMPreTrainedModel
 
 _MORE, _RUN = "More recordings", "Running"
@@ -153,6 +156,10 @@ def predict(
             "--output", metavar="PATH", help="File to write instead of standard output; for FILE.parquet see above."
         ),
     ] = None,
+    per_segment: Annotated[
+        bool, typer.Option("--per-segment", help="Write a row per segment, with its start and end in seconds.")
+    ] = False,
+    logits: Annotated[bool, typer.Option("--logits", help="With --per-segment: write logits, too.")] = False,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -188,7 +195,8 @@ def predict(
     """
     Score recordings with a classifier.
 
-    Each recording gets one row. Inputs are files, folders, tables of files, and stores of `ecgfm prepare`.
+    Each recording gets one row, or one per segment. Inputs are files, folders, tables of files, and stores of
+    `ecgfm prepare`.
     Reads WFDB, DICOM, EDF, ISHNE, SCP-ECG, and XML of Sierra, CardioSoft and Schiller; with ecgfm-hf\\[formats] also
     MUSE and Mortara XML, aECG and HDF5; with options for what they do not hold, CSV, TSV, .npy and fairseq-signals
     .mat. With --output FILE.parquet a run that was killed resumes when it is started again, and may be shared among
@@ -202,9 +210,11 @@ def predict(
         raise CommandFailed(f"--format {format} is of what is printed, and {output} is Parquet")
     if to_parquet and pages is not None:
         raise CommandFailed(f"pages are for answers that are printed, and {output} is Parquet")
+    if logits and not per_segment:
+        raise CommandFailed("--logits are of segments: add --per-segment")
     _check_outputs(output, options)
     with sigterm_as_interrupt(), quiet_libraries():
-        return _predict(model, output, options, format or "table", pages)
+        return _predict(model, output, options, format or "table", pages, per_segment, logits)
 
 
 @expand_options
@@ -273,11 +283,19 @@ def embed_map(
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _predict(name: str, output: str | None, options: RecordingOptions, format: str, pages: PageOptions | None) -> int:
+def _predict(
+    name: str,
+    output: str | None,
+    options: RecordingOptions,
+    format: str,
+    pages: PageOptions | None,
+    per_segment: bool,
+    logits: bool,
+) -> int:
     import torch
 
     from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
-    from ..inference.model_runner import ModelRunner, score_rows, score_schema
+    from ..inference.model_runner import ModelRunner, score_rows, score_schema, segment_answers_of, segment_score_rows
     from ..model_folder import load_pipeline
     from ..modeling_ecgfm import ECGFMForMultiLabelClassification
     from ..utils.precision import keep_freed_memory, resolve_precision, weights_dtype
@@ -303,6 +321,12 @@ def _predict(name: str, output: str | None, options: RecordingOptions, format: s
         page = None if pages is None else pages.writer(pipeline, name)
         runner = ModelRunner(model, options.batch_size, precision, False, None, options.compile)
         if output is not None and to_parquet:
+
+            def to_rows(read: "ReadRecording", found: "np.ndarray", _: object) -> list[dict[str, Any]]:
+                if per_segment:
+                    return segment_score_rows(read, found, model.config, extractor)
+                return score_rows(read, found, model.config)
+
             return _write_parquet(
                 "predict",
                 output,
@@ -311,14 +335,25 @@ def _predict(name: str, output: str | None, options: RecordingOptions, format: s
                 runner,
                 extractor,
                 source,
-                score_schema(model.config),
-                lambda read, logits, _: score_rows(read, logits, model.config),
+                score_schema(model.config, per_segment, logits),
+                to_rows,
                 layer=None,
+                **({"per_segment": True, "logits": logits} if per_segment else {}),
             )
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise CommandFailed("several processes share a run only with --output FILE.parquet")
+        by_segment = partial(segment_answers_of, config=model.config, extractor=extractor) if per_segment else None
         return print_answers(
-            runner, source, model.config, format, stream, failures=options.failures, workers=options.workers, page=page
+            runner,
+            source,
+            model.config,
+            format,
+            stream,
+            failures=options.failures,
+            workers=options.workers,
+            page=page,
+            by_segment=by_segment,
+            logits=logits,
         )
 
 

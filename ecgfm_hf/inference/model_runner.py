@@ -10,8 +10,9 @@ import pyarrow as pa
 import torch
 
 from ..configuration_ecgfm import ECGFMConfig
+from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMModel, _mean_over_frames
-from ..pipeline_ecgfm import recording_answer
+from ..pipeline_ecgfm import recording_answer, segment_answers
 from ..utils.precision import evaluation_mode, resolve_precision, with_compiled_layers, with_precision
 from .read_ahead import ReadRecording, read_in_order
 from .recording_sources import DatasetSource
@@ -250,19 +251,57 @@ def score_note(config: ECGFMConfig) -> str:
     return CALIBRATED if calibrated else UNCALIBRATED
 
 
-def score_schema(config: ECGFMConfig) -> pa.Schema:
-    """Return the columns of score rows: ids, `score:NAME` for each label, `positive`, `segments`, `warnings`."""
+def score_schema(config: ECGFMConfig, per_segment: bool = False, logits: bool = False) -> pa.Schema:
+    """
+    Return the columns of score rows: ids, `score:NAME` for each label, `positive`, `segments`, `warnings`.
+
+    Rows per segment have `segment`, `start_s` and `end_s` instead of `segments`, and on request `logit:NAME`.
+    """
     scores = [(f"score:{name}", pa.float64()) for name in config.label_names]
     texts = pa.list_(pa.string())
-    return pa.schema([*ID_COLUMNS, *scores, ("positive", texts), ("segments", pa.int32()), ("warnings", texts)])
+    if not per_segment:
+        return pa.schema([*ID_COLUMNS, *scores, ("positive", texts), ("segments", pa.int32()), ("warnings", texts)])
+    times = [("segment", pa.int32()), ("start_s", pa.float64()), ("end_s", pa.float64())]
+    scores += [(f"logit:{name}", pa.float32()) for name in config.label_names if logits]
+    return pa.schema([*ID_COLUMNS, *times, *scores, ("positive", texts), ("warnings", texts)])
 
 
 def score_rows(read: ReadRecording, logits: np.ndarray, config: ECGFMConfig) -> list[dict[str, Any]]:
     """Return a recording's one row with the columns of [`score_schema`]."""
-    answer = answer_of(read, logits, config)
-    scores = {f"score:{name}": score for name, score in answer["scores"].items()}
-    others = {name: answer[name] for name in ("positive", "segments", "warnings")}
-    return [{"recording_id": read.recording_id, "patient_id": read.patient_id, **scores, **others}]
+    return [_as_row(read, answer_of(read, logits, config))]
+
+
+def segment_score_rows(
+    read: ReadRecording, logits: np.ndarray, config: ECGFMConfig, extractor: ECGFMFeatureExtractor
+) -> list[dict[str, Any]]:
+    """Return a recording's rows per segment with the columns of [`score_schema`]."""
+    return [_as_row(read, answer) for answer in segment_answers_of(read, logits, config, extractor)]
+
+
+def segment_answers_of(
+    read: ReadRecording, logits: np.ndarray, config: ECGFMConfig, extractor: ECGFMFeatureExtractor
+) -> list[dict[str, Any]]:
+    """Return an answer per segment: as [`segment_answers`], with the recording's name, warnings, and `logits`."""
+    assert read.segments is not None  # they have run
+    valid_seconds = read.segments.shape[2] / extractor.sampling_rate
+    names = config.label_names
+    return [
+        {
+            "recording": read.recording_id,
+            **answer,
+            "logits": dict(zip(names, own.tolist(), strict=True)),
+            "warnings": list(read.warnings),
+        }
+        for answer, own in zip(
+            segment_answers(logits, extractor.segment_seconds, valid_seconds, config), logits, strict=True
+        )
+    ]
+
+
+def _as_row(read: ReadRecording, answer: dict[str, Any]) -> dict[str, Any]:
+    row = {"recording_id": read.recording_id, "patient_id": read.patient_id, **answer}
+    row |= {f"score:{name}": score for name, score in answer["scores"].items()}
+    return row | {f"logit:{name}": logit for name, logit in answer.get("logits", {}).items()}
 
 
 def _as_array(values: torch.Tensor | None, rows: int) -> np.ndarray | None:
@@ -286,4 +325,6 @@ __all__ = [
     "score_note",
     "score_rows",
     "score_schema",
+    "segment_answers_of",
+    "segment_score_rows",
 ]
