@@ -18,7 +18,7 @@ logger = logging.get_logger(__name__)
 
 LABEL_AGGREGATIONS = ("mean", "max")
 PROBLEM_TYPES = ("multi_label_classification", "single_label_classification", "regression")
-# What a config states about its labels: it belongs to their names, and all but the notes to the problem type.
+# Fields that depend on the label names. All but the notes also depend on the problem type.
 LABEL_FIELDS = ("pos_weight", "label_aggregation", "label_thresholds", "label_calibration", "label_notes")
 _SCORE_FIELDS = LABEL_FIELDS[:-1]
 _FITTED_FIELDS = ("label_thresholds", "label_calibration")
@@ -38,9 +38,9 @@ class _Count(Protocol):
 def _label_names(
     id2label: dict | None = None, label2id: dict | None = None, num_labels: int | None = None
 ) -> list[str] | None:
-    """Label names in output order, from whatever is given; None if nothing is. Contradictions are ValueErrors."""
+    """Return label names in output order, None if no argument is given; `ValueError` for contradictions."""
     names = None
-    # JSON has no other keys than strings.
+    # Keys are strings in JSON.
     pairs = {"id2label": [(int(number), label) for number, label in (id2label or {}).items()]}
     pairs["label2id"] = [(int(number), label) for label, number in (label2id or {}).items()]
     for field, given in pairs.items():
@@ -50,7 +50,7 @@ def _label_names(
         if numbers != list(range(len(given))):
             raise ValueError(f"{field} must number its labels from 0 without gaps, found: {numbers}")
         if len(set(found)) < len(found):
-            # Answers are given by label name.
+            # Scores are returned by label name.
             raise ValueError(f"{field} must not name two labels alike, found: {found}")
         if names is not None and names != found:
             raise ValueError(f"id2label and label2id contradict each other: {names} and {found}")
@@ -68,9 +68,9 @@ class CustomPipelines(dict):
     """
     A config's `custom_pipelines`: the tasks for which its folder brings code.
 
-    `transformers.pipeline` looks its task up here. A task that it finds needs `trust_remote_code`; so it must not find
-    one whose class the installed package has `registered`. Its own tasks that build an ECG-FM model and then feed it
-    audio or text are refused here, before they fail with a message about a tokenizer.
+    `transformers.pipeline` looks up its task here, and requires `trust_remote_code` for a task that it finds. So the
+    lookup does not find a task whose class the installed package has `registered`. Tasks of transformers that would
+    feed audio or text to an ECG-FM model get an error here, instead of a later message about a tokenizer.
     """
 
     registered: ClassVar[set[str]] = set()
@@ -123,9 +123,8 @@ class ECGFMConfig(PreTrainedConfig):
         do_stable_layer_norm (`bool`, defaults to `False`):
             Pre-norm transformer layers (`layer_norm_first` in fairseq-signals) instead of post-norm.
         padding_safe (`bool`, defaults to `False`):
-            With `True`, what stands in the padded part of a batch cannot influence the valid part: the first norm takes
-            its statistics over valid positions, and padded frames are zeroed before the position embedding. A padded
-            recording then gives what it gives alone. `False` is the original's behaviour.
+            With `True`, padding has no effect on the output: the first norm takes its statistics over valid positions,
+            and padded frames are zeroed before the position embedding. `False` is the original's behaviour.
         mask_time_prob, mask_time_length, mask_time_min_masks:
             Span masking in pretraining: share of frames (before overlaps), frames a span, least number of spans. The
             mask embedding exists only where `mask_time_prob > 0`.
@@ -150,17 +149,17 @@ class ECGFMConfig(PreTrainedConfig):
             Decision threshold on the recording's (calibrated) score, by label name. No threshold is assumed.
         label_calibration (`dict[str, dict[str, float]]`, *optional*):
             By label name, `{"slope": a, "intercept": b}`: the calibrated probability is
-            `sigmoid(a * logit(score) + b)` of the recording's score. Undoing the shift of a `pos_weight` w alone is
-            `{"slope": 1.0, "intercept": -ln w}`.
+            `sigmoid(a * logit(score) + b)` of the recording's score. `{"slope": 1.0, "intercept": -ln w}` only undoes
+            the shift of a `pos_weight` w.
         label_fingerprint (`str`, *optional*):
-            Hash of the head's weights that thresholds and calibration were fitted to; saving a classifier writes it,
-            and one with other weights is loaded without them. Assigning thresholds or calibration clears it.
+            Hash of the head's weights that thresholds and calibration were fitted to. Saving a classifier writes it.
+            If the weights differ at loading, thresholds and calibration are dropped. Assigning either clears the hash.
         label_notes (`dict[str, str]`, *optional*):
-            What a user must know about a label, by label name.
+            Warnings for users of a label, by label name.
 
     `id2label`, `label2id` and `num_labels` always agree: each follows from any other, and numbers may be strings.
-    Assigning other labels drops the fields above, which belonged to the old ones, with a warning; another
-    `problem_type` drops all of them but `label_notes`.
+    Assigning other labels drops the fields from `pos_weight` on, with a warning. Assigning another `problem_type` drops
+    all of these but `label_notes`.
 
     Raises:
         `ValueError` or huggingface_hub's strict dataclass errors for impossible values, naming field and value.
@@ -232,7 +231,7 @@ class ECGFMConfig(PreTrainedConfig):
 
     @classmethod
     def _preset(cls, sizes: dict[str, Any], overrides: dict[str, Any]) -> "ECGFMConfig":
-        # PreTrainedConfig takes any keyword; where people type, a misspelt one has to be an error.
+        # PreTrainedConfig accepts any keyword; here a misspelt one is an error.
         known = cls().to_dict().keys() | cls.__dataclass_fields__.keys() | {"num_labels"}
         unknown = sorted(overrides.keys() - known)
         if unknown:
@@ -276,7 +275,7 @@ class ECGFMConfig(PreTrainedConfig):
 
     def _change_labels(self, names: list[str] | None) -> None:
         names = names or _DEFAULT_LABELS
-        # label2id has the names that the other fields were stated for, even if id2label was changed in place.
+        # label2id has the names that the other fields belong to, even if id2label was changed in place.
         before = [label for label, _ in sorted((self.label2id or {}).items(), key=lambda pair: pair[1])]
         self._store_names(names)
         if names != before:
@@ -331,7 +330,7 @@ class ECGFMConfig(PreTrainedConfig):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def validate_architecture(self) -> None:
-        """Checks that belong together; called by the strict dataclass machinery."""
+        """Check fields that depend on one another; called by the strict dataclass machinery."""
         if not 1 <= self.num_leads <= 12:
             raise ValueError(f"num_leads must be 1 to 12, found: {self.num_leads}")
         if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride) > 0:
@@ -385,7 +384,7 @@ class ECGFMConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be between 0 and 1, found: {getattr(self, name)}")
 
     def validate_labels(self) -> None:
-        """Checks of everything stated per label; called by the strict dataclass machinery."""
+        """Check the fields that hold a value for each label; called by the strict dataclass machinery."""
         if self.pos_weight is not None:
             if len(self.pos_weight) != self.num_labels:
                 raise ValueError(
@@ -420,7 +419,7 @@ class ECGFMConfig(PreTrainedConfig):
 
     @property
     def num_labels(self) -> int:
-        """Number of labels: of the classifier's outputs."""
+        """Number of the classifier's outputs."""
         return len(self.id2label or ())
 
     @num_labels.setter
@@ -435,14 +434,14 @@ class ECGFMConfig(PreTrainedConfig):
 
     @property
     def inputs_to_logits_ratio(self) -> int:
-        """Samples between the beginnings of two frames."""
+        """Samples from the start of one frame to the start of the next."""
         return math.prod(self.conv_stride)
 
     def num_frames(self, num_samples: CountT, num_conv_layers: int | None = None) -> CountT:
         """
-        Frames that the feature encoder makes of `num_samples` samples; works on integers and on integer tensors.
+        Return the number of frames for `num_samples` samples, an integer or a tensor of integers.
 
-        `num_conv_layers` counts only that many of the first convolutions.
+        With `num_conv_layers`, only that many convolutions are applied.
         """
         for kernel, stride in list(zip(self.conv_kernel, self.conv_stride, strict=True))[:num_conv_layers]:
             num_samples = (num_samples - kernel) // stride + 1
@@ -450,14 +449,14 @@ class ECGFMConfig(PreTrainedConfig):
 
     @property
     def min_samples(self) -> int:
-        """Least number of samples that give one frame."""
+        """Smallest number of samples that gives a frame."""
         samples = 1
         for kernel, stride in zip(reversed(self.conv_kernel), reversed(self.conv_stride), strict=True):
             samples = (samples - 1) * stride + kernel
         return samples
 
     def aggregations(self) -> Sequence[str]:
-        """The aggregation of every label, in output order."""
+        """Return the aggregation of every label, in output order."""
         return [(self.label_aggregation or {}).get(label, "mean") for label in self.label_names]
 
 

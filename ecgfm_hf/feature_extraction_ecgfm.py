@@ -1,9 +1,9 @@
 """
 Preprocessing of ECG recordings: the only definition in this package, for training as for inference.
 
-A recording's way through this file: leads put in order by name, bad samples handled, resampled, standardised per lead
-over the whole recording, cut into segments. The numbers are those of the original implementation (fairseq-signals).
-Beside the weights on the Hub this file is remote code, so it needs numpy and transformers and nothing else.
+Steps: order leads by name, handle bad samples, resample, standardise each lead over the whole recording, cut into
+segments. Values are equal to the original implementation (fairseq-signals). On the Hub this file is remote code, so it
+needs only numpy and transformers.
 """
 
 import difflib
@@ -26,9 +26,9 @@ logger = logging.get_logger(__name__)
 Units = str | Sequence[str] | None
 
 STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
-# Leads that files carry beside the twelve: posterior and right-sided chest leads, Frank's X, Y, Z, monitoring leads
+# Leads that files have besides the twelve: posterior and right-sided chest leads, Frank's X, Y, Z, monitoring leads
 # (Mason-Likar, MCL, bipolar chest), EASI, Cabrera's inverted aVR. None of these names can mean a standard lead. Other
-# channels are passed over with a warning, unless a lead is missing that one of them might be.
+# channels are ignored with a warning, unless one of them may be a missing lead.
 OTHER_LEADS = (
     *("V7", "V8", "V9", *(f"V{i}R" for i in range(1, 10)), "VX", "VY", "VZ", "X", "Y", "Z", "MLI", "MLII", "MLIII"),
     *(*(f"MCL{i}" for i in range(1, 7)), "CM2", "CM5", "CC5", "CS5", "ES", "AS", "AI", "-aVR"),
@@ -36,12 +36,12 @@ OTHER_LEADS = (
 _CANONICAL_NAMES = {name.upper(): name for name in (*STANDARD_LEADS, *OTHER_LEADS)}
 # I, II and III in Spanish, Portuguese and French, where D is for "derivation".
 _CANONICAL_NAMES |= {"DI": "I", "DII": "II", "DIII": "III", "D1": "I", "D2": "II", "D3": "III"}
-# What files write in front of a lead's name.
+# Prefixes of lead names in files.
 _PREFIX = re.compile(r"(?:MDC_ECG_LEAD_|(?:ECG|EKG|LEAD)[\s_:.-]*)+(?=[A-Z-])", re.IGNORECASE)
 _MILLIVOLTS = {"v": 1e3, "mv": 1.0, "uv": 1e-3, "µv": 1e-3, "nv": 1e-6}
 _MILLIVOLTS |= {"volt": 1e3, "millivolt": 1.0, "microvolt": 1e-3, "nanovolt": 1e-6}
 
-# Each limb lead as a weighted sum of two others, and the same in words where it serves as a check.
+# Each limb lead as a weighted sum of two others, and the formula in words where it is used as a check.
 _LIMB_LEADS: dict[str, dict[str, float]] = {
     "I": {"II": 1, "III": -1},
     "II": {"I": 1, "III": 1},
@@ -60,13 +60,13 @@ _POLICIES: dict[str, tuple[str, ...]] = {
     "short_recordings": ("error", "pad"),
 }
 _SETTINGS = ("sampling_rate", "lead_names", "segment_seconds", *_POLICIES)
-# What transformers itself writes into preprocessor_config.json, or reads from it.
+# Keys of preprocessor_config.json that transformers itself writes or reads.
 _HF_KEYS = {"feature_extractor_type", "auto_map", "processor_class", "transformers_version", "custom_pipelines"}
 
-# Slower than any ECG recorder, faster than any: a period, a rate in kHz or a number of samples lands outside.
+# No ECG recorder is slower or faster. A period, a rate in kHz or a number of samples is outside this range.
 _MIN_RATE, _MAX_RATE = 25, 50_000
 _MIN_MV, _MAX_MV = 0.01, 50.0  # of the widest lead, peak to peak
-# Beyond these a square would over- or underflow. They are no voltages, whatever the unit.
+# Squares of larger or smaller values would over- or underflow. In no unit are such values voltages.
 _LARGEST_SAMPLE, _SMALLEST_RANGE = 1e100, 1e-100
 
 
@@ -80,9 +80,10 @@ class PreparedRecording(NamedTuple):
 
 def canonical_lead_name(name: str) -> str:
     """
-    The usual spelling of a lead's name, one of `STANDARD_LEADS` or `OTHER_LEADS`. Case and blanks do not matter, nor
-    `lead`, `ECG`, `EKG` or `MDC_ECG_LEAD_` in front (`" avr"`, `"Lead II"`, `"ECG_V1"`); `DI` is I. Any other name is a
-    ValueError that quotes it.
+    Return the usual spelling of a lead's name, one of `STANDARD_LEADS` or `OTHER_LEADS`.
+
+    Case, blanks and a prefix `lead`, `ECG`, `EKG` or `MDC_ECG_LEAD_` are ignored (`" avr"`, `"Lead II"`, `"ECG_V1"`);
+    `DI` is I. Any other name is a `ValueError` that quotes it.
     """
     canonical = _canonical_or_none(name) if isinstance(name, str) else None
     if canonical is not None:
@@ -92,8 +93,9 @@ def canonical_lead_name(name: str) -> str:
 
 def millivolts_per_unit(unit: str) -> float:
     """
-    Millivolts in one V, mV, uV (or µV) or nV, whatever the case, or in one volt, millivolt, microvolt or nanovolt. Any
-    other unit is a ValueError that quotes it; so is `"MV"`, which might be a megavolt.
+    Return the millivolts in one V, mV, uV (or µV) or nV, in any case, or in one volt, millivolt, microvolt or nanovolt.
+
+    Any other unit is a `ValueError` that quotes it; so is `"MV"`, which may be a megavolt.
     """
     millivolts = _millivolts_or_none(unit) if isinstance(unit, str) else None
     if millivolts is not None:
@@ -101,7 +103,7 @@ def millivolts_per_unit(unit: str) -> float:
     raise ValueError(f"unknown unit {unit!r}, expected one of V, mV, uV (µV), nV")
 
 
-# A data set spells its leads and units in a few ways, for millions of recordings.
+# A dataset of millions of recordings has only a few spellings of leads and units.
 @lru_cache(maxsize=1024)
 def _canonical_or_none(name: str) -> str | None:
     key = _PREFIX.sub("", name.strip(), count=1) if _PREFIX.match(name.strip()) else name
@@ -118,8 +120,8 @@ def _millivolts_or_none(unit: str) -> float | None:
 
 @lru_cache(maxsize=1024)
 def resampled_length(num_samples: int, from_rate: float, to_rate: float) -> int:
-    """`floor(num_samples * to_rate / from_rate)` in exact arithmetic."""
-    # 257.1 is no binary fraction: the nearest simple one is what its writer meant.
+    """Return `floor(num_samples * to_rate / from_rate)` in exact arithmetic."""
+    # 257.1 has no exact binary form: take the nearest simple fraction, which is what its writer meant.
     old, new = (Fraction(rate).limit_denominator(1_000_000) for rate in (from_rate, to_rate))
     return math.floor(num_samples * new / old)
 
@@ -153,8 +155,9 @@ def resample(signal: np.ndarray, from_rate: float, to_rate: float) -> np.ndarray
 
 def standardise(signal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
-    Bring each lead of (leads, n) float64 to mean 0 and population standard deviation 1, *in place*; zeros stay zeros.
-    Returns the means (leads,) and standard deviations (leads,) that it had.
+    Scale each lead of (leads, n) float64 to mean 0 and population standard deviation 1, *in place*; zeros stay zeros.
+
+    Returns the means (leads,) and standard deviations (leads,) before.
     """
     mean = signal.mean(axis=1, keepdims=True)
     signal -= mean
@@ -166,8 +169,10 @@ def standardise(signal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def segment(signal: np.ndarray, segment_samples: int) -> np.ndarray:
     """
-    Cut (leads, n) into consecutive segments without overlap. A shorter rest is dropped; where there is nothing else,
-    zeros follow it. Returns (max(n // segment_samples, 1), leads, segment_samples) float32.
+    Cut (leads, n) into consecutive segments without overlap.
+
+    A shorter tail is dropped. A recording shorter than a segment is padded with zeros at its end. Returns
+    (max(n // segment_samples, 1), leads, segment_samples) float32.
     """
     leads, num_samples = signal.shape
     count = num_samples // segment_samples
@@ -180,18 +185,18 @@ def segment(signal: np.ndarray, segment_samples: int) -> np.ndarray:
 
 def clipped_leads(signal: np.ndarray, low: np.ndarray, high: np.ndarray, sampling_rate: float) -> list[tuple[int, str]]:
     """
-    Leads of (leads, samples) whose peaks are cut off at the end of the recorder's range, as `(row, description)`.
+    Return the leads of (leads, samples) whose peaks are cut off at the recorder's limits, as `(row, description)`.
 
-    Such a lead rests on exactly its maximum `high` (leads,) or minimum `low`, not counting the recording's ends: once
-    for 20 ms or three times for 6 ms, more than 2 standard deviations from its mean, or for 100 ms more than 1 away.
-    (Coarse quantisation makes plateaus too, of up to 16 ms in real recordings, but near the baseline.)
+    Such a lead stays at exactly its maximum `high` (leads,) or minimum `low`, not counting the recording's ends. It
+    stays there once for 20 ms or three times for 6 ms, at more than 2 standard deviations from its mean, or for 100 ms
+    at more than 1. (Coarse quantisation makes plateaus of up to 16 ms in real recordings, but near the baseline.)
     """
     shortest, long = max(3, math.ceil(0.006 * sampling_rate)), max(5, math.ceil(0.02 * sampling_rate))
     flagged = []
     for side, level in (("maximum", high), ("minimum", low)):
         at_level = signal == level[:, None]
         rests = at_level[:, 2:] & at_level[:, 1:-1] & at_level[:, :-2]
-        # Most recordings stop at this line; what follows is slow.
+        # Most recordings return here; the rest is slow.
         for row in np.flatnonzero(rests.any(axis=1)) if rests.any() else ():
             lead, hits = signal[row], at_level[row]
             edges = np.flatnonzero(np.diff(hits))
@@ -208,7 +213,7 @@ def clipped_leads(signal: np.ndarray, low: np.ndarray, high: np.ndarray, samplin
 
 @lru_cache(maxsize=256)
 def _check_matrix(leads: tuple[str, ...], usable: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
-    """The limb leads that can be checked, and a matrix (checks, rows) whose product with those rows should vanish."""
+    """Return the limb leads that can be checked, and a matrix (checks, rows) whose product with the rows must be 0."""
     checked = [lead for lead in _CHECKS if {lead, "I", "II"} <= set(usable)]
     rows = 1 + max((leads.index(lead) for lead in (*checked, "I", "II") if checked), default=0)
     matrix = [[(name == lead) - _LIMB_LEADS[lead].get(name, 0) for name in leads[:rows]] for lead in checked]
@@ -219,11 +224,12 @@ def contradicting_leads(
     signal: np.ndarray, std: np.ndarray, leads: tuple[str, ...], usable: tuple[str, ...], sampling_rate: float
 ) -> list[tuple[str, float]]:
     """
-    Limb leads that contradict the others, which betrays a wrong order, wrong units or wrong gains: those that differ
-    from what I and II make them by more than 5% of lead II's range, for 20 ms or more in all (a filter's first samples
-    do in sound recordings). Offsets do not count. Takes standardised (leads, n) in the order of `leads`, the standard
-    deviations they had before, and which leads are `usable`: recorded and not dead. Returns
-    `(lead, largest difference as a share of lead II's range)` for each.
+    Return limb leads that contradict the others, as `(lead, largest difference as a share of lead II's range)`.
+
+    Such leads differ from the value that follows from I and II by more than 5% of lead II's range, for 20 ms or more in
+    all (in sound recordings the first samples after a filter may differ). The cause is a wrong order, unit or gain.
+    Offsets are ignored. Takes standardised (leads, n) in the order of `leads`, the standard deviations before, and
+    which leads are `usable`: recorded and not dead.
     """
     checked, matrix = _check_matrix(leads, usable)
     if not checked:
@@ -248,7 +254,7 @@ class _Plan(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _plan(names: tuple[str, ...], wanted: tuple[str, ...], policy: str) -> _Plan:
-    """Match a recording's lead names with those the model wants. Cached: a data set has few layouts."""
+    """Match a recording's lead names with the model's. Cached: a dataset has few layouts."""
     found: dict[str, int] = {}
     for row, own in enumerate(names):
         name = _canonical_or_none(own) if isinstance(own, str) else canonical_lead_name(own)
@@ -274,7 +280,7 @@ def _plan(names: tuple[str, ...], wanted: tuple[str, ...], policy: str) -> _Plan
 
 
 def _missing_message(lost: list[str], found: dict[str, int], policy: str) -> str:
-    """What to do about leads that a recording lacks, the safest first."""
+    """Return an error message about missing leads that lists the remedies, the safest first."""
     unknown = [name for name in found if _canonical_or_none(name) is None]
     advice = []
     if unknown:
@@ -289,7 +295,7 @@ def _missing_message(lost: list[str], found: dict[str, int], policy: str) -> str
 
 
 def _derivation(name: str, found: dict[str, int]) -> dict[str, float]:
-    """`name` as a weighted sum of two of the leads I, II and III that were recorded; empty where that is impossible."""
+    """Return `name` as a weighted sum of two recorded leads of I, II and III; empty if that is impossible."""
     if name not in _LIMB_LEADS or len({"I", "II", "III"} & set(found)) < 2:
         return {}
     formula: dict[str, float] = {}
@@ -325,7 +331,7 @@ def _drop_constant(
     live: np.ndarray,
     warnings: list[str],
 ) -> None:
-    """Set constant leads to 0, in place: what is left of them after centring is rounding noise."""
+    """Set constant leads to 0, in place: after centring, only rounding noise is left."""
     for row in np.flatnonzero(constant & live):
         if policy == "error":
             raise ValueError(f"lead {leads[row]} is constant (constant_leads='zero' would allow it)")
@@ -336,7 +342,7 @@ def _drop_constant(
 def _assemble(
     signal: np.ndarray, live: np.ndarray, plan: _Plan, wanted: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The model's leads (leads, samples), derived or 0 where missing; which carry a signal; which are constant."""
+    """Return the model's leads (leads, samples), derived or 0 if missing; which have a signal; which are constant."""
     out, constant = np.zeros((len(wanted), signal.shape[1])), np.zeros(len(wanted), dtype=bool)
     row_of = {lead: row for row, lead in enumerate(plan.leads)}
     for slot, name in enumerate(wanted):
@@ -345,7 +351,7 @@ def _assemble(
             if name in plan.missing and not live[row_of[source]]:
                 raise ValueError(f"missing lead {name} cannot be derived: lead {source} carries no signal")
             out[slot] += weight * signal[row_of[source]]
-        # Sources that differ by a constant leave rounding noise, which standardisation would blow up.
+        # Sources that differ by a constant leave rounding noise, which standardisation would amplify.
         constant[slot] = len(formula) == 2 and np.ptp(out[slot]) <= 1e-6 * np.ptp(signal[row_of[source]])
     return out, np.array([bool(plan.missing[n]) if n in plan.missing else live[row_of[n]] for n in wanted]), constant
 
@@ -393,7 +399,7 @@ def _check_recording(recording: Any, num_names: int) -> np.ndarray:
 
 
 def _check_units(units: Any, plan: _Plan, num_names: int) -> np.ndarray:
-    """Millivolts per unit of each lead that is read; the units of others do not matter."""
+    """Return the millivolts per unit of each lead that is read; the units of other leads are ignored."""
     units = list(units) if _is_sequence(units) else [units] * num_names
     if len(units) != num_names:
         raise ValueError(f"{len(units)} units for {num_names} leads")
@@ -423,7 +429,7 @@ def _spread(name: str, value: Any, count: int, shared: bool) -> list:
 
 
 def _units_are_shared(units: Any, recordings: list) -> bool:
-    """Whether `units` hold for every recording. A flat list is one a lead or one a recording: its length decides."""
+    """Return whether `units` apply to every recording. A flat list has one by lead or by recording: see its length."""
     if not _is_sequence(units) or any(unit is None or _is_sequence(unit) for unit in units):
         return not _is_sequence(units)
     per_recording = len(units) == len(recordings)
@@ -440,34 +446,33 @@ def _suggestion(key: str) -> str:
 
 class ECGFMFeatureExtractor(FeatureExtractionMixin):
     r"""
-    Turns recordings into the segments an ECG-FM model takes.
+    Turn recordings into the segments that an ECG-FM model takes.
 
     Leads are put in order by name, resampled linearly, standardised (mean 0, population standard deviation 1 per lead,
-    over the whole recording) and cut into segments of 5 s; a shorter rest at the end is dropped. So the unit of a lead
-    makes no difference. The numbers are those of the original (fairseq-signals, `scripts/preprocess/ecg`). Where that
-    fails, this does what its user would expect: names match whatever their case, a missing lead or a NaN never reaches
-    the model, and no recording vanishes for being short.
+    over the whole recording) and cut into segments of 5 s; a shorter tail is dropped. So the unit of a lead makes no
+    difference. Values are equal to the original's (fairseq-signals, `scripts/preprocess/ecg`), with three differences:
+    names match in any case, a missing lead or a NaN never reaches the model, and short recordings raise an error.
 
     Args:
         sampling_rate (`int` or `float`, defaults to 500): of the model's input, in Hz.
         lead_names (sequence of `str`, defaults to the twelve standard leads): of the model's input, in its order.
         segment_seconds (`float`, defaults to 5.0)
-        missing_leads (`str`, defaults to `"derive"`): for a lead the recording lacks: `"error"`, `"zero"`, or
+        missing_leads (`str`, defaults to `"derive"`): for a missing lead: `"error"`, `"zero"`, or
             `"derive"`: a limb lead is computed from two of I, II and III, which is exact; any other is an error.
         nan_samples (`str`, defaults to `"error"`): for a lead with NaN: `"error"`, `"zero"` (the whole lead), or
-            `"interpolate"`: gaps are bridged linearly in time, at the ends by the nearest value; nothing but NaN is an
-            error. Infinity always is.
+            `"interpolate"`: gaps are bridged linearly in time, at the ends by the nearest value; a lead with only NaN
+            is an error. Infinity is always an error.
         constant_leads (`str`, defaults to `"zero"`): for a lead that never changes, as of a loose electrode: `"zero"`
             or `"error"`.
         short_recordings (`str`, defaults to `"error"`): for a recording shorter than a segment: `"error"`, or `"pad"`:
             zeros follow the standardised samples.
 
     Raises:
-        ValueError, TypeError: for a setting of a value, or of a name, outside these.
+        ValueError, TypeError: another value, or an unknown setting.
     """
 
     model_input_names = ["input_values", "attention_mask"]
-    # What short recordings are padded with; transformers' pipelines ask for it.
+    # Short recordings are padded with this value; transformers' pipelines read it.
     padding_value = 0.0
     missing_leads: str
     nan_samples: str
@@ -502,7 +507,7 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As the base class, but the caller's settings count where the file lacks them, and no misspelt one passes."""
+        """Load as the base class does. The caller's settings replace the file's; unknown ones are errors."""
         given = {key: kwargs.pop(key) for key in list(kwargs) if key in _SETTINGS or _suggestion(key)}
         return super().from_dict({**feature_extractor_dict, **given}, **kwargs)
 
@@ -512,7 +517,7 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         return round(self.sampling_rate * self.segment_seconds)
 
     def num_segments(self, num_samples: int, sampling_rate: float) -> int:
-        """Segments that a recording of this length becomes; 0 for a short one that is refused."""
+        """Return the number of segments of a recording of this length; 0 if it is refused as too short."""
         count = resampled_length(num_samples, sampling_rate, self.sampling_rate) // self.segment_samples
         return 1 if count == 0 and self.short_recordings == "pad" else count
 
@@ -525,11 +530,11 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         constant: Sequence[bool] | None = None,
     ) -> str | None:
         """
-        Why a recording would be refused, told from what is known of it without its samples; None if nothing is.
+        Return why a recording would be refused, as far as its metadata show it; None if they show no reason.
 
         Args:
             num_samples, sampling_rate, lead_names: As in `__call__`.
-            nan_samples, constant: Of each lead, how many samples are NaN, and whether it never changes; where known.
+            nan_samples, constant: For each lead the number of NaN samples, and whether it is constant, if known.
         """
         try:
             rate = _check_number("sampling_rate (Hz)", sampling_rate, _MIN_RATE, _MAX_RATE)
@@ -560,16 +565,16 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         **policies: str | None,
     ) -> BatchFeature:
         """
-        Prepare one recording or several. The model takes what is returned: `model(**extractor(...))`.
+        Prepare one recording or several for the model: `model(**extractor(...))`.
 
         Args:
             recordings: A (leads, samples) array of integers or floats, a list of them, or an array
                 (recordings, leads, samples).
-            sampling_rate: Theirs, in Hz, 25 to 50,000: one number, or one for each recording.
-            lead_names: Of their rows: one list, or one for each recording. Case and blanks do not matter. Other
-                channels are passed over with a warning; standard leads that the model does not take, silently.
+            sampling_rate: Of the recordings, in Hz, 25 to 50,000: one number, or one for each recording.
+            lead_names: Of the rows: one list, or one for each recording. Case and blanks are ignored. Other channels
+                are ignored with a warning; standard leads that the model does not take are ignored without one.
             units: `"mV"`, `"uV"` and so on: one for all, or a list with one for each lead, or a list with one of these
-                (or None) for each recording. Without it a recording's leads are taken to have one unit, whichever.
+                (or None) for each recording. Without it, all leads of a recording are assumed to have the same unit.
             return_tensors: `"pt"` for torch tensors; numpy arrays otherwise.
             return_recording_info: Also return where each segment comes from, and warnings; without it, the first
                 warning of the process is logged.
@@ -589,7 +594,7 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
               or clipped, have NaN or contradict each other, amplitudes that cannot be in the given units, seconds
               padded, or dropped at the end
 
-        Input that is missing or wrong is a ValueError with the recording's index, the lead and the value.
+        Missing or wrong input is a `ValueError` with the recording's index, the lead and the value.
         """
         pieces = _split_recordings(recordings)
         count = len(pieces)
@@ -642,9 +647,10 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         **policies: str | None,
     ) -> PreparedRecording:
         """
-        One recording as in `__call__`, without the batch around it; error messages call it by its `name`. Without
-        `inspect` nobody looks for clipped or contradicting leads and impossible amplitudes, which takes more than half
-        of the time and changes nothing but the warnings.
+        Prepare one recording as `__call__` does, without a batch; error messages contain its `name`.
+
+        Without `inspect`, clipped or contradicting leads and impossible amplitudes are not looked for. That takes more
+        than half of the time, and changes only the warnings.
         """
         if not policies.keys() <= _POLICIES.keys():
             raise TypeError(f"unknown argument among {', '.join(policies)}; the policies are {', '.join(_POLICIES)}")

@@ -4,7 +4,7 @@ classifier.
 
 Sources: Baevski et al. 2020, "wav2vec 2.0"; Oh et al. 2022, "Lead-agnostic self-supervised learning for local and
 global representations of electrocardiogram" (the W2V + CMSC + RLM objective); Kiyasseh et al. 2021, "CLOCS" (CMSC);
-McKeen et al. 2024, "ECG-FM: an open electrocardiogram foundation model". Numbers agree with fairseq-signals.
+McKeen et al. 2024, "ECG-FM: an open electrocardiogram foundation model". Outputs agree with fairseq-signals.
 """
 
 import copy
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 ModelT = TypeVar("ModelT", bound="ECGFMPreTrainedModel")
 
-# What a saved folder says about the code beside its weights.
+# The code in a saved folder, as its config declares it.
 AUTO_MAP = {
     "AutoConfig": "configuration_ecgfm.ECGFMConfig",
     "AutoModel": "modeling_ecgfm.ECGFMModel",
@@ -66,7 +66,7 @@ class ECGFMModelOutput(ModelOutput):
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch, frames, hidden_size)`):
-            The encoder's output. Padded frames hold values without meaning.
+            The encoder's output. Values of padded frames are meaningless.
         extract_features (`torch.FloatTensor` of shape `(batch, frames, conv_dim[-1])`):
             Convolutional features after their layer norm: what pretraining quantizes.
         pooler_output (`torch.FloatTensor` of shape `(batch, hidden_size)`):
@@ -143,17 +143,17 @@ class ECGFMClassifierOutput(ModelOutput):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What training costs
+# Memory and time in training
 # ----------------------------------------------------------------------------------------------------------------------
 
 
 def _draw_kept(shape: torch.Size, probability: float) -> tuple[torch.Tensor, float]:
     """
-    Which values of a shape dropout keeps, a byte a value, and the factor that restores their mean; for a CPU.
+    Return which values of a shape dropout keeps (one byte each), and the factor that restores their mean; for a CPU.
 
-    torch's own dropout draws number after number and keeps its mask as floats: of a pretraining step the draws are 6%
-    of the time and the masks 10% of the memory. 16 random bits decide a value here, so the probability is rounded to a
-    multiple of 2^-16.
+    torch's own dropout draws one number at a time and keeps its mask as floats. In a pretraining step, the draws take
+    6% of the time and the masks 10% of the memory. Here 16 random bits decide each value, so the probability is rounded
+    to a multiple of 2^-16.
     """
     dropped_levels = round(probability * 2**16)
     words = torch.empty(-(-shape.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
@@ -162,28 +162,28 @@ def _draw_kept(shape: torch.Size, probability: float) -> tuple[torch.Tensor, flo
 
 
 def _draws_bits(device: torch.device, probability: float) -> bool:
-    """Whether `_draw_kept` serves; other devices and compiled code have a good dropout of their own."""
+    """Return whether to use `_draw_kept`; on other devices and in compiled code torch's own dropout is good."""
     is_drawable = 0 < round(probability * 2**16) < 2**16
     return is_drawable and device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 class ECGFMDropout(nn.Dropout):
-    """Dropout that costs less on a CPU."""
+    """Dropout that takes less time and memory on a CPU."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         if not self.training or not _draws_bits(values.device, self.p):
             return super().forward(values)
         kept, factor = _draw_kept(values.shape, self.p)
-        # In place, because a product with a number needs nothing in the backward pass.
+        # In place: the backward pass of a product with a number needs no saved tensor.
         return (values * kept).mul_(factor)
 
 
 def _recompute(function: Callable[..., torch.Tensor], *inputs: torch.Tensor | None) -> torch.Tensor:
     """
-    `function(*inputs)`; the backward pass computes again what lies between `inputs` and the last operation.
+    Return `function(*inputs)`; the backward pass recomputes the operations between `inputs` and the last one.
 
-    For cheap functions before a matrix product: the product itself is not repeated, since the repetition ends as soon
-    as all that it needs is there. `function` must draw no random numbers.
+    For cheap functions before a matrix product: recomputation stops before the product itself, as soon as all saved
+    tensors are there. `function` must draw no random numbers.
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return function(*inputs)
@@ -196,7 +196,7 @@ def _recompute(function: Callable[..., torch.Tensor], *inputs: torch.Tensor | No
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """Identity forward; multiplies the gradient backward."""
+    """The identity; the backward pass multiplies the gradient."""
 
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, factor: float) -> torch.Tensor:
@@ -210,9 +210,9 @@ class _ScaleGradient(torch.autograd.Function):
 
 class ECGFMGroupNorm(nn.GroupNorm):
     """
-    Normalises every channel over time, always in float32.
+    Normalise every channel over time, always in float32.
 
-    Given `valid` (batch, positions), the statistics leave padded positions out; the original lets them in.
+    With `valid` (batch, positions), the statistics exclude padded positions; the original includes them.
     """
 
     def forward(self, hidden_states: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
@@ -276,14 +276,14 @@ class ECGFMFeatureEncoder(nn.Module):
         self.conv_layers = nn.ModuleList(ECGFMConvLayer(config, i) for i in range(len(config.conv_dim)))
 
     def forward(self, input_values: torch.Tensor, num_samples: torch.Tensor | None = None) -> torch.Tensor:
-        """`num_samples` (batch,) counts valid samples; only `config.padding_safe` looks at it."""
+        """`num_samples` (batch,) counts valid samples; it is used only with `config.padding_safe`."""
         valid = None
         if num_samples is not None and self.config.padding_safe:
             valid = _valid_positions(
                 self.config.num_frames(num_samples, 1), self.config.num_frames(input_values.shape[-1], 1)
             )
         if self.training:
-            # Of all that training would keep, the first convolutions' outputs, 1250 positions long, are the cheapest.
+            # The first convolutions' outputs, 1250 positions long, are the cheapest to recompute in training.
             hidden_states = _recompute(self._convolve, input_values, valid)
         else:
             hidden_states = self._convolve(input_values, valid)
@@ -299,7 +299,7 @@ class ECGFMFeatureEncoder(nn.Module):
 
 
 class ECGFMFeatureProjection(nn.Module):
-    """Layer norm, then a linear map to the encoder's width (left out where the widths are equal), dropout."""
+    """Layer norm, a linear map to the encoder's width (none if the widths are equal), dropout."""
 
     def __init__(self, config: ECGFMConfig):
         super().__init__()
@@ -321,7 +321,7 @@ class ECGFMFeatureProjection(nn.Module):
 
 
 def _linear(in_features: int, out_features: int, weight_init: Callable[[torch.Tensor], torch.Tensor]) -> nn.Linear:
-    # `_init_weights` sees a module without its place in the model, so the place states the initialisation.
+    # `_init_weights` gets a module without its position in the model, so its parent declares the initialisation.
     linear = nn.Linear(in_features, out_features)
     linear.weight_init = weight_init  # type: ignore[assignment]  # torch declares attributes as tensors and modules
     return linear
@@ -329,10 +329,9 @@ def _linear(in_features: int, out_features: int, weight_init: Callable[[torch.Te
 
 class ECGFMPositionalConv(nn.Conv1d):
     """
-    A convolution of stride 1 that takes and returns what `nn.Conv1d` does, faster on a CPU.
+    A convolution of stride 1, equal to `nn.Conv1d` and faster on a CPU.
 
-    Only its own `forward` uses its parameters, so that hooks which provide them there work: offloading, sharding,
-    adapters.
+    Only its own `forward` uses its parameters, so hooks that provide them there work: offloading, sharding, adapters.
     """
 
     padding: tuple[int, ...]
@@ -363,16 +362,16 @@ class ECGFMPositionalConv(nn.Conv1d):
         return positions.squeeze(2)
 
     def _convolve_spectra(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The same through a Fourier transform: a third of the time, as the kernel's spectrum can be kept."""
+        """Convolve by a Fourier transform: a third of the time, since the kernel's spectrum is cached."""
         batch, _, num_frames = hidden_states.shape
         spectrum, length = self._kernel_spectrum(num_frames)
-        # Zeros in front are the convolution's padding; those behind keep the circle from closing.
+        # Zeros before the frames are the convolution's padding; zeros after them prevent wrap-around.
         values = F.pad(hidden_states.transpose(1, 2).float(), (0, 0, self.padding[0], 0))
         values = torch.fft.rfft(values, n=length, dim=1)
         values = values.view(batch, len(spectrum), self.groups, -1).permute(1, 2, 0, 3)
         if batch == 1:
-            # A product with one row takes another kernel, which rounds differently; in 16 bits that reaches the scores,
-            # and they must not depend on what a segment runs together with.
+            # A product with one row takes another kernel, which rounds differently. In 16 bits this would change scores
+            # by the size of the batch.
             values = values.expand(-1, -1, 2, -1)
         values = torch.matmul(values, spectrum)[:, :, :batch]
         values = values.permute(2, 0, 1, 3).reshape(batch, len(spectrum), self.out_channels)
@@ -384,10 +383,10 @@ class ECGFMPositionalConv(nn.Conv1d):
 
     def _kernel_spectrum(self, num_frames: int) -> tuple[torch.Tensor, int]:
         """
-        The kernel's spectrum (frequencies, groups, in, out), conjugated, and the length it was taken over.
+        Return the kernel's conjugated spectrum (frequencies, groups, in, out), and the length of the transform.
 
-        It is kept for as long as the weight is what it was made of. The weight is compared whole: whoever changes it
-        through `.data` leaves no other trace. Offloaded weights leave no spectrum behind.
+        It is cached until the weight changes. The whole weight is compared, since a change through `.data` is not
+        visible otherwise. For offloaded weights nothing is cached.
         """
         weight, needed = self.weight, num_frames + self.kernel_size[0] - 1
         is_offloaded = any(parameter.is_meta for parameter in self.parameters())
@@ -406,7 +405,7 @@ class ECGFMPositionalConv(nn.Conv1d):
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple:
         if not parametrize.is_parametrized(self):
             return super().__reduce_ex__(protocol)
-        # torch gives each parametrized module a class and a hook of its own, which cannot be pickled.
+        # torch gives each parametrized module its own class and hook, which cannot be pickled.
         left_out = ("_spectrum", "_load_state_dict_pre_hooks")
         state = {name: value for name, value in vars(self).items() if name not in left_out}
         return _positional_conv, (self.in_channels, self.kernel_size[0], self.groups), state
@@ -445,10 +444,10 @@ def eager_attention_forward(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
-    Attention as two matrix products, with the softmax in float32; `attention_mask` is True where to look.
+    Attention as two matrix products, with the softmax in float32; `attention_mask` is True for visible frames.
 
-    Training keeps neither scores nor weights for the backward pass, where they take a third of what a layer would keep,
-    and multiplies queries and keys twice instead. With `output_attentions` the weights, before dropout, come back.
+    Training multiplies queries and keys twice instead of keeping scores and weights for the backward pass, which would
+    be a third of a layer's memory. With `output_attentions` the weights before dropout are returned.
     """
 
     def attention_weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -458,7 +457,7 @@ def eager_attention_forward(
         return F.softmax(scores, dim=-1, dtype=torch.float32)
 
     if module.training and dropout > 0 and not output_attentions and _draws_bits(query.device, dropout):
-        # Drawn once: what is computed again must meet the same dropout.
+        # Drawn once: the recomputation must use the same dropout.
         kept, factor = _draw_kept(query.shape[:-1] + key.shape[-2:-1], dropout)
 
         def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -499,8 +498,8 @@ class ECGFMAttention(nn.Module):
         )
         implementation = self.config._attn_implementation
         dropout = self.config.attention_dropout if self.training else 0.0
-        # Only the eager way has the weights to show. And on a CPU, torch's fused kernel is slower than two matrix
-        # products in 16 bits, and has no dropout.
+        # Only eager attention can return weights. And on a CPU, torch's fused kernel is slower than two matrix products
+        # in 16 bits, and has no dropout.
         slow_fused_kernel = query.device.type == "cpu" and (query.dtype.itemsize == 2 or dropout > 0)
         if output_attentions or (slow_fused_kernel and implementation == "sdpa"):
             implementation = "eager"
@@ -531,8 +530,8 @@ class ECGFMFeedForward(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.intermediate_dense(hidden_states)
         if self.training and self.intermediate_dropout.p == 0:
-            # The activation's output is a seventh of all that a layer would keep, and takes a hundredth of its time;
-            # but drawing a dropout's numbers again takes three.
+            # The activation's output is a seventh of a layer's memory, and recomputing it takes 1% of its time. Drawing
+            # the numbers of a dropout again would take 3%.
             hidden_states = _recompute(self._second_half, hidden_states)
         else:
             hidden_states = self._second_half(hidden_states)
@@ -590,11 +589,11 @@ class ECGFMEncoder(nn.Module):
         output_hidden_states: bool = False,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor, ...] | None]:
         """
-        Encodes (batch, frames, hidden_size) given the mask of valid frames (batch, frames).
+        Encode (batch, frames, hidden_size) given the mask of valid frames (batch, frames).
 
-        Returns the last hidden state and, where asked for, all hidden states and attention weights. As in the
-        original, the position embedding sees padded frames as they are; only after it has been added are they zeroed.
-        `config.padding_safe` zeroes them before as well.
+        Returns the last hidden state and, if requested, all hidden states and attention weights. As in the original,
+        padded frames are zeroed only after the position embedding is added. `config.padding_safe` zeroes them before
+        as well.
         """
         if frame_mask is not None and self.config.padding_safe:
             hidden_states = hidden_states.masked_fill(~frame_mask[..., None], 0.0)
@@ -626,7 +625,7 @@ class ECGFMEncoder(nn.Module):
 
     def _needs_gradient_at_input(self, hidden_states: torch.Tensor) -> bool:
         """
-        Whether layers that are checkpointed are trained, while nothing before them is, as with adapters.
+        Return whether checkpointed layers are trained while no weight before them is, as with adapters.
 
         Reentrant checkpointing gives weights a gradient only where an input of the layer has one.
         """
@@ -644,14 +643,14 @@ class ECGFMEncoder(nn.Module):
         if frame_mask is None:
             return None
         if output_attentions or self.config._attn_implementation in ("eager", "sdpa"):
-            # Broadcasts over heads and queries. transformers' function would build the whole square and, outside
-            # tracing, look at the mask's values first.
+            # Broadcast over heads and queries. transformers' function would build the whole square and, outside
+            # tracing, read the mask's values first.
             return frame_mask[:, None, None, :]
         return create_bidirectional_mask(self.config, hidden_states, frame_mask)
 
 
 def _valid_positions(num_valid: torch.Tensor, length: int) -> torch.Tensor:
-    """(batch,) counts to a bool mask (batch, length), True at the first `num_valid` positions."""
+    """Return a bool mask (batch, length), True at the first `num_valid` (batch,) positions."""
     return torch.arange(length, device=num_valid.device)[None, :] < num_valid[:, None]
 
 
@@ -669,7 +668,7 @@ def _mean_over_frames(hidden_states: torch.Tensor, frame_mask: torch.Tensor | No
 
 
 def _check_unused(arguments: dict[str, None]) -> None:
-    """Refuse unknown arguments. PEFT's classes for a `task_type` pass those of language models, as None."""
+    """Refuse unknown arguments. PEFT's classes for a `task_type` pass arguments of language models as None."""
     for name, value in arguments.items():
         if value is not None or name not in ("input_ids", "inputs_embeds"):
             raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
@@ -699,9 +698,9 @@ class ECGFMPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """
-        The original's initialisation, from scratch and for keys that a checkpoint lacks.
+        Initialise as the original does, from scratch and for keys missing from a checkpoint.
 
-        transformers skips modules that own no tensor directly, so each branch names the owner.
+        transformers skips modules that have no tensor of their own, so each branch names the owner of the tensor.
         """
         if isinstance(module, parametrize.ParametrizationList):
             # Weight norm of the position embedding: the direction has the original's deviation, the magnitude is its
@@ -736,14 +735,15 @@ class ECGFMPreTrainedModel(PreTrainedModel):
         self, save_directory: str | os.PathLike, is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
         """
-        As in transformers. The folder also holds the code, so that it loads without this package
-        (`trust_remote_code=True`), under every Auto class and as a pipeline.
+        Save as in transformers, and copy the code into the folder.
+
+        So the folder loads without this package (`trust_remote_code=True`), under every Auto class and as a pipeline.
         """
         self._stamp_fitted()
-        # Left to itself, transformers names only the class being saved, and AutoModel then fails on a classifier.
+        # transformers would name only the class being saved, and AutoModel would then fail on a classifier.
         self.config.auto_map = dict(AUTO_MAP)
-        # Run as remote code, this file may be alone in transformers' cache; the folder that the model came from has
-        # the pipeline's.
+        # Run as remote code, this file may be the only one in transformers' cache; the model's folder has the
+        # pipeline's code.
         places = [Path(__file__).parent, *([Path(self.config._name_or_path)] if self.config._name_or_path else [])]
         pipeline_code = next((p for place in places if (p := place / "pipeline_ecgfm.py").is_file()), None)
         if pipeline_code is not None:
@@ -755,14 +755,14 @@ class ECGFMPreTrainedModel(PreTrainedModel):
         elif hasattr(self.config, "custom_pipelines"):
             del self.config.custom_pipelines
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        # safetensors (0.8) leaves weights readable by their owner alone; who may read the rest may read them too.
+        # safetensors (0.8) makes weights readable only for their owner; give them the mode of the other files.
         config_file = Path(save_directory) / "config.json"
         for weights in Path(save_directory).glob("*.safetensors"):
             if config_file.is_file():
                 weights.chmod(config_file.stat().st_mode)
 
     def __init__(self, config: ECGFMConfig, *args: Any, **kwargs: Any):
-        # Whatever was assigned since the config was made; a contradiction must not show first at a save.
+        # Validate what was assigned after the config was made, so that a contradiction does not first show at a save.
         config.validate()
         super().__init__(config, *args, **kwargs)
 
@@ -772,7 +772,7 @@ class ECGFMPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls: type[ModelT], *args: Any, **kwargs: Any) -> ModelT:
-        """As in transformers, whose loading makes every weight trainable; what the config freezes is frozen again."""
+        """Load as in transformers, which makes every weight trainable, and freeze again what the config freezes."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model._freeze_untrained()
@@ -781,38 +781,38 @@ class ECGFMPreTrainedModel(PreTrainedModel):
 
     def _freeze_untrained(self) -> None:
         """
-        Freezes what gets no gradient: distributed training waits for the gradient of every trainable weight.
+        Freeze weights that get no gradient: distributed training waits for the gradient of every trainable weight.
 
-        Weights and not the graph, since saliency wants the input's gradient.
+        The graph stays, since saliency needs the input's gradient.
         """
         if self.config.feature_grad_multiplier == 0:
             self.freeze_feature_encoder()
 
     def check_fitted(self) -> None:
-        """Drop what the config states for other weights than the model's, with a warning."""
+        """Drop thresholds and calibration that were fitted to other weights, with a warning."""
 
     def _stamp_fitted(self) -> None:
-        """Note in the config which weights its thresholds and calibration belong to."""
+        """Record in the config which weights its thresholds and calibration belong to."""
 
     def freeze_feature_encoder(self) -> None:
-        """Stops training the convolutions; layer norm, projection and position embedding go on training."""
+        """Freeze the convolutions; layer norm, projection and position embedding stay trainable."""
         self.base_model.feature_extractor.requires_grad_(False)
 
     def enable_input_require_grads(self) -> None:
-        """PEFT asks for this; the encoder needs no hook, see [`ECGFMEncoder._needs_gradient_at_input`]."""
+        """PEFT calls this; the encoder needs no hook, see [`ECGFMEncoder._needs_gradient_at_input`]."""
 
     def disable_input_require_grads(self) -> None:
         """As in transformers."""
 
     def get_input_embeddings(self) -> None:  # type: ignore[override]  # transformers declares a module
-        """There is no embedding table; quantised loading asks."""
+        """Return None: there is no embedding table. Quantised loading calls this."""
         return None
 
 
 class ECGFMModel(ECGFMPreTrainedModel):
     """The encoder: standardised segments in, frames and the published embedding out. Never masks by itself."""
 
-    # Folders of the other two classes hold an encoder as well; leaving their heads is what AutoModel is for.
+    # AutoModel also loads the encoder from folders of the other two classes, without their heads.
     _keys_to_ignore_on_load_unexpected = [*PRETRAINING_HEADS, r"^classifier\."]
     masked_spec_embed: nn.Parameter | None
 
@@ -820,7 +820,7 @@ class ECGFMModel(ECGFMPreTrainedModel):
         super().__init__(config)
         self.feature_extractor = ECGFMFeatureEncoder(config)
         self.feature_projection = ECGFMFeatureProjection(config)
-        # As in Wav2Vec2 only where masking is configured: fine-tuned checkpoints have none.
+        # As in Wav2Vec2, only if masking is configured: fine-tuned checkpoints have no mask embedding.
         embed = nn.Parameter(torch.empty(config.hidden_size).uniform_()) if config.mask_time_prob > 0 else None
         self.register_parameter("masked_spec_embed", embed)
         self.encoder = ECGFMEncoder(config)
@@ -846,8 +846,7 @@ class ECGFMModel(ECGFMPreTrainedModel):
             mask_time_indices (`torch.BoolTensor` of shape `(batch, frames)`, *optional*):
                 Frames to replace by the mask embedding. Nothing is masked without it, in training or not.
             output_attentions, output_hidden_states, return_dict (`bool`, *optional*):
-                As in transformers; the default is the config's. With `output_attentions`, attention runs the eager
-                way whatever implementation is set.
+                As in transformers; the default is the config's. With `output_attentions`, attention is always eager.
 
         Returns:
             [`ECGFMModelOutput`]
@@ -884,7 +883,7 @@ class ECGFMModel(ECGFMPreTrainedModel):
         return output if return_dict else output.to_tuple()
 
     def _check_inputs(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-        """Checks shapes; returns the number of valid samples a row, `None` where nothing is padded."""
+        """Check shapes and return the number of valid samples in each row; `None` if nothing is padded."""
         config = self.config
         if input_values.ndim != 3 or input_values.shape[1] != config.num_leads:
             raise ValueError(
@@ -955,7 +954,7 @@ class ECGFMGumbelQuantizer(nn.Module):
             codes = soft.argmax(dim=-1)
             one_hot = F.one_hot(codes, self.num_codes).to(soft.dtype)
             choice = (one_hot - soft.detach() + soft).to(codevectors.dtype)
-            # One matrix product a group; the original multiplies every code vector with every frame.
+            # One matrix product for each group; the original multiplies every code vector with every frame.
             quantized = torch.einsum("...gc,gcw->...gw", choice, codevectors)
         else:
             codes = hard
@@ -969,7 +968,7 @@ class ECGFMGumbelQuantizer(nn.Module):
 
     @staticmethod
     def _perplexity(probabilities: torch.Tensor) -> torch.Tensor:
-        """(groups, codes) to exp(entropy) summed over groups."""
+        """Return exp(entropy) of (groups, codes), summed over groups."""
         return torch.exp(-(probabilities * torch.log(probabilities + 1e-7)).sum(dim=-1)).sum()
 
 
@@ -977,8 +976,8 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
     """
     The pretraining objective W2V + CMSC. Random lead masking, its third part, is an augmentation of the input.
 
-    Per masked frame: InfoNCE against negatives of the same segment, codebook diversity, a penalty on large features;
-    and CMSC, which draws the embeddings of two adjacent segments of one recording together.
+    Its parts are, per masked frame, InfoNCE against negatives of the same segment, codebook diversity and a penalty on
+    large features; and CMSC, which pulls the embeddings of two adjacent segments of one recording together.
     """
 
     def __init__(self, config: ECGFMConfig):
@@ -991,11 +990,11 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
         self.post_init()
 
     def set_gumbel_temperature(self, temperature: float) -> None:
-        """Sets the quantizer's temperature for training."""
+        """Set the quantizer's temperature for training."""
         self.quantizer.temperature = float(temperature)
 
     def gumbel_temperature_at(self, num_updates: int) -> float:
-        """The published schedule: `max(max_gumbel_temperature * decay ** num_updates, min_gumbel_temperature)`."""
+        """Return `max(max_gumbel_temperature * decay ** num_updates, min_gumbel_temperature)`, as published."""
         config = self.config
         temperature = config.max_gumbel_temperature * config.gumbel_temperature_decay**num_updates
         return max(temperature, config.min_gumbel_temperature)
@@ -1019,7 +1018,7 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
             input_values, attention_mask, output_attentions, output_hidden_states, return_dict:
                 As in [`ECGFMModel`].
             mask_time_indices (`torch.BoolTensor` of shape `(batch, frames)`, *optional*):
-                Frames to mask and predict, the same number in every row. Without it nothing is masked and `loss` is
+                Frames to mask and predict, the same number in every row. Without it no frame is masked and `loss` is
                 `None`.
             sampled_negative_indices (`torch.LongTensor` of shape `(batch, masked frames, negatives)`, *optional*):
                 Negatives of every masked frame as positions among the masked frames of its own row. Drawn uniformly
@@ -1125,7 +1124,7 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
     def _sample_negatives(self, batch: int, masked_per_row: int, device: torch.device) -> torch.Tensor:
         shape = (batch, masked_per_row, self.config.num_negatives)
         drawn = torch.randint(masked_per_row - 1, shape, device=device)
-        # Skipping the frame's own position leaves the others equally likely.
+        # Skip the frame's own position; the others stay equally likely.
         own = torch.arange(masked_per_row, device=device)[None, :, None]
         return drawn + (drawn >= own)
 
@@ -1153,7 +1152,7 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
         targets = F.normalize(targets.float(), dim=-1, eps=1e-8)
         similarity = predictions @ targets.transpose(1, 2) / self.config.contrastive_logits_temperature
         positive = similarity.diagonal(dim1=1, dim2=2)
-        # A negative with the codes of its positive is the same vector: it must not count.
+        # A negative with the codes of its positive is the same vector, so it is excluded.
         same = (codes[:, :, None] == codes[:, None, :]).all(dim=-1)
         negative = similarity.masked_fill(same, -math.inf).gather(2, negatives.long())
         logits = torch.cat([positive[..., None], negative], dim=-1).flatten(0, 1)
@@ -1185,7 +1184,7 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
     A linear head on the published embedding.
 
     `config.problem_type` chooses the loss: `"multi_label_classification"`, `"single_label_classification"` or
-    `"regression"`; without it the shape of the labels does.
+    `"regression"`; without it the shape of the labels decides.
     """
 
     _keys_to_ignore_on_load_unexpected = PRETRAINING_HEADS
@@ -1216,10 +1215,10 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
             labels (`torch.Tensor`, *optional*):
                 Multi-label: `(batch, num_labels)`, from 0 to 1; regression: `(batch, num_labels)`; both `(batch,)` with
                 one label; single-label: class numbers `(batch,)`. A config without `problem_type` becomes single-label
-                by whole numbers `(batch,)`, and is multi-label otherwise. NaN (-100 for single-label) is an unknown
-                target, left out of the loss: a mean over the batch's known targets (0 where none is known). Gradient
-                accumulation averages such means. Training drops thresholds and calibration, with a warning: they
-                were fitted to other weights.
+                with integers `(batch,)`, and multi-label otherwise. NaN (-100 for single-label) is an unknown target.
+                The loss is the mean over the batch's known targets, 0 if there are none. Gradient accumulation
+                averages such means. Training drops thresholds and calibration, with a warning: they were fitted to
+                other weights.
             output_pooler_output (`bool`, defaults to `False`): Return the embedding too.
 
         Returns:
@@ -1256,7 +1255,7 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
         logits, labels = logits.float(), labels.to(logits.device)
         if problem_type == "single_label_classification":
             self._check_labels(labels, logits.shape[:1], problem_type)
-            # A sum over at least one target: `mean` would be NaN where every target is unknown.
+            # Divide by at least 1: `mean` would be NaN if every target is unknown.
             total = F.cross_entropy(logits, labels.long(), reduction="sum", ignore_index=-100)
             return total / (labels != -100).sum().clamp_min(1)
         if self.num_labels == 1 and labels.ndim == 1:
@@ -1274,16 +1273,16 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
         return (losses * known).sum() / known.sum().clamp_min(1)
 
     def _problem_type(self, labels: torch.Tensor) -> str:
-        """The config's; where it has none, by the shape of the labels, as transformers' own models have it."""
+        """Return the config's problem type, or the one that the labels' shape implies, as in transformers' models."""
         are_classes = labels.ndim == 1 and self.num_labels > 1 and not labels.is_floating_point()
         if self.config.problem_type is None and are_classes:
-            # Scores depend on it, so the config has to say it from now on.
+            # Scores depend on it, so the config must record it.
             self.config.problem_type = "single_label_classification"
         return self.config.problem_type or "multi_label_classification"
 
     @staticmethod
     def _check_targets(labels: torch.Tensor, problem_type: str) -> None:
-        """Refuse targets that mean nothing, where looking at them costs neither a graph break nor a wait for a GPU."""
+        """Refuse meaningless targets, if checking them causes neither a graph break nor a wait for a GPU."""
         if problem_type == "regression" or labels.device.type != "cpu" or torch.compiler.is_compiling():
             return
         if problem_type == "multi_label_classification":
@@ -1315,7 +1314,7 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
             self.config.check_fitted_to_weights(self.head_fingerprint())
 
     def _stamp_fitted(self) -> None:
-        # One that is there stays, also where the weights have changed since.
+        # An existing fingerprint stays, even if the weights have changed since.
         config = self.config
         if config.label_fingerprint is None and (config.label_thresholds or config.label_calibration):
             config.label_fingerprint = self.head_fingerprint()

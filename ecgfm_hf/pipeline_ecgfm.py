@@ -18,18 +18,17 @@ RECORDING_KEYS = {"signal", "sampling_rate", "lead_names", "units", "recording"}
 
 def recording_scores(segment_logits: np.ndarray, config: "ECGFMConfig") -> dict[str, float]:
     """
-    The answer for one recording from the logits of its segments.
+    Return the scores of one recording from the logits of its segments.
 
-    Multi-label: the sigmoid of every segment, aggregated per label as `config.label_aggregation` says (mean if it says
-    nothing), then calibrated where `config.label_calibration` has the label. Single-label: the mean of the softmax.
-    Regression: the mean.
+    Multi-label: the sigmoid of every segment, aggregated by `config.label_aggregation` (default: mean), then calibrated
+    if `config.label_calibration` has the label. Single-label: the mean of the softmax. Regression: the mean.
 
     Args:
         segment_logits (`np.ndarray` of shape `(segments, num_labels)`)
         config (`ECGFMConfig`)
 
     Returns:
-        `dict[str, float]`: by label name, in output order. A score is a probability only where it was calibrated.
+        `dict[str, float]`: by label name, in output order. Only a calibrated score is a probability.
     """
     logits = np.asarray(segment_logits, dtype=np.float64)
     if config.problem_type == "regression":
@@ -44,7 +43,7 @@ def recording_scores(segment_logits: np.ndarray, config: "ECGFMConfig") -> dict[
         score = column.max() if how == "max" else column.mean()
         fit = (config.label_calibration or {}).get(label)
         if fit is not None:
-            # Kept off 0 and 1, where the logit is infinite.
+            # The logit of 0 and 1 is infinite.
             score = np.clip(score, 1e-12, 1 - 1e-12)
             score = _sigmoid(fit["slope"] * np.log(score / (1 - score)) + fit["intercept"])
         result[label] = float(score)
@@ -52,7 +51,7 @@ def recording_scores(segment_logits: np.ndarray, config: "ECGFMConfig") -> dict[
 
 
 def positive_labels(scores: dict[str, float], config: "ECGFMConfig") -> list[str] | None:
-    """Labels whose score reaches their threshold; `None` where the config has no threshold. None is assumed."""
+    """Return the labels whose score reaches their threshold; `None` if the config has no thresholds."""
     thresholds = config.label_thresholds
     if not thresholds:
         return None
@@ -122,7 +121,7 @@ class _Item:
 
 
 class _Items(Dataset):
-    """The rows of any dataset, as items; transformers' pipelines take a dataset of torch row by row."""
+    """The rows of any dataset, as a torch dataset, which transformers' pipelines take row by row."""
 
     def __init__(self, rows: Any):
         self.rows = rows
@@ -136,26 +135,28 @@ class _Items(Dataset):
 
 class ECGClassificationPipeline(ChunkPipeline):
     """
-    Scores recordings with an `ECGFMForMultiLabelClassification` model.
+    Score recordings with an `ECGFMForMultiLabelClassification` model.
 
     Input: a path (needs the `ecgfm_hf` package to read the file), a record of `ecgfm_hf.read_ecg`, or a dictionary with
 
     - `signal`: array of shape `(leads, samples)`,
     - `sampling_rate`: in Hz,
-    - `lead_names`: one name a row of `signal`,
-    - `units` (optional): such as `"mV"`; one, or one a lead,
-    - `recording` (optional): the name to answer with,
+    - `lead_names`: one name for each row of `signal`,
+    - `units` (optional): such as `"mV"`; one for all leads, or one for each lead,
+    - `recording` (optional): a name, which the output repeats,
 
-    or several of such: a list gives a list; a dataset (of torch or 🤗 datasets, with these columns) or another iterable
-    gives an iterator. Keyword arguments of the call, or of the constructor, are `ECGFMFeatureExtractor`'s policies:
-    `missing_leads`, `nan_samples`, `constant_leads`, `short_recordings`; and `batch_size`, in segments.
+    or several of these. A list gives a list; a dataset (of torch or 🤗 datasets, with these columns) or another
+    iterable gives an iterator.
 
-    Output, one a recording: `{"recording": name, "scores": {label: float}, "positive": [label, ...] or None,
+    Keyword arguments of the call, or of the constructor, are `ECGFMFeatureExtractor`'s policies: `missing_leads`,
+    `nan_samples`, `constant_leads`, `short_recordings`; and `batch_size`, in segments.
+
+    Output for each recording: `{"recording": name, "scores": {label: float}, "positive": [label, ...] or None,
     "segments": int, "warnings": [str, ...]}`. `positive` is `None` unless the config has thresholds. With
     `per_segment=True` also `"by_segment"`: a list with an answer for each segment, as [`segment_answers`] gives it.
 
-    A recording shorter than a segment, admitted with `short_recordings="pad"`, is run at its true length, so padding
-    never influences an answer. The model is put into evaluation mode. An error about one of several recordings begins
+    With `short_recordings="pad"`, a recording shorter than a segment is run at its true length, so padding has no
+    effect on its scores. The model is put into evaluation mode. An error about one of several recordings begins
     with its index.
     """
 
@@ -194,7 +195,7 @@ class ECGClassificationPipeline(ChunkPipeline):
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Score one recording, or several (see the class)."""
-        # Training that the model had since would leave dropout on, and the scores would change from call to call.
+        # If the model was trained since, dropout would be on and scores would differ from call to call.
         self.model.eval()
         if isinstance(inputs, (list, tuple)):
             if not inputs:
@@ -206,10 +207,10 @@ class ECGClassificationPipeline(ChunkPipeline):
             inputs = (_Item(index, recording) for index, recording in enumerate(inputs))
         return super().__call__(inputs, *args, **kwargs)
 
-    def preprocess(  # type: ignore[override]  # a ChunkPipeline yields, which its types do not say
+    def preprocess(  # type: ignore[override]  # a ChunkPipeline yields; its types have no iterator
         self, inputs: Any, **policies: Any
     ) -> Iterator[dict[str, Any]]:
-        """Yields the segments of one recording."""
+        """Yield the segments of one recording."""
         if not isinstance(inputs, _Item):
             yield from self._segments(inputs, "recording", policies)
             return
@@ -217,7 +218,7 @@ class ECGClassificationPipeline(ChunkPipeline):
         try:
             yield from self._segments(inputs.recording, label, policies)
         except Exception as error:
-            # The type stays: callers catch it by that.
+            # The error keeps its type, by which callers catch it.
             if len(error.args) == 1 and not str(error.args[0]).startswith(label):
                 error.args = (f"{label}: {error.args[0]}",)
             raise
@@ -225,7 +226,7 @@ class ECGClassificationPipeline(ChunkPipeline):
     def _segments(self, inputs: Any, label: str, policies: dict[str, Any]) -> Iterator[dict[str, Any]]:
         recording = self._recording(inputs)
         name, found = recording.pop("recording", None), recording.pop("warnings", ())
-        # A recording at a time: two in one array would be averaged into one answer.
+        # One recording at a time: two in one array would be averaged.
         segments, valid_samples, warnings, *_ = self.feature_extractor.prepare_recording(
             recording.pop("signal"), **recording, name=label if name is None else str(name), **policies
         )
@@ -280,7 +281,7 @@ class ECGClassificationPipeline(ChunkPipeline):
             logits[rows] = self.model(segments[rows, :, :length]).logits.float()
         return {"logits": logits, "lengths": lengths, **input_tensors}
 
-    def postprocess(  # type: ignore[override]  # a ChunkPipeline gives a list, which its types do not say
+    def postprocess(  # type: ignore[override]  # a ChunkPipeline passes a list; its types have no list
         self, model_outputs: list[dict[str, Any]], per_segment: bool = False, **_: Any
     ) -> dict[str, Any]:
         """Join the segments of one recording."""
