@@ -141,7 +141,9 @@ def num_updates(steps: Sequence[Mapping[str, Any]]) -> int | None:
         if type(updates) is not int:
             return None
         total += updates
-        if step["step"] != "pretraining":
+        # Pretraining counts what came before, as its Gumbel temperature does.
+        total += step.get("updates_before", 0)
+        if step["step"] != "pretraining" or "updates_before" in step:
             return total
     return total if steps and steps[0]["step"] == "pretraining" else None
 

@@ -236,6 +236,7 @@ def golden_folder(checkpoint_path, tmp_path_factory):
 def test_twenty_updates_from_a_converted_checkpoint_are_bit_equal_from_run_to_run(settings, golden_folder, tmp_path):
     shared = {
         "init_from": golden_folder,
+        "gumbel_updates_before": 0,
         "model": {"attention_dropout": 0.2},
         "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 1,
@@ -520,6 +521,32 @@ def test_the_folder_and_every_checkpoint_load_through_the_auto_classes(settings,
     second = Pretrainer(settings(init_from=folder, output_dir=tmp_path / "second", num_train_epochs=1))
     assert torch.equal(second.updater.bare.project_q.weight, weights(folder)["project_q.weight"])
     assert second.feature_extractor.nan_samples == "interpolate"
+
+
+def test_the_gumbel_temperature_continues_where_the_weights_are(settings, tmp_path):
+    """As in fairseq-signals, which reads the number of updates from the checkpoint."""
+    model = {**MODEL, "gumbel_temperature_decay": 0.9}
+    Pretrainer(settings(model=model, num_train_epochs=2, save_strategy="epoch")).run()
+    done = [line["update"] for line in logged(tmp_path / "out") if "loss" in line][-1]
+    # Beginning from the finished folder, and from a checkpoint of it.
+    for folder, updates in ((tmp_path / "out", done), (tmp_path / "out" / "checkpoints" / "step-00000003", 3)):
+        again = {"init_from": folder, "output_dir": tmp_path / f"from-{updates}", "model": model}
+        trainer = Pretrainer(settings(**again, num_train_epochs=1))
+        assert trainer.updater.updates_before == updates
+        trainer.run()
+        first = next(line for line in logged(tmp_path / f"from-{updates}") if "gumbel_temperature" in line)
+        assert first["gumbel_temperature"] == pytest.approx(2 * 0.9**updates)
+        resumed = Pretrainer(settings(**again, num_train_epochs=2))
+        assert resumed.updater.updates_before == updates
+    third = settings(init_from=tmp_path / "from-3", output_dir=tmp_path / "third", model=model)
+    assert Pretrainer(third).updater.updates_before == 3 + 3
+    chosen = settings(init_from=tmp_path / "out", output_dir=tmp_path / "chosen", model=model, gumbel_updates_before=1)
+    assert Pretrainer(chosen).updater.updates_before == 1
+
+
+def test_weights_without_a_count_of_updates_are_not_given_a_temperature(settings, golden_folder, tmp_path):
+    with pytest.raises(SettingsError, match=r"no count of updates .* set gumbel_updates_before"):
+        Pretrainer(settings(init_from=golden_folder, model={}))
 
 
 def test_beginning_from_a_folder_that_does_not_fit_is_refused(settings, tmp_path, tiny_config):

@@ -201,6 +201,7 @@ class Updater:
         settings ([`PretrainSettings`])
         model, optimizer: As the accelerator prepared them.
         total_updates (`int`): Of the whole run, for the learning rate.
+        updates_before (`int`): Of the weights before the run, for the Gumbel temperature.
     """
 
     def __init__(
@@ -210,9 +211,11 @@ class Updater:
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         total_updates: int,
+        updates_before: int,
     ):
         self.accelerator, self.settings = accelerator, settings
-        self.model, self.optimizer, self.total_updates = model, optimizer, total_updates
+        self.model, self.optimizer = model, optimizer
+        self.total_updates, self.updates_before = total_updates, updates_before
         self.bare = accelerator.unwrap_model(model)
 
     def update(self, number: int, batches: list[PairBatch], signal_number: int = 0) -> tuple[dict[str, float], int]:
@@ -237,7 +240,7 @@ class Updater:
         learning_rate = learning_rate_at(number, self.total_updates, settings)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        temperature = self.bare.gumbel_temperature_at(settings.gumbel_updates_before + number)
+        temperature = self.bare.gumbel_temperature_at(self.updates_before + number)
         self.bare.set_gumbel_temperature(temperature)
 
         # Numbered over processes and accumulation together, as the data is cut.

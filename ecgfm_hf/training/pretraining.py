@@ -14,7 +14,16 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedTy
 from accelerate.utils import GradientAccumulationPlugin
 
 from ..model_folder import save_model_folder
-from ..provenance import PROVENANCE_FILE, add_step, hardware, select_settings, versions
+from ..provenance import (
+    PROVENANCE_FILE,
+    ProvenanceError,
+    add_step,
+    hardware,
+    num_updates,
+    read_steps,
+    select_settings,
+    versions,
+)
 from ..utils.files import write_json
 from .data_summary import summarize_data
 from .initial_model import build_pretraining_model
@@ -54,12 +63,14 @@ class TrainerState:
     Args:
         update (`int`): Updates done.
         epoch, update_in_epoch (`int`): Epochs done, and updates done in the current one.
+        updates_before (`int`): Of the weights before the run, which the Gumbel temperature counts too.
         best_loss (`float`, *optional*): Least validation loss so far.
     """
 
     update: int = 0
     epoch: int = 0
     update_in_epoch: int = 0
+    updates_before: int = 0
     best_loss: float | None = None
 
 
@@ -110,9 +121,12 @@ class Pretrainer:
         self.settings, self.folder = settings, RunFolder(settings)
         self.accelerator: Accelerator = build_accelerator(settings)
         latest = self.folder.latest
-        self.state = TrainerState() if latest is None else _read_state(latest)
         with reading_checkpoint(latest):
             model, self.feature_extractor = build_pretraining_model(settings, latest)
+        if latest is None:
+            self.state = TrainerState(updates_before=_updates_before(settings))
+        else:
+            self.state = _read_state(latest)
         # One process makes the copy of the data that all read. Its error is raised after the others have waited.
         refused = None
         with self.accelerator.main_process_first():
@@ -137,7 +151,9 @@ class Pretrainer:
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         if isinstance(optimizer, FairseqAdam):
             optimizer.allocate_state()
-        self.updater = Updater(self.accelerator, settings, self.model, self.optimizer, self.total_updates)
+        self.updater = Updater(
+            self.accelerator, settings, self.model, self.optimizer, self.total_updates, self.state.updates_before
+        )
         if latest is not None:
             self._load_optimizer(latest)
         self._last_checkpoint = latest
@@ -154,6 +170,8 @@ class Pretrainer:
         )
         parameters = sum(parameter.numel() for parameter in self.updater.bare.parameters())
         begin = f"resuming at update {self.state.update}" if self._last_checkpoint else "from update 0"
+        before = self.state.updates_before
+        begin += f", after {before:,} of init_from" if before else ""
         source = settings.init_from or "random weights"
         kind = self.accelerator.distributed_type
         engine = "" if kind == DistributedType.NO else f", {kind.value}"
@@ -350,6 +368,7 @@ class Pretrainer:
             ),
             "pairs": len(self.train_data),
             "updates": self.state.update,
+            "updates_before": self.state.updates_before,
             "effective_batch_segments": settings.effective_batch(processes),
             "settings": select_settings(settings.to_dict(), _REPORTED),
             "seconds": None if self._began is None else round(time.monotonic() - self._began),
@@ -407,6 +426,26 @@ def _read_state(checkpoint: Path) -> TrainerState:
             return TrainerState(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{STATE_FILE}: {error}") from None
+
+
+def _updates_before(settings: PretrainSettings) -> int:
+    """Return the updates of `init_from` so far: as the settings give them, or as its files count them."""
+    if settings.gumbel_updates_before is not None or settings.init_from is None:
+        return settings.gumbel_updates_before or 0
+    folder = Path(settings.init_from)
+    if (folder / STATE_FILE).is_file():  # a checkpoint of another run
+        state = _read_state(folder)
+        return state.updates_before + state.update
+    try:
+        updates = num_updates(read_steps(folder))
+    except ProvenanceError as error:
+        raise SettingsError(f"init_from: {error}") from None
+    if updates is None and (folder / "config.json").is_file():
+        raise SettingsError(
+            f"init_from: {folder} has no count of updates in {PROVENANCE_FILE}, so the Gumbel temperature to continue "
+            "at is unknown: set gumbel_updates_before to the updates so far, or to 0 for the highest temperature"
+        )
+    return updates or 0
 
 
 def _engine_holds_state(accelerator: Accelerator) -> bool:

@@ -302,7 +302,7 @@ class PretrainSettings(RunSettings):
     data: str | list[str] | None = None
     cmsc_positives: str = "recording"
     cmsc_across_processes: bool = False
-    gumbel_updates_before: int = 0
+    gumbel_updates_before: int | None = None
     per_device_train_batch_size: int = 128
     gradient_accumulation_steps: int = 2
     num_train_epochs: int | float = 200
