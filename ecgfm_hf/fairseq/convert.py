@@ -178,8 +178,8 @@ def _source_warnings(source: FairseqCheckpoint, kind: ModelKind) -> list[str]:
         warnings.append(f"tensors stored as {stored} are written as float32")
     if kind == "pretraining" and source.num_updates is None:
         warnings.append(
-            "the file has no number of updates (optimizer_history): to continue pretraining, set gumbel_updates_before, "
-            "which decides the Gumbel temperature"
+            "the file has no number of updates (optimizer_history): to continue pretraining, set "
+            "gumbel_updates_before, which decides the Gumbel temperature"
         )
     return warnings
 
