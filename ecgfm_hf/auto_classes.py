@@ -141,8 +141,8 @@ def silence_torchao() -> None:
     """
     Drop two log messages that follow from transformers' import of torchao, where that is installed.
 
-    They say that torchao's GPU libraries cannot be loaded on this machine, and that it calls a deprecated function of
-    torch. Neither is about anything the user does. Call this before transformers is imported.
+    They report that torchao's GPU libraries cannot be loaded, and that torchao calls a deprecated function of torch.
+    Users cannot act on either. Call this before transformers is imported.
     """
     for name in ("torchao", "torch.utils._pytree"):  # the first is torchao's, the second torch's about it
         logging.getLogger(name).addFilter(_is_not_torchaos_notice)

@@ -119,7 +119,7 @@ def load_model(
     if getattr(config, "quantization_config", None) is None:
         _check_tensors(name, model_class, config, _weight_files(name, hub))
     try:
-        # With `output_loading_info` it returns a pair, whatever its type says.
+        # With `output_loading_info` it returns a pair, against its type.
         loaded: Any = model_class.from_pretrained(
             model_dir,
             config=config,
@@ -324,7 +324,7 @@ def _check_tensors(
     name: str, model_class: type[ECGFMPreTrainedModel], config: ECGFMConfig, files: Iterable[str]
 ) -> None:
     """
-    Compare the tensors in the files' headers with those of `config`.
+    Compare the tensors in the files' headers with the tensors of `config`.
 
     Where the class does not need the mask embedding and the files have none, `config.mask_time_prob` becomes 0, so that
     the model has none either.

@@ -3,8 +3,8 @@ Provenance of a model's weights: `provenance.json` beside them lists what was do
 
     {"format": 1, "steps": [{"step": "conversion", ...}, {"step": "fine-tuning", ...}]}
 
-Steps are in order, beginning with those of the weights that a step started from. The file may be shared: it holds no
-paths, no names of hosts or users, no ids, and no counts of few patients. Model cards are made from it.
+Steps are in order, beginning with the steps of the weights that training started from. The file may be shared: it has
+no paths, no names of hosts or users, no ids, and no counts of few patients. Model cards are made from it.
 """
 
 import contextlib
@@ -180,7 +180,7 @@ def weights_digest(model_dir: str | Path) -> str | None:
     """
     Return a SHA-256 that identifies a folder's weights, or None where it has none.
 
-    It is that of its only safetensors file, or of the digests and names of several.
+    It is the digest of the only safetensors file, or of the digests and names of several files.
     """
     files = sorted(Path(model_dir).glob("*.safetensors")) if Path(model_dir).is_dir() else []
     if len(files) < 2:

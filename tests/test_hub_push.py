@@ -252,7 +252,7 @@ def test_a_push_that_died_after_the_upload_goes_on_without_it(hub, folder):
         ("/repos/create", 401, "rejects the access token.*hf auth login"),
         ("/preupload/", 403, "cannot write to me/model"),
         ("/commit/", 404, "me/model does not exist"),
-        ("/commit/", 409, "changed by somebody else.*push again"),
+        ("/commit/", 409, "changed by another push.*push again"),
         ("/commit/", 413, r"the Hub refused me/model \(413\)"),
         ("/validate-yaml", 400, "me/model"),
     ],
@@ -314,7 +314,7 @@ def test_of_two_pushes_at_once_one_goes_and_the_other_is_told(hub, folder, origi
     change(folder)
     # While the first is about to commit, the second goes all the way.
     hub.fail("POST", "/commit/", None, before=lambda: threaded(push_folder, original, "me/model"))
-    with pytest.raises(PushError, match=r"changed by somebody else during the push \(412\)"):
+    with pytest.raises(PushError, match=r"changed by another push \(412\)"):
         push_folder(folder, "me/model")
     assert hub.files("me/model")["model.safetensors"] == weights(original)
     assert len(hub.repositories["me/model"].branches["main"]) == 2

@@ -177,7 +177,7 @@ def test_it_begins_from_a_pretrained_encoder_and_its_feature_extractor(pretraine
     assert classifier.ecgfm.masked_spec_embed is None
     assert classifier.config.activation_dropout == 0.1
     assert finetuner.feature_extractor.nan_samples == "zero"
-    with pytest.raises(SettingsError, match=r"has hidden_size=16, the settings say model.hidden_size=32"):
+    with pytest.raises(SettingsError, match=r"has hidden_size=16, the settings have model.hidden_size=32"):
         Finetuner(settings_for(workplace, tmp_path, init_from=str(folder), model={"hidden_size": 32}))
 
 

@@ -163,7 +163,7 @@ def test_defaults_of_the_settings_are_the_published_ones():
         ("source=ptb", "source must be one of"),
         ("eval_strategy=steps", "must come with each validation: set save_strategy=steps save_steps=500"),
         ("eval_strategy=no", "eval_strategy is no: to train without validation, set valid_split=null"),
-        ("classes=[a, b]", "classes names those of one column"),
+        ("classes=[a, b]", "classes names the classes of one column"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(change, message):

@@ -554,7 +554,7 @@ def test_beginning_from_a_folder_that_does_not_fit_is_refused(settings, tmp_path
     with pytest.raises(SettingsError, match="no pretraining model"):
         Pretrainer(settings(init_from=tmp_path / "classifier", model={}))
     save_model_folder(ECGFMForPreTraining(tiny_config()), ECGFMFeatureExtractor(), tmp_path / "other")
-    with pytest.raises(SettingsError, match=r"has hidden_size=32, the settings say model.hidden_size=16"):
+    with pytest.raises(SettingsError, match=r"has hidden_size=32, the settings have model.hidden_size=16"):
         Pretrainer(settings(init_from=tmp_path / "other"))
 
 

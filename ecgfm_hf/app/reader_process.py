@@ -215,7 +215,7 @@ def _read(path: str, arguments: dict[str, Any]) -> ECGRecord | ECGReadError:
         return error
     except MemoryError:
         return ECGReadError(f"{path}: reading it takes too much memory")
-    except Exception as error:  # whatever an uploaded file causes, the next one must be read
+    except Exception as error:  # after any error of an uploaded file, the next one must be read
         return ECGReadError(f"{path}: cannot be read ({type(error).__name__})")
 
 

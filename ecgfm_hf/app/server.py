@@ -114,8 +114,8 @@ def _runs(process: int) -> bool:
 
 class _TypeOnlyTraceback:
     """
-    Replaces `traceback` in Gradio, which would print the content of unexpected requests: names of files, or whatever a
-    stranger wants to write to this terminal.
+    Replace `traceback` in Gradio, which would print the content of unexpected requests: names of files, or text that a
+    stranger wants to show on this terminal.
     """
 
     @staticmethod

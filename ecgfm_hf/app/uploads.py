@@ -105,7 +105,7 @@ def _check(files: Sequence[Path], max_bytes: int) -> None:
     if not files:
         raise UploadError("there is no file")
     if len(files) > MOST_FILES:
-        raise UploadError(f"{len(files)} files, expected those of one recording, at most {MOST_FILES}")
+        raise UploadError(f"{len(files)} files, expected the files of one recording, at most {MOST_FILES}")
     total = 0
     for file in files:
         try:

@@ -26,7 +26,7 @@ _EXPLAINED = 20  # reports on the page of --explain-html
 
 @dataclass(frozen=True)
 class _Job:
-    """What to label and what to write; the names are those of the options."""
+    """What to label and what to write, named like the options."""
 
     reports: Path
     output: Path

@@ -35,7 +35,7 @@ class _Command(NamedTuple):
     function: str
 
 
-# In the order of help. Names of functions are those of commands, with underscores.
+# In the order of help. Functions are named like their commands, with underscores.
 COMMANDS = {
     name: _Command(panel, f".{module}", name.replace("-", "_"))
     for panel, commands in {
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Run a command.
 
     Args:
-        arguments (sequence of `str`, *optional*): By default those of the process.
+        arguments (sequence of `str`, *optional*): Default: the process's.
 
     Returns:
         `int`: the exit status. 0 all went well, 1 something failed, 2 usage, 130 interrupted.

@@ -340,7 +340,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def loading(model: str) -> Iterator[None]:
-    """Report whatever goes wrong while a model is loaded as one line that names the model."""
+    """Report any error in loading a model as one line that names the model."""
     try:
         yield
     except (ECGFMError, OSError, ValueError, RuntimeError, ImportError, KeyError) as error:

@@ -12,14 +12,12 @@ def verify(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Model folder, store or run; folders below it are verified, too.")
     ],
-    update: Annotated[
-        bool, typer.Option("--update", help="Accept the files as they are: write their digests anew.")
-    ] = False,
+    update: Annotated[bool, typer.Option("--update", help="Accept the files as they are: write new digests.")] = False,
 ) -> int:
     """
-    Compare files with the digests that were written beside them.
+    Compare a folder's files with the digests in its checksums.json.
 
-    Stores and models have a checksums.json; in a run, those of its folders are compared.
+    Stores and models have a checksums.json. In the folder of a run, its subfolders are compared.
 
     Exit status: 0 unchanged, 1 files have changed or are missing (printed), 2 usage, or nothing to compare.
     """

@@ -65,8 +65,8 @@ class LabelTable:
     def align(self, ids: Sequence[Hashable]) -> "LabelTable":
         """Return the labels of these recordings, in their order; NaN for recordings that are not in the table."""
         wanted = tuple(known_ids(ids))
-        place = {recording: row for row, recording in enumerate(self.ids)}
-        rows = np.array([place.get(recording, len(self.ids)) for recording in wanted], dtype=np.int64)
+        row_of = {recording: row for row, recording in enumerate(self.ids)}
+        rows = np.array([row_of.get(recording, len(self.ids)) for recording in wanted], dtype=np.int64)
         padded = np.concatenate([self.values, np.full((1, len(self.names)), np.nan)])
         return LabelTable(wanted, self.names, padded[rows])
 
@@ -245,7 +245,7 @@ def write_label_def(path: str | Path, definition: LabelDefinition) -> None:
 
 def read_label_def(path: str | Path) -> LabelDefinition:
     """
-    Read a `label_def.csv`, with the columns of any splits or of none (`pos_count_all` and `pos_percent_all` alone).
+    Read a `label_def.csv`, with columns for any splits, or only `pos_count_all` and `pos_percent_all`.
 
     Raises:
         `LabelTableError`: no names, a name twice, a missing column, a cell that is no number.

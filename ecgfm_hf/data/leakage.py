@@ -24,7 +24,7 @@ from ..utils.files import atomic_path
 from ..utils.ids import canonical_id
 
 GUARD_FILE = "training_ids.do-not-share.json"
-# What a model folder may contain and nobody may share.
+# May be in a model folder, and must not be shared.
 NOT_TO_SHARE = (GUARD_FILE, "checkpoints/", "store/", "metrics.jsonl", "settings.yaml", "finetuning.json")
 _FORMAT = 1
 _BYTES = 12  # of a million ids, two share a digest with a chance of 1e-17

@@ -53,9 +53,9 @@ def as_model_inputs(
         - `input_values` (leads, samples) float32, or (2, leads, samples) for pairs
         - `labels` (L,) float32 with NaN where unknown; only where there are labels
         - `recording_id`, `patient_id` (None where unknown)
-        - `segment`: its number in the recording, of a pair that of the first
+        - `segment`: its number in the recording; of a pair, the first one's
 
-        Recordings that the extractor refuses (too short, NaN, missing leads, as its policies say) are skipped. A
+        Recordings that the extractor refuses (too short, NaN, missing leads, by its policies) are skipped. A
         warning gives their number by reason, and so does `ModelInputs.skipped`.
 
     Raises:
@@ -121,7 +121,7 @@ class ModelInputs:
         return answers
 
     def shuffle_recordings(self, generator: np.random.Generator) -> np.ndarray:
-        """Return all items (items,) int64 in random order of recordings, those of one recording together."""
+        """Return all items (items,) int64 in random order of recordings, with the items of a recording together."""
         if not len(self):
             return np.zeros(0, dtype=np.int64)
         order = generator.permutation(np.flatnonzero(np.diff(self._first_item)))

@@ -2,7 +2,7 @@
 Splits of recordings into train, valid and test: drawn here, or published by others.
 
 The functions take plain sequences, one item a recording. A split depends on the recordings' ids, patients and times,
-on the sizes and on the seed, never on the order of rows. Draws and roundings are those of fairseq-signals, so ids that
+on the sizes and on the seed, never on the order of rows. Draws and roundings are as in fairseq-signals, so ids that
 sort like its rows give its splits. Differences:
 
 - its command line cannot be seeded and shuffles rows in file order; here the rows are sorted by id first;
@@ -302,7 +302,7 @@ def _draw_groups(sizes: Mapping[str, Any], are_counts: bool, total: int, seed: i
     """
     Return the index of the split for each of `total` sorted groups: each split is drawn from the remaining groups.
 
-    The draws are those of scikit-learn's GroupShuffleSplit: the last floor(fraction * remaining) groups of a
+    Draws are as in scikit-learn's GroupShuffleSplit: the last floor(fraction * remaining) groups of a
     permutation by numpy's legacy generator, whose stream is frozen.
     """
     wanted, shares = (_counts(sizes, total), []) if are_counts else ([], _fractions(sizes))
@@ -518,7 +518,7 @@ def import_split(
     if absent := len(table) - matched:
         assumptions.append(f"{absent} of the {len(table)} recordings in the published split were not found.")
     excluded = {"not in the published split": len(splits) - matched} if matched < len(splits) else {}
-    order = {name: place for place, name in enumerate(DEFAULT_FRACTIONS)}
+    order = {name: index for index, name in enumerate(DEFAULT_FRACTIONS)}
     names = tuple(sorted(set(table.values()), key=lambda name: (order.get(name, len(order)), name)))
     assumptions += [f"No recording of the published split {name} was found." for name in names if name not in splits]
     names = tuple(name for name in names if name in splits)
@@ -534,7 +534,7 @@ def match_published_splits(table: pa.Table, source: str, published: Mapping[str,
     Args:
         table: With columns `recording_id`, `path` and optionally `source`.
         source: Name of the dataset.
-        published: Splits by whatever the published file names recordings by.
+        published: Splits by the ids of the published file.
     """
     names = table["source"].to_pylist() if "source" in table.column_names else [None] * table.num_rows
     found = []

@@ -137,7 +137,7 @@ def read_report(store: str | Path) -> dict[str, Any]:
 
 
 def write_store_checksums(store: str | Path) -> None:
-    """Write the digests of a store's files, and those of the Parquet files' footers, which readers need first."""
+    """Write the digests of a store's files, and of the Parquet files' footers, which readers need first."""
     folder = Path(store)
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     footers = {name: _footer_checksum(folder / name) for name in names if name.endswith(".parquet")}

@@ -82,7 +82,7 @@ def assemble_store(
         origin ([`StoreOrigin`]): Its `dropped_columns` are emptied here and not before: a split may need them.
         published (mapping of `str` to `str`, *optional*): For an imported split, by recording id.
         originals (mapping, *optional*): The recording and patient behind each pseudonym. The split is drawn by these,
-            so that one seed gives one split, whatever the salt.
+            so that one seed gives one split for every salt.
 
     Returns:
         The report.

@@ -73,7 +73,7 @@ def challenge_score(y_true: np.ndarray, y_pred: np.ndarray) -> float:
         y_pred (`np.ndarray` (recordings, 26)): The classes that it was given.
 
     Returns:
-        1 for the right answers, 0 for sinus rhythm alone, less than 0 for worse; 0 also where the two have the same
+        1 for the right answers, 0 for only sinus rhythm, less than 0 for worse; 0 also where the two have the same
         credit, as in the challenge (no recording, none with a scored class, only sinus rhythm). A recording without a
         scored class adds nothing.
 
@@ -85,7 +85,7 @@ def challenge_score(y_true: np.ndarray, y_pred: np.ndarray) -> float:
 
 
 def credits(y_true: np.ndarray, y_pred: np.ndarray) -> np.ndarray:
-    """Return (n, 3): each recording's credit of the decisions, of the right answer, of sinus rhythm alone."""
+    """Return (n, 3): each recording's credit of the decisions, of the right answer, and of sinus rhythm only."""
     classes = challenge_classes()
     true, given = (_boolean(values, what, len(classes)) for values, what in ((y_true, "y_true"), (y_pred, "y_pred")))
     if len(true) != len(given):

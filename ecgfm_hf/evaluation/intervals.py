@@ -6,7 +6,7 @@ is the metric plus and minus t standard errors on the scale on which its errors 
 The standard error comes from the resamples: half the distance of their 16th and 84th percentile on that scale. Its
 degrees of freedom are the patients of the rarer kind (with the label, or without) minus one, which widens the interval
 where these are few; percentiles of the resamples are too narrow there. `scripts/interval_coverage.py` measures how
-often the intervals contain the truth, beside percentiles and BCa.
+often the intervals contain the truth, and compares percentiles and BCa.
 
 A resample is not copied: it is how often each recording was drawn. A [`Statistics`] takes such counts, integers of
 shape (recordings, b), and returns each of its metrics for each of the b weightings, (L, b).
@@ -198,8 +198,8 @@ class Groups:
     Args:
         numbers (`np.ndarray` (n,) int64): The group of each recording, 0 to `count` - 1.
         count (`int`): How many groups.
-        unit (`str`): `"patient"`, or `"recording"` where no patient is known.
-        note (`str`, *optional*): What a reader of the intervals must know.
+        unit (`str`): `"patient"`, or `"recording"` if all patients are unknown.
+        note (`str`, *optional*): For the reader of the intervals.
     """
 
     numbers: np.ndarray
@@ -253,7 +253,7 @@ class MetricIntervals:
         return self.mean_over(range(len(self.values)))
 
     def mean_over(self, labels: Sequence[int]) -> Interval:
-        """Return the mean over those of these labels, by index, that have a value."""
+        """Return the mean over the labels with these indices that have a value."""
         chosen = np.array(labels, dtype=np.int64)
         value, labels_left_out = macro(self.values[chosen])
         defined = chosen[~np.isnan(self.values[chosen])]
@@ -453,7 +453,7 @@ class _Freedom:
 
     patients: int
     degrees: float
-    # A bootstrap's variance is that of a population of the sample: divided by m, not m - 1.
+    # A bootstrap's variance divides by the number of patients m, not by m - 1; this factor corrects it.
     widened: float
 
     @classmethod
@@ -462,7 +462,7 @@ class _Freedom:
 
     @classmethod
     def of_mean(cls, resampled: np.ndarray, patients: np.ndarray) -> "_Freedom":
-        """Return that of a mean over labels by Welch and Satterthwaite: labels weigh by their variance."""
+        """Return the freedom of a mean over labels (Welch and Satterthwaite): labels weigh by their variance."""
         variances = np.array([np.var(row[~np.isnan(row)]) if (~np.isnan(row)).any() else 0.0 for row in resampled])
         if not variances.sum():
             return cls.of(int(patients.min()) if len(patients) else 0)

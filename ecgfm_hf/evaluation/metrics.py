@@ -480,7 +480,7 @@ def error_moments(targets: np.ndarray, predicted: np.ndarray) -> dict[str, np.nd
     targets, predicted = target_arrays(targets, predicted)
     known = ~np.isnan(targets)
     errors = np.where(known, targets - predicted, 0.0)
-    # About the mean of the known: sums of squares then keep their digits, whatever the unit's zero.
+    # Relative to the mean of the known targets, so that sums of squares keep their digits in any unit.
     center = ratio(np.where(known, targets, 0.0).sum(axis=0), known.sum(axis=0))
     deviations = np.where(known, targets - center, 0.0)
     return {

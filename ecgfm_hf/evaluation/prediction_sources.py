@@ -27,7 +27,7 @@ class EvaluateError(ECGFMError, ValueError):
 @dataclass
 class LoadedPredictions:
     """
-    Predictions, and what a report needs besides.
+    Predictions, and further data for a report.
 
     Args:
         name (`str`): Of the model's folder, Hub repository or file, without its path.
@@ -36,7 +36,7 @@ class LoadedPredictions:
         thresholds (`dict[str, float]`): By label, on the (calibrated) score.
         thresholds_from (`str`, *optional*): Where the thresholds come from, for readers.
         left_out (`dict[str, int]`): How many recordings have no predictions, by reason.
-        warnings, notes (`list[str]`): What must stand out, and what else a reader must know.
+        warnings, notes (`list[str]`): For the reader of the report; warnings stand out.
         versions (`dict[str, str]`): Of the software that predicted.
         weights (`str`, *optional*): Digest of the model's weights.
     """
@@ -197,7 +197,7 @@ class _Running(TypedDict):
 
 @dataclass(frozen=True)
 class _Truth:
-    """Where the true values are: a split of a store, or a table beside it."""
+    """Where the true values are: in a split of a store, or in a table."""
 
     store: str
     split: str

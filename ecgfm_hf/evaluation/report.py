@@ -19,7 +19,7 @@ OF_ALL = ("accuracy", "challenge_score")
 _ATTRIBUTES = {"age": "Age", "sex": "Sex", "source": "Source"}
 
 Results = Mapping[str, Any]
-# A kind that the template knows, and its content.
+# A kind of the template's `block` macro, and its content.
 Block = tuple[str, Any]
 Cell = str | tuple[str, str]
 
@@ -36,7 +36,7 @@ def write_html_report(results: Results, path: str | os.PathLike[str]) -> None:
 
 
 def html_report(results: Results) -> str:
-    """Return the page. Names of labels, models and groups are text in it, whatever characters they have."""
+    """Return the page. Names of labels, models and groups are escaped."""
     data = [results["dataset"] or "stored predictions"]
     data += [f"split {results['split']}"] if results["split"] else []
     classes = results["problem_type"] != "regression"

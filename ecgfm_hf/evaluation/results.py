@@ -74,18 +74,18 @@ def evaluate_predictions(
             Thresholds of other labels are ignored.
         thresholds_from: Where the thresholds come from, for readers.
         left_out: How many recordings have no predictions, by reason.
-        warnings: What must stand out, such as recordings that the model was trained on.
-        notes: What else a reader must know.
+        warnings: Shown first in the report, such as recordings that the model was trained on.
+        notes: For the reader of the report.
         versions: Of further software.
-        resamples (`int`), seed (`int`): Of the bootstrap over patients; over recordings where no patient is known.
-        smallest_cell (`int`): Fewest patients that a count may be of. Smaller counts, and what they would follow from,
+        resamples (`int`), seed (`int`): Of the bootstrap over patients; over recordings if all patients are unknown.
+        smallest_cell (`int`): Fewest patients that a count may be of. Smaller counts, and what would reveal them,
             are withheld ([`redact`]); 1 shows everything.
 
     Returns:
         `dict`: `"macro"`, `"per_label"`, `"subgroups"`, of a single label `"classes"`, `"warnings"`, `"notes"`, and
         what was evaluated. A figure is `{"value", "low", "high"}`, None where undefined or withheld; a macro figure
         also has `"labels"` and `"left_out"`, how many labels the mean is over and how many have no value. A figure that
-        would give a small count away has `"bounds"` instead. Sensitivity, specificity, PPV and F1 are at the
+        would reveal a small count has `"bounds"` instead. Sensitivity, specificity, PPV and F1 are at the
         thresholds; `"challenge_score"` needs thresholds for its 26 classes.
 
     Raises:
@@ -446,7 +446,7 @@ def _values(parts: Sequence[Statistics], recordings: int) -> dict[str, np.ndarra
 
 
 def _notes(results: Mapping[str, Any], predictions: Predictions) -> list[str]:
-    """Return what a reader must know to read the figures rightly."""
+    """Return notes on how to read the figures."""
     notes = ["Research use only: not for clinical use."]
     smallest, regression = results["smallest_cell"], predictions.problem_type == "regression"
     unknown = predictions.patient_ids.count(None)

@@ -64,7 +64,7 @@ class ExportReport:
         num_tensors, num_parameters: How many were written.
         num_updates: Training updates written; `None` if the folder has no count, and 0 was written.
         lost_settings: Settings of the folder that the format cannot hold, by name.
-        warnings: Other facts that a user of the file must know.
+        warnings: For users of the file.
         differences: With `verify`, as in [`verify_conversion`].
     """
 
@@ -120,7 +120,7 @@ def export_fairseq_checkpoint(
     config, extractor = model.config, load_feature_extractor(model_dir, config=model.config)
     leads = tuple(extractor.lead_names)
     kind: ModelKind = "pretraining" if isinstance(model, ECGFMForPreTraining) else "classification"
-    # The tensors are written as they are stored, so not those of the model, which are float32.
+    # Write the tensors as they are stored; the loaded model's are float32.
     stored: dict[str, torch.Tensor] = {}
     for file in sorted(model_dir.glob("model*.safetensors")):
         stored |= load_file(file)

@@ -265,7 +265,7 @@ def load_fairseq_folder(
         settings: As for [`FairseqFolder`]: `root`, `labels`, `patient_column`, `sampling_rate`, `segment_samples`.
 
     Returns:
-        A data set for torch's `DataLoader`. Its items are those of [`as_model_inputs`]:
+        A data set for torch's `DataLoader`. Its items are as in [`as_model_inputs`]:
 
         - `input_values`: (12, 2500) float32, or (2, 12, 2500) for pairs
         - `labels`: (L,) float32, 1 or 0, NaN if the recording is not labelled; only with labels, not for pairs

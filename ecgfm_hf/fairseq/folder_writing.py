@@ -82,7 +82,7 @@ def export_fairseq_folder(
         `FairseqFolderError`: an extractor with other leads, no recordings, or with `errors="raise"` a recording
             without segments.
 
-    The files are those of fairseq-signals with one difference: `feats` is float64 and computed in float64 there; here
+    The files are as in fairseq-signals with one difference: `feats` is float64 and computed in float64 there; here
     it holds the float32 values that this package's models see, so the two differ by rounding (1e-7). `mean` and `std`
     restore mV from `feats`. `y.npy` cannot represent an unknown label: a recording with one is in no classification
     manifest, and is not counted in `label_def.csv`.

@@ -94,7 +94,7 @@ class PushContents:
         model_dir (`Path`)
         uploads (tuple of [`UploadFile`])
         kept (tuple of (`str`, `str`)): What stays in the folder (folders end in a slash), and why.
-        notes (tuple of `str`): What to know before the push.
+        notes (tuple of `str`): For the user to read before the push.
         problems (tuple of `str`): What forbids the push; each names a file and the finding.
     """
 

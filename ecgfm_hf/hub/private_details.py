@@ -1,7 +1,7 @@
 """
 Find private details in text before it is published: paths, addresses, names of user and host, secrets, training ids.
 
-This finds accidents, such as a path that a tool wrote into a config. It does not find what somebody hides.
+This finds accidents, such as a path that a tool wrote into a config. It does not find what is hidden on purpose.
 
 Secrets are found by the forms that their issuers document. detect-secrets, which has such a list, had its last release
 in May 2024 and misses several of them (fine-grained GitHub tokens, project keys of OpenAI, Hugging Face tokens).
@@ -25,7 +25,7 @@ from urllib.parse import unquote
 from ..data.leakage import seen_ids
 from ..utils.redaction import find_paths
 
-# Accounts and hosts with these names identify nobody.
+# Accounts and hosts with these names identify no person.
 _COMMON_NAMES = {"root", "user", "admin", "administrator", "ubuntu", "debian", "jovyan", "runner", "nobody", "guest"}
 _COMMON_NAMES |= {"localhost", "localdomain", "ec2-user", "vscode", "docker", "container", "test", "local"}
 _COMMON_NAMES |= {"home", "work", "workspace"}
@@ -245,7 +245,7 @@ def _is_ordinary(name: str) -> bool:
 
 @functools.cache
 def _words_of_every_model() -> frozenset[str]:
-    """Return the words of the model code, which is uploaded with every model: they identify nobody."""
+    """Return the words of the model code, which is uploaded with every model: they identify no person."""
     code = (path.read_text(encoding="utf-8") for path in Path(__file__).parents[1].glob("*_ecgfm.py"))
     return frozenset(word.lower() for text in code for word in re.findall(r"[A-Za-z][A-Za-z0-9]+", text))
 

@@ -47,7 +47,7 @@ class PushRefusedError(ECGFMError, ValueError):
 
 
 class PushError(ECGFMError, RuntimeError):
-    """The Hub did not accept the push. The message says why, and what to do."""
+    """The Hub did not accept the push. The message has the reason and a remedy."""
 
 
 def push_folder(
@@ -239,7 +239,7 @@ class _Push:
                 time.sleep(wait)
 
     def _explained(self, error: Exception) -> Exception:
-        """Return the error to raise: it says what to do, and contains no token and no signed address."""
+        """Return the error to raise, with a remedy, and without a token or a signed address."""
         repo, status = self._repo_id, _status(error)
         reason = self._reason(error)
         where = repo + (f" (branch {self._revision})" if self._revision else "")
@@ -262,7 +262,7 @@ class _Push:
             )
         if status in (409, 412):
             return PushError(
-                f"{where} was changed by somebody else during the push ({status}); their change was kept. Look at it, "
+                f"{where} was changed by another push ({status}), whose change was kept. Look at it, "
                 f"then push again. {reason}"
             )
         if status is not None:

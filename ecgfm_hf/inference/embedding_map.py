@@ -88,7 +88,7 @@ def draw_embedding_map(
     if labels is not None and values is not None and not values.keys() & set(ids):
         raise ValueError(
             f"{os.fspath(labels)} has none of the recordings of {os.fspath(embeddings)}: its ids look like "
-            f"{next(iter(values), 'none')}, those of the embeddings like {next(iter(ids), 'none')}"
+            f"{next(iter(values), 'none')}, ids of the embeddings look like {next(iter(ids), 'none')}"
         )
     coordinates, shares = principal_components(vectors)
 

@@ -32,7 +32,7 @@ _METADATA = b"ecgfm_predictions"
 
 
 class PredictionsError(ECGFMError, ValueError):
-    """Predictions that contradict themselves, or a file without predictions. The message says what was found."""
+    """Predictions that contradict themselves, or a file without predictions. The message quotes what was found."""
 
 
 @dataclass(frozen=True)

@@ -383,7 +383,7 @@ def read_list(file: Iterable[bytes]) -> list[str]:
 
 
 def _once_each(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Drop files given twice. Another file with the same id fails, since no answer could tell the two apart."""
+    """Drop files given twice. Another file with the same id fails: the output identifies recordings by id."""
     paths: dict[str, bytes] = {}
     for row in rows:
         if row.get("failure") is None:

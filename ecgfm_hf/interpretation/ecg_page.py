@@ -1,4 +1,4 @@
-"""The 12-lead page as clinicians know it: 25 mm/s, 10 mm/mV, three rows of four leads and a rhythm strip."""
+"""The 12-lead page in clinicians' usual layout: 25 mm/s, 10 mm/mV, three rows of four leads and a rhythm strip."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

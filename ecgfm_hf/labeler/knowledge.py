@@ -46,8 +46,8 @@ class Pattern:
 
     `kind` is `"entity"` (stands for `mentions`; none means: recognised, and ignored), `"before"` or `"after"` (gives
     `descriptors` to the next entity on its right or left), `"unattached"` (recognised only) or `"connective"` (gives
-    `descriptors` to its left and `right_descriptors` to its right, and passes those of `passes` on from what is on its
-    left to what is on its right). `source` names the table and entry, for messages.
+    `descriptors` to its left and `right_descriptors` to its right, and copies descriptors in `passes` from its left to
+    its right). `source` names the table and entry, for messages.
     """
 
     text: str

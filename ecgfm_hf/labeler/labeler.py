@@ -31,8 +31,8 @@ class Labeler:
     Args:
         knowledge: the tables.
         labels: the columns, in order: entities, or "Entity - Descriptor"; by default all entities that are labels.
-        rewrites: phrases to normalise besides those of the package, as `{written: canonical}`.
-        mistyped: words in which a typing error is corrected, besides those of the package.
+        rewrites: phrases to normalise in addition to the package's, as `{written: canonical}`.
+        mistyped: words in which a typing error is corrected, in addition to the package's.
         switches: see `Switches`; by default as the original behaves.
         name: for messages and reports.
 

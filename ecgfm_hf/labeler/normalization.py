@@ -40,7 +40,7 @@ class Normalizer:
 
     Args:
         rewrites: phrases to replace, as `{written: canonical}`, in lower case; applied before the tables.
-        mistyped: words in which typing errors are corrected, besides those of the tables.
+        mistyped: words in which typing errors are corrected, in addition to the tables'.
 
     Raises:
         ValueError: a phrase of `rewrites` is empty.

@@ -1,16 +1,16 @@
 """
-How ECG reports say the same thing: the tables of the normalisation, as data.
+Tables of the normalisation: canonical words on the left, their variants in reports on the right.
 
-Canonical words on the left, what reports write on the right. They achieve what the
-original's tables (about 700 rules in sequence) achieve; these are the project's own, grouped so that a few passes do.
+Their effect is equal to the original's tables (about 700 rules in sequence). They are the project's own, grouped so
+that a few passes are enough.
 """
 
-# Whoever signs, and a comparison with an earlier recording, end what the report says about this one.
+# A signature, or a comparison with an earlier recording, ends the findings of this recording.
 CUTS = ("confirmed by", "compared to the previous ecg", "compared to the ecg performed")
-# Words that lead into a comparison and go with it.
+# Words that introduce a comparison and are removed with it.
 CUT_LEADS = ("no significant change when ", "when ", "also ", "re-")
 
-# Abbreviations whose capitals tell them from a word ("at") or a lead ("aVR").
+# Abbreviations that differ from a word ("at") or a lead ("aVR") only in their capitals.
 CASE_SENSITIVE = {
     "EAT": "ectopic atrial tachycardia",
     "AT": "atrial tachycardia",
@@ -19,7 +19,7 @@ CASE_SENSITIVE = {
 }
 
 # Words that keyboards get wrong: neighbouring letters swapped, one left out, doubled, a key beside it or another vowel.
-# First the stems that the original repairs, then those of its abbreviations and machine sentences.
+# First the stems that the original repairs, then the stems of its abbreviations and machine sentences.
 MISTYPED = (
     "fascicular artifact artifacts atrial atrioventricular biventricular idioventricular intraventricular junctional "
     "supraventricular ventricular lateral anterolateral anteroseptal septal aberrant aberrantly aberrancy aberration "
@@ -177,7 +177,7 @@ PHRASE_PASSES: tuple[dict[str, tuple[str, ...]], ...] = (
     },
 )
 
-# Sentences about the report itself, and words that say less than they seem.
+# Sentences about the report itself, and words without a meaning for findings.
 FINAL_PHRASES = {
     "beats": ("beat(s)",),
     "conceivably related to": ("may be related to", "are probably related to"),
@@ -185,7 +185,7 @@ FINAL_PHRASES = {
     "": ("for age/sex",),
 }
 
-# Sentences about what the machine did not know, or that ask for another recording should there be injury.
+# Sentences about information that the machine did not have, or that ask for another recording if injury is suspected.
 NOTICES = (
     r"repeat(?: ecg)? if (?:[a-z]+ ){0,3}injury (?:is )?suspected",
     r"interpretation made without know[a-z]* (?:of )?(?:the )?patient's age(?:/sex| and sex| or sex)?",

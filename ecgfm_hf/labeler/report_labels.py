@@ -27,7 +27,7 @@ class ReportLabels:
         probabilities: by label; 1.0 where nothing expresses doubt. Also labels that are no columns of the labeler.
         status: `"labelled"`; `"no match"`, where no phrase for a finding was found; `"empty"`, without a letter or
             digit; or `"unreadable"`, mostly in another script than Latin. Except for the first, the labels are unknown,
-            whatever `probabilities` has.
+            and `probabilities` must be ignored.
     """
 
     text: str

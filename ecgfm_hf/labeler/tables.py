@@ -94,7 +94,7 @@ class _CsvReader(_Reader):
                 elif not row:
                     if width > 1:
                         continue  # A blank line.
-                    row = [""]  # An empty report in a table of reports alone.
+                    row = [""]  # An empty report in a table with only this column.
                 elif len(row) != width:
                     raise TableError(f"{path}: line {reader.line_num}: has {len(row)} fields, the header has {width}")
                 yield row

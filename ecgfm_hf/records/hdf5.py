@@ -6,12 +6,12 @@ CODE-15% has files of many exams, `exam_id` (n,) and `tracings` (n, 4096, 12) fl
 recording, `ecg` (12, n) of 16-bit floats, by its documentation in mV at 500 Hz in the order of `STANDARD_LEADS`.
 
 Properties of CODE-15% that are not in its files: 400 Hz, the order of the leads (DI DII DIII AVR AVL AVF V1 to V6),
-zeros at both ends of a shorter recording, and a last row that is no exam. The unit is less certain: its authors say to
-multiply volts by 1000, which makes it mV, and call that a scale of 1e-4 V, which would be another. mV is the default of
-`units`; the model, whose input is standardised, sees no difference.
+zeros at both ends of a shorter recording, and a last row that is no exam. The unit is less certain: its authors
+multiply volts by 1000, which gives mV, but call that a scale of 1e-4 V. mV is the default of `units`. The model's input
+is standardised, so the unit makes no difference to it.
 
-Why chunks are unpacked here and not by HDF5: it neither reports a chunk that was never written (its samples are zeros
-that nobody measured) nor one that unpacks to too few bytes (the rest is whatever the process's memory holds).
+Chunks are unpacked here and not by HDF5, which does not report two kinds of damage: a chunk that was never written
+(its samples are read as zeros), and a chunk that unpacks to too few bytes (the rest is uninitialised memory).
 """
 
 import itertools

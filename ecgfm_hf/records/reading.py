@@ -114,7 +114,7 @@ _WFDB = Format("WFDB", "wfdb.read_wfdb", _suffix(".hea"), takes=("checksums",))
 # Files that hold what the caller has to describe: in a folder they are recordings only where it does.
 _DESCRIBED = (".npy", ".csv or .tsv")
 
-# Files that are recognised and not supported, and what their error says.
+# Files that are recognised but not supported, and their error messages.
 _REFUSED = (
     (_mark(0, b"\xffBIOSEMI"), "a BDF file of 24-bit samples, which is not supported; convert it to EDF"),
     (
@@ -250,8 +250,8 @@ def recognise(path: str) -> str | None:
     Return the name of the format of a file that holds a recording by itself, by its content; None for other files.
 
     A signal file of WFDB is part of its header's recording, and the layout header of a multi-segment record is none.
-    Formats that are recognised and not supported count: they look like recordings, and reading them raises the error
-    that says so. CSV, TSV and `.npy` files can hold anything, so they have no name here.
+    Formats that are recognised but not supported have a name too: reading them raises an error that explains this. CSV,
+    TSV and `.npy` files can contain anything, so they have no name here.
     """
     stem, suffix = os.path.splitext(path)
     suffix = suffix.lower()

@@ -283,7 +283,7 @@ def read_whole_file(path: str, largest: int, kind: str, role: str = "file") -> b
 
 
 def refuse_pointer(path: str, start: bytes) -> None:
-    """Raise `ECGReadError` if a file's first bytes are those of a Git LFS pointer, which stands for the real file."""
+    """Raise `ECGReadError` if a file's first bytes are a Git LFS pointer, a placeholder of the real file."""
     if start.startswith(b"version https://git-lfs.github.com/spec/"):
         raise ECGReadError(
             f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull` in its repository",

@@ -56,8 +56,8 @@ _LARGEST_SIGNAL = 1 << 30
 
 def label_columns(columns: Sequence[str], features: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """
-    Of a store's columns, those that are labels, in order. With the dataset's `features`, columns of another type than a
-    store's labels, which somebody added later, are none.
+    Return the label columns of a store, in order. With the dataset's `features`, columns of another type than labels
+    (added later) are excluded.
     """
     found = [name for name in columns if name not in COLUMNS]
     if features is not None:
@@ -112,12 +112,12 @@ def _contradicting_rows(record: ECGRecord, signal: np.ndarray, whole: np.ndarray
 
 def row_from_record(record: ECGRecord, **facts: Any) -> dict[str, Any]:
     """
-    A store's row.
+    Return a recording's row of a store.
 
     Args:
         record ([`ECGRecord`])
-        facts: Columns that the dataset's own tables know better, and labels (1, 0 or None). `recording_id`, `source`
-            and `path` (relative to the dataset) should be among them; None leaves what the record says.
+        facts: Columns from the dataset's own tables, and labels (1, 0 or None). `recording_id`, `source` and `path`
+            (relative to the dataset) should be among them; None keeps the value of the record.
 
     Raises:
         `ECGReadError`: more samples than a cell holds.
@@ -158,7 +158,7 @@ def record_from_row(row: Mapping[str, Any]) -> ECGRecord:
         row (mapping): As indexing a dataset of [`load_prepared`] gives it.
 
     Raises:
-        `ECGReadError`: what the row says contradicts itself.
+        `ECGReadError`: contradicting values in the row.
     """
     name = row["path"] or row["recording_id"]
     leads = len(row["lead_names"])

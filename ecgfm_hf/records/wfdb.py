@@ -442,10 +442,10 @@ def _read_segments(header: Header, checksums: str) -> tuple[_Signals, list[str]]
     if gaps:
         warnings.append(f"between segments nothing was recorded: {', '.join(gaps)}")
     values = total * sum(track.line.samples_per_frame for track in tracks.values())
-    held = sum(len(row) for track in tracks.values() for _, row, _, _ in track.pieces)
-    if not tracks or not held:
+    stored = sum(len(row) for track in tracks.values() for _, row, _, _ in track.pieces)
+    if not tracks or not stored:
         raise ECGReadError(f"{header.path}: no segment has samples")
-    if values > max(_MOST_VALUES, 2 * held):
+    if values > max(_MOST_VALUES, 2 * stored):
         raise ECGReadError(f"{header.path}: {values} samples, nearly all of them in gaps; read the segments one by one")
     return _joined(list(tracks.values()), total), list(dict.fromkeys(warnings))
 

@@ -327,7 +327,7 @@ def read_cardiosoft(path: str) -> Channels:
     if len(strips) != 1 or not strips[0].findall("WaveformData"):
         raise ECGReadError(
             f"{path}: found {len(strips)} elements StripData with leads, expected one of a resting ECG; stress tests "
-            "and files of median beats alone are not supported"
+            "and files with only median beats are not supported"
         )
     strip = strips[0]
     resolution, rate = strip.find("Resolution"), strip.find("SampleRate")

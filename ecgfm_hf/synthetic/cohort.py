@@ -31,7 +31,7 @@ from .patients import draw_patient, generator
 from .recording import GAIN, SyntheticRecording, make_recording
 from .settings import COHORT_VERSION, LABEL_NAMES, LABELS, SEGMENT_SECONDS, SINUS_RHYTHM_CODE, CohortSettings
 
-NOTE = "synthetic: computed by ecgfm-hf, recorded from nobody"
+NOTE = "synthetic: computed by ecgfm-hf, not recorded from a patient"
 _PATIENTS_PER_FOLDER = 500
 _PATIENTS_PER_TASK = 50
 

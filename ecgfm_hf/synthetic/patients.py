@@ -26,7 +26,7 @@ class Patient:
 
     `fibrillation` is "none", "paroxysmal" or "permanent". `matrix` (8, 3) is the lead matrix with this patient's heart
     position, chest and habitus. `ectopic_main` and `ectopic_terminal` (3,) are the directions of their ventricular
-    beats, `paced_main` and `paced_terminal` those of paced beats.
+    beats, `paced_main` and `paced_terminal` of paced beats.
     """
 
     num_recordings: int

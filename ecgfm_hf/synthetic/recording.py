@@ -57,7 +57,7 @@ class SyntheticTruth:
         beat_times: Seconds from the recording's start to each beat's main QRS peak; only beats within the recording.
         beat_kinds: The kind of each beat, one of `rhythm.BEAT_KINDS`.
         rate: Beats/min of the underlying rhythm.
-        pr_ms: From the onset of the P wave to that of the QRS complex; None without P waves.
+        pr_ms: From the onset of the P wave to the onset of the QRS complex; None without P waves.
         qrs_ms: Duration of the dominant beats' QRS complex.
         qt_ms: From its onset to the T wave's end.
         qtc_ms: QT at 60 beats/min by Fridericia's formula, minus the excess of the QRS complex over 95 ms.

@@ -15,7 +15,7 @@ COHORT_VERSION = 1
 
 SEGMENT_SECONDS = 5  # of the segments that have labels of their own: the model's input
 
-# Thresholds are those of common clinical definitions; the severities behind them are continuous on both sides.
+# Thresholds are from common clinical definitions; the severities behind them are continuous on both sides.
 TACHYCARDIA_BPM, BRADYCARDIA_BPM = 100.0, 60.0
 LONG_PR_MS = 200.0
 WIDE_QRS_MS = 120.0
@@ -54,7 +54,7 @@ class CohortSettings:
     The population of a cohort.
 
     Shares are probabilities for each patient or recording. Pairs are (mean, standard deviation), or (median, standard
-    deviation of the logarithm) where a comment says so.
+    deviation of the logarithm) where a comment states it.
 
     Raises:
         `SettingsError`: a share outside 0 to 1, or a spread or amount that is negative or not finite.

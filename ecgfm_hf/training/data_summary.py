@@ -59,7 +59,7 @@ def summarize_recordings(
     targets: np.ndarray,
     problem_type: str = "multi_label_classification",
 ) -> dict[str, Any]:
-    """Summarize recordings by their patients (None where unknown) and targets alone; see [`summarize_split`]."""
+    """Summarize recordings by their patients (None if unknown) and targets; see [`summarize_split`]."""
     known = set(patients) - {None}
     return _summarize(len(patients), patients, len(known) or None, {}, label_names, targets, problem_type)
 

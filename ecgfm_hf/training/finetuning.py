@@ -54,7 +54,7 @@ class FinetuneResult:
         metrics (`dict[str, float]`): Of `model` on the validation split, uncalibrated; undefined ones are missing. They
             chose the update, so they are too good: report metrics of a test split.
         operating_points ([`OperatingPoints`]): Calibration and thresholds in the config.
-        notes (`list[str]`): What a user has to know, a sentence each.
+        notes (`list[str]`): Sentences for the user, such as labels without a threshold.
         trainable_parameters, parameters (`int`): Trained weights, and all, while training (adapters included).
     """
 
@@ -83,8 +83,8 @@ class Finetuner:
 
         result = Finetuner(read_recipe("finetune_small", ["data=store", "output_dir=out"], FinetuneSettings)).run()
 
-    A run that was killed resumes from its last checkpoint to weights that are bit-equal to those of an uninterrupted
-    run, on the same hardware and versions.
+    A run that was killed resumes from its last checkpoint. Its final weights are bit-equal to an uninterrupted run's,
+    on the same hardware and versions.
 
     Datasets and models in memory can take the place of `data` and `init_from`:
 

@@ -39,8 +39,8 @@ class FinetuneData:
         problem_type (`str`)
         train, valid ([`LabelledSegments`]): Only `train` is augmented.
         scale (two `np.ndarray` (L,), *optional*): Mean and deviation that regression targets were standardised with:
-            those of the training recordings.
-        notes (`list[str]`): What a user has to know, a sentence each.
+            of the training recordings.
+        notes (`list[str]`): Sentences for the user, such as labels without a threshold.
         digest (`str`): Of the recordings of each split in their order, and their targets.
         datasets (`dict[str, Dataset]`): By split (`train`, `valid`): the recordings, with ids.
         rows (`dict[str, np.ndarray]`): By split the rows of its dataset that have segments, in order.
@@ -244,7 +244,7 @@ def _store(settings: FinetuneSettings) -> Path:
         getattr(loading, f"load_{settings.source}")(settings.data, store, progress=False, **how)
     except TypeError as error:
         raise SettingsError(f"prepare: {error}") from None
-    except ValueError as error:  # of sources, splits, labels, preparation: all messages say what to do
+    except ValueError as error:  # of sources, splits, labels, preparation: all messages have a remedy
         raise SettingsError(f"data: {error}") from None
     return store
 
@@ -275,7 +275,7 @@ class LabelledSegments(Dataset):
         return self.targets[np.unique(self.rows)]
 
     def set_epoch(self, epoch: int) -> None:
-        """Change the order and the augmentations to those of an epoch; the Trainer calls it."""
+        """Change order and augmentations to an epoch's; the Trainer calls it."""
         self.epoch = int(epoch)
         for transform in self._transforms:
             transform.set_epoch(epoch)
@@ -288,7 +288,7 @@ class LabelledSegments(Dataset):
 
     def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         real = [number for number in numbers if number != _FILLER]
-        # A batch of fillers alone takes the shape of the first segment.
+        # A batch of only fillers takes the shape of the first segment.
         found = self.inputs.__getitems__(real or [0])
         shape, items = found[0]["input_values"].shape, iter(found)
         return [self._filler(shape) if number == _FILLER else self._item(number, next(items)) for number in numbers]
@@ -303,7 +303,7 @@ class LabelledSegments(Dataset):
 
 class EpochOrder(Sampler[int]):
     """
-    All segments in the random order of an epoch: a function of seed and epoch alone, so there is no state to save.
+    All segments in the random order of an epoch: a function of seed and epoch, so there is no state to save.
 
     With several processes the last batches are filled up with empty segments of unknown targets, which change neither
     loss nor gradient. So each process has as many batches, and no segment counts twice. (accelerate would fill up with

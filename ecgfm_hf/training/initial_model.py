@@ -204,7 +204,7 @@ def _stored_config(folder: Path, model: Mapping[str, Any], free: set[str], prefi
         stored = getattr(config, name)
         stored = list(stored) if isinstance(stored, (list, tuple)) else stored
         if name not in free and stored != value:
-            raise SettingsError(f"{prefix}{folder} has {name}={stored!r}, the settings say model.{name}={value!r}")
+            raise SettingsError(f"{prefix}{folder} has {name}={stored!r}, the settings have model.{name}={value!r}")
     return config
 
 

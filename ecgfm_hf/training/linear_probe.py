@@ -334,7 +334,7 @@ def fit_heads(
     """
     Fit heads on any features (n, features) of recordings, with labels (n, L), NaN unknown.
 
-    Other arguments and errors are those of [`fit_linear_probe`].
+    For other arguments and errors see [`fit_linear_probe`].
     """
     _check(features, labels, label_names, recording_ids, problem_type, strengths, folds)
     mean, scale = features.mean(axis=0), features.std(axis=0)

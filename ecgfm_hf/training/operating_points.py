@@ -1,4 +1,4 @@
-"""Calibration and thresholds of a trained classifier, from its validation split alone."""
+"""Calibration and thresholds of a trained classifier, from its validation split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ class OperatingPoints:
         calibration (`dict[str, dict[str, float]]`): Slope and intercept by label, of labels that have one.
         thresholds (`dict[str, float]`): By label, on the calibrated score if the label has a calibration.
         cases (`dict[str, tuple[int, int]]`): Positive and negative recordings that were available, by label.
-        notes (`list[str]`): What a user has to know, a sentence each.
+        notes (`list[str]`): Sentences for the user, such as labels without a threshold.
     """
 
     calibration: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -75,7 +75,7 @@ class FairseqAdam(torch.optim.AdamW):
         """Return how often a parameter has been updated: kept as a number, as reading `step` synchronises a GPU."""
         state = self.state[parameter]
         if state and "updates" not in state:
-            # Allocated and not used yet, or from the checkpoint of an engine that keeps tensors alone, as FSDP does.
+            # Allocated and not used yet, or from the checkpoint of an engine that keeps only tensors, as FSDP does.
             state["updates"] = int(state["step"])
         return state.get("updates", 0)
 
@@ -99,7 +99,7 @@ def build_optimizer(
     Build [`FairseqAdam`] or torch's AdamW (fused) over the trainable ones of the parameters, or over groups of them.
     Every weight decays, as in fairseq-signals.
     """
-    # Any: torch accepts a list of parameters or of groups, which mypy cannot tell from a list of both.
+    # Any: torch accepts a list of parameters or of groups, which mypy cannot distinguish from a list of both.
     trainable: Any = [given for given in parameters if isinstance(given, dict) or given.requires_grad]
     rate, betas = settings.learning_rate, (settings.adam_beta1, settings.adam_beta2)
     if settings.optim == "adamw_torch_fused":
@@ -109,7 +109,7 @@ def build_optimizer(
 
 def learning_rate_at(update: int, total_updates: int, settings: RunSettings) -> float:
     """
-    Return the learning rate of an update, a function of its number alone: there is no state to save.
+    Return the learning rate of an update, a function of its number: there is no state to save.
 
     Args:
         update (`int`): From 0.

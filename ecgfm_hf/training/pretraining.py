@@ -104,7 +104,7 @@ class Pretrainer:
 
     Every random draw (initialisation, order, masks, negatives, Gumbel noise, dropout, augmentations) is seeded by the
     run's seed and the draw's index in the run. So a killed run resumes from its last checkpoint to weights that are
-    bit-equal to those of an uninterrupted run, on the same hardware and versions. Draws are numbered over processes and
+    bit-equal to an uninterrupted run's, on the same hardware and versions. Draws are numbered over processes and
     accumulation together: 2 processes x 2 accumulation steps draw what one process with 4 steps draws.
 
     The gradient of an update is sum_i(n_i dL_i) / sum_i(n_i) over all its micro-batches, with n_i the masked frames of

@@ -1,4 +1,4 @@
-"""Pairs of adjacent segments in batches: the order of pairs depends on the seed and the epoch alone."""
+"""Pairs of adjacent segments in batches: the order of pairs depends only on seed and epoch."""
 
 import hashlib
 import signal
@@ -166,7 +166,7 @@ def _fingerprint(rows: HFDataset, pairs: ModelInputs) -> str:
 
 
 def epoch_order(num_pairs: int, seed: int, epoch: int) -> np.ndarray:
-    """Return all pairs (num_pairs,) int64 in an order that depends on (seed, epoch) alone."""
+    """Return all pairs (num_pairs,) int64 in an order that depends only on (seed, epoch)."""
     return np.random.default_rng(derived_seed(seed, "order", epoch)).permutation(num_pairs)
 
 

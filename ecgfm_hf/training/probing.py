@@ -72,7 +72,7 @@ class ProbeSettings:
         self.rules()
 
     def rules(self) -> FinetuneSettings:
-        """Return the rules for thresholds and calibration, which are those of fine-tuning."""
+        """Return the rules for thresholds and calibration, as in fine-tuning."""
         return FinetuneSettings(thresholds=self.thresholds, calibration=self.calibration, min_cases=self.min_cases)
 
 
@@ -86,7 +86,7 @@ class ProbeResult:
         valid ([`Predictions`], *optional*): Of the validation split, calibrated; None without one.
         recordings (`int`), segments (`int`): Recordings that heads were fitted on; segments embedded, of all splits.
         embed_seconds, fit_seconds (`float`)
-        notes (`list[str]`): What a user has to know, a sentence each.
+        notes (`list[str]`): Sentences for the user, such as labels without a threshold.
     """
 
     probe: LinearProbe

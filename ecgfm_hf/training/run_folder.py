@@ -277,7 +277,7 @@ def update_of(checkpoint: Path) -> int:
 
 @contextmanager
 def reading_checkpoint(checkpoint: Path | None) -> Iterator[None]:
-    """Turn errors in reading a checkpoint's files into a [`SettingsError`] that says what to do."""
+    """Turn errors in reading a checkpoint's files into a [`SettingsError`] with a remedy."""
     try:
         yield
     except (SafetensorError, ValueError, OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError) as error:

@@ -64,7 +64,7 @@ RENAMED = {
 }
 # Fields of TrainingArguments that fine-tuning does not pass on, with the reason.
 _EVALUATION = "recordings are scored from the outputs of all their segments at once, as arrays"
-_ORDER = "the order of segments depends on seed and epoch alone, so that a run can be resumed exactly"
+_ORDER = "the order of segments depends only on seed and epoch, so that a run can be resumed exactly"
 _OPTIMIZER = "optim has only fairseq_adam and adamw_torch_fused, which take no other arguments"
 _HUB = "it would upload absolute paths and an unguarded folder; use `ecgfm push`"
 _TRACKIO = "the Trainer's own reports, which contain paths, are off; report_to starts trackers"
@@ -387,7 +387,7 @@ class FinetuneSettings(RunSettings):
         if self.classes is not None:
             if self.problem_type != "single_label_classification" or len(self.labels or ()) != 1:
                 raise SettingsError(
-                    "classes names those of one column: problem_type single_label_classification, labels: [it]"
+                    "classes names the classes of one column: problem_type single_label_classification, labels: [it]"
                 )
             if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
                 raise SettingsError(f"classes must be different names, at least two, found: {self.classes}")

@@ -56,7 +56,7 @@ def build_trainer(
     """
     config = model.config
     if list(data.names) != config.label_names:
-        raise SettingsError(f"the model's labels are {config.label_names}, those of the data {list(data.names)}")
+        raise SettingsError(f"the model's labels are {config.label_names}, the data's labels are {list(data.names)}")
     if (config.problem_type or data.problem_type) != data.problem_type:
         raise SettingsError(f"the model's problem_type is {config.problem_type}, but the data's is {data.problem_type}")
     config.problem_type = data.problem_type  # type: ignore[assignment]  # transformers lists the names
@@ -87,8 +87,8 @@ class ECGTrainer(Trainer):
     """
     The differences from [`Trainer`]:
 
-    - The gradient of an update is that of the mean over all its known targets, over processes and accumulation
-      together: the gradient of one big batch, however unknown targets are spread over it.
+    - An update's loss is the mean over all its known targets, over processes and accumulation steps. So the gradient
+      equals that of one big batch, also if unknown targets are distributed unevenly.
     - Every random draw (order, dropout) is seeded by the run's seed and its index in the run: a resumed run needs no
       random state.
     - Optimiser, learning rates and schedule are this package's, including those of fairseq-signals.
@@ -352,7 +352,7 @@ class LogProgress(TrainerCallback):
         self._monitor.advance()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
-        """Log the values of training; those of validation come by `on_evaluate`."""
+        """Log the values of training; `on_evaluate` logs validation."""
         logs: dict[str, float] = given["logs"]
         if "loss" in logs:
             values = {name: logs[key] for key, name in _LOGGED.items() if key in logs}

@@ -8,7 +8,7 @@ class ECGFMError(Exception):
     """
     Base class of this package's exceptions: `except ecgfm_hf.ECGFMError` catches them all.
 
-    The message says what is wrong and where, what was found, what is expected, and what to do.
+    The message contains what is wrong and where, what was found, what is expected, and what to do.
     """
 
 
@@ -21,7 +21,7 @@ class InputNotFoundError(ECGFMError, FileNotFoundError):
 
 
 class OutputExistsError(ECGFMError, FileExistsError):
-    """Something exists where an output would be written. The message names it and says how to go on."""
+    """Something exists where an output would be written. The message names it, and how to continue."""
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def only_errors(name: str) -> Iterator[None]:
-    """Keeps back what a logger says below errors; then its level is as it was."""
+    """Suppress a logger's messages below errors, and restore its level afterwards."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

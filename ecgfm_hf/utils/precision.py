@@ -33,7 +33,7 @@ def computes_bfloat16_well(device: "str | torch.device" = "cpu") -> bool:
     """
     Return whether a device has instructions for bfloat16 products.
 
-    One without them computes bfloat16 too, but no faster than float32 or far slower. False where torch cannot tell:
+    One without them computes bfloat16 too, but no faster than float32 or far slower. False if torch cannot detect them:
     devices other than CPU and CUDA, and a CPU before torch 2.10.
     """
     import torch

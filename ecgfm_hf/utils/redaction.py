@@ -1,5 +1,5 @@
 """
-Withhold what must not leave the machine: small counts of patients, whatever they follow from, and paths.
+Withhold what must not leave the machine: small counts of patients, figures that would reveal them, and paths.
 
 Results are computed exactly, with a [`Cell`] in place of each count. [`redact`] turns them into plain values once,
 where they become a file. JSON cannot write a `Cell`, so exact results cannot get into a file by mistake. The rules, for
@@ -13,8 +13,8 @@ a smallest cell of 10 patients:
   counts that it was made of: a label with a withheld count has rounded figures, and no curve or decisions.
 - Rates of decisions become bounds where a decision's count is withheld. So do the accuracy and means over such rates.
 - A mean over labels is rounded where one of them has too few patients with or without it, so that the mean less the
-  others does not give its figure. Labels whose value is known of too few patients are not in the mean.
-- Groups have no counts by label, and rounded figures: a group's counts, less the others', would be those of the last.
+  others does not give its figure. Labels with known values of too few patients are not in the mean.
+- Groups have no counts by label, and rounded figures: the total less the other groups' counts would be the last one's.
 - A table of given and true classes is withheld as a whole if any of its cells is small.
 - A point of a ROC or precision-recall curve gives four counts. It is left out where one of them is small but not 0.
 - Bins of the other curves are joined or left out.
@@ -103,7 +103,7 @@ class Curve:
 
 def label_cells(labels: np.ndarray, patients: np.ndarray, problem_type: str) -> list[dict[str, Cell]]:
     """
-    Return the recordings of each label by what is known of them.
+    Return each label's recordings by their value.
 
     Args:
         labels (`np.ndarray` (n, L)): 1 and 0, or a regression's values; NaN where unknown.
@@ -360,7 +360,7 @@ class _Rule:
         return _bounded(None if possible is None else np.array(possible) / (len(right) + len(wrong)))
 
     def classes(self, found: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return given and true classes, None if any cell is small: rows, columns and accuracy would tell it."""
+        """Return given and true classes, None if any cell is small: rows, columns and accuracy would reveal it."""
         if any(self.few(cell) for row in found["counts"] for cell in row):
             return None
         return {**found, "counts": [[len(cell) for cell in row] for row in found["counts"]]}
@@ -377,7 +377,7 @@ class _Labelled:
         self.counts = dict(zip(self._labels, counted, strict=True))
         sides = {name: _sides(cells) for name, cells in self._labels.items()}
         self._shown = [name for name, of in sides.items() if rule.enough(*of)]
-        # With values of so few patients in it, a mean would have to be rounded until it says nothing.
+        # With values of so few patients, a mean would have to be rounded until it is meaningless.
         self._averaged = [name for name, cells in self._labels.items() if not rule.few(_known(cells))]
         self._hidden = [name for name in self._averaged if any(rule.few(cell) for cell in sides[name])]
         self._exact = [n for n in self._shown if not any(isinstance(count, str) for count in self.counts[n].values())]
@@ -443,7 +443,7 @@ class _Labelled:
         return {"macro": macro, "macro_labels": len(shown), "per_label": figures}
 
     def _mean_decimals(self) -> int:
-        """Return how many decimals of a mean do not tell a hidden label's figure, and so its counts."""
+        """Return how many decimals of a mean do not reveal a hidden label's figure, and so its counts."""
         if self._results["problem_type"] == "regression":
             return 3
         # One positive or negative more or less moves a hidden label's AUROC by 1 / pairs or more, were its positives
@@ -453,10 +453,10 @@ class _Labelled:
         return max(0, min(3, math.floor(math.log10(max(1, labels * pairs)))))
 
     def _decimals(self, name: str) -> int:
-        """Return how many decimals of a label's figures do not tell how many recordings they were counted over."""
+        """Return how many decimals of a label's figures do not reveal the number of recordings."""
         sides = _sides(self._labels[name])
         if len(sides) == 2:
-            # All digits of an AUROC tell how many pairs of a positive and a negative there are.
+            # All digits of an AUROC reveal the number of pairs of a positive and a negative.
             return min(3, math.floor(math.log10(len(sides[0]) * len(sides[1]))))
         figure = self._results["metrics"][name]["mean_absolute_error"]
         return 2 - math.floor(math.log10(figure.get("value", figure.get("first")) or 1.0))

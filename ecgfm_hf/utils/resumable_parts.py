@@ -50,7 +50,7 @@ class PartAccount:
     Args:
         rows: Rows in the part's file.
         failures: A mapping for each item without rows, with at least its reason; JSON-able.
-        counts: Whatever else is counted.
+        counts: Further counts.
         sha256: Of the part's file.
     """
 
@@ -268,7 +268,7 @@ def map_in_processes(function: Callable[[T], R], items: Sequence[T], num_proc: i
     Yield each item with what `function` returns for it, in the order in which processes finish.
 
     Raises:
-        `BrokenProcessPool`: a process died. Whatever else `function` raises.
+        `BrokenProcessPool`: a process died. Any error that `function` raises.
     """
     context = process_context()
     with ProcessPoolExecutor(

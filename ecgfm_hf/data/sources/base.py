@@ -66,7 +66,7 @@ class Source(ABC):
         """Find all recordings. `DataError` where the dataset as a whole cannot be used."""
 
     def labels(self, record: ECGRecord, entry: Mapping[str, Any]) -> dict[str, int | None]:
-        """Return the labels of a recording, 1, 0 or None: by default those of its row in the index."""
+        """Return the labels of a recording, 1, 0 or None: by default from its row in the index."""
         return {name: entry.get(name) for name in self.label_names}
 
     def read(self, entries: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], ECGRecord | Exception]]:
@@ -245,6 +245,6 @@ def _read_header(header: str | os.PathLike) -> bytes:
 
 
 def _signal_files(header: bytes) -> list[str]:
-    """Return the first word of each line: the record's name and those of its signal files."""
+    """Return the first word of each line: the names of the record and of its signal files."""
     lines = header.decode("utf-8", "replace").splitlines()
     return [line.split(maxsplit=1)[0] for line in lines if line.strip() and not line.startswith("#")]

@@ -41,7 +41,7 @@ def csv_header(path: Path) -> list[str]:
         raise DataError(f"{path}: no such table")
     opener = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        # A file is read ahead: what is no UTF-8 further down is for whoever reads that row to tell.
+        # A file is read ahead; rows further down that are not UTF-8 are reported when they are read.
         with opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
             header = next(csv.reader(file), [])
     except (OSError, EOFError, zlib.error, csv.Error) as error:
@@ -62,7 +62,7 @@ def read_text_columns(path: Path, names: Sequence[str]) -> dict[str, pa.ChunkedA
         names (sequence of `str`): The columns wanted; others are passed over.
 
     Raises:
-        `DataError`: the file cannot be read, lacks a column or has no rows; a row has too few or too many cells; a
+        `DataError`: the file cannot be read, or has no rows or not all columns; a row has too few or too many cells; a
             cell wanted has a line break (as after a quote that is never closed) or is not UTF-8.
     """
     header = csv_header(path)
@@ -77,7 +77,7 @@ def read_text_columns(path: Path, names: Sequence[str]) -> dict[str, pa.ChunkedA
     try:
         table = arrow_csv.read_csv(
             path,
-            # One thread: only then does Arrow know the numbers of rows.
+            # One thread: otherwise Arrow does not count rows.
             read_options=arrow_csv.ReadOptions(use_threads=False),
             parse_options=arrow_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note_uneven),
             convert_options=arrow_csv.ConvertOptions(

@@ -45,7 +45,7 @@ class MimicIVECG(Source):
     MIMIC-IV-ECG as PhysioNet gives it: `record_list.csv`, `machine_measurements.csv` (both may be gzipped) and `files`.
 
     The tables are joined on `study_id`, never by position. A recording's id is its `study_id`, its patient the
-    `subject_id`, its time the `ecg_time`. The report is what the machine's columns `report_0`, `report_1`, ... say,
+    `subject_id`, its time the `ecg_time`. The report is the text of the machine's columns `report_0`, `report_1`, ...,
     from left to right, joined by "; " without the empty ones ([`join_lines`]); it is unknown for a study without a row
     there, with rows that differ, or with a row of another subject. Whether a recording's files exist shows when it is
     read.
@@ -65,7 +65,7 @@ class MimicIVECG(Source):
             nothing (or that are in another script) as negative, as the original does.
 
     Raises:
-        `DataError`: a table is missing, or lacks a column; no such preset.
+        `DataError`: a missing table or column; an unknown preset.
     """
 
     name = "mimic_iv_ecg"

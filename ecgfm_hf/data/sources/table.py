@@ -401,7 +401,7 @@ class RecordingTable(Source):
             exclude_headless(self.root, [path for path in files if path.lower().endswith(".hea")], excluded, files)
             if not files:
                 others = f"; {len(excluded)} others cannot be used" if excluded else ""
-                raise DataError(f"{self.root}: no recordings found (files of a format that read_ecg knows{others})")
+                raise DataError(f"{self.root}: no recordings found (files of a format that read_ecg reads{others})")
             names = Counter(map(recording_id_of, files))  # two formats of one name are two recordings
             own = [path if names[recording_id_of(path)] > 1 else recording_id_of(path) for path in files]
             table = pa.table({"recording_id": pa.array(own), "path": files})

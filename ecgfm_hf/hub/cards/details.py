@@ -16,16 +16,16 @@ from ...utils.errors import ECGFMError
 MANDATORY = {
     "license": "the licence of the weights, as the Hub abbreviates it (such as mit or cc-by-4.0); it follows from the "
     "licences of the weights that training began from and of the data",
-    "developers": "who made the model and answers for it",
+    "developers": "who made the model and is responsible for it",
     "intended_use": "what the model is for: users, patients, setting, question",
     "training_data": "where the recordings come from, how they were labelled, and what permits their use (licence, "
     "ethics approval)",
-    "limitations": "where the model must be expected to fail: patients, devices and settings that the data lack, how "
-    "labels can be wrong",
+    "limitations": "where the model is expected to fail: patients, devices and settings that the data do not contain, "
+    "errors in the labels",
 }
 # Mandatory only with an evaluation.
 MANDATORY_EVALUATION = {
-    "dataset_name": "the name of the data that the figures are of, as others would cite it",
+    "dataset_name": "the name of the evaluated data, as others would cite it",
 }
 ALL_MANDATORY = MANDATORY | MANDATORY_EVALUATION
 
@@ -52,7 +52,7 @@ class CardDetails:
         evaluation_data (`str`, *optional*): More about the evaluated data.
         training_datasets (list of `str`): Hub repositories of training data, or names in their form.
         base_model (`str`, *optional*): The Hub repository of the weights that training began from.
-        tags (list of `str`): In addition to those of every card.
+        tags (list of `str`): In addition to the tags of every card.
         citation (`str`, *optional*): BibTeX of a publication of this model.
 
     Raises:

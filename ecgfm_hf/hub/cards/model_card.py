@@ -37,7 +37,7 @@ PUBLISHED = {
 CLASSIFIER = "ECGFMForMultiLabelClassification"
 _MULTI_LABEL = "multi_label_classification"
 _TAGS = ("ecg", "electrocardiogram", "12-lead-ecg", "ecg-fm", "cardiology", "medical")
-# The Hub's names of the metrics that it knows.
+# The Hub's names of metrics.
 _METRIC_IDS = {
     "auroc": "roc_auc",
     "average_precision": "average_precision",
@@ -327,7 +327,7 @@ def _groups(groups: Mapping[str, Any] | None) -> str:
 
 
 def _present(metrics: Sequence[str], figures: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return those of the metrics that any of the figures have."""
+    """Return the metrics that at least one of the figures has."""
     found = {metric for one in figures for metric in one}
     return [metric for metric in metrics if metric in found]
 

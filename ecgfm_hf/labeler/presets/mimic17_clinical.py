@@ -251,11 +251,11 @@ _DESCRIPTORS = {
         "before": ["consider", "[{cannot|can not|could not}] {rule out|exclude}"],
         "after": ["{cannot be|can not be|could not be|not [definitely|entirely]} {excluded|ruled out}"],
     },
-    # A word of the finding before it. As a phrase of its own it would take what is said of that ("not seen").
+    # A word of the finding before it. As a separate phrase it would take that finding's "not seen".
     "Pattern": {"after": ["{pattern|syndrome}"]},
 }
 
-# What is said of the one holds for the other: "no infarct or ischemia".
+# Descriptors of one finding also apply to the other: "no infarct or ischemia".
 _SHARED = ["Absence", "Possible", "Rule out"]
 _CONNECTIVES = {
     **{word: {"left": ["Probable"], "right": ["Probable"], "passes": _SHARED} for word in ("or", "and/or")},
@@ -336,7 +336,7 @@ _FLUTTER = {
 _PHRASES = {
     "Ventricular flutter": ["ventricular flutter"],
     "Ventricular fibrillation": ["ventricular fibrillation"],
-    # "or" and a slash between the two are gone from normalised text; together they share what is said of them.
+    # "or" and a slash between the two are gone from normalised text; the two findings share their descriptors.
     "Atrial fibrillation": ["atrial {fibrillation atrial flutter|flutter atrial fibrillation}"],
     "Atrial flutter": ["atrial {fibrillation atrial flutter|flutter atrial fibrillation}", *_FLUTTER.values()],
     "Supraventricular reentry tachycardia": ["atrioventricular nodal reentry tachycardia"],

@@ -1,5 +1,5 @@
 """
-The vocabulary of machine reports: findings by clinical area, and the words that say more of them or join them.
+The vocabulary of machine reports: findings by clinical area, and the words that describe or join them.
 
 A finding has its name, what follows from it, and how normalised reports write it, each a core term with what may stand
 around it. For the grammar of phrases see `ecgfm_hf.labeler.definition`.
@@ -204,7 +204,7 @@ RECORDING: dict[str, tuple[list[str], list[str]]] = {
             *("all 12 leads are missing", "summary: none available"),
         ],
     ),
-    # Not a recording that failed, unlike "repeat ecg" alone.
+    # Not a recording that failed, unlike "repeat ecg" by itself.
     "Technical error to exclude": ([], ["repeat ecg to exclude technical error"]),
     "Electrode reversal": (["Not to be assessed"], ["electrode reversal", "reversed"]),
     "Limb electrode reversal": (["Electrode reversal"], ["limb {lead reversal|leads reversed}"]),
@@ -353,7 +353,7 @@ KIND: dict[str, dict[str, Any]] = {
     "Narrow": {"before": ["narrow"]},
     "Electronic": {"before": ["electronic"]},
     "Summary": {"before": ["summary:"]},
-    # The beats after it were conducted aberrantly, whatever they are.
+    # The beats named after it, of any kind, were conducted aberrantly.
     "Aberrated": {"before": ["aberrated"], "creates": ["Aberrant ventricular conduction"]},
 }
 
