@@ -14,14 +14,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from damaged_folders import DAMAGE, write_folder
+from format_files import write_code_15
 from inference_cases import LABELS, as_pipeline_input, recordings, write_model, write_store
 from wfdb_files import write_record
 
 from ecgfm_hf import load_pipeline
 from ecgfm_hf.cli.main import main as ecgfm
+from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 from ecgfm_hf.inference import embed
 from ecgfm_hf.inference.model_runner import UNCALIBRATED
 from ecgfm_hf.pipeline_ecgfm import positive_labels
+from ecgfm_hf.records import read_ecg
 
 EQUAL = 1e-5
 
@@ -132,6 +135,25 @@ def test_a_padded_recordings_segment_ends_where_it_does(model_dir, tmp_path):
     path, _ = write_record(tmp_path, np.random.default_rng(0).integers(-99, 99, (12, 1500)).astype(np.int16))
     (segment,) = load_pipeline(model_dir, short_recordings="pad")(str(path), per_segment=True)["by_segment"]
     assert (segment["start_s"], segment["end_s"]) == (0, 3)
+
+
+def test_each_exam_of_a_stack_is_a_recording_with_its_own_id(model_dir, tmp_path, capsys):
+    rng = np.random.default_rng(6)
+    np.save(tmp_path / "a.npy", rng.standard_normal((3, 12, 2500)))
+    write_code_15(tmp_path / "b.hdf5", lengths=(4096, 4096))
+    described = ("--sampling-rate", "500", "--units", "mV", "--lead-names", ",".join(STANDARD_LEADS))
+    ids = [f"{tmp_path}/a.npy#{exam}" for exam in (0, 1, 2)] + [f"{tmp_path}/b.hdf5#{exam}" for exam in (100, 101)]
+    for given in ([tmp_path], [tmp_path / "a.npy", tmp_path / "b.hdf5"]):
+        assert predict(*given, "--model", model_dir, *described, "--format", "json") == 0
+        answers = json.loads(capsys.readouterr().out)
+        assert [answer["recording"] for answer in answers] == ids
+    pipe, arguments = load_pipeline(model_dir), {"sampling_rate": 500, "units": "mV", "lead_names": STANDARD_LEADS}
+    own = pipe(read_ecg(tmp_path / "a.npy", exam_id=2, **arguments))
+    assert answers[2]["scores"] == pytest.approx(own["scores"], abs=EQUAL)
+    assert predict(tmp_path, "--model", model_dir, "--exam-id", "101", "--format", "csv") == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith(f"{tmp_path}/b.hdf5#101,")
+    assert predict(tmp_path / "a.npy", "--model", model_dir) == 1
+    assert "--sampling-rate" in capsys.readouterr().err
 
 
 def test_a_table_names_recordings_and_what_it_lacks(model_dir, folder, tmp_path):

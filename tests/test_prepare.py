@@ -360,6 +360,18 @@ def test_a_folder_without_a_table_is_enough(cohort, tmp_path):
     assert len(data) == len(list(cohort.rglob("*.hea")))
 
 
+def test_the_exams_of_a_stack_are_recordings_of_their_own(tmp_path):
+    stack = np.random.default_rng(0).standard_normal((3, 2, 500)).astype(np.float32)
+    (tmp_path / "files").mkdir()
+    np.save(tmp_path / "files" / "a.npy", stack)
+    described = {"sampling_rate": 500, "units": "mV", "lead_names": ["I", "II"]}
+    table = RecordingTable(tmp_path / "files", **described)
+    rows = table.index().table.to_pylist()
+    assert [row["recording_id"] for row in rows] == ["a#0", "a#1", "a#2"]
+    for row, samples in zip(rows, stack, strict=True):
+        assert np.array_equal(table.read_one(row).samples, samples)
+
+
 def test_own_names_of_columns_and_chosen_labels(cohort, tmp_path):
     rows = table_of(cohort)
     lines = [f"{row['path']},{row['patient_id']},{n},x{n},77,male,2020-01-0{n % 9 + 1}" for n, row in enumerate(rows)]

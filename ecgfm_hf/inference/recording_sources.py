@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from ..data.sources.table import RecordingTable
 from ..data.store import DATA_FOLDER, REPORT_FILE, WORK_FOLDER, DataError, check_footers, store_files
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor, resampled_length
 from ..pipeline_ecgfm import RECORDING_KEYS
-from ..records.reading import read_ecg, read_with_defaults
+from ..records.reading import exam_ids, read_ecg, read_with_defaults
 from ..records.record import ECGReadError, ECGRecord
 from ..records.store_rows import SIGNAL_COLUMNS, record_from_row
 from .read_ahead import ReadRecording, failed_recording, in_groups, prepare_record
@@ -358,8 +359,9 @@ def find_recordings(
         raise ValueError("only stores have splits")
     found: list[dict[str, Any]] = []
     given = {name: value for name, value in (arguments or {}).items() if value is not None and name != "exam_id"}
+    exam_id = (arguments or {}).get("exam_id")
     for path in inputs:
-        found += _in_folder(path, given) if os.path.isdir(path) else [_file_row(path)]
+        found += _in_folder(path, given, exam_id) if os.path.isdir(path) else _file_rows(path, arguments or {})
     if table is not None:
         folder = root or os.path.dirname(table) or "."
         found += _in_table(RecordingTable(folder, table, labels=(), columns=columns, **given))
@@ -395,9 +397,16 @@ def _once_each(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _file_row(path: str) -> dict[str, Any]:
+def _file_rows(path: str, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for a file, or for each of its exams."""
+    exams = exam_ids(path, arguments)
+    return [_file_row(path, exam) for exam in exams or [None]]
+
+
+def _file_row(path: str, exam: int | None = None) -> dict[str, Any]:
     encoded = os.fsencode(path)
-    return {"recording_id": _displayed(encoded), "path": encoded}
+    name = _displayed(encoded)
+    return {"recording_id": name if exam is None else f"{name}#{exam}", "path": encoded, "_exam_id": exam}
 
 
 def _displayed(path: bytes | None) -> str | None:
@@ -405,11 +414,17 @@ def _displayed(path: bytes | None) -> str | None:
     return None if path is None else path.decode("utf-8", "backslashreplace")
 
 
-def _in_folder(folder: str, arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield a row for every recording below a folder, with its path as id, and for files that cannot be used."""
+def _in_folder(folder: str, arguments: Mapping[str, Any], exam_id: int | None) -> Iterator[dict[str, Any]]:
+    """
+    Yield a row for every recording below a folder, with its path as id, and for files that cannot be used.
+
+    Of files of several exams, all are used, or `exam_id`.
+    """
     index = RecordingTable(folder, **arguments).index()
-    for path in index.table["path"].to_pylist():
-        yield _file_row(os.path.join(folder, path))
+    exams = index.table["_exam_id"].to_pylist() if "_exam_id" in index.table.column_names else repeat(None)
+    for path, exam in zip(index.table["path"].to_pylist(), exams, strict=False):
+        if exam_id is None or exam in (None, exam_id):
+            yield _file_row(os.path.join(folder, path), exam)
     for entry in index.excluded:
         yield _file_row(os.path.join(folder, entry.path or "")) | {"failure": _reason(entry)}
 

@@ -13,15 +13,25 @@ import re
 from array import array
 from collections.abc import Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 import numpy as np
 
 from ..feature_extraction_ecgfm import canonical_lead_name
 from .channels import Channels
-from .record import ECGReadError, file_stem, missing_arguments, read_whole_file, refuse_infinite
+from .record import (
+    ECGReadError,
+    file_stem,
+    missing_arguments,
+    read_bytes,
+    read_whole_file,
+    refuse_infinite,
+    regular_file_size,
+)
 
 _LARGEST_TEXT, _LARGEST_ARRAY = 1 << 26, 1 << 29
 _LONGEST_NUMBER = 100  # characters
+_LONGEST_NPY_HEADER = 1 << 14  # bytes
 # What `.npy` files hold, by kind and bytes, and the type of the record. The values of wider integers are checked.
 _STORED = {"i1": "i2", "u1": "i2", "i2": "i2", "u2": "i4", "i4": "i4", "u4": "i8", "i8": "i8", "u8": "u8"}
 _STORED |= {"f2": "f4", "f4": "f4", "f8": "f8"}
@@ -131,8 +141,56 @@ def read_npy(
 ) -> Channels:
     """Read a (leads, samples) array of integers or floats, or recording `exam_id` of a stack of such arrays."""
     names = _checked_names(path, lead_names)
-    content = read_whole_file(path, _LARGEST_ARRAY, "npy")
-    file = io.BytesIO(content)
+    header = _npy_header(path)
+    shape = header.shape
+    if len(shape) == 3:
+        if exam_id is None and shape[0] == 1:
+            exam_id = 0
+        if exam_id is None or not 0 <= exam_id < shape[0]:
+            given = "no exam_id" if exam_id is None else f"exam_id={exam_id}"
+            raise ECGReadError(
+                f"{path}: found {given} for a stack of {shape[0]} recordings, expected 0 to {shape[0] - 1}: pass "
+                "exam_id="
+            )
+        shape = shape[1:]
+    elif exam_id is not None:
+        raise ECGReadError(f"{path}: found exam_id={exam_id}, which is for a stack of recordings; found one recording")
+    if len(shape) != 2 or shape[0] != len(names):
+        turned = (
+            "; the dimensions look swapped, save its transpose" if len(shape) == 2 and shape[1] == len(names) else ""
+        )
+        raise ECGReadError(f"{path}: found an array of shape {shape}, expected ({len(names)} leads, samples){turned}")
+    count = math.prod(shape) * header.dtype.itemsize
+    if not 0 < count <= _LARGEST_ARRAY:
+        raise ECGReadError(f"{path}: found {count} bytes of samples, expected 1 to {_LARGEST_ARRAY}", "too large")
+    stored = read_bytes(path, header.size, first=count, start=header.start + (exam_id or 0) * count)
+    samples = np.frombuffer(stored, header.dtype).reshape(shape, order="F" if header.by_columns else "C")
+    samples = samples.astype(_STORED[header.dtype.str[1:]], order="C")
+    if samples.dtype.itemsize == 8 and samples.dtype.kind in "iu":
+        if samples.max() >= 2**31 or int(samples.min()) < -(2**31):
+            raise ECGReadError(f"{path}: found integers of more than 32 bits, expected samples of an ECG")
+        samples = samples.astype(np.int32)
+    return _channels(path, samples, sampling_rate, names, units, exam_id)
+
+
+def exams_of_npy(path: str) -> list[int] | None:
+    """Return the exams of a stack, by index; None for the array of one recording."""
+    shape = _npy_header(path).shape
+    return list(range(shape[0])) if len(shape) == 3 else None
+
+
+class _NpyHeader(NamedTuple):
+    shape: tuple[int, ...]
+    by_columns: bool
+    dtype: np.dtype
+    start: int  # of the samples, in bytes
+    size: int  # of the file
+
+
+def _npy_header(path: str) -> _NpyHeader:
+    """Read the header of an array, which must agree with the size of the file."""
+    size = regular_file_size(path)
+    file = io.BytesIO(read_bytes(path, size, first=min(size, _LONGEST_NPY_HEADER)))
     try:
         version = np.lib.format.read_magic(file)
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -143,51 +201,14 @@ def read_npy(
         raise ECGReadError(f"{path}: damaged npy header ({error})") from error
     if dtype.str[1:] not in _STORED:
         raise ECGReadError(f"{path}: found an array of {dtype.str}, expected integers or floats of up to 64 bits")
-    is_stack = len(shape) == 3
-    shape, content_start = _one_of_stack(path, shape, by_columns, dtype.itemsize, file.tell(), len(content), exam_id)
-    if len(shape) != 2 or shape[0] != len(names):
-        turned = (
-            "; the dimensions look swapped, save its transpose" if len(shape) == 2 and shape[1] == len(names) else ""
-        )
-        raise ECGReadError(f"{path}: found an array of shape {shape}, expected ({len(names)} leads, samples){turned}")
-    stored = memoryview(content)[content_start:]
-    if is_stack:
-        stored = stored[: math.prod(shape) * dtype.itemsize]
-    if shape[1] < 1 or len(stored) != math.prod(shape) * dtype.itemsize:
-        expected = math.prod(shape) * dtype.itemsize
-        raise ECGReadError(f"{path}: found {len(stored)} bytes of samples, expected {expected} for shape {shape}")
-    samples = np.frombuffer(stored, dtype).reshape(shape, order="F" if by_columns else "C")
-    samples = samples.astype(_STORED[dtype.str[1:]], order="C")
-    if samples.dtype.itemsize == 8 and samples.dtype.kind in "iu":
-        if samples.max() >= 2**31 or int(samples.min()) < -(2**31):
-            raise ECGReadError(f"{path}: found integers of more than 32 bits, expected samples of an ECG")
-        samples = samples.astype(np.int32)
-    return _channels(path, samples, sampling_rate, names, units, exam_id)
-
-
-def _one_of_stack(
-    path: str, shape: tuple[int, ...], by_columns: bool, itemsize: int, start: int, size: int, exam_id: int | None
-) -> tuple[tuple[int, ...], int]:
-    """Return the shape of one recording and where its samples begin in the file."""
-    if len(shape) != 3:
-        if exam_id is not None:
-            raise ECGReadError(
-                f"{path}: found exam_id={exam_id}, which is for a stack of recordings; found one recording"
-            )
-        return shape, start
-    if size - start != math.prod(shape) * itemsize:
-        expected = math.prod(shape) * itemsize
-        raise ECGReadError(f"{path}: found {size - start} bytes of samples, expected {expected} for shape {shape}")
-    if by_columns:
-        raise ECGReadError(f"{path}: a stack in Fortran order is not supported; save it with numpy.ascontiguousarray")
-    if exam_id is None and shape[0] == 1:
-        exam_id = 0
-    if exam_id is None or not 0 <= exam_id < shape[0]:
-        given = "no exam_id" if exam_id is None else f"exam_id={exam_id}"
+    expected = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 1 or size - file.tell() != expected:
         raise ECGReadError(
-            f"{path}: found {given} for a stack of {shape[0]} recordings, expected 0 to {shape[0] - 1}: pass exam_id="
+            f"{path}: found {size - file.tell()} bytes of samples, expected {expected} for shape {shape}"
         )
-    return shape[1:], start + exam_id * math.prod(shape[1:]) * itemsize
+    if by_columns and len(shape) == 3:
+        raise ECGReadError(f"{path}: a stack in Fortran order is not supported; save it with numpy.ascontiguousarray")
+    return _NpyHeader(shape, by_columns, dtype, file.tell(), size)
 
 
 def read_watch_export(path: str) -> Channels:
@@ -255,4 +276,4 @@ def _channels(
     )
 
 
-__all__ = ["read_npy", "read_text_table", "read_watch_export"]
+__all__ = ["exams_of_npy", "read_npy", "read_text_table", "read_watch_export"]

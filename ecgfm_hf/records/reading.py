@@ -32,6 +32,7 @@ class Format(NamedTuple):
         recognises: whether a file with this suffix (lower case) and these first bytes is of the format.
         needs: arguments that the file cannot provide.
         takes: arguments that the caller may add.
+        exams: `module.function` that lists the exams of a file which may hold several.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Format(NamedTuple):
     recognises: Callable[[str, bytes], bool]
     needs: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
+    exams: str = ""
 
 
 def _mark(offset: int, mark: bytes) -> Callable[[str, bytes], bool]:
@@ -84,13 +86,14 @@ _HDF5_MARK = b"\x89HDF\r\n\x1a\n"
 FORMATS = (
     Format("DICOM", "dicom.read_dicom", _mark(128, b"DICM")),
     Format("MATLAB 5 .mat", "matlab.read_mat_recording", _mark(0, b"MATLAB 5.0 MAT-file"), takes=("units",)),
-    Format("HDF5", "hdf5.read_hdf5", _mark(0, _HDF5_MARK), takes=("exam_id", "units")),
+    Format("HDF5", "hdf5.read_hdf5", _mark(0, _HDF5_MARK), (), ("exam_id", "units"), "hdf5.exam_ids_in"),
     Format(
         ".npy",
         "csv_and_npy.read_npy",
         _mark(0, b"\x93NUMPY"),
         needs=("sampling_rate", "lead_names", "units"),
         takes=("exam_id",),
+        exams="csv_and_npy.exams_of_npy",
     ),
     Format("watch export", "csv_and_npy.read_watch_export", _is_watch_export),
     Format(
@@ -226,9 +229,31 @@ def _read(
             if name in taken or not (ignore_surplus or name == "checksums")
         }
     _check_arguments(path, format_, arguments)
-    module, _, function = format_.reader.partition(".")
-    read: Callable[..., Channels] = getattr(importlib.import_module(f".{module}", __package__), function)
+    read: Callable[..., Channels] = _imported(format_.reader)
     return record_of(read(*paths, **arguments), _renaming(path, rename_leads), leads)
+
+
+def _imported(name: str) -> Any:  # any reader or lister
+    module, _, function = name.partition(".")
+    return getattr(importlib.import_module(f".{module}", __package__), function)
+
+
+def exam_ids(path: str, arguments: Mapping[str, Any]) -> list[int] | None:
+    """
+    Return the exams in a file of several recordings, for `exam_id` of [`read_ecg`]; None for files of one.
+
+    Also None for a file that cannot be read with these `arguments`: reading it raises the error.
+    """
+    if arguments.get("exam_id") is not None or wfdb_header(path) is not None:
+        return None
+    try:
+        format_ = _format_of(path)
+        if not format_.exams or any(arguments.get(name) is None for name in format_.needs):
+            return None
+        found: list[int] | None = _imported(format_.exams)(path)
+        return found
+    except ECGReadError:
+        return None
 
 
 def _renaming(path: str, given: Mapping[str, str] | str | None) -> Mapping[str, str] | None:
@@ -344,4 +369,4 @@ def _check_arguments(path: str, format_: Format, arguments: Mapping[str, Any]) -
         raise ECGReadError(f"{path}: found units={units!r}, expected a unit" + " or one per lead" * one_per_lead)
 
 
-__all__ = ["Checksums", "format_name", "read_ecg", "read_with_defaults", "recognise", "wfdb_header"]
+__all__ = ["Checksums", "exam_ids", "format_name", "read_ecg", "read_with_defaults", "recognise", "wfdb_header"]

@@ -257,13 +257,17 @@ def regular_file_size(path: str, role: str = "file") -> int:
     return status.st_size
 
 
-def read_bytes(path: str, size: int, role: str = "file", first: int | None = None) -> bytes:
+def read_bytes(path: str, size: int, role: str = "file", first: int | None = None, start: int = 0) -> bytes:
     """
-    Read a file of `size` bytes, or the `first` of them. `ECGReadError` if it has another size by now or is unreadable.
+    Read a file of `size` bytes, or the `first` of them from `start` on.
+
+    Raises:
+        ECGReadError: it has another size by now, or is unreadable.
     """
     wanted = size if first is None else first
     try:
         with open(path, "rb") as file:
+            file.seek(start)
             content = file.read(wanted if wanted < size else size + 1)
     except OSError as error:
         raise ECGReadError(f"{path}: cannot read this {role} ({error})", "cannot be opened") from error

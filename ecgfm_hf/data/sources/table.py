@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from ...labeler.report_labels import LABELLED, STATUSES
 from ...labeler.tables import STATUS_COLUMN
 from ...records import ECGRecord
-from ...records.reading import Checksums, read_with_defaults, recognise
+from ...records.reading import Checksums, exam_ids, read_with_defaults, recognise
 from ...utils.ids import canonical_id
 from ..exclusion import Excluded
 from ..labels import LabelTableError
@@ -404,7 +404,7 @@ class RecordingTable(Source):
                 raise DataError(f"{self.root}: no recordings found (files of a format that read_ecg reads{others})")
             names = Counter(map(recording_id_of, files))  # two formats of one name are two recordings
             own = [path if names[recording_id_of(path)] > 1 else recording_id_of(path) for path in files]
-            table = pa.table({"recording_id": pa.array(own), "path": files})
+            table = self._with_exams(own, files)
             notes.append("No table was given: patients and labels are unknown.")
             return SourceIndex(unique_rows(table, excluded), excluded, notes)
 
@@ -429,6 +429,19 @@ class RecordingTable(Source):
         located = {"recording_id": pa.array(ids, pa.string()), "path": pa.array(paths, pa.string())}
         table = self._once_each(pa.table(located | typed), excluded)
         return SourceIndex(unique_rows(table, excluded), excluded, notes)
+
+    def _with_exams(self, ids: list[str], files: list[str]) -> pa.Table:
+        """Return a row for each file, or for each exam of a file of several."""
+        rows = [
+            (recording if exam is None else f"{recording}#{exam}", path, exam)
+            for recording, path in zip(ids, files, strict=True)
+            for exam in exam_ids(os.path.join(self.root, path), self._arguments) or [None]
+        ]
+        recordings, paths, exams = zip(*rows, strict=True)
+        table = pa.table({"recording_id": pa.array(recordings, pa.string()), "path": pa.array(paths, pa.string())})
+        if any(exam is not None for exam in exams):
+            table = table.append_column("_exam_id", pa.array(exams, pa.int64()))
+        return table
 
     def read_one(self, entry: Mapping[str, Any]) -> ECGRecord:
         """Read one row of the index; see [`Source.read_one`]."""
