@@ -1,6 +1,7 @@
 """Fine-tuning in memory: gradients, heads, frozen weights, early stopping, what the config gets."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from finetune_cases import TINY_MODEL, make_store, train_in_memory
 from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForMultiLabelClassification
 from ecgfm_hf.data import load_prepared, record_from_row
 from ecgfm_hf.data.leakage import LeakError, seen
+from ecgfm_hf.fairseq.label_sets import LABEL_SETS
 from ecgfm_hf.training import FinetuneData, FinetuneSettings, SettingsError, build_classifier
 from ecgfm_hf.training.finetuning_data import EpochOrder
 from ecgfm_hf.training.trainer import build_trainer
@@ -157,6 +159,21 @@ def test_multi_label_learns_and_is_judged_by_recordings(store, tmp_path):
     settings = settings_for(labels=["slow", "fast"])
     config = build_trainer(*prepared(store, settings), settings, tmp_path / "weights").classifier.config
     assert config.pos_weight == pytest.approx([share / (1 - share), (1 - share) / share], rel=1e-6)
+
+
+def test_published_weights_of_positives_go_by_the_labels_names(store, tmp_path, monkeypatch):
+    from ecgfm_hf.fairseq import MIMIC17, PHYSIONET26
+
+    weights = dict(zip(PHYSIONET26.names, PHYSIONET26.pos_weight, strict=True))
+    assert weights["sinus rhythm"] == 1.994518  # the most frequent class: a third of the recordings
+    assert dict(zip(MIMIC17.names, MIMIC17.pos_weight, strict=True))["Ventricular tachycardia"] == 1104.575439
+    settings = settings_for(labels=["slow", "fast"], pos_weight="mimic17")
+    with pytest.raises(SettingsError, match=r"mimic17 has no weight for 'slow', 'fast', only for Poor data quality"):
+        build_trainer(*prepared(store, settings), settings, tmp_path)
+    named = dataclasses.replace(MIMIC17, names=("fast", *MIMIC17.names[1:-1], "slow"))
+    monkeypatch.setitem(LABEL_SETS, "mimic17", named)
+    config = build_trainer(*prepared(store, settings), settings, tmp_path).classifier.config
+    assert config.pos_weight == [24.640965, 36.796317]  # by name, not by position
 
 
 def test_binary_is_multi_label_with_one_label(store, tmp_path):

@@ -36,6 +36,9 @@ def test_base_and_large_are_the_published_ones():
     assert (base.lr_scheduler_type, base.warmup_steps, base.num_train_epochs) == ("constant", 0, 200)
     assert (base.pairs, base.cmsc_positives) == (64, "recording")
     assert base.augmentations == {"random_lead_masking": {"p": 0.5}}
+    # A checkpoint every tenth epoch, all kept; validation every epoch.
+    assert (base.save_strategy, base.save_steps * base.num_train_epochs, base.save_total_limit) == ("steps", 10, None)
+    assert base.eval_strategy == "epoch"
     assert ECGFMConfig.base(**base.model) == ECGFMConfig.base()
     assert ECGFMConfig.large(**large.model) == ECGFMConfig.large()
     tiny = read_recipe("pretrain_tiny")
@@ -44,7 +47,7 @@ def test_base_and_large_are_the_published_ones():
 
 def test_defaults_of_the_settings_are_the_recipes():
     base = read_recipe("pretrain_base")
-    differs = {"model", "augmentations", "dataloader_num_workers"}
+    differs = {"model", "augmentations", "dataloader_num_workers", "save_strategy", "save_steps", "save_total_limit"}
     for spec in dataclasses.fields(PretrainSettings):
         if spec.name not in differs:
             assert getattr(base, spec.name) == getattr(PretrainSettings(), spec.name), spec.name

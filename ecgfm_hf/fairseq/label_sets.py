@@ -18,11 +18,14 @@ class LabelSet:
         names: One for each output.
         aggregation: `"mean"` or `"max"` over a recording's segments, by name; mean for names that are missing.
         notes: Warnings for users of a label, by name.
+        pos_weight: The weights of positives that the published classifier was trained with, in the order of `names`;
+            empty where none are published.
     """
 
     names: tuple[str, ...]
     aggregation: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    pos_weight: tuple[float, ...] = ()
 
 
 MIMIC17 = LabelSet(
@@ -45,6 +48,10 @@ MIMIC17 = LabelSet(
             "of 0.5."
         ),
     },
+    pos_weight=(
+        *(36.796317, 0.231449, 14.49034, 3.780268, 1104.575439, 23.01044, 8.897255, 54.976017, 6.66556),
+        *(7.404951, 11.790818, 12.727873, 32.175994, 11.188187, 26.172215, 3.464408, 24.640965),
+    ),
 )
 
 # The 26 classes that the PhysioNet/CinC Challenge 2021 scores, in the order of its weights.csv: SNOMED CT codes (two
@@ -94,6 +101,11 @@ _MERGED_NOTES = {
 PHYSIONET26 = LabelSet(
     names=tuple(name for _, _, name in PHYSIONET_CLASSES),
     notes={name: f"One class in the challenge's scoring: {merged}." for name, merged in _MERGED_NOTES.items()},
+    pos_weight=(
+        *(15.390331, 9.366471, 178.694517, 307.623318, 58.330172, 16.724182, 23.509615, 45.128016, 10.223581),
+        *(38.081772, 223.179153, 53.063629, 43.894325, 48.763557, 1.994518, 25.936595, 58.587013, 143.283019),
+        *(44.729568, 40.310324, 68.729483, 23.999274, 3.564768, 8.647183, 6.384442, 20.731291),
+    ),
 )
 LABEL_SETS = {"mimic17": MIMIC17, "physionet26": PHYSIONET26}
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..configuration_ecgfm import LABEL_AGGREGATIONS, LABEL_FIELDS, PROBLEM_TYPES, ECGFMConfig
+from ..fairseq.label_sets import LABEL_SETS
 from ..utils.errors import SettingsError, suggestion
 
 # The published pretraining: 64 pairs x 2 segments x 4 GPUs x 2 accumulation steps.
@@ -356,7 +357,7 @@ class FinetuneSettings(RunSettings):
     lora: dict[str, Any] = field(default_factory=dict)
     # Batches, duration and optimiser
     gradient_accumulation_steps: int = 4
-    num_train_epochs: int | float = 140
+    num_train_epochs: int | float = 50
     early_stopping_patience: int = 0
     learning_rate: float = 1e-6
     layer_decay: float = 1.0
@@ -396,9 +397,12 @@ class FinetuneSettings(RunSettings):
                 raise SettingsError(
                     f"label_aggregation of {label!r} must be one of {', '.join(LABEL_AGGREGATIONS)}, found: {how!r}"
                 )
-        if isinstance(self.pos_weight, str) and self.pos_weight != "balanced":
-            raise SettingsError(f"pos_weight must be balanced, null or a list of numbers, found: {self.pos_weight!r}")
-        if isinstance(self.pos_weight, list) and self.problem_type != "multi_label_classification":
+        if isinstance(self.pos_weight, str) and self.pos_weight not in ("balanced", *LABEL_SETS):
+            raise SettingsError(
+                f"pos_weight must be balanced, {', '.join(LABEL_SETS)}, null or a list of numbers, found: "
+                f"{self.pos_weight!r}"
+            )
+        if self.pos_weight not in (None, "balanced") and self.problem_type != "multi_label_classification":
             raise SettingsError(f"pos_weight is for multi-label classification, found problem_type {self.problem_type}")
 
     def _check_trained_weights(self) -> None:

@@ -25,6 +25,7 @@ from transformers.trainer_utils import EvalPrediction
 from ..configuration_ecgfm import ECGFMConfig
 from ..data.finetuning_targets import balanced_weights
 from ..evaluation import auroc, macro, mean_absolute_error, r_squared
+from ..fairseq.label_sets import LABEL_SETS
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification
 from ..pipeline_ecgfm import recording_scores
 from .finetuning_data import EpochOrder, FinetuneData, LabelledSegments, collate_segments, count_known
@@ -301,8 +302,16 @@ def _pos_weight(data: FinetuneData, settings: FinetuneSettings) -> list[float] |
     weights = settings.pos_weight
     if data.problem_type != "multi_label_classification" or weights is None:
         return None
-    if isinstance(weights, str):  # balanced
+    if weights == "balanced":
         return balanced_weights(data.train.recording_targets())
+    if isinstance(weights, str):
+        published = dict(zip(LABEL_SETS[weights].names, LABEL_SETS[weights].pos_weight, strict=True))
+        if others := [name for name in data.names if name not in published]:
+            raise SettingsError(
+                f"pos_weight={weights} has no weight for {', '.join(map(repr, others))}, only for "
+                f"{', '.join(published)}: set pos_weight=balanced, or a list of numbers"
+            )
+        return [published[name] for name in data.names]
     if len(weights) != len(data.names):
         raise SettingsError(
             f"pos_weight has {len(weights)} numbers, the model {len(data.names)} labels: {', '.join(data.names)}"
