@@ -1,4 +1,4 @@
-"""Runs that are killed, and stores compared, for tests of resuming."""
+"""Runs that are killed, files that are damaged, and stores compared, for tests of resuming."""
 
 import contextlib
 import os
@@ -83,3 +83,11 @@ def content(store: Path) -> dict:
         "labels": label_def.read_text() if label_def.exists() else None,
         "names": sorted(path.name for path in store.iterdir()),
     }
+
+
+def damage_file(path: Path, kind: str = "flipped") -> None:
+    """Damages a file: a bit of it is flipped, its end or all of it is cut off, or it is gone."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged = {"flipped": bytes(content), "cut short": bytes(content[: len(content) // 2]), "empty": b""}
+    path.unlink() if kind == "gone" else path.write_bytes(damaged[kind])

@@ -1,11 +1,17 @@
 """A run that is killed goes on where it was: no row lost, none doubled, none of another model's."""
 
+import functools
+import os
+import signal
+import socket
+import time
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from inference_cases import recordings, write_model, write_store
-from killed_runs import start, wait
+from killed_runs import damage_file, start, wait
 from wfdb_files import write_record
 
 from ecgfm_hf.cli.main import main as ecgfm
@@ -216,9 +222,63 @@ def test_a_changed_signal_file_is_another_recording(model_dir, tmp_path, capsys)
     given = ["embed", str(tmp_path / "files"), "--model", str(model_dir), "--output", str(tmp_path / "out.parquet")]
     assert ecgfm(given) == 0
     path = tmp_path / "files" / "e1.dat"
+    before = path.stat()
     path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # neither size nor time say that it has changed
     assert ecgfm(given) == 2
     assert "differs in: recordings" in capsys.readouterr().err
+
+
+def test_a_stamp_goes_by_the_content_of_all_files_of_a_recording(tmp_path):
+    from ecgfm_hf.data.sources.base import recording_stamp
+
+    samples = np.random.default_rng(0).integers(-2000, 2000, (12, 250)).astype(np.int16)
+    for name in ("s_1", "s_2"):
+        write_record(tmp_path, samples, name=name)
+    (tmp_path / "whole.hea").write_text("whole/2 12 500 500\ns_1 250\ns_2 250\n")
+    (tmp_path / "exams.hdf5").write_bytes(bytes(1000))
+    given = [str(tmp_path / name) for name in ("whole", "whole.hea", "s_2.dat", "exams.hdf5")]
+
+    def stamps():
+        return [recording_stamp(path) for path in given]
+
+    first = stamps()
+    for path, changed in (("s_2.dat", [0, 1, 2]), ("s_1.hea", [0, 1]), ("whole.hea", [0, 1]), ("exams.hdf5", [3])):
+        file = tmp_path / path
+        before, content = file.stat(), file.read_bytes()
+        damage_file(file)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert [number for number in range(len(given)) if stamps()[number] != first[number]] == changed
+        file.write_bytes(content)
+        assert stamps() == first  # at another time
+
+
+def test_processes_wait_for_each_other_and_an_end_of_one_is_an_error(tmp_path, monkeypatch):
+    from ecgfm_hf.inference import parquet_run
+
+    for name, seconds in (("_BEAT_SECONDS", 0.1), ("_DEAD_SECONDS", 1.0), ("_CONNECT_SECONDS", 20.0)):
+        monkeypatch.setattr(parquet_run, name, seconds)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+
+    def process(rank):
+        os.environ.update(environment, RANK=str(rank))
+        processes = parquet_run.Processes()
+        if rank == 1:
+            time.sleep(2)  # longer than a process without heartbeat may be silent
+        processes.wait()
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            processes.wait()
+        except OSError as error:
+            os._exit(7 if "another process of this run has ended (no heartbeat of process 1" in str(error) else 8)
+
+    first, second = (start(functools.partial(process, rank), tmp_path) for rank in (0, 1))
+    assert wait(second) == -signal.SIGKILL
+    assert wait(first) == 7
 
 
 def test_a_header_that_was_mended_is_another_recording_by_any_name(model_dir, tmp_path, capsys):

@@ -182,7 +182,7 @@ def test_a_killed_run_continues_to_bit_equal_weights(workplace, tmp_path, proces
     from ecgfm_hf.training.run_folder import RunFolder
 
     def last_checkpoint(folder):
-        return RunFolder(FinetuneSettings(**settings | {"output_dir": str(folder)})).latest_checkpoint()
+        return RunFolder(FinetuneSettings(**settings | {"output_dir": str(folder)})).checkpoints.latest()
 
     settings = base_settings(workplace, **LONGER, output_dir=str(tmp_path / "killed"))
     recipe = tmp_path / "recipe.json"  # JSON is YAML.

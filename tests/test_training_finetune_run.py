@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from finetune_cases import TINY_MODEL, make_store, plant_leak, recordings
+from killed_runs import damage_file
+from safetensors.torch import load_file
 
 from ecgfm_hf import ECGFMConfig, ECGFMFeatureExtractor, ECGFMForPreTraining, save_model_folder
 from ecgfm_hf.cli.main import main
@@ -16,7 +18,7 @@ from ecgfm_hf.data.leakage import GUARD_FILE, LeakError, seen
 from ecgfm_hf.model_folder import load_pipeline
 from ecgfm_hf.provenance import read_steps
 from ecgfm_hf.training import Finetuner, FinetuneSettings, SettingsError
-from ecgfm_hf.training.run_folder import RunFolder
+from ecgfm_hf.training.run_folder import RunFolder, update_of
 
 
 @pytest.fixture(scope="module")
@@ -405,6 +407,35 @@ def test_a_checkpoint_that_misses_what_exact_resuming_needs_is_refused_by_name(w
     (last / file).unlink()
     with pytest.raises(SettingsError, match=f"{last.name} has no {file}, so the run cannot be resumed exactly"):
         Finetuner(settings)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_resumed(workplace, tmp_path, caplog):
+    settings = settings_for(workplace, tmp_path / "run", num_train_epochs=3, save_total_limit=None)
+    Finetuner(settings).run()
+    model = load_file(tmp_path / "run" / "model.safetensors")
+    (tmp_path / "run" / "finetuning.json").unlink()  # as if killed after its last checkpoint
+    before, last = RunFolder(settings).checkpoints.all()[-2:]
+    for path in sorted(last.iterdir()):
+        content = path.read_bytes()
+        damage_file(path)
+        caplog.clear()
+        assert RunFolder(settings).latest == before
+        assert f"{last} is damaged ({'' if path.name == 'checksums.json' else path.name}" in caplog.text
+        path.write_bytes(content)
+    # Moved, and the weights that the run would end with are damaged.
+    (tmp_path / "run").rename(tmp_path / "moved")
+    settings = settings_for(workplace, tmp_path / "moved", num_train_epochs=3, save_total_limit=None)
+    folder = RunFolder(settings)
+    best = json.loads((folder.latest / "trainer_state.json").read_text())["best_global_step"]
+    best = folder.checkpoints.path(best)
+    damage_file(best / "model.safetensors")
+    assert best != folder.checkpoints.all()[0]
+    rest = Finetuner(settings)
+    assert update_of(rest.folder.latest) < update_of(best)
+    rest.run()
+    found = load_file(tmp_path / "moved" / "model.safetensors")
+    assert found.keys() == model.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.items())
 
 
 def test_a_run_of_0_1_0_is_refused_with_the_new_names(workplace, tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from killed_runs import damage_file
 from tiny_pretraining import MODEL
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 
@@ -334,10 +335,9 @@ def test_what_a_kill_left_half_written_is_no_checkpoint(settings, tmp_path):
     Pretrainer(chosen).run()
     folder = tmp_path / "out" / "checkpoints"
     run_folder = RunFolder(chosen)
-    (folder / "step-00000009").mkdir()
-    (folder / ".writing-step-00000006").mkdir()
-    assert [path.name for path in run_folder.all_checkpoints()] == ["step-00000002", "step-00000004"]
-    run_folder.prune()
+    shutil.copytree(folder / "step-00000004", folder / ".writing-step-00000006" / "step-00000006")
+    assert [path.name for path in run_folder.checkpoints.all()] == ["step-00000002", "step-00000004"]
+    run_folder.checkpoints.prune(None)
     assert not (folder / ".writing-step-00000006").exists()
     line = '{"update": 5, "kind": "tr'
     metrics = tmp_path / "out" / "metrics.jsonl"
@@ -353,7 +353,7 @@ def test_the_last_and_the_best_checkpoints_are_kept(settings, tmp_path):
     losses = iter([5.0, 3.0, 4.0, 6.0, 3.5, 3.1, 9.0])
     trainer.validate = lambda: dict.fromkeys(METRICS, 0.5) | {"loss": next(losses)}
     result = trainer.run()
-    names = [path.name for path in trainer.folder.all_checkpoints()]
+    names = [path.name for path in trainer.folder.checkpoints.all()]
     assert names == ["step-00000002", "step-00000005", "step-00000006"]
     assert result.best.name == "step-00000002"
     assert AutoModel.from_pretrained(result.best).config.hidden_size == 16
@@ -397,22 +397,33 @@ def test_other_recordings_do_not_continue_a_run_though_they_are_as_many(settings
         Pretrainer(settings(max_steps=2, eval_strategy="no"))
 
 
-@pytest.mark.parametrize(
-    "file", ["model.safetensors", "optimizer.pt", "trainer_state.json", "config.json", "preprocessor_config.json"]
-)
-@pytest.mark.parametrize("size", [0, 200])
-def test_a_checkpoint_that_is_cut_off_is_named_and_the_one_before_goes_on(settings, tmp_path, file, size):
+@pytest.mark.parametrize("damage", ["flipped", "cut short", "empty", "gone"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_resumed(settings, tmp_path, damage, caplog):
     run = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "no"}
     Pretrainer(settings(**run)).run()
     last = tmp_path / "out" / "checkpoints" / "step-00000002"
-    content = (last / file).read_bytes()
-    (last / file).write_bytes(content[: min(size, len(content) // 2)])
-    with pytest.raises(SettingsError, match=r"step-00000002 cannot be read: .*remove it to continue"):
+    expected = {path.name: path.read_bytes() for path in last.iterdir()}
+    assert {"model.safetensors", "optimizer.pt", "trainer_state.json", "config.json", "checksums.json"} <= set(expected)
+    for name, content in expected.items():
+        if damage == "gone" and name == "optimizer.pt":
+            (last / name).unlink()
+            with pytest.raises(SettingsError, match=f"{last.name} has no {name}, so the run cannot be resumed exactly"):
+                RunFolder(settings(**run))
+        else:
+            damage_file(last / name, damage)
+            caplog.clear()
+            folder = RunFolder(settings(**run))
+            assert folder.latest.name == "step-00000001"
+            found = "" if name == "checksums.json" else name  # digests that have changed accuse any file
+            assert f"{last} is damaged ({found}" in caplog.text
+        (last / name).write_bytes(content)
+    damage_file(last / "model.safetensors", damage)
+    assert Pretrainer(settings(**run)).run().update == 2
+    assert {path.name: path.read_bytes() for path in last.iterdir()} == expected
+    for checkpoint in last.parent.glob("step-*"):
+        damage_file(checkpoint / "optimizer.pt", "flipped")
+    with pytest.raises(SettingsError, match=r"2 is damaged \(optimizer.pt.*1 is damaged.*no checkpoint is left"):
         Pretrainer(settings(**run))
-    shutil.rmtree(last)
-    rest = Pretrainer(settings(**run))
-    assert rest.state.update == 1
-    assert rest.run().update == 2
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
@@ -429,15 +440,8 @@ def test_a_full_disk_is_an_os_error_and_leaves_no_checkpoint(settings, tmp_path,
             trainer.run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert trainer.folder.latest_checkpoint() is None
+    assert trainer.folder.checkpoints.all() == []
     assert Pretrainer(settings(**run)).run().update == 2
-
-
-def test_a_damaged_note_of_the_best_checkpoint_stops_nothing(settings, tmp_path):
-    trainer = Pretrainer(settings(num_train_epochs=1))
-    assert trainer.run().best is not None
-    (tmp_path / "out" / "checkpoints" / "best.json").write_text("")
-    assert Pretrainer(settings(num_train_epochs=2)).run().finished
 
 
 def test_two_runs_do_not_write_in_one_folder_and_a_killed_one_leaves_it_free(settings, tmp_path):

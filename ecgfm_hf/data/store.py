@@ -14,6 +14,7 @@ preparation, and the two neighbouring segments for CMSC are two slices of one ro
 
 import atexit
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -158,6 +159,13 @@ def check_footers(store: str | Path, files: Sequence[Path]) -> None:
             raise _damaged(store, f"the footer of {name} has changed")
 
 
+def content_digest(files: Sequence[Path]) -> str:
+    """Return a digest of stores' Parquet files as they were written, from their `checksums.json`."""
+    digests = {folder: _checksums(folder)["files"] for folder in {path.parent.parent for path in files}}
+    found = [(path.name, digests[path.parent.parent].get(f"{DATA_FOLDER}/{path.name}")) for path in files]
+    return hashlib.sha256(repr(found).encode()).hexdigest()
+
+
 def _footer_checksum(path: Path) -> str:
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -244,18 +252,20 @@ def load_prepared(
         raise DataError(f"{store} has no split {split!r}, only {', '.join(files)}")
     wanted = {name: paths for name, paths in files.items() if split in (None, name)}
     paths = [path for found in wanted.values() for path in found]
+    content = content_digest(paths)
     # 🤗 datasets reserves the name `all`.
     their_name = {name: "train" if name == UNSPLIT else name for name in files}
     builder = load_dataset_builder(
         "parquet",
         data_files={their_name[name]: [str(path) for path in found] for name, found in wanted.items()},
-        cache_dir=str(private_folder() if cache_dir is None else cache_dir),
+        cache_dir=str(Path(private_folder() if cache_dir is None else cache_dir) / content[:16]),
         # Otherwise Arrow fetches whole files ahead, which fills the memory and is slower from a disk.
         fragment_scan_options=ParquetFragmentScanOptions(pre_buffer=False, page_checksum_verification=True)
         if streaming
         else None,
     )
     their_split = None if split is None else their_name[split]
+    data: Any  # of four kinds
     if streaming:
         check_footers(store, paths)
         data = builder.as_streaming_dataset(split=their_split)
@@ -265,6 +275,9 @@ def load_prepared(
             check_files(store, paths)
         builder.download_and_prepare()
         data = builder.as_dataset(split=their_split)
+        # 🤗 datasets goes by files' names and times, which a changed file may share with the one before.
+        for name, dataset in {"": data}.items() if split is not None else data.items():
+            dataset._fingerprint = hashlib.sha256(f"{content} {name or split}".encode()).hexdigest()[:16]
     if split is not None or UNSPLIT not in files:
         return data
     return type(data)({UNSPLIT: data["train"]})
@@ -346,6 +359,7 @@ __all__ = [
     "StoreWriter",
     "check_files",
     "check_footers",
+    "content_digest",
     "label_columns",
     "load_prepared",
     "private_folder",

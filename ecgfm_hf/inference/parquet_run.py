@@ -6,10 +6,13 @@ Predictions or embeddings of any number of recordings in one Parquet file, by a 
     OUTPUT.parquet.parts/     the unfinished run; see `utils/resumable_parts.py`
 """
 
+import contextlib
 import csv
 import hashlib
 import json
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,7 +29,15 @@ from torch import distributed
 from transformers.modeling_utils import PreTrainedModel
 
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
-from ..utils.resumable_parts import PartAccount, ResumableParts, ResumeError, Task, exclusive, plan_differences
+from ..utils.resumable_parts import (
+    PartAccount,
+    ResumableParts,
+    ResumeError,
+    Task,
+    exclusive,
+    exit_with_parent,
+    plan_differences,
+)
 from .model_runner import ModelRunner
 from .read_ahead import ReadRecording, read_in_order
 from .recording_sources import FileSource, StoreSource
@@ -34,6 +45,8 @@ from .recording_sources import FileSource, StoreSource
 _METADATA = b"ecgfm_inference"
 _FORMAT = 1
 _NO_PART_OF_THE_MODEL = ("_name_or_path", "transformers_version")
+# For processes to find each other, between two heartbeats, and after the last one of a process that has ended.
+_CONNECT_SECONDS, _BEAT_SECONDS, _DEAD_SECONDS = 90.0, 5.0, 60.0
 
 # From a recording's logits and embeddings to its rows: none, one or several.
 ToRows = Callable[[ReadRecording, np.ndarray | None, np.ndarray | None], list[dict[str, Any]]]
@@ -43,7 +56,8 @@ class Processes:
     """
     The processes of `torchrun` or `accelerate launch` that share a run; only this one where there are no others.
 
-    They wait for each other on the CPU, so a process that has finished its share may wait for days.
+    A process that has finished its share may wait for days, as long as the others live: each counts up a heartbeat in
+    the launcher's key-value store. A process whose launcher was killed ends.
 
     Attributes:
         rank, count: This process's index, from 0, and the number of processes.
@@ -55,27 +69,55 @@ class Processes:
     def __init__(self) -> None:
         self.rank, self.count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self.is_main = self.rank == 0
-        self._owns_group = self.count > 1 and not distributed.is_initialized()
-        if self._owns_group:
-            try:
-                distributed.init_process_group("gloo", timeout=timedelta(days=30))
-            except (ValueError, RuntimeError) as error:
-                what = f"WORLD_SIZE is {self.count}, but the {self.count} processes of this run cannot connect"
-                raise OSError(f"{what}: {error}") from error
+        self._waits, self._ended = 0, threading.Event()
+        if self.count == 1:
+            return
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            exit_with_parent(os.getppid(), "the launcher of this process has ended: run the same command again")
+        try:
+            store, _, _ = next(distributed.rendezvous("env://", timeout=timedelta(seconds=_CONNECT_SECONDS)))
+        except (ValueError, RuntimeError) as error:
+            what = f"WORLD_SIZE is {self.count}, but the {self.count} processes of this run cannot connect"
+            raise OSError(f"{what}: {error}") from error
+        self._store = distributed.PrefixStore("ecgfm", store)
+        threading.Thread(target=self._beat, daemon=True).start()
 
     def wait(self) -> None:
         """Wait until all processes have called this. `OSError` where one of them has ended."""
-        if self.count > 1:
-            try:
-                distributed.barrier()
-            except RuntimeError as error:
-                raise OSError(f"another process of this run has ended ({error})") from error
+        if self.count == 1:
+            return
+        self._waits += 1
+        try:
+            self._store.add(f"waits/{self.rank}", 1)
+            for rank in range(self.count):
+                beats, changed = -1, time.monotonic()
+                # `add` of 0 reads a counter; `get` would block the heartbeat, too.
+                while self._store.add(f"waits/{rank}", 0) < self._waits:
+                    found = self._store.add(f"beats/{rank}", 0)
+                    if found != beats:
+                        beats, changed = found, time.monotonic()
+                    elif time.monotonic() - changed > _DEAD_SECONDS:
+                        raise RuntimeError(f"no heartbeat of process {rank} for {_DEAD_SECONDS:g} s")
+                    time.sleep(0.05)
+        except RuntimeError as error:
+            raise OSError(f"another process of this run has ended ({error}): run the same command again") from error
 
     def end(self) -> None:
-        """Leave the group of processes."""
-        if self._owns_group:
-            distributed.destroy_process_group()
-            self._owns_group = False
+        """Leave the others. The main process, which may hold the store, leaves last."""
+        if self.count == 1 or self._ended.is_set():
+            return
+        self._ended.set()
+        with contextlib.suppress(RuntimeError):  # the others have gone already
+            self._store.add("ended", 1)
+            end = time.monotonic() + _BEAT_SECONDS
+            while self.is_main and self._store.add("ended", 0) < self.count and time.monotonic() < end:
+                time.sleep(0.05)
+
+    def _beat(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the store has gone, which `wait` reports
+            while not self._ended.is_set():
+                self._store.add(f"beats/{self.rank}", 1)
+                self._ended.wait(_BEAT_SECONDS)
 
 
 @dataclass(frozen=True)

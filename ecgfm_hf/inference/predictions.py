@@ -313,14 +313,14 @@ def predict_recordings(
         patient_ids=patients,
         label_names=names,
         scores=np.array(scores, dtype=np.float64).reshape(len(rows), len(names)),
-        labels=np.stack([_numbers(table, name)[rows] for name in names], axis=1),
+        labels=np.stack([column_values(table, name)[rows] for name in names], axis=1),
         facts={name: _fact(table, name)[rows] for name in FACTS if name in table.column_names},
         problem_type=config.problem_type or "multi_label_classification",
         calibrated=tuple(name in calibration for name in names),
     )
 
 
-def _numbers(table: pa.Table, name: str) -> np.ndarray:
+def column_values(table: pa.Table, name: str) -> np.ndarray:
     """Return a column (rows,) as float64, NaN where it is null; all NaN if there is no such column."""
     if name not in table.column_names:
         return np.full(table.num_rows, np.nan)
@@ -334,7 +334,7 @@ def _numbers(table: pa.Table, name: str) -> np.ndarray:
 
 def _fact(table: pa.Table, name: str) -> np.ndarray:
     if name == "age":
-        return _numbers(table, name)
+        return column_values(table, name)
     return np.array(table[name].to_pylist(), dtype=object)
 
 
@@ -342,4 +342,12 @@ def _with_nan(column: pa.ChunkedArray) -> np.ndarray:
     return np.array(column.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
-__all__ = ["FACTS", "PROBLEM_TYPES", "Predictions", "PredictionsError", "predict_recordings", "select_labels"]
+__all__ = [
+    "FACTS",
+    "PROBLEM_TYPES",
+    "Predictions",
+    "PredictionsError",
+    "column_values",
+    "predict_recordings",
+    "select_labels",
+]

@@ -14,9 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.exclusion import Excluded
-from ..data.sources.base import inside, recording_stamp
+from ..data.sources.base import inside, recording_stamps
 from ..data.sources.table import RecordingTable
-from ..data.store import DATA_FOLDER, REPORT_FILE, WORK_FOLDER, DataError, check_footers, store_files
+from ..data.store import (
+    DATA_FOLDER,
+    REPORT_FILE,
+    WORK_FOLDER,
+    DataError,
+    check_footers,
+    content_digest,
+    store_files,
+)
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor, resampled_length
 from ..pipeline_ecgfm import RECORDING_KEYS
 from ..records.reading import exam_ids, read_ecg, read_with_defaults
@@ -88,11 +96,16 @@ class FileSource:
         return failed_recording(index, row["recording_id"], row["patient_id"], reason, _displayed(row["path"]))
 
     def fingerprint(self) -> str:
-        """Return a digest that changes with the list of files and with the size or time of any of them."""
+        """Return a digest that changes with the list of files and with the content of any of them."""
         digest = hashlib.sha256(repr(sorted(self._arguments.items())).encode())
+        stamps: dict[bytes | None, str] = {None: ""}
         for batch in self._table.to_batches(max_chunksize=10_000):
+            # One file may hold many recordings.
+            new = {path: os.fsdecode(path) for path in batch["path"].to_pylist() if path not in stamps}
+            found = recording_stamps(new.values())
+            stamps |= {path: found[name] for path, name in new.items()}
             for row in batch.to_pylist():
-                digest.update(repr((*row.values(), _stamp(row["path"]))).encode("utf-8", "backslashreplace"))
+                digest.update(repr((*row.values(), stamps[row["path"]])).encode("utf-8", "backslashreplace"))
         return digest.hexdigest()
 
     def record(self, index: int) -> ECGRecord:
@@ -191,11 +204,8 @@ class StoreSource:
         return failed_recording(index, row["recording_id"], row["patient_id"], reason, row["path"])
 
     def fingerprint(self) -> str:
-        """Return a digest that changes when a store is prepared or split again, or another store is given."""
-        digest = hashlib.sha256()
-        for path in self.files:
-            digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
-        return digest.hexdigest()
+        """Return a digest of the stores' content; see [`content_digest`]."""
+        return content_digest(self.files)
 
     def _group(self, index: int) -> int:
         """Return the row group of a recording, counted over all files."""
@@ -444,10 +454,6 @@ def _in_table(table: RecordingTable) -> Iterator[dict[str, Any]]:
 
 def _reason(excluded: Excluded) -> str:
     return excluded.detail.removeprefix(f"{excluded.path}: ") or excluded.reason
-
-
-def _stamp(path: bytes | None) -> str:
-    return "" if path is None else recording_stamp(os.fsdecode(path))
 
 
 def _check_unique_ids(files: Sequence[Path]) -> None:

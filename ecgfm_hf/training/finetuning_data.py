@@ -14,7 +14,7 @@ from ..data import loading
 from ..data.finetuning_targets import UNKNOWN_CLASS, TargetColumns, read_targets, untrainable
 from ..data.leakage import check_splits
 from ..data.model_inputs import ModelInputs, as_model_inputs
-from ..data.store import DataError, load_prepared, read_report
+from ..data.store import DataError, content_digest, load_prepared, read_report, store_files
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from .augmentations import build_augmentations
 from .settings import FinetuneSettings, SettingsError, derived_seed
@@ -41,7 +41,7 @@ class FinetuneData:
         scale (two `np.ndarray` (L,), *optional*): Mean and deviation that regression targets were standardised with:
             of the training recordings.
         notes (`list[str]`): Sentences for the user, such as labels without a threshold.
-        digest (`str`): Of the recordings of each split in their order, and their targets.
+        digest (`str`): Of the recordings of each split in their order, their content and their targets.
         datasets (`dict[str, Dataset]`): By split (`train`, `valid`): the recordings, with ids.
         rows (`dict[str, np.ndarray]`): By split the rows of its dataset that have segments, in order.
         can_choose (`bool`): Whether `valid` can compare updates: not if each label has one class only.
@@ -95,11 +95,18 @@ def load_finetune_data(settings: FinetuneSettings, feature_extractor: ECGFMFeatu
         [`SettingsError`]: there is no store, or it misses a split; targets that are missing or cannot be learnt.
         [`LeakError`]: a recording or patient in two splits, the test split included.
     """
-    return _make_data(_open_splits(settings), feature_extractor, settings)
+    splits = _open_splits(settings)
+    files = store_files(store_folder(settings))
+    used = [settings.train_split, *([settings.valid_split] if settings.valid_split else [])]
+    content = content_digest([path for split in used for path in files[split]])
+    return _make_data(splits, feature_extractor, settings, content)
 
 
 def _make_data(
-    datasets: "Mapping[str, HFDataset]", feature_extractor: ECGFMFeatureExtractor, settings: FinetuneSettings
+    datasets: "Mapping[str, HFDataset]",
+    feature_extractor: ECGFMFeatureExtractor,
+    settings: FinetuneSettings,
+    content: str = "",
 ) -> FinetuneData:
     columns = TargetColumns(settings.problem_type, settings.labels, settings.classes, settings.targets)
     targets = read_targets(datasets, columns)
@@ -110,7 +117,7 @@ def _make_data(
     segments: dict[str, LabelledSegments] = {}
     rows: dict[str, np.ndarray] = {}
     notes: list[str] = []
-    digest = hashlib.sha256(repr(targets.names).encode())
+    digest = hashlib.sha256(repr((targets.names, content)).encode())
     for split, dataset in datasets.items():
         known = np.flatnonzero(targets.known(split))
         chosen = dataset if len(known) == len(dataset) else dataset.select(known)

@@ -26,7 +26,7 @@ from ..data.model_inputs import as_model_inputs
 from ..data.store import label_columns
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..inference.model_runner import run_recordings
-from ..inference.predictions import Predictions
+from ..inference.predictions import Predictions, column_values
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMModel
 from ..pipeline_ecgfm import recording_scores
 from ..utils.errors import ECGFMError
@@ -34,7 +34,6 @@ from ..utils.files import atomic_path
 from ..utils.precision import resolve_precision
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset
     from sklearn.linear_model import LogisticRegression
 
@@ -161,13 +160,17 @@ def embed_split(
     rows, recordings = np.unique(segment_rows, return_inverse=True)
     known = dataset.select_columns(list(dict.fromkeys(("recording_id", "patient_id", *names))))
     known = known.with_format("arrow")[:].take(rows)
+    try:
+        targets = [column_values(known, name) for name in names]
+    except ValueError as error:
+        raise LinearProbeError(str(error)) from None
     return Embeddings(
         values,
         recordings,
         known["recording_id"].to_pylist(),
         known["patient_id"].to_pylist(),
         names,
-        np.stack([_numbers(known, name) for name in names], axis=1) if names else np.zeros((len(rows), 0)),
+        np.stack(targets, axis=1) if names else np.zeros((len(rows), 0)),
     )
 
 
@@ -201,14 +204,6 @@ def _write_cache(path: Path, values: np.ndarray, rows: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as scratch, scratch.open("wb") as file:
         np.savez(file, values=values, rows=rows)
-
-
-def _numbers(table: "pa.Table", name: str) -> np.ndarray:
-    """Return a column (rows,) as float64, NaN where it is null."""
-    try:
-        return table[name].cast("float64").to_numpy()
-    except (ValueError, NotImplementedError):
-        raise LinearProbeError(f"label {name}: the column holds {table[name].type}, expected numbers") from None
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,10 @@ from .monitoring import Interruption, Monitor, NonFiniteError, check_trackers, w
 from .objective import METRICS, NonFiniteBatchError, Updater, batch_metrics
 from .optimizers import FairseqAdam, build_optimizer
 from .pretraining_data import open_pairs, train_batches, valid_batches
-from .run_folder import STATE_FILE, RunFolder, reading_checkpoint, writing_to
+from .run_folder import ENGINE_FOLDER, STATE_FILE, RunFolder, reading_checkpoint, writing_to
 from .settings import PUBLISHED_EFFECTIVE_BATCH, PretrainSettings, SettingsError, steps_of
 
-OPTIMIZER_FILE, ENGINE_FOLDER = "optimizer.pt", "engine"
+OPTIMIZER_FILE = "optimizer.pt"
 # Settings that model cards report: none that contains a path, a person or an institution.
 _REPORTED: tuple[str, ...] = (
     "augmentations",
@@ -211,14 +211,14 @@ class Pretrainer:
                         for metrics, received in self._epoch(monitor, interruption):  # noqa: B007 - the last ones count
                             if received:
                                 break
-                    if received and self._last_checkpoint != self.folder.checkpoint_path(state.update):
+                    if received and self._last_checkpoint != self.folder.checkpoints.path(state.update):
                         self._save()
                 finished = state.update >= self.total_updates
                 if finished:
                     self._write_model()
             finally:
                 monitor.close()
-        best = self.folder.best_checkpoint()
+        best = self.folder.checkpoints.best()
         return PretrainResult(state.update, finished, received, self._last_checkpoint, best, metrics)
 
     def _epoch(self, monitor: Monitor, interruption: Interruption) -> Iterator[tuple[dict[str, float], int]]:
@@ -268,7 +268,7 @@ class Pretrainer:
             better = state.best_loss is None or metrics["loss"] < state.best_loss
             state.best_loss = metrics["loss"] if better else state.best_loss
         if better or due(settings.save_strategy, settings.save_steps):
-            self._save(state.best_loss if better else None)
+            self._save()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -312,11 +312,11 @@ class Pretrainer:
             f"Last good checkpoint: {self._last_checkpoint or 'none yet'}."
         )
 
-    def _save(self, best_loss: float | None = None) -> None:
+    def _save(self) -> None:
         """Write a checkpoint aside, then rename it. All processes call."""
-        accelerator, folder, update = self.accelerator, self.folder, self.state.update
-        target = folder.checkpoint_path(update)
-        writing = folder.begin_checkpoint(update) if accelerator.is_main_process else folder.writing_path(update)
+        accelerator, checkpoints, update = self.accelerator, self.folder.checkpoints, self.state.update
+        target = checkpoints.path(update)
+        writing = checkpoints.begin(update) if accelerator.is_main_process else checkpoints.writing_path(update)
         accelerator.wait_for_everyone()
         weights = accelerator.get_state_dict(self.model)
         with writing_to(target):
@@ -329,10 +329,8 @@ class Pretrainer:
                     torch.save({"optimizer": self.optimizer.state_dict(), "scaler": scaler}, writing / OPTIMIZER_FILE)
         if accelerator.is_main_process:
             write_json(writing / STATE_FILE, asdict(self.state))
-            folder.finish_checkpoint(update)
-            if best_loss is not None:
-                folder.mark_best(target, best_loss)
-            folder.prune()
+            checkpoints.finish(update)
+            checkpoints.prune(checkpoints.best())
         accelerator.wait_for_everyone()
         self._last_checkpoint = target
 

@@ -15,7 +15,7 @@ from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.model_inputs import ModelInputs, as_model_inputs
-from ..data.store import REPORT_FILE, DataError, load_prepared, read_report
+from ..data.store import REPORT_FILE, DataError, content_digest, load_prepared, read_report, store_files
 from ..fairseq.folder_reading import load_fairseq_folder
 from ..fairseq.manifests import FairseqFolderError
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
@@ -50,7 +50,7 @@ class PairDataset(Dataset):
         transform: `(input_values, item) -> input_values`, of an item's (2, leads, samples); what it draws must depend
             on seed, epoch and item only, as in [`build_augmentations`].
         signal_transform: Acts in the dataset; here it only gets the epoch.
-        fingerprint (`str`): Of the recordings in their order; empty where unknown.
+        fingerprint (`str`): Of the recordings, in their order, and their content; empty where unknown.
         summary (`dict`, *optional*): From [`summarize_split`]; None where nothing is known of the recordings.
     """
 
@@ -136,7 +136,8 @@ def open_pairs(
             rows = load_prepared(folders if len(folders) > 1 else folder, split)
             pairs = as_model_inputs(rows, feature_extractor, pairs=True, signal_transform=signal_transform)
             summary = summarize_split(rows, np.unique(pairs.recordings))
-            return PairDataset(pairs, transform, signal_transform, _fingerprint(rows, pairs), summary)
+            content = content_digest([path for store in folders for path in store_files(store)[split]])
+            return PairDataset(pairs, transform, signal_transform, _fingerprint(rows, pairs, content), summary)
 
         train = open_split(settings.train_split, transform, signal_transform)
         valid = None if settings.valid_split is None else open_split(settings.valid_split)
@@ -155,14 +156,14 @@ def open_pairs(
     return train, valid
 
 
-def _fingerprint(rows: HFDataset, pairs: ModelInputs) -> str:
-    """Return a digest of the recording of each pair. One of the samples would take as long as an epoch."""
+def _fingerprint(rows: HFDataset, pairs: ModelInputs, content: str) -> str:
+    """Return a digest of the recording of each pair and of the store's content."""
     names = rows.select_columns(["recording_id"]).with_format("arrow")[:]["recording_id"].to_pylist()
     if len(set(names)) < len(names):
         # Pairs of one id are each other's positives.
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise DataError(f"recording {twice} is in more than one store: recording ids must be unique over all stores")
-    return hashlib.blake2b(repr(names).encode() + pairs.recordings.tobytes(), digest_size=16).hexdigest()
+    return hashlib.blake2b(repr((names, content)).encode() + pairs.recordings.tobytes(), digest_size=16).hexdigest()
 
 
 def epoch_order(num_pairs: int, seed: int, epoch: int) -> np.ndarray:

@@ -3,11 +3,13 @@ The folder of a run: whose it is, whether it is the same run as before, and its 
 
     OUTPUT/settings.yaml             the run's settings
     OUTPUT/checkpoints/run.json      the data and the batches that its checkpoints were trained on
-    OUTPUT/checkpoints/best.json     which checkpoint has the least validation loss (pretraining)
     OUTPUT/checkpoints/step-00000100/   (pretraining) or checkpoint-100/ (fine-tuning)
+        checksums.json               the SHA-256 of all its files, compared before the run is resumed
 """
 
 import json
+import logging
+import os
 import pickle
 import re
 import shutil
@@ -23,13 +25,14 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from ..utils.files import sync, write_json, write_text
+from ..utils.integrity import CHECKSUMS_FILE, changed_files, read_checksums, write_checksums
 from .settings import FinetuneSettings, RunSettings, SettingsError, check_names
 
 CHECKPOINTS = "checkpoints"
 SETTINGS_FILE, STATE_FILE = "settings.yaml", "trainer_state.json"
 # Written last: fine-tuning is finished.
 RESULT_FILE = "finetuning.json"
-_RUN_FILE, _BEST_FILE, _LOCK_FILE, _UNFINISHED = "run.json", "best.json", ".lock", ".writing-"
+_RUN_FILE, _LOCK_FILE, _UNFINISHED = "run.json", ".lock", ".writing-"
 # Settings that may change between a run and its continuation, as they do not change the result.
 _FREE = {"output_dir", "dataloader_num_workers", "processes", "use_cpu", "report_to", "project", "run_name"}
 _FREE |= {"resume_from_checkpoint", "logging_steps", "save_total_limit"}
@@ -40,8 +43,166 @@ _FREE_IN_PRETRAINING |= {"gradient_accumulation_steps"}
 _FREE_IN_FINETUNING = {"test_split"}
 # What is done after training, and may change until then.
 _AFTER_TRAINING = {"thresholds", "calibration", "min_cases"}
-# Without one of these, what the Trainer resumes differs from the run that was interrupted.
-_TRAINER_FILES = ("optimizer.pt", "scheduler.pt")
+# Pretraining's states where DeepSpeed or FSDP writes them.
+ENGINE_FOLDER = "engine"
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """
+    The checkpoints of a run: each is written aside with the SHA-256 of its files, then renamed, and checked when read.
+
+    Args:
+        folder (`Path`): Theirs.
+        finetunes (`bool`): Whether the Trainer writes them, or pretraining.
+        limit (`int`, *optional*): How many to keep, the best one included; all by default.
+    """
+
+    def __init__(self, folder: Path, finetunes: bool, limit: int | None):
+        self.folder, self._finetunes, self._limit = folder, finetunes, limit
+
+    def path(self, update: int) -> Path:
+        """Return the path of a checkpoint."""
+        return self.folder / (f"checkpoint-{update}" if self._finetunes else f"step-{update:08d}")
+
+    def writing_path(self, update: int) -> Path:
+        """Return the path that a checkpoint has until it is whole; its last part is the final name."""
+        name = self.path(update).name
+        return self.folder / f"{_UNFINISHED}{name}" / name
+
+    def begin(self, update: int) -> Path:
+        """Make the folder that a checkpoint is written to."""
+        writing = self.writing_path(update)
+        shutil.rmtree(writing.parent, ignore_errors=True)
+        writing.mkdir(parents=True)
+        return writing
+
+    def finish(self, update: int) -> None:
+        """Add the digests and rename the folder of [`begin`] to its final name: a kill leaves it whole or not there."""
+        writing, target = self.writing_path(update), self.path(update)
+        found = list(writing.rglob("*"))
+        files = [path.relative_to(writing).as_posix() for path in found if path.is_file()]
+        write_checksums(writing, [name for name in files if name != CHECKSUMS_FILE])
+        for path in (*found, writing):
+            sync(path)
+        shutil.rmtree(target, ignore_errors=True)
+        writing.rename(target)
+        sync(self.folder)
+        writing.parent.rmdir()
+
+    def all(self) -> list[Path]:
+        """Return the checkpoints, damaged ones included, oldest first."""
+        found = [
+            path
+            for path in self.folder.glob("checkpoint-*" if self._finetunes else "step-*")
+            if re.fullmatch(r"[a-z]+-\d+", path.name) and path.is_dir()
+        ]
+        return sorted(found, key=update_of)
+
+    def latest(self) -> Path | None:
+        """
+        Return the last checkpoint without damage, None where there are no checkpoints. Newer, damaged ones are named in
+        a warning.
+
+        Raises:
+            [`SettingsError`]: all are damaged; one misses a file without which the run cannot be resumed exactly.
+        """
+        problems: list[str] = []
+        for checkpoint in reversed(self.all()):
+            self._check_state_files(checkpoint)
+            if (problem := self._problem(checkpoint)) is None:
+                if problems and os.environ.get("RANK", "0") == "0":
+                    logger.warning("%s. The run is resumed from %s", "; ".join(problems), checkpoint)
+                return checkpoint
+            problems.append(f"{checkpoint} is damaged ({problem})")
+        if problems:
+            raise SettingsError(
+                f"{'; '.join(problems)}: no checkpoint is left to resume from. Restore the files from a copy, or "
+                f"remove {self.folder} to begin anew"
+            )
+        return None
+
+    def best(self) -> Path | None:
+        """Return the pretraining checkpoint with the least validation loss, None without validation."""
+        best, least = None, float("inf")
+        for checkpoint in self.all():
+            try:
+                state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+                loss = float("inf") if state["best_loss"] is None else float(state["best_loss"])
+            except (OSError, ValueError, KeyError, TypeError):  # reported where the run would be resumed from it
+                continue
+            if loss < least:
+                best, least = checkpoint, loss
+        return best
+
+    def prune(self, best: Path | None) -> None:
+        """Remove the oldest checkpoints beyond the limit, but not the best one, and what a kill left half written."""
+        found = self.all()
+        # As transformers counts: the best one is among those kept, and the last is always kept.
+        others = [path for path in found if path != best]
+        room = len(others) if self._limit is None else max(0, self._limit - (best is not None))
+        kept = {*others[max(0, len(others) - room) :], best, *found[-1:]}
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if path.is_dir() and path not in kept and (path.name.startswith(_UNFINISHED) or path in found):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def check_weights(self, checkpoint: Path) -> None:
+        """Check the weights of a checkpoint before they are loaded. [`SettingsError`] where they have changed."""
+        if problem := _changes(checkpoint, weights_only=True):
+            raise SettingsError(
+                f"{checkpoint}, the best checkpoint of the run, is damaged ({problem}). Restore it from a copy, or run "
+                "the same command again: it is resumed from a checkpoint before it, if there is one"
+            )
+
+    def _problem(self, checkpoint: Path) -> str | None:
+        """Return what is wrong with a checkpoint, or with the best one that the run would end with; None if nothing."""
+        problem = _changes(checkpoint)
+        if problem is not None or not self._finetunes:
+            return problem
+        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        best = self.folder / Path(state.get("best_model_checkpoint") or checkpoint).name
+        if best == checkpoint or (problem := _changes(best, weights_only=True)) is None:
+            return None
+        return f"its best checkpoint {best.name}: {problem}"
+
+    def _check_state_files(self, checkpoint: Path) -> None:
+        """Refuse a checkpoint without a file that exact resuming needs: somebody has removed it."""
+        missing = []
+        if self._finetunes or not (checkpoint / ENGINE_FOLDER).is_dir():
+            states = ["optimizer.pt", *(["scheduler.pt"] if self._finetunes else [])]
+            missing = [name for name in states if not (checkpoint / name).is_file()]
+        if self._finetunes:
+            # rng_state.pth of one process, rng_state_0.pth, ... of several.
+            states = [name for name in _named_files(checkpoint) if name.startswith("rng_state")] or ["rng_state.pth"]
+            missing += [name for name in states if not (checkpoint / name).is_file()]
+        if missing:
+            raise SettingsError(
+                f"{checkpoint} has no {', '.join(missing)}, so the run cannot be resumed exactly: remove it to "
+                "continue from the checkpoint before it, or begin from its weights with init_from and another "
+                "output_dir"
+            )
+
+
+def _named_files(checkpoint: Path) -> list[str]:
+    """Return the files that a checkpoint has digests of, none where these cannot be read."""
+    try:
+        return list(read_checksums(checkpoint)["files"])
+    except (OSError, ValueError):
+        return []
+
+
+def _changes(checkpoint: Path, weights_only: bool = False) -> str | None:
+    """Return which files of a checkpoint have changed since it was written, None if none has."""
+    try:
+        names = [path.name for path in checkpoint.glob("*.safetensors")] or ["model.safetensors"]
+        return "; ".join(changed_files(checkpoint, names if weights_only else None)) or None
+    except FileNotFoundError:
+        return f"it has no {CHECKSUMS_FILE}"
+    except ValueError as error:
+        return f"{CHECKSUMS_FILE}: {error}"
+    except OSError as error:
+        return f"{CHECKSUMS_FILE} cannot be read: {error.strerror}"
 
 
 class RunFolder:
@@ -60,20 +221,21 @@ class RunFolder:
         if settings.output_dir is None:
             raise SettingsError("output_dir is required: the folder for checkpoints, logs and the model")
         self.path, self._settings = Path(settings.output_dir), settings
-        self.checkpoints = self.path / CHECKPOINTS
         self._finetunes = isinstance(settings, FinetuneSettings)
+        self.checkpoints = Checkpoints(self.path / CHECKPOINTS, self._finetunes, settings.save_total_limit)
         self._lock: FileLock | None = None
         self._run: dict[str, Any] = {}
         self.is_finished = self._finetunes and (self.path / RESULT_FILE).is_file()
+        self._found = self.checkpoints.all()
         # The checkpoint to resume from, None for a new run.
-        self.latest = self.latest_checkpoint()
-        if self.latest is None and not self.is_finished:
+        self.latest: Path | None = None
+        if not self._found and not self.is_finished:
             return
         if not settings.resume_from_checkpoint:
             raise SettingsError(f"{self.path} holds a run and resume_from_checkpoint is false: give another output_dir")
         self._check_same_settings()
-        if self.latest is not None and self._finetunes and not self.is_finished:
-            _check_trainer_files(self.latest)
+        if not self.is_finished:
+            self.latest = self.checkpoints.latest()
 
     @contextmanager
     def claimed(self, processes: Accelerator | PartialState) -> Iterator[None]:
@@ -90,7 +252,7 @@ class RunFolder:
         free, unchanged = True, True
         if processes.is_main_process:
             free = self.claim()
-            unchanged = not free or self.latest_checkpoint() == self.latest
+            unchanged = not free or self.checkpoints.all() == self._found
         answers = gather_object([(free, unchanged)])
         try:
             if not all(answer[0] for answer in answers):
@@ -99,15 +261,15 @@ class RunFolder:
                 raise SettingsError(f"another run has written checkpoints to {self.path} meanwhile: start again")
             if processes.is_main_process:
                 write_text(self.path / SETTINGS_FILE, yaml.safe_dump(self._settings.to_dict(), sort_keys=False))
-                write_json(self.checkpoints / _RUN_FILE, self._run)
+                write_json(self.checkpoints.folder / _RUN_FILE, self._run)
             yield
         finally:
             self.release()
 
     def claim(self) -> bool:
         """Take the folder for this process, until [`release`] or its end. False where another process has it."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.checkpoints / _LOCK_FILE)
+        self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.checkpoints.folder / _LOCK_FILE)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -165,7 +327,7 @@ class RunFolder:
             [`SettingsError`]: other data, the same in another order, or updates of another size.
         """
         now = {"data": digest, "items": items, "micro_batches": processes * self._settings.gradient_accumulation_steps}
-        file = self.checkpoints / _RUN_FILE
+        file = self.checkpoints.folder / _RUN_FILE
         if self.latest is None:
             self._run = now
             return
@@ -196,79 +358,6 @@ class RunFolder:
                 "its weights with init_from=CHECKPOINT and another output_dir"
             )
 
-    # Checkpoints ------------------------------------------------------------------------------------------------------
-
-    def all_checkpoints(self) -> list[Path]:
-        """Return the checkpoints that were written to their end, oldest first."""
-        found = [
-            path
-            for path in self.checkpoints.glob("checkpoint-*" if self._finetunes else "step-*")
-            if re.fullmatch(r"[a-z]+-\d+", path.name) and self._is_whole(path)
-        ]
-        return sorted(found, key=update_of)
-
-    def latest_checkpoint(self) -> Path | None:
-        """Return the last checkpoint that was written to its end, None without one."""
-        found = self.all_checkpoints()
-        return found[-1] if found else None
-
-    def best_checkpoint(self) -> Path | None:
-        """Return the pretraining checkpoint with the least validation loss, None without validation."""
-        try:
-            name = json.loads((self.checkpoints / _BEST_FILE).read_text(encoding="utf-8"))["checkpoint"]
-        except (FileNotFoundError, ValueError):  # no validation yet, or a file that is damaged
-            return None
-        return self.checkpoints / name if (self.checkpoints / name).is_dir() else None
-
-    def mark_best(self, checkpoint: Path, loss: float) -> None:
-        """Note a checkpoint as the best one, which keeps it."""
-        write_json(self.checkpoints / _BEST_FILE, {"checkpoint": checkpoint.name, "valid_loss": loss}, indent=None)
-
-    def begin_checkpoint(self, update: int) -> Path:
-        """Make the folder that a pretraining checkpoint is written to."""
-        writing = self.writing_path(update)
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
-        return writing
-
-    def writing_path(self, update: int) -> Path:
-        """Return the path that a pretraining checkpoint has until it is whole."""
-        return self.checkpoints / f"{_UNFINISHED}{self.checkpoint_path(update).name}"
-
-    def checkpoint_path(self, update: int) -> Path:
-        """Return the path of a pretraining checkpoint."""
-        return self.checkpoints / f"step-{update:08d}"
-
-    def finish_checkpoint(self, update: int) -> None:
-        """Rename the folder of [`begin_checkpoint`] to its final name: a kill leaves it whole or not there."""
-        writing, target = self.writing_path(update), self.checkpoint_path(update)
-        for path in writing.rglob("*"):
-            sync(path)
-        shutil.rmtree(target, ignore_errors=True)
-        writing.rename(target)
-        sync(self.checkpoints)
-
-    def prune(self) -> None:
-        """Remove the oldest checkpoints beyond `save_total_limit`, and what a kill left half written."""
-        found, best, limit = self.all_checkpoints(), self.best_checkpoint(), self._settings.save_total_limit
-        # As transformers counts: the best one is among those kept, and the last is always kept.
-        others = [path for path in found if path != best]
-        room = len(others) if limit is None else max(0, limit - (best is not None))
-        kept = {*others[max(0, len(others) - room) :], best, *found[-1:]}
-        for path in self.checkpoints.iterdir() if self.checkpoints.is_dir() else ():
-            if path.is_dir() and path not in kept and (path.name.startswith(_UNFINISHED) or path in found):
-                shutil.rmtree(path, ignore_errors=True)
-
-    def _is_whole(self, checkpoint: Path) -> bool:
-        if not self._finetunes:
-            # Renamed when it was whole; a damaged file is reported when it is read.
-            return (checkpoint / STATE_FILE).is_file()
-        try:
-            # The Trainer writes it last: a checkpoint that a kill cut off has none, or part of one.
-            return "global_step" in json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-
 
 def update_of(checkpoint: Path) -> int:
     """Return the number of updates before a checkpoint."""
@@ -298,17 +387,6 @@ def writing_to(folder: Path) -> Iterator[None]:
         raise OSError(f"{folder} cannot be written (is the disk full?): {error}") from error
 
 
-def _check_trainer_files(checkpoint: Path) -> None:
-    missing = [name for name in _TRAINER_FILES if not (checkpoint / name).is_file()]
-    # rng_state.pth of one process, rng_state_0.pth, ... of several.
-    missing += [] if any(checkpoint.glob("rng_state*.pth")) else ["rng_state.pth"]
-    if missing:
-        raise SettingsError(
-            f"{checkpoint} has no {', '.join(missing)}, so the run cannot be resumed exactly: remove it to continue "
-            "from the checkpoint before it, or begin from its weights with init_from and another output_dir"
-        )
-
-
 def _differences(name: str, before: Any, now: Any) -> list[str]:
     """List what is not the same, key by key in mappings."""
     if isinstance(before, dict) and isinstance(now, dict):
@@ -317,4 +395,4 @@ def _differences(name: str, before: Any, now: Any) -> list[str]:
     return [] if before == now else [f"{name} was {before!r}, now {now!r}"]
 
 
-__all__ = ["RESULT_FILE", "SETTINGS_FILE", "RunFolder", "reading_checkpoint", "update_of", "writing_to"]
+__all__ = ["RESULT_FILE", "SETTINGS_FILE", "Checkpoints", "RunFolder", "reading_checkpoint", "update_of", "writing_to"]

@@ -31,7 +31,7 @@ from ..pipeline_ecgfm import recording_scores
 from .finetuning_data import EpochOrder, FinetuneData, LabelledSegments, collate_segments, count_known
 from .monitoring import Interruption, Monitor, NonFiniteError
 from .optimizers import FairseqAdam, build_optimizer, learning_rate_at
-from .run_folder import CHECKPOINTS
+from .run_folder import CHECKPOINTS, STATE_FILE, Checkpoints, writing_to
 from .settings import FinetuneSettings, SettingsError, derived_seed
 from .trainable_weights import FreezeEncoder, add_lora, encoder_parameters, parameter_groups
 
@@ -95,6 +95,7 @@ class ECGTrainer(Trainer):
     - Optimiser, learning rates and schedule are this package's, including those of fairseq-signals.
     - Losses, gradients and outputs that are not finite are errors, before a weight changes.
     - Metrics are of recordings, their segments aggregated as in the pipeline.
+    - Checkpoints are written aside with their digests, and renamed.
 
     Args:
         model (`ECGFMForMultiLabelClassification`, also within peft)
@@ -125,6 +126,7 @@ class ECGTrainer(Trainer):
         self.trained_model, self._train_data = model, train_dataset
         self._scale = scale
         self._micro_batch = 0
+        self.checkpoints, self._writing = Checkpoints(checkpoints, True, settings.save_total_limit), False
         super().__init__(
             model=model,
             args=_training_arguments(settings, checkpoints, eval_dataset is not None, settings.problem_type),
@@ -135,6 +137,7 @@ class ECGTrainer(Trainer):
             **kwargs,
         )
         self.add_callback(_StopAtNonFiniteGradients())
+        self.add_callback(_FindBestCheckpoint(self.checkpoints))
         batches = -(-len(train_dataset) // (settings.per_device_train_batch_size * self.accelerator.num_processes))
         self.updates_per_epoch = max(1, -(-batches // settings.gradient_accumulation_steps))
         self.total_updates = settings.total_steps(self.updates_per_epoch)
@@ -224,6 +227,49 @@ class ECGTrainer(Trainer):
         self._created_lr_scheduler = True
         return scheduler
 
+    # Checkpoints ------------------------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        if self._writing:
+            return str(self.checkpoints.writing_path(self.state.global_step).parent)
+        return super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Write a checkpoint aside, then rename it. All processes call."""
+        checkpoints, update = self.checkpoints, self.state.global_step
+        if self.args.should_save:
+            checkpoints.begin(update)
+        self.accelerator.wait_for_everyone()
+        self._writing = True
+        try:
+            with writing_to(checkpoints.path(update)):
+                super()._save_checkpoint(model, trial)
+        finally:
+            self._writing = False
+        best = self._best_checkpoint()
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            # Again, with the final path of the best one.
+            self.state.save_to_json(str(checkpoints.writing_path(update) / STATE_FILE))
+            checkpoints.finish(update)
+            checkpoints.prune(best)
+        self.accelerator.wait_for_everyone()
+
+    def _best_checkpoint(self) -> Path | None:
+        """Return the path of the best checkpoint, which the Trainer knows as it was while that was written."""
+        if self.state.best_model_checkpoint is None:
+            return None
+        best = self.checkpoints.folder / Path(self.state.best_model_checkpoint).name
+        self.state.best_model_checkpoint = str(best)
+        return best
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint's weights, whose digests are checked first."""
+        best = self._best_checkpoint()
+        if best is not None:
+            self.checkpoints.check_weights(best)
+        super()._load_best_model()
+
     # Evaluation -------------------------------------------------------------------------------------------------------
 
     def recordings_of(self, dataset: LabelledSegments) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -280,7 +326,8 @@ def _training_arguments(
         save_strategy=settings.save_strategy,
         save_steps=settings.save_steps,
         load_best_model_at_end=validates,
-        save_total_limit=settings.save_total_limit,
+        # `Checkpoints` removes old ones.
+        save_total_limit=None,
         restore_callback_states_from_checkpoint=True,
         logging_steps=settings.logging_steps,
         # A loss that is NaN is an error here, not a value to skip.
@@ -333,6 +380,18 @@ class _StopAtNonFiniteGradients(TrainerCallback):
             gradients = [parameter.grad for parameter in given["model"].parameters() if parameter.grad is not None]
             if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
                 raise NonFiniteError(_not_finite("the gradient", state.global_step + 1))
+
+
+class _FindBestCheckpoint(TrainerCallback):
+    """Point a resumed run to its best checkpoint: the Trainer forgets it where the run's folder was moved."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Set the path."""
+        if state.best_global_step and (best := self._checkpoints.path(state.best_global_step)).is_dir():
+            state.best_model_checkpoint = str(best)
 
 
 def _not_finite(what: str, update: int) -> str:

@@ -12,6 +12,7 @@ plan's: what a run of another plan still writes, after its output was overwritte
 
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -36,6 +37,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _LONGEST_VALUE = 40
+
+logger = logging.getLogger(__name__)
 
 
 class ResumeError(ECGFMError, ValueError):
@@ -288,12 +291,14 @@ def process_context() -> BaseContext:
     return multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
 
 
-def exit_with_parent(parent: int) -> None:
-    """End this process once its parent has gone: workers whose owner was killed would wait forever."""
+def exit_with_parent(parent: int, message: str | None = None) -> None:
+    """End this process, with an error logged, once its parent has gone: it would wait for others forever."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
+        if message is not None:
+            logger.error(message)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -1,9 +1,10 @@
 """A dataset on disk as a source: a table of its recordings, and a way to read each of them."""
 
-import hashlib
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import pyarrow as pa
 
 from ...records import ECGReadError, ECGRecord, read_ecg
+from ...utils.integrity import file_checksum
 from ..exclusion import Excluded
 from ..store import DataError
 
 _SIGNALS = (".mat", ".dat")
 _LONGEST_HEADER = 1 << 20
+_THREADS = 8  # that read files to compute their digests
 
 
 @dataclass(frozen=True)
@@ -85,14 +88,14 @@ class Source(ABC):
         """
         Return a text for each row that changes when a file of its recording does; None where there are no files.
 
-        See [`recording_stamp`]. A copy of a dataset counts as the same if it keeps the files' times.
+        See [`recording_stamp`]. A copy of a dataset counts as the same.
         """
         root = getattr(self, "root", None)
         if root is None:
             return None
         paths = table["path"].to_pylist()
-        stamp_of = {path: recording_stamp(os.path.join(root, path), root) for path in dict.fromkeys(paths)}
-        return [stamp_of[path] for path in paths]
+        stamp_of = recording_stamps((os.path.join(root, path) for path in paths), root)
+        return [stamp_of[os.path.join(root, path)] for path in paths]
 
     def read_one(self, entry: Mapping[str, Any]) -> ECGRecord:
         """Read one row of the index. [`ECGReadError`] or `ValueError` where it cannot be read."""
@@ -101,30 +104,48 @@ class Source(ABC):
 
 def recording_stamp(path: str, root: str | os.PathLike | None = None) -> str:
     """
-    Return a text that changes when any file of a recording does: for WFDB, its header and all its signal files.
-
-    Headers go by their content, which an edit may change without changing its length; other files by size and time.
+    Return a text that changes when the content of any file of a recording does: for WFDB, its header, all its signal
+    files and segments.
 
     Args:
         path: A file, or a WFDB record's name.
-        root: A folder outside of which no header is opened.
+        root: A folder outside of which no file is opened.
     """
+    return " ".join(_file_stamp(file, root) for file in _files_of(path, root))
+
+
+def recording_stamps(paths: Iterable[str], root: str | os.PathLike | None = None) -> dict[str, str]:
+    """Return the stamp of each path, in several threads; see [`recording_stamp`]."""
+    unique = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return dict(zip(unique, pool.map(lambda path: recording_stamp(path, root), unique), strict=True))
+
+
+def _files_of(path: str, root: str | os.PathLike | None, is_segment: bool = False) -> list[str]:
     stem, suffix = os.path.splitext(path)
     header = f"{stem if suffix.lower() in (*_SIGNALS, '.hea') else path}.hea"
-    found, files = [], [path]
-    if os.path.isfile(header) and (root is None or _is_inside(root, header)):
-        content = _read_header(header)
-        found.append(hashlib.blake2b(content, digest_size=16).hexdigest())
-        names = [*_signal_files(content), *(os.path.basename(stem) + suffix for suffix in _SIGNALS)]
-        files = [path, *(os.path.join(os.path.dirname(header), name) for name in names)]
-    for file in dict.fromkeys(files):
-        try:
-            status = os.stat(file)
-        except (OSError, ValueError):  # no such file, or not a possible name
-            continue
-        if file != header:
-            found.append(f"{os.path.basename(file)} {status.st_size} {status.st_mtime_ns}")
-    return " ".join(found)
+    found = [path, header]
+    if not os.path.isfile(header) or not (root is None or _is_inside(root, header)):
+        return found[:1]
+    folder, own = os.path.split(header)
+    for name in (*_signal_files(_read_header(header)), *(os.path.basename(stem) + suffix for suffix in _SIGNALS)):
+        file = os.path.join(folder, name)
+        found.append(file)
+        if not is_segment and f"{name}.hea" != own and os.path.isfile(f"{file}.hea"):
+            found += _files_of(f"{file}.hea", root, is_segment=True)
+    return list(dict.fromkeys(found))
+
+
+def _file_stamp(file: str, root: str | os.PathLike | None) -> str:
+    """Return a file's name with its size and, unless it is no regular file or lies elsewhere, its content's digest."""
+    try:
+        status = os.stat(file)
+        about = f"{os.path.basename(file)} {status.st_size}"
+        if not stat.S_ISREG(status.st_mode) or not (root is None or _is_inside(root, file)):
+            return f"{about} {status.st_mtime_ns}"
+        return f"{about} {file_checksum(file, 'xxh3_128')}"
+    except (OSError, ValueError):  # no such file, not a possible name, or one that may not be read
+        return ""
 
 
 def _is_inside(root: str | os.PathLike, path: str) -> bool:
