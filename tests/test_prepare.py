@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from wfdb_files import write_record
+from wfdb_files import random_samples, write_record
 
 from ecgfm_hf import read_ecg
 from ecgfm_hf.cli.main import main
@@ -520,6 +520,29 @@ def test_the_command_prepares_splits_and_accounts(cohort, tmp_path, capsys):
     assert main(["split", str(tmp_path)]) == 2
     assert main(["prepare", "physionet2021", str(cohort), str(store), "--units", "mV"]) == 2
     assert "does not take --units" in capsys.readouterr().err
+
+
+def test_recordings_that_the_extractor_would_refuse_are_counted_before_training(tmp_path, capsys):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for number in range(20):
+        write_record(folder, random_samples(samples=2500), name=f"g{number}")
+    write_record(folder, np.zeros((12, 2500), np.int16), name="flat")
+    write_record(folder, random_samples(samples=100), name="short")
+    write_record(folder, random_samples(leads=1, samples=2500), name="other", leads=["ECG"])
+    (folder / "broken.hea").write_text("broken 12 500 2500\n")
+    command = ["prepare", "table", str(folder), str(tmp_path / "store"), "--split", "random"]
+    assert main([*command, "--dry-run"]) == 0
+    reasons = ("no lead carries a signal: 1", "shorter than 5 s: 1", "missing lead I, II, III, aVR")
+    out = capsys.readouterr().out
+    assert "cannot be read: 1 because: " in out
+    assert "3 recordings would be refused" in out
+    assert all(reason in out for reason in reasons)
+    assert main(command) == 0
+    assert all(reason in capsys.readouterr().out for reason in reasons[:1])
+    refused = json.loads((tmp_path / "store" / "report.json").read_text())["refused_by_reason"]
+    assert sum(refused.values()) == 3
+    assert "3 recordings would be refused" in (tmp_path / "store" / "README.md").read_text()
 
 
 def test_stores_open_without_this_package(cohort, tmp_path):

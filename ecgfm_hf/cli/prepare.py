@@ -112,7 +112,7 @@ def prepare(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Index and rehearse the split, but read no signals and write nothing.")
+        bool, typer.Option("--dry-run", help="Read everything and rehearse the split, but write nothing.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store in OUT, complete or not.")] = False,
     table: Annotated[
@@ -349,7 +349,8 @@ def _columns(rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def _dry_run(source: "Source", settings: "PrepareSettings") -> int:
-    from ..data.preparation import build_index, published_splits_of
+    from ..data.preparation import build_index, published_splits_of, rehearse
+    from ..data.report import refusals_sentence
 
     index = build_index(source, settings, b"of a dry run" if settings.pseudonymise else None)
     settings.split.check(index.table, published_splits_of(index, settings))
@@ -360,6 +361,11 @@ def _dry_run(source: "Source", settings: "PrepareSettings") -> int:
     print(f"  labels: {', '.join(source.label_names) or 'none'}")
     for note in index.notes:
         print(f"note: {note}")
+    unreadable, refused = rehearse(source, index.table, show_progress())
+    for reason, count in unreadable.items():
+        print(f"cannot be read: {count:,} because: {reason}")
+    if refused:
+        print(f"note: {refusals_sentence(refused)}")
     print("nothing was written (dry run)")
     return 0
 

@@ -24,13 +24,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from tqdm import tqdm
 
 from ..records.record import ECGRecord
 from ..records.store_rows import row_from_record
 from ..utils.files import atomic_path
 from ..utils.resumable_parts import ItemWatch, LocalExecutor, PartAccount, ResumableParts, Task, exclusive
 from .exclusion import Excluded, exclude, filter_recordings
-from .report import StoreOrigin
+from .report import REFUSAL_COLUMNS, StoreOrigin, count_refusals
 from .sources.base import Source, SourceIndex
 from .splits import SplitSettings, match_published_splits
 from .store import (
@@ -233,6 +234,29 @@ def row_of(
         row["path"] = None
         row["patient_id"] = entry.get("patient_id")  # never the id in the file itself
     return row
+
+
+def rehearse(source: Source, index: pa.Table, progress: bool = False) -> tuple[dict[str, int], dict[str, int]]:
+    """
+    Read the recordings of an index, and write nothing.
+
+    Returns:
+        `tuple[dict[str, int], dict[str, int]]`: by reason, how many cannot be read, and how many the feature extractor
+        would refuse (see [`count_refusals`]).
+    """
+    unreadable = Counter[str]()
+
+    def rows() -> Iterator[list[Any]]:
+        entries = tqdm(index.to_pylist(), disable=not progress, desc=source.name, unit="recording")
+        for entry, record in source.read(entries):
+            row = record if isinstance(record, Exception) else row_of(source, record, entry)
+            if isinstance(row, Exception):
+                unreadable[exclude(entry, row, getattr(source, "root", None)).reason] += 1
+            else:
+                yield [row[name] for name in REFUSAL_COLUMNS]
+
+    refused = count_refusals(rows())
+    return dict(unreadable.most_common()), refused
 
 
 def build_index(source: Source, settings: PrepareSettings, salt: bytes | None = None) -> SourceIndex:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from .exclusion import Excluded
 from .labels import LabelDefinition, LabelTable, define_labels
 from .sources.physionet2021 import UNSCORED_CODES, scored_codes
@@ -23,6 +24,8 @@ QUALITY = {
     "clipped": "a clipped lead",
     "contradicting": "limb leads that contradict each other (wrong gains, units or order?)",
 }
+# What decides whether the feature extractor refuses a recording, in the order of `refusal`'s arguments.
+REFUSAL_COLUMNS = ("num_samples", "sampling_rate", "lead_names", "nan_samples", "constant")
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ def store_report(
         "lead_layouts": _counted(pc.binary_join(rows["lead_names"], " ").to_pylist()),
         "hours": round(seconds / 3600, 3),
         "quality": {f"recordings with {what}": int(any_of(rows[column]).sum()) for column, what in QUALITY.items()},
+        "refused_by_reason": count_refusals(_refusal_rows(rows)),
         "label_counts": {} if definition is None else _label_counts(definition),
         "diagnosis_codes": _codes(origin.codes),
         "notes": list(origin.notes),
@@ -110,6 +114,33 @@ def any_of(lists: pa.ChunkedArray) -> np.ndarray:
         found[start + pc.list_parent_indices(chunk).to_numpy()[values != 0]] = True
         start += len(chunk)
     return found
+
+
+def count_refusals(rows: Iterable[Sequence[Any]]) -> dict[str, int]:
+    """
+    Return why the feature extractor, with its default policies, would refuse recordings, and how many.
+
+    Args:
+        rows: The columns `REFUSAL_COLUMNS` of each recording.
+    """
+    kinds = Counter((*row[:2], *map(tuple, row[2:])) for row in rows)  # a data set has few
+    extractor, found = ECGFMFeatureExtractor(), Counter[str]()
+    for kind, count in kinds.items():
+        if (reason := extractor.refusal(*kind)) is not None:
+            found[reason.partition(", found")[0]] += count
+    return dict(found.most_common())
+
+
+def _refusal_rows(rows: pa.Table) -> Iterator[Sequence[Any]]:
+    for batch in rows.select(REFUSAL_COLUMNS).to_batches():
+        yield from zip(*(column.to_pylist() for column in batch), strict=True)
+
+
+def refusals_sentence(refused: Mapping[str, int]) -> str:
+    """Return a sentence about what [`count_refusals`] found."""
+    reasons = "; ".join(f"{reason}: {count:,}" for reason, count in refused.items())
+    count = f"{sum(refused.values()):,} recordings"
+    return f"{count} would be refused by the feature extractor's default policies ({reasons})."
 
 
 def _label_counts(definition: LabelDefinition) -> dict[str, dict[str, dict[str, int | float | None]]]:
@@ -181,6 +212,8 @@ def report_sentences(report: Mapping[str, Any]) -> list[str]:
     """Return sentences that users of the data need: assumptions of the split, pseudonyms, quality."""
     found = list(report["splits"]["assumptions"]) + list(report["notes"])
     found += [f"{count:,} {what}." for what, count in report["quality"].items() if count]
+    if report.get("refused_by_reason"):
+        found.append(refusals_sentence(report["refused_by_reason"]))
     if report["pseudonymised"]:
         found.append(
             "Ids of recordings and patients are salted hashes, and paths are removed. Times, ages, sex and texts of"

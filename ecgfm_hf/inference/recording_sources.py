@@ -409,8 +409,7 @@ def _once_each(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def _file_rows(path: str, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a row for a file, or for each of its exams."""
-    exams = exam_ids(path, arguments)
-    return [_file_row(path, exam) for exam in exams or [None]]
+    return [_file_row(path, exam) for exam in exam_ids(path, arguments)]
 
 
 def _file_row(path: str, exam: int | None = None) -> dict[str, Any]:

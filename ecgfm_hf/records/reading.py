@@ -238,22 +238,22 @@ def _imported(name: str) -> Any:  # any reader or lister
     return getattr(importlib.import_module(f".{module}", __package__), function)
 
 
-def exam_ids(path: str, arguments: Mapping[str, Any]) -> list[int] | None:
+def exam_ids(path: str, arguments: Mapping[str, Any]) -> list[int | None]:
     """
-    Return the exams in a file of several recordings, for `exam_id` of [`read_ecg`]; None for files of one.
+    Return the exams in a file of several recordings, for `exam_id` of [`read_ecg`]; `[None]` for files of one.
 
-    Also None for a file that cannot be read with these `arguments`: reading it raises the error.
+    Also `[None]` for a file that cannot be read with these `arguments`: reading it raises the error.
     """
     if arguments.get("exam_id") is not None or wfdb_header(path) is not None:
-        return None
+        return [None]
     try:
         format_ = _format_of(path)
         if not format_.exams or any(arguments.get(name) is None for name in format_.needs):
-            return None
-        found: list[int] | None = _imported(format_.exams)(path)
-        return found
+            return [None]
+        found: list[int | None] = _imported(format_.exams)(path)
+        return found or [None]
     except ECGReadError:
-        return None
+        return [None]
 
 
 def _renaming(path: str, given: Mapping[str, str] | str | None) -> Mapping[str, str] | None:

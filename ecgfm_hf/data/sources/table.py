@@ -435,7 +435,7 @@ class RecordingTable(Source):
         rows = [
             (recording if exam is None else f"{recording}#{exam}", path, exam)
             for recording, path in zip(ids, files, strict=True)
-            for exam in exam_ids(os.path.join(self.root, path), self._arguments) or [None]
+            for exam in exam_ids(os.path.join(self.root, path), self._arguments)
         ]
         recordings, paths, exams = zip(*rows, strict=True)
         table = pa.table({"recording_id": pa.array(recordings, pa.string()), "path": pa.array(paths, pa.string())})
