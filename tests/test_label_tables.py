@@ -17,13 +17,12 @@ from ecgfm_hf.data.labels import (
     LabelTableError,
     define_labels,
     label_table,
-    merge_label_tables,
     pos_weight,
     read_label_csv,
     read_label_def,
     write_label_def,
 )
-from ecgfm_hf.data.sources.physionet2021 import UNSCORED_CODES, snomed_labels
+from ecgfm_hf.data.sources.physionet2021 import UNSCORED_CODES, snomed_values
 from ecgfm_hf.data.splits import read_split_csv
 from ecgfm_hf.fairseq import FairseqFolderError
 from ecgfm_hf.fairseq.folder_reading import read_pos_weight
@@ -86,7 +85,7 @@ def test_where_the_original_writes_inf_or_crashes_the_label_is_named(case):
     table, splits = _golden_labels(case)
     with pytest.raises(LabelTableError, match="no positives in train for 'D'"):
         pos_weight(table, splits)
-    kept = table.with_labels(["A", "B", "C"])
+    kept = LabelTable(table.ids, ("A", "B", "C"), table.values[:, [table.names.index(name) for name in "ABC"]])
     assert np.isfinite(pos_weight(kept, splits)).all()
 
 
@@ -127,7 +126,7 @@ def test_one_label_in_every_way_to_write_it():
     }
     table = label_table(range(9), columns)
     np.testing.assert_array_equal(table.values, np.tile([1, 0, NAN], (9, 1)))
-    assert table.unknown == {"yes": 0, "no": 0, "unknown": 9}
+    assert np.isnan(table.values).sum(axis=0).tolist() == [0, 0, 9]
 
 
 def test_columns_of_pandas_are_understood():
@@ -189,28 +188,27 @@ def test_a_bad_weight_file_is_refused(tmp_path, text):
 # SNOMED codes
 
 
-def test_codes_become_the_scored_classes_and_the_rest_is_kept_aside():
-    given_codes = ["284470004, 427084000,55930002", [63593006, "284470004"], "55930002", None, "Unknown", NAN, 999]
-    labels = snomed_labels([f"r{number}" for number in range(7)], given_codes)
-    assert labels.table.names == PHYSIONET26.names
-    positive = [np.flatnonzero(row == 1).tolist() for row in labels.table.values]
+def positives(codes):
+    """The columns of the classes that codes give; None where all classes are unknown."""
+    values = list(snomed_values(codes).values())
+    assert set(values) <= {0, 1} or set(values) == {None}
+    return None if None in values else [column for column, value in enumerate(values) if value == 1]
+
+
+def test_codes_become_the_scored_classes():
     pac, tachycardia = 15, 23
-    assert positive[:3] == [[pac, tachycardia], [pac], []]
-    assert (labels.table.values[[0, 1, 2, 6]] >= 0).all()
-    assert np.isnan(labels.table.values[3:6]).all()
-    assert labels.undiagnosed == 3
-    assert labels.unscored == {"55930002": 2}
-    assert labels.unknown == {"999": 1}
-    assert labels.others[0] == ("55930002",)
-    assert labels.others[6] == ("999",)
+    assert tuple(snomed_values("284470004")) == PHYSIONET26.names
+    assert positives("284470004, 427084000,55930002") == [pac, tachycardia]
+    assert positives([63593006, "284470004"]) == [pac]
+    assert positives("55930002") == positives(999) == []
+    assert positives(None) is positives("Unknown") is positives(NAN) is None
 
 
 def test_every_scored_code_has_its_class():
     pairs = [(code, column) for column, (codes, _, _) in enumerate(PHYSIONET_CLASSES) for code in codes]
-    labels = snomed_labels(range(len(pairs)), [str(code) for code, _ in pairs])
-    assert np.argmax(labels.table.values, axis=1).tolist() == [column for _, column in pairs]
-    assert labels.table.values.sum() == len(pairs) == 30
-    assert labels.unscored == labels.unknown == {}
+    assert len(pairs) == 30
+    for code, column in pairs:
+        assert positives(str(code)) == [column]
 
 
 def test_the_codes_are_the_challenges():
@@ -221,37 +219,30 @@ def test_the_codes_are_the_challenges():
     assert set(column("dx_mapping_unscored.csv")) == UNSCORED_CODES
     scored = column("dx_mapping_scored.csv")
     assert not set(scored) & UNSCORED_CODES
-    assert snomed_labels(range(30), scored).table.values.sum() == 30
+    assert len(scored) == 30
+    assert all(len(positives(code)) == 1 for code in scored)
     header = _shared("data", "cinc2021", "weights.csv").read_text().splitlines()[0].split(",")[1:]
-    labels = snomed_labels(range(26), [codes.replace("|", ",") for codes in header])
-    np.testing.assert_array_equal(labels.table.values, np.eye(26))
+    assert [positives(codes.replace("|", ",")) for codes in header] == [[column] for column in range(26)]
 
 
 def test_the_headers_of_physionet_2021_give_labels():
     _shared("data", "cinc2021", "weights.csv")
     headers = sorted((SHARED / "data" / "physionet2021").rglob("*.hea"))
     lines = [next(line for line in file.read_text().splitlines() if line.startswith("# Dx")) for file in headers]
-    labels = snomed_labels([file.stem for file in headers], [line.removeprefix("# Dx:") for line in lines])
+    codes = [line.removeprefix("# Dx:").strip().split(",") for line in lines]
     assert len(headers) == 40
-    assert (labels.undiagnosed, labels.unknown) == (0, {})
-    assert labels.unscored["55930002"] == 5
-    codes = sum(len(line.split(",")) for line in lines)
-    assert labels.table.values.sum() + sum(labels.unscored.values()) == codes  # here no merged pair meets
+    assert sum(found.count("55930002") for found in codes) == 5
+    # Every code is scored or known as unscored; no merged pair meets here.
+    for found in codes:
+        assert len(positives(found)) == sum(code not in UNSCORED_CODES for code in found)
 
 
 # Tables
 
 
-def test_what_a_source_lacks_is_unknown_never_zero():
-    first = label_table(["a", "b"], {"AF": [1, 0], "SB": [0, 1]})
-    second = label_table(["c"], {"SB": [0], "ST": [1]})
-    merged = merge_label_tables([first, second])
-    assert (merged.ids, merged.names) == (("a", "b", "c"), ("AF", "SB", "ST"))
-    np.testing.assert_array_equal(merged.values, [[1, 0, NAN], [0, 1, NAN], [NAN, 0, 1]])
-    with pytest.raises(LabelTableError, match="recording given more than once: a, b"):
-        merge_label_tables([first, first])
-    with pytest.raises(LabelTableError, match="no tables"):
-        merge_label_tables([])
+def test_an_id_that_is_given_twice_is_refused():
+    with pytest.raises(LabelTableError, match="recording given more than once: a"):
+        label_table(["a", "a"], {"AF": [1, 0]})
 
 
 def test_unknown_values_are_out_of_counts_and_weights():

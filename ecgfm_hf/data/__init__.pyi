@@ -4,7 +4,6 @@ from .labels import LabelTable as LabelTable
 from .labels import LabelTableError as LabelTableError
 from .labels import define_labels as define_labels
 from .labels import label_table as label_table
-from .labels import merge_label_tables as merge_label_tables
 from .labels import pos_weight as pos_weight
 from .labels import read_label_csv as read_label_csv
 from .labels import read_label_def as read_label_def
@@ -29,7 +28,6 @@ from .sources.base import SourceIndex as SourceIndex
 from .sources.code_15 import Code15 as Code15
 from .sources.mimic_iv_ecg import MimicIVECG as MimicIVECG
 from .sources.physionet2021 import PhysioNet2021 as PhysioNet2021
-from .sources.physionet2021 import snomed_labels as snomed_labels
 from .sources.table import RecordingTable as RecordingTable
 from .splits import SplitError as SplitError
 from .splits import SplitResult as SplitResult

@@ -57,11 +57,6 @@ class LabelTable:
         if ((self.values != 0) & (self.values != 1) & ~np.isnan(self.values)).any():
             raise LabelTableError("values must be 0, 1 or NaN")
 
-    @property
-    def unknown(self) -> dict[str, int]:
-        """Return the number of recordings without a known value, by label."""
-        return dict(zip(self.names, np.isnan(self.values).sum(axis=0).tolist(), strict=True))
-
     def align(self, ids: Sequence[Hashable]) -> "LabelTable":
         """Return the labels of these recordings, in their order; NaN for recordings that are not in the table."""
         wanted = tuple(known_ids(ids))
@@ -69,12 +64,6 @@ class LabelTable:
         rows = np.array([row_of.get(recording, len(self.ids)) for recording in wanted], dtype=np.int64)
         padded = np.concatenate([self.values, np.full((1, len(self.names)), np.nan)])
         return LabelTable(wanted, self.names, padded[rows])
-
-    def with_labels(self, names: Sequence[str]) -> "LabelTable":
-        """Return these labels in this order; NaN for labels that are not in the table."""
-        padded = np.concatenate([self.values, np.full((len(self.ids), 1), np.nan)], axis=1)
-        columns = [self.names.index(name) if name in self.names else len(self.names) for name in names]
-        return LabelTable(self.ids, tuple(names), padded[:, columns])
 
 
 def label_table(ids: Sequence[Hashable], columns: Mapping[str, Sequence[Any]]) -> LabelTable:
@@ -137,22 +126,6 @@ def read_label_csv(path: str | Path, id_column: str = "idx", columns: Sequence[s
         unlabelled = [row[header.index(status)] != LABELLED for row in rows[1:]]
         table.values[unlabelled] = np.nan
     return table
-
-
-def merge_label_tables(tables: Sequence[LabelTable]) -> LabelTable:
-    """
-    Return one table of several sources: their recordings one after the other, all labels in order of occurrence.
-
-    A label that a source does not have is NaN there, never 0.
-
-    Raises:
-        `LabelTableError`: a recording in two tables, no table.
-    """
-    if not tables:
-        raise LabelTableError("there are no tables to merge")
-    names = tuple(dict.fromkeys(name for table in tables for name in table.names))
-    values = np.concatenate([table.with_labels(names).values for table in tables])
-    return LabelTable(tuple(recording for table in tables for recording in table.ids), names, values)
 
 
 @dataclass(frozen=True)

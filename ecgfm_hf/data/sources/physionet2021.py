@@ -3,18 +3,14 @@
 import functools
 import os
 import re
-from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from ...records import ECGRecord
 from ...utils.ids import canonical_id
 from ..exclusion import Excluded
-from ..labels import LabelTable, LabelTableError, known_ids
 from ..store import DataError
 from .base import Source, SourceIndex, exclude_headless, unique_rows, walk_files
 
@@ -40,7 +36,7 @@ class PhysioNet2021(Source):
     The challenge's training folders, any of them: `ROOT/**/*.hea`.
 
     A recording's source is the folder below `training` that it lies in (`cpsc_2018`, `ptb-xl`, `georgia`, ...), and
-    its labels are the 26 scored classes of its header's SNOMED codes ([`snomed_labels`]); other codes stay in the
+    its labels are the 26 scored classes of its header's SNOMED codes ([`snomed_values`]); other codes stay in the
     column `diagnoses` and are counted in the report. Headers carry no patient id, so `patient_id` is unknown
     throughout.
 
@@ -82,56 +78,6 @@ class PhysioNet2021(Source):
         return below[0] if below else folders[-1]
 
 
-@dataclass(frozen=True)
-class SnomedLabels:
-    """Labels from diagnosis codes ([`snomed_labels`]).
-
-    `table` has the 26 scored classes; `unscored` and `unknown` give codes with the number of recordings that carry
-    them; `others` the codes of each recording that are not in the table, in their order; `undiagnosed` the number of
-    recordings without codes.
-    """
-
-    table: LabelTable
-    unscored: dict[str, int]
-    unknown: dict[str, int]
-    others: tuple[tuple[str, ...], ...]
-    undiagnosed: int
-
-
-def snomed_labels(ids: Sequence[Hashable], codes: Sequence[str | Iterable[int | str] | None]) -> SnomedLabels:
-    """
-    Turn SNOMED CT codes into the 26 classes that the challenge scores, in the order of its `weights.csv`.
-
-    Codes that the challenge scores as one share a class. As there, a recording with codes has 0 for all other classes.
-    A recording without codes was not diagnosed: all its labels are NaN.
-
-    Args:
-        ids (sequence, length n): Unique recording ids.
-        codes (sequence, length n): Of each recording, the codes, or the header's text ("284470004,427084000"), or None.
-
-    Returns:
-        [`SnomedLabels`]
-    """
-    names, _ = _scored_classes()
-    recordings = tuple(known_ids(ids))
-    if len(codes) != len(recordings):
-        raise LabelTableError(f"{len(recordings)} recordings, but codes for {len(codes)}")
-    values = np.full((len(recordings), len(names)), np.nan)
-    unscored: Counter[str] = Counter()
-    unknown: Counter[str] = Counter()
-    others = []
-    for row, given in enumerate(codes):
-        row_values, left = _classes_of(given)
-        if row_values is not None:
-            values[row] = row_values
-        others.append(left)
-        for code in left:
-            (unscored if code in UNSCORED_CODES else unknown)[code] += 1
-    undiagnosed = int(np.isnan(values).all(axis=1).sum())
-    table = LabelTable(recordings, names, values)
-    return SnomedLabels(table, dict(unscored.most_common()), dict(unknown.most_common()), tuple(others), undiagnosed)
-
-
 def scored_classes() -> tuple[str, ...]:
     """Return the 26 classes that the challenge scores, in the order of its `weights.csv`."""
     return _scored_classes()[0]
@@ -143,10 +89,25 @@ def scored_codes() -> frozenset[str]:
 
 
 def snomed_values(codes: str | Iterable[int | str] | None) -> dict[str, int | None]:
-    """Return the labels of one recording: 1 or 0 by class, or None for all where there are no codes."""
-    names, _ = _scored_classes()
-    values, _ = _classes_of(codes)
-    return dict.fromkeys(names) if values is None else dict(zip(names, values.astype(int).tolist(), strict=True))
+    """
+    Return the labels of one recording: 1 or 0 by class, or None for all if it has no codes.
+
+    Codes that the challenge scores as one share a class. As there, a recording with codes has 0 for all other classes.
+
+    Args:
+        codes: The codes, or the header's text ("284470004,427084000"), or None.
+    """
+    names, column_of = _scored_classes()
+    parts: Iterable[int | str | None]
+    if isinstance(codes, str):
+        parts = re.split(r"[,;|\s]+", codes)
+    else:
+        parts = codes if isinstance(codes, Iterable) else (codes,)
+    found = {code for part in parts if (code := canonical_id(part)) is not None}
+    if not found:
+        return dict.fromkeys(names)
+    positive = {names[column_of[code]] for code in found if code in column_of}
+    return {name: int(name in positive) for name in names}
 
 
 @functools.cache
@@ -157,19 +118,3 @@ def _scored_classes() -> tuple[tuple[str, ...], dict[str, int]]:
 
     names = tuple(name for _, _, name in PHYSIONET_CLASSES)
     return names, {str(code): column for column, (codes, _, _) in enumerate(PHYSIONET_CLASSES) for code in codes}
-
-
-def _classes_of(given: str | Iterable[int | str] | None) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Return (26,) of 1 and 0, or None without codes; and the codes outside the scored classes."""
-    names, column_of = _scored_classes()
-    parts: Iterable[int | str | None]
-    if isinstance(given, str):
-        parts = re.split(r"[,;|\s]+", given)
-    else:
-        parts = given if isinstance(given, Iterable) else (given,)
-    found = dict.fromkeys(code for part in parts if (code := canonical_id(part)) is not None)
-    if not found:
-        return None, ()
-    values = np.zeros(len(names))
-    values[[column_of[code] for code in found if code in column_of]] = 1
-    return values, tuple(code for code in found if code not in column_of)
