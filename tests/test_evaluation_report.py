@@ -24,7 +24,7 @@ from ecgfm_hf.evaluation.charts import nice_scale, precision_recall_curve, roc_c
 from ecgfm_hf.evaluation.formatting import number, text
 from ecgfm_hf.evaluation.report import html_report
 from ecgfm_hf.inference import Predictions, PredictionsError
-from ecgfm_hf.utils.redaction import Cell, redact
+from ecgfm_hf.utils.redaction import Cell, ReliabilityBin, redact
 
 QUICK = {"resamples": 100}
 HOSTILE = ("</title><script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a & b\u202e<svg/onload=x>")
@@ -681,3 +681,10 @@ def test_a_comparison_keeps_small_counts_too():
     found = compare_predictions(predictions, predictions, **QUICK)
     assert set(found["per_label"]) == {"label 0"}
     assert found["macro"]["auroc"]["first"] == round(found["macro"]["auroc"]["first"], 3)
+
+
+def test_joined_reliability_bins_have_the_mean_score_of_all_their_recordings():
+    first = ReliabilityBin(0.2, Cell(np.array([1, 2])), Cell(np.array([3])))
+    both = first | ReliabilityBin(0.6, Cell(np.array([], int)), Cell(np.array([4])))
+    assert both.score == pytest.approx(0.3)
+    assert (len(both.positive), len(both.negative)) == (2, 2)

@@ -40,6 +40,44 @@ def put(path, content):
     return path
 
 
+# CPSC 2018 .mat
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize(
+    ("sex", "age", "expected"),
+    [
+        ("Male", 74, ("M", 74.0)),
+        ("Female", 0, ("F", 0.0)),
+        ("Unknown", 150, (None, 150.0)),
+        ("Male", 151, ("M", None)),
+        ("Male", -1, ("M", None)),
+        ("Male", [[30, 40]], ("M", None)),
+    ],
+)
+def test_a_cpsc_2018_recording_has_its_voltages_sex_and_age(tmp_path, compress, sex, age, expected):
+    x = feats()
+    scipy.io.savemat(tmp_path / "A0001.mat", {"ECG": {"sex": sex, "age": age, "data": x}}, do_compression=compress)
+    record = read_ecg(tmp_path / "A0001.mat")
+    assert (record.recording_id, record.lead_names, record.sampling_rate) == ("A0001", LEADS, 500.0)
+    assert (record.sex, record.age) == expected
+    assert np.array_equal(record.signal, x)
+    assert np.allclose(read_ecg(tmp_path / "A0001.mat", units="uV").signal, x / 1000, rtol=1e-12)
+
+
+def test_cpsc_2018_files_of_another_layout_are_refused(tmp_path):
+    for content, message in (
+        ({"ECG": {"data": feats()[:11]}}, "found ECG.data of shape (11, 300), expected (12, samples)"),
+        ({"ECG": {"sex": "Male"}}, "found ECG.sex"),
+        ({"ECG": feats()}, "without feats (fairseq-signals) or ECG (CPSC 2018)"),
+        ({"ECG": np.array([(1.0,), (2.0,)], dtype=[("data", "O")])}, "without feats"),
+    ):
+        scipy.io.savemat(tmp_path / "A0002.mat", content)
+        refused(tmp_path / "A0002.mat", message)
+    scipy.io.savemat(tmp_path / "A0003.mat", {"ECG": {"data": feats()}})
+    assert read_ecg(tmp_path / "A0003.mat").sex is None
+
+
 # fairseq-signals .mat
 
 
@@ -56,6 +94,18 @@ def test_mat_gives_what_scipy_gives(tmp_path, compress, dtype):
     assert (record.recording_id, record.lead_names, record.sampling_rate) == ("a", LEADS, 500.0)
     assert np.array_equal(record.signal, x)
     assert (record.age, record.patient_id) == (None, None)
+
+
+def test_whole_doubles_that_matlab_stores_in_fewer_bytes_are_doubles(tmp_path):
+    x = np.round(feats() * 20).astype(np.int16)
+    path = write_mat(tmp_path / "a.mat", feats=x)
+    content = path.read_bytes()
+    flags = content.index(b"feats") - 32  # the matrix's class is the first byte behind the tag of its flags
+    assert content[flags] == 10  # int16
+    put(path, content[:flags] + b"\x06" + content[flags + 1 :])
+    record = read_ecg(path, units="mV")
+    assert record.samples.dtype == np.float64
+    assert np.array_equal(record.signal, x)
 
 
 def test_a_standardised_mat_comes_back_in_volts(tmp_path):

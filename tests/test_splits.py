@@ -228,7 +228,10 @@ def test_patients_given_as_numbers_and_as_text_are_drawn_alike():
         ({"counts": {"train": 10, "test": 0}}, "no recordings for test"),
         ({"patients": [1, 2]}, "patients must have one item a recording: 10 recordings, found 2"),
         ({"strategy": "temporal"}, "a temporal split needs times"),
-        ({"strategy": "temporal", "times": [None, *range(9)]}, r"1 recordings have no time \(rows 0"),
+        (
+            {"strategy": "temporal", "times": [*range(6)] + [None] * 4},
+            r"4 recordings have no time \(rows 6, 7, 8\.\.\.\)",
+        ),
         ({"strategy": "temporal", "times": ["01/02/2020"] * 10}, "row 0: '01/02/2020' is not a time in ISO 8601"),
         ({"strategy": "temporal", "times": [5, *[datetime(2020, 1, 1)] * 9]}, "several kinds"),
         ({"seed": None}, "seed must be a whole number"),

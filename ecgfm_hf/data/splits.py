@@ -234,7 +234,7 @@ def aligned(values: Sequence[Any] | None, length: int, what: str) -> list[Any] |
     return values
 
 
-def unique_ids(ids: Sequence[Hashable], exact: bool = False) -> tuple[str, ...]:
+def unique_ids(ids: Sequence[Hashable], exact: bool) -> tuple[str, ...]:
     known = [str(value) if exact and value is not None else canonical_id(value) for value in ids]
     if not known:
         raise SplitError("there are no recordings to split")
