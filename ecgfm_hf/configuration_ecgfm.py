@@ -242,6 +242,7 @@ class ECGFMConfig(PreTrainedConfig):
         names = _label_names(self.id2label, self.label2id, kwargs.pop("num_labels", None))
         self._store_names(names or _DEFAULT_LABELS)
         super().__post_init__(**kwargs)
+        self.saved_as: str | None = None  # the class that a model of another class is saved as
         self._labels_settled = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -321,12 +322,15 @@ class ECGFMConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """As in transformers."""
         output = super().to_dict()
-        output.pop("_labels_settled", None)
+        for name in ("_labels_settled", "saved_as"):
+            output.pop(name, None)
         return output
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As in transformers; names that were changed inside `id2label` count as new labels."""
         self.id2label = self.id2label
+        if self.saved_as is not None:
+            self.architectures = [self.saved_as]
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def validate_architecture(self) -> None:

@@ -674,6 +674,12 @@ def _check_unused(arguments: dict[str, None]) -> None:
             raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
 
 
+def _copy_code(source: Path, target: Path) -> None:
+    if source.resolve() != target.resolve():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
 class ECGFMPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation that all ECG-FM models share."""
 
@@ -738,20 +744,32 @@ class ECGFMPreTrainedModel(PreTrainedModel):
         Save as in transformers, and copy the code into the folder.
 
         So the folder loads without this package (`trust_remote_code=True`), under every Auto class and as a pipeline.
+        A subclass is saved as the class of this package that it derives from, unless `register_for_auto_class` was
+        called for it. Then the folder names the subclass and has its file too.
         """
         self._stamp_fitted()
+        # The class that this file has code for: this one or its base.
+        own = next(each for each in type(self).__mro__ if f"modeling_ecgfm.{each.__name__}" in AUTO_MAP.values())
         # transformers would name only the class being saved, and AutoModel would then fail on a classifier.
         self.config.auto_map = dict(AUTO_MAP)
+        if type(self) is not own:
+            if is_main_process:
+                _copy_code(Path(__file__), Path(save_directory) / "modeling_ecgfm.py")
+            if self._auto_class is None:
+                self.config.saved_as = own.__name__
+            else:
+                module = type(self).__module__.rpartition(".")[-1]
+                for auto_class, code in AUTO_MAP.items():
+                    if code == f"modeling_ecgfm.{own.__name__}":
+                        self.config.auto_map[auto_class] = f"{module}.{type(self).__name__}"
         # Run as remote code, this file may be the only one in transformers' cache; the model's folder has the
         # pipeline's code.
         places = [Path(__file__).parent, *([Path(self.config._name_or_path)] if self.config._name_or_path else [])]
         pipeline_code = next((p for place in places if (p := place / "pipeline_ecgfm.py").is_file()), None)
         if pipeline_code is not None:
             self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
-            target = Path(save_directory) / pipeline_code.name
-            if is_main_process and pipeline_code.resolve() != target.resolve():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(pipeline_code, target)
+            if is_main_process:
+                _copy_code(pipeline_code, Path(save_directory) / pipeline_code.name)
         elif hasattr(self.config, "custom_pipelines"):
             del self.config.custom_pipelines
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
@@ -760,6 +778,11 @@ class ECGFMPreTrainedModel(PreTrainedModel):
         for weights in Path(save_directory).glob("*.safetensors"):
             if config_file.is_file():
                 weights.chmod(config_file.stat().st_mode)
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        # Inherited, it would have a subclass's file copied into every folder.
+        cls._auto_class = None
 
     def __init__(self, config: ECGFMConfig, *args: Any, **kwargs: Any):
         # Validate what was assigned after the config was made, so that a contradiction does not first show at a save.
@@ -797,6 +820,10 @@ class ECGFMPreTrainedModel(PreTrainedModel):
     def freeze_feature_encoder(self) -> None:
         """Freeze the convolutions; layer norm, projection and position embedding stay trainable."""
         self.base_model.feature_extractor.requires_grad_(False)
+
+    def freeze_base_model(self) -> None:
+        """Stops training the encoder; only a head goes on training."""
+        self.base_model.requires_grad_(False)
 
     def enable_input_require_grads(self) -> None:
         """PEFT calls this; the encoder needs no hook, see [`ECGFMEncoder._needs_gradient_at_input`]."""

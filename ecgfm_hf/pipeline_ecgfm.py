@@ -137,7 +137,8 @@ class ECGClassificationPipeline(ChunkPipeline):
     """
     Score recordings with an `ECGFMForMultiLabelClassification` model.
 
-    Input: a path (needs the `ecgfm_hf` package to read the file), a record of `ecgfm_hf.read_ecg`, or a dictionary with
+    Input: a path or the row of a store (both need the `ecgfm_hf` package), a record of `ecgfm_hf.read_ecg`, or a
+    dictionary with
 
     - `signal`: array of shape `(leads, samples)`,
     - `sampling_rate`: in Hz,
@@ -242,15 +243,18 @@ class ECGClassificationPipeline(ChunkPipeline):
 
     @staticmethod
     def _recording(inputs: Any) -> dict[str, Any]:
-        if isinstance(inputs, (str, os.PathLike)):
+        is_path = isinstance(inputs, (str, os.PathLike))
+        if is_path or (isinstance(inputs, Mapping) and isinstance(inputs.get("signal"), bytes)):  # or a store's row
             try:
                 from ecgfm_hf.records import read_ecg
+                from ecgfm_hf.records.store_rows import record_from_row
             except ImportError as error:
                 raise ImportError(
-                    f"reading {os.fspath(inputs)!r} needs the package ecgfm-hf (pip install ecgfm-hf); without it, "
-                    "pass a dictionary with 'signal', 'sampling_rate' and 'lead_names'"
+                    f"reading {inputs if is_path else 'the row of a store'} needs the package ecgfm-hf "
+                    "(pip install ecgfm-hf); without it, pass a dictionary with 'signal', 'sampling_rate' and "
+                    "'lead_names'"
                 ) from error
-            inputs = read_ecg(inputs)
+            inputs = read_ecg(inputs) if is_path else record_from_row(inputs)
         if hasattr(inputs, "signal") and hasattr(inputs, "lead_names"):  # an `ecgfm_hf.ECGRecord`
             return {
                 "signal": inputs.signal,

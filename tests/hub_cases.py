@@ -38,6 +38,10 @@ def mock_hub(**settings):
     """A mock Hub, and huggingface_hub turned to it; the tests' own offline mode is off meanwhile."""
     with MockHub(**settings).running() as hub, pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        patch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr("datasets.config.HF_ENDPOINT", hub.url)
+        patch.setattr("datasets.config.HF_HUB_OFFLINE", False)
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         patch.setenv("HF_TOKEN", TOKEN)

@@ -166,7 +166,8 @@ class _Handler(BaseHTTPRequestHandler):
     def create(self, body):
         asked = json.loads(body)
         namespace = asked.get("organization") or self.hub.namespaces[0]
-        repo_id = f"{namespace}/{asked['name']}"
+        prefix = "datasets/" if asked.get("type") == "dataset" else ""
+        repo_id = f"{prefix}{namespace}/{asked['name']}"
         if namespace not in self.hub.namespaces:
             return 403, {"error": f"You don't have the rights to create a model under the namespace {namespace}"}
         if repo_id in self.hub.repositories:
@@ -182,10 +183,30 @@ class _Handler(BaseHTTPRequestHandler):
         names = [{"rfilename": name} for name in sorted(commit[2])]
         return 200, {"id": "any/thing", "sha": commit[0], "private": repo.private, "siblings": names}
 
-    def tree(self, body, repo, revision):
+    def tree(self, body, repo, revision, folder=None):
+        commit, prefix = repo.at(revision), "" if folder is None else f"{folder}/"
+        found = {} if commit is None else {n: f for n, f in sorted(commit[2].items()) if n.startswith(prefix)}
+        if folder is not None and not found:
+            return 404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"}
+        if "recursive=true" in urlsplit(self.path).query.lower():
+            return 200, [_file_info(name, content) for name, content in found.items()]
+        here = {name.removeprefix(prefix).split("/")[0]: name for name in found}
+        return 200, [
+            _file_info(name, found[name]) if name == prefix + first else _folder_info(prefix + first)
+            for first, name in here.items()
+        ]
+
+    def paths_info(self, body, repo, revision):
         commit = repo.at(revision)
-        files = [] if commit is None else sorted(commit[2].items())
-        return 200, [{"type": "file", "path": n, "size": len(f), "oid": _git_oid(f)} for n, f in files]
+        if commit is None:
+            return 404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"}
+        found = []
+        for path in json.loads(body)["paths"]:
+            if path in commit[2]:
+                found.append(_file_info(path, commit[2][path]))
+            elif any(name.startswith(f"{path}/") for name in commit[2]):
+                found.append(_folder_info(path))
+        return 200, found
 
     def branch(self, body, repo, name):
         if name in repo.branches:
@@ -208,7 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
             return 404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"}
         answers = []
         for file in json.loads(body)["files"]:
-            large, there = file["path"].endswith(".safetensors"), commit[2].get(file["path"])
+            large, there = file["path"].endswith((".safetensors", ".parquet")), commit[2].get(file["path"])
             oid = None if there is None else hashlib.sha256(there).hexdigest() if large else _git_oid(there)
             mode = "lfs" if large else "regular"
             answers.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
@@ -278,19 +299,30 @@ class _Handler(BaseHTTPRequestHandler):
         return 200, content, {**headers, "Content-Type": "application/octet-stream"}
 
 
+def _file_info(name, content):
+    return {"type": "file", "path": name, "size": len(content), "oid": _git_oid(content)}
+
+
+def _folder_info(name):
+    return {"type": "directory", "path": name, "oid": _git_oid(name.encode())}
+
+
 def _git_oid(content):
     return hashlib.sha1(b"blob %d\0%s" % (len(content), content)).hexdigest()
 
 
-_REPO, _REVISION = r"(?P<repo>[\w.-]+/[\w.-]+)", r"(?P<revision>[\w./-]+)"
+# Datasets have the type in their id, as in the paths: `datasets/me/store`.
+_REPO, _REVISION = r"(?P<repo>(datasets/)?[\w.-]+/[\w.-]+)", r"(?P<revision>[\w./-]+)"
+_API = rf"/api/(models/)?{_REPO}"
 _ROUTES = (
     ("POST", "/api/repos/create", _Handler.create, True),
     ("POST", "/api/validate-yaml", _Handler.validate_yaml, False),
-    ("POST", f"/api/models/{_REPO}/branch/(?P<name>.+)", _Handler.branch, True),
-    ("POST", f"/api/models/{_REPO}/preupload/{_REVISION}", _Handler.preupload, True),
-    ("POST", f"/api/models/{_REPO}/commit/{_REVISION}", _Handler.commit, True),
-    ("GET", f"/api/models/{_REPO}/tree/{_REVISION}", _Handler.tree, False),
-    ("GET", f"/api/models/{_REPO}(/revision/{_REVISION})?", _Handler.info, False),
+    ("POST", f"{_API}/branch/(?P<name>.+)", _Handler.branch, True),
+    ("POST", f"{_API}/preupload/{_REVISION}", _Handler.preupload, True),
+    ("POST", f"{_API}/commit/{_REVISION}", _Handler.commit, True),
+    ("POST", rf"{_API}/paths-info/(?P<revision>[^/]+)", _Handler.paths_info, False),
+    ("GET", rf"{_API}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", _Handler.tree, False),
+    ("GET", f"{_API}(/revision/{_REVISION})?", _Handler.info, False),
     ("POST", rf"/{_REPO}\.git/info/lfs/objects/batch", _Handler.batch, True),
     ("PUT", r"/storage/(?P<oid>\w+)(/(?P<part>\d+))?", _Handler.put, False),
     ("POST", r"/storage/(?P<oid>\w+)/complete", _Handler.complete, False),

@@ -247,3 +247,14 @@ def test_metrics_of_evaluate_work_offline_and_equal_the_functions(tmp_path):
         np.testing.assert_array_equal(computed(metric, scores, labels)[name], getattr(ev, name)(labels, scores))
     true, given = generator.random((9, 26)) < 0.1, generator.random((9, 26)) < 0.1
     assert computed(ev.ECGFMChallengeScore, given, true) == {"challenge_score": ev.challenge_score(true, given)}
+
+
+@pytest.mark.parametrize("name", [None, "brier"])
+def test_metrics_load_from_the_path_of_their_file(name):
+    evaluate = pytest.importorskip("evaluate")
+    from ecgfm_hf.evaluation import hf_metrics
+
+    scores, labels = [[0.1], [0.8]], [[0.0], [1.0]]
+    found = evaluate.load(hf_metrics.__file__, name).compute(predictions=scores, references=labels)
+    expected = (ev.ECGFMBrier if name else ev.ECGFMAuroc)().compute(predictions=scores, references=labels)
+    assert found == expected

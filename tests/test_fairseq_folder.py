@@ -127,7 +127,7 @@ def test_items_are_those_of_the_store_s_own_model_inputs(folder, rows, pairs):
     labelled = [row for row in rows["train"] if pairs or row["B"] is not None]
     store = datasets.Dataset.from_list(labelled)
     for name in ("A", "B"):  # the type of a store's labels
-        store = store.cast_column(name, datasets.Value("int8"))
+        store = store.cast_column(name, datasets.ClassLabel(names=["absent", "present"]))
     expected = as_model_inputs(store, ECGFMFeatureExtractor(), pairs=pairs)
     found = load_fairseq_folder(folder, "train", pairs=pairs)
     assert len(found) == len(expected) > 0

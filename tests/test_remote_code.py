@@ -1,5 +1,6 @@
 """A saved folder, moved to where the package is not installed, loads with `trust_remote_code=True`, offline."""
 
+import importlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from ecgfm_hf import (
     ECGFMModel,
     save_model_folder,
 )
+from ecgfm_hf.model_folder import load_model
 
 # Runs where importing the package fails, as it does where it is not installed.
 WITHOUT_PACKAGE = """
@@ -147,3 +149,46 @@ def test_saved_folder_holds_no_trace_of_where_it_was_written(folders):
         content = path.read_bytes()
         assert here.encode() not in content, path.name
         assert len(home) < 3 or f"{home}/".encode() not in content, path.name
+
+
+OWN_MODULE = """
+from ecgfm_hf import ECGFMForMultiLabelClassification
+
+
+class Weighted(ECGFMForMultiLabelClassification):
+    pass
+"""
+
+
+@pytest.fixture
+def subclass(tmp_path, monkeypatch):
+    (tmp_path / "own_training.py").write_text(OWN_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("own_training").Weighted
+    sys.modules.pop("own_training")
+
+
+def test_a_subclass_is_saved_as_the_class_whose_code_the_folder_has(subclass, tiny_config, tmp_path):
+    model = subclass(tiny_config()).eval()
+    model.save_pretrained(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert config["architectures"] == ["ECGFMForMultiLabelClassification"]
+    assert "saved_as" not in config
+    assert not (tmp_path / "saved" / "own_training.py").exists()
+    for reference in config["auto_map"].values():
+        module, name = reference.split(".")
+        assert f"class {name}(" in (tmp_path / "saved" / f"{module}.py").read_text()
+    assert type(load_model(tmp_path / "saved")) is ECGFMForMultiLabelClassification
+    assert type(subclass.from_pretrained(tmp_path / "saved")) is subclass
+
+
+def test_a_registered_subclass_is_named_under_every_auto_class_of_its_base(subclass, tiny_config, tmp_path):
+    subclass.register_for_auto_class("AutoModelForSequenceClassification")
+    subclass(tiny_config()).save_pretrained(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert config["architectures"] == ["Weighted"]
+    for task in ("SequenceClassification", "AudioClassification"):
+        assert config["auto_map"][f"AutoModelFor{task}"] == "own_training.Weighted"
+    assert config["auto_map"]["AutoModel"] == "modeling_ecgfm.ECGFMModel"
+    names = {path.name for path in (tmp_path / "saved").glob("*.py")}
+    assert {"own_training.py", "modeling_ecgfm.py", "configuration_ecgfm.py"} <= names

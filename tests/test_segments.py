@@ -222,8 +222,13 @@ def test_a_stream_s_format_does_not_matter(store):
 
 
 def test_columns_that_somebody_added_are_no_labels(store):
-    data = load_prepared(store, "all").add_column("weight", [0.5] * 5).add_column("note", ["x"] * 5)
+    data = load_prepared(store, "all").add_column("note", ["x"] * 5)
     assert as_model_inputs(data, ECGFMFeatureExtractor()).label_names == ("AF", "LBBB")
+    # A number might be a label that was cast: nothing is guessed.
+    data = data.add_column("weight", [0.5] * 5)
+    with pytest.raises(DataError, match="not marked as labels: weight"):
+        as_model_inputs(data, ECGFMFeatureExtractor())
+    assert as_model_inputs(data, ECGFMFeatureExtractor(), labels=["AF"]).label_names == ("AF",)
 
 
 def test_batches_hold_tensors_and_unknown_patients(store):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..utils.errors import SettingsError, suggestion
-from .store import COLUMNS, label_columns
+from .store import COLUMNS, default_labels, label_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -83,7 +83,7 @@ def read_targets(datasets: Mapping[str, "Dataset"], wanted: TargetColumns) -> Ta
         offered, where = [name for name in table if name != ID_COLUMN], wanted.targets
         ids = table[ID_COLUMN]
     if wanted.labels is None:
-        labels = offered if wanted.targets is not None else list(label_columns(first.column_names, first.features))
+        labels = offered if wanted.targets is not None else list(default_labels(first))
         if not labels:
             raise SettingsError(f"{where} has no labels: name what to learn with labels=[...], or give targets=CSV")
     else:

@@ -10,7 +10,7 @@ import numpy as np
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..records.record import ECGRecord
 from ..records.store_rows import COLUMNS, SIGNAL_COLUMNS, label_columns, record_from_row
-from .store import DataError
+from .store import DataError, default_labels
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -41,7 +41,8 @@ def as_model_inputs(
         feature_extractor ([`ECGFMFeatureExtractor`]): With the policies for missing leads, NaN and so on.
         pairs (`bool`): Each item is a pair: segments 0 and 1, 2 and 3, ... of a recording. A last segment without a
             neighbour is skipped, and so is a recording of one segment.
-        labels (sequence of `str`, *optional*): Labels, in order. Defaults to all label columns; none for pairs.
+        labels (sequence of `str`, *optional*): Labels, in order. Defaults to all label columns (`ClassLabel`s of two
+            classes); none for pairs.
         signal_transform (callable, *optional*): `(signal, record) -> signal`, (leads, samples) in mV, in the
             recording's own order and rate, before preprocessing: for physical augmentations.
         transform (callable, *optional*): `(input_values, item) -> input_values` of an item, after preprocessing. `item`
@@ -59,14 +60,15 @@ def as_model_inputs(
         warning gives their number by reason, and so does `ModelInputs.skipped`.
 
     Raises:
-        `DataError`: missing columns, or a name that is not a label.
+        `DataError`: missing columns, a name that is not a label, or, without `labels`, columns of numbers that may be
+            labels.
     """
     columns = dataset.column_names
     if columns is None or (missing := [n for n in (*SIGNAL_COLUMNS, *_REFUSAL_COLUMNS) if n not in columns]):
         what = "no columns" if columns is None else f"no column {', '.join(missing[:3])}"
         raise DataError(f"the dataset has {what}: give one split of a store, as load_prepared(store, split=...) does")
     found = label_columns(columns, dataset.features)
-    wanted = (() if pairs else found) if labels is None else tuple(labels)
+    wanted = (() if pairs else default_labels(dataset)) if labels is None else tuple(labels)
     if unknown := [name for name in wanted if name not in columns or name in COLUMNS]:
         raise DataError(f"the dataset has no label {', '.join(unknown)} (found: {', '.join(found) or 'none'})")
     reader = _Reader(feature_extractor, wanted, pairs, signal_transform, transform)

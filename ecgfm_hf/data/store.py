@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from ..records.store_rows import (
     COLUMNS,
-    LABEL_TYPE,
+    LABEL_CLASSES,
     OPTIONAL_COLUMNS,
     label_columns,
     quality_facts,
@@ -57,10 +57,37 @@ class DataError(ECGFMError, ValueError):
 
 
 def store_schema(label_names: Sequence[str]) -> pa.Schema:
-    """Return the columns of a store with these labels. `DataError` where a label has the name of another column."""
+    """
+    Return the columns of a store with these labels. `DataError` where a label has the name of another column.
+
+    The metadata is what 🤗 datasets writes and reads: labels are `ClassLabel`s, wherever the files go.
+    """
+    from datasets import ClassLabel, Features
+
     if taken := [name for name in label_names if name in COLUMNS]:
         raise DataError(f"a label cannot be called {', '.join(taken)}: the store has another column of that name")
-    return pa.schema([*COLUMNS.items(), *((name, LABEL_TYPE) for name in label_names)])
+    # Text, as torch has no type for a time.
+    features = Features.from_arrow_schema(pa.schema(COLUMNS | {"time": pa.string()}))
+    return Features({**features, **{name: ClassLabel(names=LABEL_CLASSES) for name in label_names}}).arrow_schema
+
+
+def default_labels(dataset: "Dataset | IterableDataset") -> tuple[str, ...]:
+    """
+    Return the labels of a store's dataset, for callers who name none.
+
+    Raises:
+        `DataError`: a column of numbers may be a label that is marked as none, as after `cast_column`.
+    """
+    features = dataset.features or {}
+    labels = label_columns(list(features), features)
+    others = [name for name in features if name not in COLUMNS and name not in labels]
+    kinds = ("bool", "int", "uint", "float")
+    if unclear := [name for name in others if str(getattr(features[name], "dtype", "")).startswith(kinds)]:
+        raise DataError(
+            f"the dataset has columns of numbers that are not marked as labels: {', '.join(unclear)}. Name the labels "
+            "(labels=[...]), remove the columns, or cast a label to ClassLabel(names=['absent', 'present'])"
+        )
+    return labels
 
 
 class StoreWriter:
@@ -349,8 +376,8 @@ __all__ = [
     "CHECKSUMS_FILE",
     "COLUMNS",
     "DATA_FOLDER",
+    "LABEL_CLASSES",
     "LABEL_DEF_FILE",
-    "LABEL_TYPE",
     "OPTIONAL_COLUMNS",
     "REPORT_FILE",
     "UNSPLIT",
@@ -360,6 +387,7 @@ __all__ = [
     "check_files",
     "check_footers",
     "content_digest",
+    "default_labels",
     "label_columns",
     "load_prepared",
     "private_folder",

@@ -6,6 +6,7 @@ labels describes the recording.
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -49,19 +50,21 @@ SIGNAL_COLUMNS = (
     *("recording_id", "patient_id", "path", "sampling_rate", "num_samples", "lead_names", "units", "signal", "dtype"),
     *("gain", "baseline", "missing_value"),
 )
-LABEL_TYPE = pa.int8()
+# A label is a `ClassLabel` of 🤗 datasets with these names, in this order.
+LABEL_CLASSES = ["absent", "present"]
 # A binary cell must stay below 2 GB.
 _LARGEST_SIGNAL = 1 << 30
 
 
 def label_columns(columns: Sequence[str], features: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """
-    Return the label columns of a store, in order. With the dataset's `features`, columns of another type than labels
-    (added later) are excluded.
+    Return the columns of a store that are labels, in order.
+
+    With the dataset's `features`, these are its `ClassLabel`s of two classes.
     """
     found = [name for name in columns if name not in COLUMNS]
     if features is not None:
-        found = [name for name in found if getattr(features.get(name), "dtype", None) == str(LABEL_TYPE)]
+        found = [name for name in found if getattr(features[name], "num_classes", None) == len(LABEL_CLASSES)]
     return tuple(found)
 
 
@@ -147,7 +150,8 @@ def row_from_record(record: ECGRecord, **facts: Any) -> dict[str, Any]:
         "warnings": list(record.warnings),
         **quality_facts(record),
     }
-    return row | {name: value for name, value in facts.items() if value is not None or name not in row}
+    row |= {name: value for name, value in facts.items() if value is not None or name not in row}
+    return row | {"time": None if row["time"] is None else str(row["time"])}
 
 
 def record_from_row(row: Mapping[str, Any]) -> ECGRecord:
@@ -178,7 +182,7 @@ def record_from_row(row: Mapping[str, Any]) -> ECGRecord:
         age=row.get("age"),
         sex=row.get("sex"),
         diagnoses=tuple(row.get("diagnoses") or ()),
-        time=row.get("time"),
+        time=None if row.get("time") is None else datetime.fromisoformat(row["time"]),
         report=row.get("report"),
         patient_id=row.get("patient_id"),
         warnings=tuple(row.get("warnings") or ()),
@@ -187,7 +191,7 @@ def record_from_row(row: Mapping[str, Any]) -> ECGRecord:
 
 __all__ = [
     "COLUMNS",
-    "LABEL_TYPE",
+    "LABEL_CLASSES",
     "OPTIONAL_COLUMNS",
     "SIGNAL_COLUMNS",
     "label_columns",

@@ -23,7 +23,7 @@ import torch
 
 from ..configuration_ecgfm import LABEL_FIELDS
 from ..data.model_inputs import as_model_inputs
-from ..data.store import label_columns
+from ..data.store import default_labels
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..inference.model_runner import run_recordings
 from ..inference.predictions import Predictions, column_values
@@ -130,7 +130,7 @@ def embed_split(
     Raises:
         [`LinearProbeError`]: a label that the dataset does not have, or without numbers; no recording to embed.
     """
-    names = tuple(label_columns(dataset.column_names, dataset.features) if labels is None else labels)
+    names = tuple(default_labels(dataset) if labels is None else labels)
     if unknown := [name for name in names if name not in dataset.column_names]:
         raise LinearProbeError(f"the dataset has no label {', '.join(unknown)}")
     path = None
