@@ -244,6 +244,10 @@ def test_labels_with_few_patients_on_a_side_have_no_figures():
     page = html_report(found)
     assert "&lt;10" in page
     assert "491" not in page
+    assert found["format"] == 1
+    assert not any("there are no figures" in note for note in found["notes"])
+    only_rare = made(n=500, prevalence=(0.3,), labels=rare[:, None])
+    assert any("there are no figures" in note for note in evaluate_predictions(only_rare, **QUICK)["notes"])
     told = evaluate_predictions(predictions, smallest_cell=1, **QUICK)["per_label"]["label 1"]
     assert told["counts"]["positive"] == 9
     assert told["metrics"]["auroc"]["value"] is not None
@@ -505,7 +509,21 @@ def test_of_few_patients_nothing_is_told():
 
 def test_few_patients_are_said_to_prove_nothing():
     assert any("not how good the model is" in note for note in evaluate_predictions(made(n=60), **QUICK)["notes"])
-    assert not any("not how good" in note for note in evaluate_predictions(made(n=400), **QUICK)["notes"])
+    for patients, is_noted in ((99, True), (100, False)):
+        people = [f"p{number}" for number in range(patients)]
+        notes = evaluate_predictions(made(n=patients, patient_ids=people), **QUICK)["notes"]
+        assert any("not how good" in note for note in notes) == is_noted
+
+
+def test_a_few_right_decisions_without_a_wrong_one_are_right_whatever_their_count():
+    labels, scores = np.zeros((400, 1)), np.linspace(0, 0.5, 400)[:, None]
+    labels[280:], scores[395:] = 1, 0.9
+    people = [f"p{number}" for number in range(400)]
+    predictions = made(400, (0.5,), labels=labels, scores=scores, patient_ids=people)
+    found = evaluate_predictions(predictions, thresholds={"label 0": 0.8}, **QUICK)["per_label"]["label 0"]["decisions"]
+    assert found["counts"]["true_positive"] == "<10"
+    assert found["metrics"]["ppv"] == {"bounds": [1.0, 1.0]}
+    assert found["metrics"]["sensitivity"] == {"bounds": [round(1 / 120, 4), round(9 / 120, 4)]}
 
 
 def test_figures_on_synthetic_recordings_say_so_at_the_top_of_the_page():
@@ -541,6 +559,9 @@ def test_bins_of_the_reliability_hold_enough_patients_on_each_side(seed, n, prev
         assert not 0.5 < positive * size < 9.5
         assert not 0.5 < (1 - positive) * size < 9.5
     assert sum(share for *_, share in bins) == pytest.approx(1 if bins else 0, abs=0.006)
+    if bins:
+        assert sum(positive * share for _, positive, share in bins) == pytest.approx(labels.mean(), abs=0.01)
+        assert sum(score * share for score, _, share in bins) == pytest.approx(scores.mean(), abs=0.01)
     assert all(share is None or share == 0 or share * n > 9.9 for share in curves["histogram"])
 
 
