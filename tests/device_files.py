@@ -201,6 +201,53 @@ def _huffman(values):
     return int(bits, 2).to_bytes(len(bits) // 8, "big")
 
 
+def ishne(x, rate=500, nanovolts=2500, codes=range(5, 17)):
+    """ISHNE Holter 1.0: mark, checksum, header of 512 bytes, samples of all leads in turn."""
+    header = bytearray(512)
+    struct.pack_into("<4ih", header, 0, 0, x.shape[1], 522, 522, 1)
+    header[18 : 18 + len(NAME)] = NAME.encode()
+    struct.pack_into("<h", header, 118, 2)
+    struct.pack_into("<3h", header, 128, 5, 3, 2019)
+    struct.pack_into("<3h", header, 140, 10, 20, 30)
+    codes = list(codes)
+    unused = [-9] * (12 - len(codes))
+    struct.pack_into("<37h", header, 146, len(codes), *codes, *unused, *[1] * 12, *[nanovolts] * len(codes), *unused)
+    struct.pack_into("<h", header, 262, rate)
+    return (
+        b"ISHNE1.0" + struct.pack("<H", binascii.crc_hqx(bytes(header), 0xFFFF)) + header + x.T.astype("<i2").tobytes()
+    )
+
+
+def cardiosoft(x, leads=LEADS):
+    rows = "".join(
+        f'<WaveformData lead="{name}">{",".join(map(str, row))}</WaveformData>'
+        for name, row in zip(leads, x, strict=True)
+    )
+    return (
+        f"<CardiologyXML><MedianData><WaveformData lead='I'>1,2,3</WaveformData></MedianData><StripData>"
+        f"<NumberOfLeads>{len(x)}</NumberOfLeads><SampleRate units='Hz'>500</SampleRate><ChannelSampleCountTotal>"
+        f"{x.shape[1]}</ChannelSampleCountTotal><Resolution units='uVperLsb'>5</Resolution>{rows}</StripData>"
+        f"</CardiologyXML>"
+    ).encode()
+
+
+def schiller(x, leads=LEADS):
+    root = "com.xiriuz.sema.xml.schillerEDI.SchillerEDI"
+    return f"<{root}>{_wave('ECG_AVERAGES', x[:, :9], leads)}{_wave('ECG_RHYTHMS', x, leads)}</{root}>".encode()
+
+
+def _wave(kind, x, leads):
+    channels = "".join(
+        f"<channel><name>{name}</name><data>{','.join(map(str, row))}</data><datastype>COMMASEPARATE</datastype>"
+        f"<samplecount>{len(row)}</samplecount></channel>"
+        for name, row in zip(leads, x, strict=True)
+    )
+    return (
+        f"<wavedata><type>{kind}</type><resolution><samplerate><exponent>1</exponent><value>500</value></samplerate>"
+        f"<yres><unitperbit>1.0</unitperbit><units>UV</units></yres></resolution>{channels}</wavedata>"
+    )
+
+
 # Writer, leads, microvolts of a step, Hz
 DEVICES = {
     "edf": (edf, LEADS, 0.1, 250.0),

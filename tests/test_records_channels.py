@@ -1,6 +1,7 @@
 """Which channels of a file are ECG leads, in every format: names, other signals, rates, pulses, segments."""
 
 import base64
+from datetime import datetime
 
 import device_files
 import numpy as np
@@ -208,37 +209,31 @@ def test_spare_channels_of_sierra_are_never_looked_at(tmp_path, xli):
 
 
 def test_cardiosoft_and_schiller_xml_are_read_without_their_median_beats(tmp_path):
-    leads = "".join(
-        f'<WaveformData lead="{n}">{",".join(map(str, r))}</WaveformData>' for n, r in zip(LEADS, X, strict=True)
-    )
-    strip = (
-        f"<NumberOfLeads>12</NumberOfLeads><SampleRate units='Hz'>500</SampleRate><ChannelSampleCountTotal>500"
-        f"</ChannelSampleCountTotal><Resolution units='uVperLsb'>5</Resolution>{leads}"
-    )
-    median = "<MedianData><WaveformData lead='I'>1,2,3</WaveformData></MedianData>"
-    path = put(tmp_path / "a.xml", f"<CardiologyXML>{median}<StripData>{strip}</StripData></CardiologyXML>")
+    path = put(tmp_path / "a.xml", device_files.cardiosoft(X))
     record = read_ecg(path)
     assert np.array_equal(record.samples, X)
     assert np.allclose(record.signal, X * 0.005)
     with pytest.raises(ECGReadError, match="lead I: found 500 samples, expected 501"):
         read_ecg(put(path, path.read_text().replace("Total>500<", "Total>501<")))
-
-    def wave(kind, rows):
-        channels = "".join(
-            f"<channel><name>{n}</name><data>{','.join(map(str, r))}</data><datastype>COMMASEPARATE</datastype>"
-            f"<samplecount>{len(r)}</samplecount></channel>"
-            for n, r in zip(LEADS, rows, strict=True)
-        )
-        return (
-            f"<wavedata><type>{kind}</type><resolution><samplerate><exponent>1</exponent><value>500</value></samplerate>"
-            f"<yres><unitperbit>1.0</unitperbit><units>UV</units></yres></resolution>{channels}</wavedata>"
-        )
-
-    root = "com.xiriuz.sema.xml.schillerEDI.SchillerEDI"
-    content = f"<{root}>{wave('ECG_AVERAGES', X[:, :90])}{wave('ECG_RHYTHMS', X)}</{root}>"
-    record = read_ecg(put(path, content))
+    record = read_ecg(put(path, device_files.schiller(X)))
     assert np.allclose(record.signal, X / 1000)
     assert record.sampling_rate == 500
+
+
+def test_ishne_gives_back_what_was_written_and_its_checksum_counts(tmp_path):
+    content = device_files.ishne(X)
+    record = read_ecg(put(tmp_path / "a.ecg", content))
+    assert np.array_equal(record.samples, X)
+    assert np.allclose(record.signal, X * 0.0025, rtol=1e-14)
+    assert (record.lead_names, record.sampling_rate, record.sex) == (LEADS, 500, "F")
+    assert record.time == datetime(2019, 3, 5, 10, 20, 30)
+    assert device_files.NAME not in repr(record)
+    damaged = put(tmp_path / "b.ecg", content[:30] + b"?" + content[31:])
+    with pytest.raises(ECGReadError, match="checksum"):
+        read_ecg(damaged)
+    assert np.array_equal(read_ecg(damaged, checksums="ignore").samples, X)
+    with pytest.raises(ECGReadError, match="truncated"):
+        read_ecg(put(tmp_path / "c.ecg", content[:-1]))
 
 
 def test_scp_ranges_from_0_and_damaged_statements_are_read(tmp_path):

@@ -6,8 +6,10 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from device_files import DEVICES, LEADS, samples
+import scipy.io
+from device_files import DEVICES, LEADS, cardiosoft, ishne, samples, schiller
 from format_files import feats, write_code_15, write_csv, write_mat
+from wfdb_files import write_record
 
 from ecgfm_hf.records import ECGReadError, read_ecg
 
@@ -40,12 +42,17 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch, library, kind):
         read_ecg(put(tmp_path / "a", content), **arguments)
 
 
-KINDS = ("edf", "aecg", "muse", "sierra", "xli", "scp", "scpTrue2", "matFalse", "matTrue", "npy", "csv")
+WRITTEN = {"ishne": ishne, "cardiosoft": cardiosoft, "schiller": schiller}
+KINDS = ("edf", "aecg", "muse", "sierra", "xli", "scp", "scpTrue2", *WRITTEN)
+KINDS += ("matFalse", "matTrue", "cpsc", "npy", "stack", "csv", "headless", "watch")
+OWN = (*WRITTEN, "matFalse", "matTrue", "cpsc", "npy", "stack", "csv", "headless", "watch")  # without ecgdatakit
 
 
 def _damaged_inputs(tmp_path):
     for kind in KINDS[:7]:
         yield kind, tmp_path / "a.bin", a_device_file(kind), {}
+    for kind, write in WRITTEN.items():
+        yield kind, tmp_path / "a.bin", write(samples(12, 60)), {}
     for compress in (False, True):
         path = write_mat(
             tmp_path / "b.mat", feats=feats(40), mean=np.zeros(12), std=np.ones(12), do_compression=compress
@@ -53,7 +60,17 @@ def _damaged_inputs(tmp_path):
         yield f"mat{compress}", path, path.read_bytes(), MV
     np.save(tmp_path / "c.npy", feats(30))
     yield "npy", tmp_path / "c.npy", (tmp_path / "c.npy").read_bytes(), TABLE | {"lead_names": LEADS}
+    np.save(tmp_path / "s.npy", feats(90).reshape(3, 12, 30))
+    stack = TABLE | {"lead_names": LEADS, "exam_id": 1}
+    yield "stack", tmp_path / "s.npy", (tmp_path / "s.npy").read_bytes(), stack
     yield "csv", tmp_path / "d.csv", write_csv(tmp_path / "d.csv", feats(30)).read_bytes(), TABLE
+    table = "\n".join(",".join(f"{value:.3f}" for value in row) for row in feats(30).T)
+    yield "headless", tmp_path / "e.csv", table.encode(), TABLE | {"lead_names": LEADS}
+    head = "Name,X\nRecorded Date,2020-01-15 20:11:34 +0100\nSample Rate,512 hertz\n\nLead,Lead I\nUnit,mV\n\n"
+    yield "watch", tmp_path / "w.csv", (head + "\n".join(f"{value:.3f}" for value in feats(60)[0])).encode(), {}
+    exam = {"sex": "Male", "age": 50, "data": feats(40)}
+    scipy.io.savemat(tmp_path / "f.mat", {"ECG": exam}, do_compression=True)
+    yield "cpsc", tmp_path / "f.mat", (tmp_path / "f.mat").read_bytes(), {}
 
 
 def _outcome(path, arguments):
@@ -71,7 +88,7 @@ def _outcome(path, arguments):
 def test_damage_is_refused_or_harmless(tmp_path, kind):
     from test_records_damaged import damage, only_within
 
-    if kind not in ("matFalse", "matTrue", "npy", "csv"):
+    if kind not in OWN:
         pytest.importorskip("ecgdatakit", reason="needs the extra [formats]: pip install ecgfm-hf[formats]")
     [(_, path, whole, arguments)] = [case for case in _damaged_inputs(tmp_path) if case[0] == kind]
     sound = _outcome(put(path, whole), arguments)
@@ -86,7 +103,11 @@ def test_damage_is_refused_or_harmless(tmp_path, kind):
                 read += 1
                 if kind.startswith("scp"):  # the one format with checksums over all of it
                     assert np.array_equal(record.samples, sound.samples)
-                assert kind == "csv" or record.warnings or record.samples.shape[0] == sound.samples.shape[0]
+                assert (
+                    kind in ("csv", "headless", "ishne")
+                    or record.warnings
+                    or record.samples.shape[0] == sound.samples.shape[0]
+                )
     assert read < number
 
 
@@ -105,3 +126,23 @@ def test_damaged_hdf5_is_refused_or_read(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_damaged_segments_never_lead_out_of_their_folder(tmp_path):
+    from test_records_damaged import damage_header, only_within
+
+    x = samples(2, 80)
+    for number, part in enumerate((x[:, :50], x[:, 50:]), start=1):
+        write_record(tmp_path, part, name=f"s_{number}", leads=("I", "II"))
+    master = "rec/2 2 500 80\ns_1 50\ns_2 30\n"
+    whole = master.encode()
+    rng, read = np.random.default_rng(9), 0
+    assert np.array_equal(_outcome(put(tmp_path / "rec.hea", whole), {}).samples, x)
+    names = (b"../s_1", b"/etc/passwd", b"rec", b"~", b"s_2", b"")
+    with only_within(tmp_path):
+        for number in range(150):
+            content = damage_header(whole, rng)
+            if number % 3 == 0:
+                content = content.replace(b"s_1", names[rng.integers(len(names))])
+            read += _outcome(put(tmp_path / "rec.hea", content), {}) is not None
+    assert read < 150

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -279,9 +280,11 @@ def find_calibration_pulse(
     tolerance = (_LEVEL_ERROR + _NOISE) / _PULSE_MV * height
     for offset in (samples.shape[1] - window, 0):
         # Points 50 ms apart: between the line and the plateau two neighbours, or the next but one, differ by 1 mV.
-        points = samples[0, offset : offset + window : step].astype(np.float64)
-        steps = np.concatenate([points[1:] - points[:-1], points[2:] - points[:-2]])
-        if not (np.abs(np.abs(steps) - height) <= tolerance).any():
+        points = samples[0, offset : offset + window : step].tolist()  # few: faster than arrays
+        if max(points) - min(points) < height - tolerance:
+            continue
+        pairs = chain(pairwise(points), zip(points, points[2:], strict=False))
+        if not any(abs(abs(after - before) - height) <= tolerance for before, after in pairs):
             continue
         scale = np.array([millivolts_per_unit(unit) for unit in units]) / gain
         part = (samples[:, offset : offset + window] - baseline[:, None]) * scale[:, None]

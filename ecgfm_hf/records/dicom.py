@@ -251,14 +251,20 @@ def _without_padding(samples: np.ndarray, padding: int | None, stored: np.dtype)
     at_padding = samples == padding
     if not at_padding.any():
         return samples, None
-    ends = np.logical_and.accumulate(at_padding, axis=1)
-    ends |= np.logical_and.accumulate(at_padding[:, ::-1], axis=1)[:, ::-1]
     if padding in (np.iinfo(stored).min, np.iinfo(stored).max):  # no voltage that a recorder gives
         return samples, padding
-    missing = at_padding.all(axis=0)[None] | (ends & _in_long_runs(ends))
+    everywhere, throughout = at_padding.all(axis=0), at_padding.all(axis=1)
+    missing = np.repeat(everywhere[None], len(samples), axis=0)
+    # Runs at an end that are too long to be a crossing of the padding value.
+    for row, own in enumerate(at_padding):
+        from_start, from_end = (len(own),) * 2 if throughout[row] else (int(own.argmin()), int(own[::-1].argmin()))
+        if from_start >= _SHORTEST_PADDING:
+            missing[row, :from_start] = True
+        if from_end >= _SHORTEST_PADDING:
+            missing[row, -from_end:] = True
     # A lead that rests at the padding value throughout is a dead lead like any other; only 0 can be one.
     if padding == 0:
-        missing &= ~at_padding.all(axis=1)[:, None] | at_padding.all(axis=0)[None]
+        missing &= ~throughout[:, None] | everywhere[None]
     if not missing.any():
         return samples, None
     if (missing == at_padding).all():
@@ -266,16 +272,6 @@ def _without_padding(samples: np.ndarray, padding: int | None, stored: np.dtype)
     marked = samples.astype(np.int32)
     marked[missing] = _MISSING
     return marked, _MISSING
-
-
-def _in_long_runs(ends: np.ndarray) -> np.ndarray:
-    """Return which samples lie in runs at an end that are too long to be a crossing of the padding value."""
-    from_start = np.logical_and.accumulate(ends, axis=1).sum(axis=1)
-    from_end = np.logical_and.accumulate(ends[:, ::-1], axis=1).sum(axis=1)
-    index = np.arange(ends.shape[1])
-    long_start = (from_start >= _SHORTEST_PADDING)[:, None] & (index < from_start[:, None])
-    long_end = (from_end >= _SHORTEST_PADDING)[:, None] & (index >= ends.shape[1] - from_end[:, None])
-    return long_start | long_end
 
 
 def _age(text: str) -> float | None:

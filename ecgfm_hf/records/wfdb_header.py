@@ -8,6 +8,7 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .record import ECGReadError, file_stem, read_whole_file, refuse_pointer
@@ -20,7 +21,8 @@ _INTEGER = r"[+-]?\d{1,10}"
 _SAMPLING = re.compile(rf"({_NUMBER})(?:/{_NUMBER}(?:\({_NUMBER}\))?)?", re.ASCII)  # rate/counter rate(base counter)
 # format x samples per frame : skew + byte offset
 _FORMAT = re.compile(r"(\d{1,4})(?:x(\d{1,6}))?(?::(\d{1,6}))?(?:\+(\d{1,12}))?", re.ASCII)
-_WHOLE_NUMBER = re.compile(_INTEGER, re.ASCII)
+_WHOLE_NUMBERS = re.compile(rf"{_INTEGER}(?: {_INTEGER})*", re.ASCII)
+_NUMBERS = ("ADC resolution", "ADC zero", "initial value", "checksum", "block size")
 _NO_PLAIN_NAME = re.compile(r"[/\\:\0]")
 _SNOMED_CODE = re.compile(r"\d{6,18}", re.ASCII)
 _GAIN = re.compile(rf"({_NUMBER})(?:\(({_INTEGER})\))?(?:/(\S{{1,40}}))?", re.ASCII)  # gain(baseline)/units
@@ -185,26 +187,25 @@ def _signal_line(path: str, number: int, line: str, folder: str = "") -> SignalL
             f"found the signal file {file_name!r}, expected the name of a file in the header's own folder",
             "the path leads out of its folder",
         )
-    found = _FORMAT.fullmatch(fields[1]) if len(fields) > 1 else None
+    found = _format_groups(fields[1]) if len(fields) > 1 else None
     if not found:
         raise wrong("expected a signal format such as 16 or 16+24 after the file name")
-    format_, per_frame, skew, offset = found.groups()
+    format_, per_frame, skew, offset = found
     if per_frame and not 1 <= int(per_frame) <= _MOST_PER_FRAME:
         raise wrong(f"{per_frame} samples per frame, expected 1 to {_MOST_PER_FRAME}")
     gain, baseline, units = 0.0, None, None
     if len(fields) > 2:
-        found = _GAIN.fullmatch(fields[2])
-        if not found:
+        calibration = _gain_groups(fields[2])
+        if not calibration:
             raise wrong("no readable gain; an uncalibrated signal has no voltage", "gain")
-        gain, baseline, units = float(found[1]), found[2], found[3]
+        gain, baseline, units = calibration
         if not math.isfinite(gain):
-            raise wrong(f"found the gain {found[1]}, expected a number", "gain")
-    numbers: list[int | None] = [None] * 5
-    names = ("ADC resolution", "ADC zero", "initial value", "checksum", "block size")
-    for index, (what, text) in enumerate(zip(names, fields[3:8], strict=False)):
-        if not _WHOLE_NUMBER.fullmatch(text):
-            raise wrong(f"found the {what} {text!r}, expected a whole number")
-        numbers[index] = int(text)
+            raise wrong(f"found the gain {fields[2]}, expected a number", "gain")
+    given = fields[3:8]
+    if given and not _WHOLE_NUMBERS.fullmatch(" ".join(given)):
+        what, text = next(pair for pair in zip(_NUMBERS, given, strict=False) if not _WHOLE_NUMBERS.fullmatch(pair[1]))
+        raise wrong(f"found the {what} {text!r}, expected a whole number")
+    numbers: list[int | None] = [*map(int, given), *[None] * (len(_NUMBERS) - len(given))]
     _, adc_zero, initial_value, checksum, _ = numbers
     if format_ == "8" and initial_value is None:
         raise wrong("no initial value, which format 8 begins at")
@@ -224,6 +225,20 @@ def _signal_line(path: str, number: int, line: str, folder: str = "") -> SignalL
     )
 
 
+# A data set has few formats and gains, for millions of signals.
+@lru_cache(maxsize=1024)
+def _format_groups(text: str) -> tuple[str, str | None, str | None, str | None] | None:
+    found = _FORMAT.fullmatch(text)
+    return found and (found[1], found[2], found[3], found[4])
+
+
+@lru_cache(maxsize=1024)
+def _gain_groups(text: str) -> tuple[float, str | None, str | None] | None:
+    found = _GAIN.fullmatch(text)
+    return found and (float(found[1]), found[2], found[3])
+
+
+@lru_cache(maxsize=1024)
 def is_plain_file_name(name: str) -> bool:
     # Backslash and colon mean folders and drives on Windows, "-" the standard input and "~" no file at all.
     return name not in (".", "..", "-") and name[0] != "~" and not _NO_PLAIN_NAME.search(name)
