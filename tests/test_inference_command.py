@@ -290,9 +290,9 @@ def test_a_printed_run_that_is_terminated_writes_what_has_been_answered(model_di
 def test_a_file_keeps_what_it_holds_until_there_are_answers(model_dir, folder, tmp_path):
     out = tmp_path / "scores.csv"
     out.write_text("precious")
-    assert predict(folder, "--model", tmp_path / "nowhere", "--output", out) == 2
+    assert predict(folder, "--model", tmp_path / "nowhere", "--output", out, "--overwrite") == 2
     assert out.read_text() == "precious"
-    assert predict(folder / "e0.hea", "--model", model_dir, "--output", out, "--format", "csv") == 0
+    assert predict(folder / "e0.hea", "--model", model_dir, "--output", out, "--overwrite") == 0
     assert out.read_text().startswith("recording,")
 
 
@@ -308,7 +308,7 @@ def test_a_file_keeps_what_it_holds_until_there_are_answers(model_dir, folder, t
         (["STORE", "--split", "nonsense"], "has no split 'nonsense'"),
         (["EMPTY"], "no recordings found"),
         (["x.hea", "--output", "nowhere/x.parquet"], "no folder nowhere"),
-        (["x.hea", "--output", "x.parquet", "--format", "csv"], "is Parquet"),
+        (["x.hea", "--output", "x.parquet", "--format", "csv"], "--format csv contradicts"),
         (["--table", "missing.csv"], "missing.csv"),
     ],
 )

@@ -197,9 +197,9 @@ def test_unmatched_explanations_and_counts_are_written(reports, tmp_path):
         ("text\nx\n", ["--num-proc", "0"], "Invalid value for '--num-proc'"),
         ("text\nx\n", ["--split-column", "fold", "--label-def", "def.csv"], "has no column 'fold'"),
         ("text\nx\n", ["--split-column", "text"], "--split-column is for --label-def, which is not given"),
-        ("text\nx\n", ["--label-def", "/"], "/: is a folder"),
-        ("text\nx\n", ["--unmatched", "/proc/sys/kernel/version"], "--unmatched cannot be written there"),
-        ("text\nx\n", ["--explain-html", "/"], "/: is a folder"),
+        ("text\nx\n", ["--label-def", "/"], "/ contains an input"),
+        ("text\nx\n", ["--unmatched", "/proc/sys/kernel/version"], "version: cannot be written there"),
+        ("text\nx\n", ["--explain-html", "/"], "/ contains an input"),
         ("report_x,report\nx,y\n", ["--text-column", "report_*"], "has no column 'report_*'"),
         ("text\nx\n", ["--definition", "nowhere.json"], "nowhere.json: cannot be read"),
         ("text\nx\n", ["--original", "nowhere"], "entity_tem.json: the file is missing"),
@@ -208,7 +208,7 @@ def test_unmatched_explanations_and_counts_are_written(reports, tmp_path):
 def test_a_mistake_is_named_and_leaves_an_earlier_output_alone(tmp_path, capsys, content, extra, message):
     (tmp_path / "in.csv").write_text(content)
     (tmp_path / "out.csv").write_text("earlier")
-    assert label(tmp_path / "in.csv", tmp_path / "out.csv", *extra) == 2
+    assert label(tmp_path / "in.csv", tmp_path / "out.csv", "--overwrite", *extra) == 2
     assert message in capsys.readouterr().err
     assert (tmp_path / "out.csv").read_text() == "earlier"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out.csv"]
@@ -222,7 +222,7 @@ def test_outputs_never_overwrite_the_reports_or_one_another(reports, tmp_path, c
     assert label(reports, tmp_path / "out.txt") == 2
     assert label(tmp_path / "none.csv", tmp_path / "out.csv") == 2
     errors = capsys.readouterr().err
-    for message in ("would overwrite the reports", "would overwrite the labels", "there is no folder", "must end with"):
+    for message in ("is an input", "are the same file", "there is no folder", "must end with"):
         assert message in errors
     assert reports.read_bytes() == before
 

@@ -9,12 +9,15 @@ from typing import Annotated, Literal
 import typer
 
 from .options import CommandFailed, DeviceOption, loading, quiet_libraries, sigterm_as_interrupt
+from .outputs import Reads
 
 _NEEDED = ("gradio", "matplotlib", "captum")
 
 
 def app(
-    model: Annotated[str, typer.Option("--model", metavar="DIR", help="Folder or Hub repository of a classifier.")],
+    model: Annotated[
+        str, typer.Option("--model", metavar="DIR", help="Folder or Hub repository of a classifier."), Reads()
+    ],
     host: Annotated[
         list[str] | None,
         typer.Option(

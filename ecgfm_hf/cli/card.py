@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from ..utils.errors import SettingsError
-from ..utils.files import write_text
+from ..utils.files import begins_with, write_text
 from .options import quiet_libraries
+from .outputs import Reads, Writes
 
 
 def _detail(name: str, text: str) -> object:
@@ -19,18 +20,21 @@ def card(
     model: Annotated[
         Path | None,
         typer.Argument(metavar="MODEL_DIR", help="Folder of `ecgfm convert`, pretrain, finetune or probe."),
+        Reads(),
     ] = None,
     evaluation: Annotated[
         Path | None,
         typer.Option(
             "--evaluation", metavar="DIR", help="Folder that `ecgfm evaluate` wrote: its figures go into the card."
         ),
+        Reads(),
     ] = None,
     details: Annotated[
         Path | None,
         typer.Option(
             "--details", metavar="FILE.yaml", help="What only a person can state, by name: license, intended_use, ..."
         ),
+        Reads(),
     ] = None,
     license: Annotated[
         str | None, _detail("license", "Licence of the weights as the Hub abbreviates it, such as mit")
@@ -59,6 +63,7 @@ def card(
             metavar="FILE",
             help="File to write, - for standard output (default: MODEL_DIR/README.md).",
         ),
+        Writes(begins_with("---\n")),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file where it exists.")] = False,
     published: Annotated[

@@ -9,6 +9,7 @@ import typer
 
 from ..utils.errors import SettingsError
 from .options import failing_with, quiet_libraries
+from .outputs import Reads, Writes
 
 if TYPE_CHECKING:
     from ..fairseq import ConversionReport, ExportReport
@@ -21,12 +22,14 @@ def convert(
         typer.Argument(
             metavar="CHECKPOINT", help="fairseq-signals checkpoint (.pt); with --to-fairseq the model folder (DIR)."
         ),
+        Reads(),
     ],
     output_dir: Annotated[
         Path,
         typer.Argument(
             metavar="OUT_DIR", help="Folder to write, new or empty; with --to-fairseq the file to write (OUT.pt)."
         ),
+        Writes(),
     ],
     to_fairseq: Annotated[
         bool,
@@ -47,6 +50,7 @@ def convert(
             help="Labels of a classifier in order: mimic17, physionet26, a file (CSV with a column 'name', or one name "
             'a line), or "A,B,...".',
         ),
+        Reads(),
     ] = None,
     heads: Annotated[
         int | None, typer.Option("--heads", metavar="N", help="Attention heads, where the file does not hold them.")
@@ -56,6 +60,7 @@ def convert(
         typer.Option(
             "--like", metavar="PRETRAINED.pt", help="Pretrained checkpoint that a fine-tuned one started from."
         ),
+        Reads(),
     ] = None,
     lead_names: Annotated[
         str | None,

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..evaluation import METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
+from ..utils.files import files_in
 from .options import (
     BatchSizeOption,
     CommandFailed,
@@ -22,6 +22,7 @@ from .options import (
     quiet_libraries,
     show_progress,
 )
+from .outputs import Reads, Writes
 
 if TYPE_CHECKING:
     from ..evaluation.prediction_sources import LoadedPredictions
@@ -34,10 +35,12 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(metavar="MODEL", help="Folder or Hub repository of a classifier, or a predictions.parquet."),
+        Reads(),
     ],
     dataset: Annotated[
         str | None,
         typer.Argument(metavar="DATASET", help="Store that `ecgfm prepare` wrote; none for stored predictions."),
+        Reads(),
     ] = None,
     split: Annotated[str, typer.Option("--split", metavar="NAME", help="Split of the dataset.")] = "test",
     output: Annotated[
@@ -45,6 +48,7 @@ def evaluate(
         typer.Option(
             "--output", metavar="DIR", help=f"Folder for {PREDICTIONS_FILE}, {METRICS_FILE} and {REPORT_FILE}."
         ),
+        Writes(names=(PREDICTIONS_FILE, METRICS_FILE, REPORT_FILE)),
     ] = Path("evaluation"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace these files where they exist.")] = False,
     labels: Annotated[
@@ -53,6 +57,7 @@ def evaluate(
     targets: Annotated[
         str | None,
         typer.Option("--targets", metavar="CSV", help="True values by recording_id, instead of the dataset's labels."),
+        Reads(),
     ] = None,
     class_column: Annotated[
         str | None,
@@ -65,12 +70,14 @@ def evaluate(
         typer.Option(
             "--compare", metavar="OTHER", help="A second model or predictions.parquet, on the same recordings."
         ),
+        Reads(),
     ] = None,
     thresholds: Annotated[
         str | None,
         typer.Option(
             "--thresholds", metavar="MODEL", help="Decide by this model's thresholds (default: the evaluated model's)."
         ),
+        Reads(),
     ] = None,
     resamples: Annotated[
         int, typer.Option("--resamples", min=100, metavar="N", help="Resamples of the bootstrap.")
@@ -105,7 +112,7 @@ def evaluate(
     Exit status: 0 evaluated, 1 the results cannot be written, 2 usage.
     """
     chosen = parse_names(labels, "--labels")
-    _check_output(output, overwrite)
+    _check_output(output)
     from ..evaluation.prediction_sources import distinct_names, load_predictions
     from ..evaluation.results import compare_predictions, evaluate_predictions
 
@@ -168,12 +175,9 @@ def evaluate(
     return 0
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
+def _check_output(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise CommandFailed(f"{output} is not a folder")
-    there = [name for name in (PREDICTIONS_FILE, METRICS_FILE, REPORT_FILE) if (output / name).exists()]
-    if there and not overwrite:
-        raise CommandFailed(f"{output} already holds {', '.join(there)}: choose another --output, or --overwrite")
     # Before the model runs for hours.
     output.mkdir(parents=True, exist_ok=True)
     if not os.access(output, os.W_OK):
@@ -184,16 +188,13 @@ def _write(output: Path, predictions: "Predictions", results: Mapping[str, Any])
     """Write the three files, each under its name only once all of them are written."""
     from ..evaluation.report import write_html_report
 
-    with tempfile.TemporaryDirectory(prefix=".ecgfm-evaluate.", dir=output) as work:
-        scratch = Path(work)
+    with files_in(output) as scratch:
         predictions.to_parquet(scratch / PREDICTIONS_FILE)
         # Labels need not be UTF-8; what is not is written as JSON's own escape.
         with open(scratch / METRICS_FILE, "w", encoding="utf-8", errors="backslashreplace") as file:
             json.dump(results, file, indent=1, ensure_ascii=False, allow_nan=False)
             file.write("\n")
         write_html_report(results, scratch / REPORT_FILE)
-        for name in (PREDICTIONS_FILE, METRICS_FILE, REPORT_FILE):
-            os.replace(scratch / name, output / name)
 
 
 def summary(results: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .options import ConstantLeads, NanSamples, StoreArgument, quiet_libraries, show_progress
+from .outputs import Reads, Writes
 
 if TYPE_CHECKING:
     from ..fairseq import ExportedFolder
@@ -17,7 +18,7 @@ _DEFAULT = "Default: the extractor's own."
 
 def export_fairseq(
     store: StoreArgument,
-    output_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must be new or empty.")],
+    output_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must be new or empty."), Writes()],
     root: Annotated[
         str | None,
         typer.Option(
@@ -31,6 +32,7 @@ def export_fairseq(
             metavar="DIR",
             help="Model folder whose feature extractor is used (default: the published settings).",
         ),
+        Reads(),
     ] = None,
     missing_leads: Annotated[Literal["error", "zero"] | None, typer.Option("--missing-leads", help=_DEFAULT)] = None,
     nan_samples: Annotated[NanSamples | None, typer.Option("--nan-samples", help=_DEFAULT)] = None,

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import quiet_libraries
+from .outputs import Reads, Writes
 
 if TYPE_CHECKING:
     from ..inference.onnx_export import OnnxReport
 
 
 def export_onnx(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub repository of a classifier.")],
-    output_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write, new or empty.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub repository of a classifier."), Reads()],
+    output_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write, new or empty."), Writes()],
 ) -> int:
     """
     Write a classifier as an ONNX file, checked against torch.

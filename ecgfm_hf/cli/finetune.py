@@ -7,6 +7,7 @@ import typer
 
 from ..recipes import recipe_names
 from .options import CommandFailed
+from .outputs import Reads
 from .pretrain import ShowOption, prepare_to_train, show_recipe
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def finetune(
             metavar="NAME|PATH",
             help=f"A recipe: {', '.join(recipe_names('finetune'))}, or a YAML file of the same keys.",
         ),
+        Reads(),
     ],
     changes: Annotated[
         list[str] | None,

@@ -15,13 +15,23 @@ import typer
 
 from ..labeler.presets import Preset
 from ..utils.errors import SettingsError
+from ..utils.files import atomic_path, begins_with, write_text
 from .options import NumProcOption, failing_with, show_progress
+from .outputs import Reads, Writes
 
 if TYPE_CHECKING:
     from ..labeler import LabelCounts, Labeler
     from ..labeler.tables import Block
 
+# The beginning of the page of --explain-html.
+_PAGE_START = '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Labels of reports</title>'
 _EXPLAINED = 20  # reports on the page of --explain-html
+
+
+def _is_labelled(path: Path) -> bool:
+    from ..labeler.tables import is_labelled
+
+    return is_labelled(path)
 
 
 @dataclass(frozen=True)
@@ -42,9 +52,11 @@ class _Job:
 
 def label(
     reports: Annotated[
-        Path, typer.Argument(metavar="REPORTS", help="Table with one report per row: .csv or .parquet.")
+        Path, typer.Argument(metavar="REPORTS", help="Table with one report per row: .csv or .parquet."), Reads()
     ],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Table to write: .parquet or .csv; replaces a file.")],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Table to write: .parquet or .csv."), Writes(_is_labelled)
+    ],
     text_column: Annotated[
         str,
         typer.Option(
@@ -58,11 +70,12 @@ def label(
         typer.Option("--preset", help="A labeler of this package (default: mimic17)."),
     ] = None,
     definition: Annotated[
-        Path | None, typer.Option("--definition", metavar="JSON", help="A labeler of your own.")
+        Path | None, typer.Option("--definition", metavar="JSON", help="A labeler of your own."), Reads()
     ] = None,
     original: Annotated[
         Path | None,
         typer.Option("--original", metavar="DIR", help="The original's JSON tables, from your clone of it."),
+        Reads(),
     ] = None,
     soft: Annotated[bool, typer.Option("--soft", help="Write probabilities instead of 0 and 1.")] = False,
     keep: Annotated[
@@ -76,6 +89,7 @@ def label(
     unmatched: Annotated[
         Path | None,
         typer.Option("--unmatched", metavar="CSV", help="Write the text that no phrase matched, with counts."),
+        Writes(begins_with("text,count\n")),
     ] = None,
     explain_html: Annotated[
         Path | None,
@@ -84,15 +98,20 @@ def label(
             metavar="HTML",
             help=f"Write which words gave which label, for the first {_EXPLAINED} different reports.",
         ),
+        Writes(begins_with(_PAGE_START)),
     ] = None,
     label_def: Annotated[
         Path | None,
         typer.Option("--label-def", metavar="CSV", help="Write counts and pos_weight, as label_def.csv."),
+        Writes(begins_with("name,pos_count_")),
     ] = None,
     split_column: Annotated[
         str | None,
         typer.Option("--split-column", metavar="NAME", help="Column of the split, for --label-def (default: train)."),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that this command did not write; never the reports.")
+    ] = False,
 ) -> int:
     """
     Turn free-text reports into labels.
@@ -148,7 +167,6 @@ def _label(job: _Job, labeler: "Labeler") -> str:
     unmatched, statuses = Counter[str](), Counter[str]()
     explained: dict[str, None] = {}
     unlabelled = 0
-    partial = job.output.with_name(f".{job.output.name}.partial")
     reader = open_reader(job.reports)
     columns = _text_columns(reader.header, job.text_column, job.reports)
     split = None if job.split_column is None else reader.index(job.split_column)
@@ -169,71 +187,60 @@ def _label(job: _Job, labeler: "Labeler") -> str:
             yield from texts
 
     rows = label_reports(labeler, reports(), keep=job.keep, soft=job.soft, processes=job.num_proc)
-    try:
-        with _named(job.output):
-            opened = open_writer(job.output.suffix, partial, reader, labeler.labels, job.soft)
-        with (
-            opened as writer,
-            tqdm(total=reader.number, unit="report", disable=not show_progress()) as progress,
-        ):
-            for first in rows:
-                block = pending.pop(0)
-                labelled = [first, *islice(rows, block.number - 1)]
-                with _named(job.output):
-                    writer.write(block, labelled)
-                splits = ["train"] * block.number if split is None else map(str, block.texts(split))
-                for row, name in zip(labelled, splits, strict=True):
-                    counts.add(row.values, name)
-                    if row.status == LABELLED:  # the labels of others are unknown
-                        known.add(row.values, name)
-                    unlabelled += not any(row.values)
-                    statuses[row.status] += 1
-                    unmatched.update(row.unmatched)
-                progress.update(block.number)
-        with _named(job.output):
-            os.replace(partial, job.output)
-    finally:
-        with _named(job.output):
-            partial.unlink(missing_ok=True)
+    with (
+        _named(job),
+        atomic_path(job.output) as partial,
+        open_writer(job.output.suffix, partial, reader, labeler.labels, job.soft) as writer,
+        tqdm(total=reader.number, unit="report", disable=not show_progress()) as progress,
+    ):
+        for first in rows:
+            block = pending.pop(0)
+            labelled = [first, *islice(rows, block.number - 1)]
+            writer.write(block, labelled)
+            splits = ["train"] * block.number if split is None else map(str, block.texts(split))
+            for row, name in zip(labelled, splits, strict=True):
+                counts.add(row.values, name)
+                if row.status == LABELLED:  # the labels of others are unknown
+                    known.add(row.values, name)
+                unlabelled += not any(row.values)
+                statuses[row.status] += 1
+                unmatched.update(row.unmatched)
+            progress.update(block.number)
     if job.label_def is not None:
         known.write(job.label_def)
     if job.unmatched is not None:
         write_counts(job.unmatched, unmatched)
     if job.explain_html is not None:
         page = html_page(map(labeler.explain, islice(explained, _EXPLAINED)))
-        job.explain_html.write_text(page, encoding="utf-8")
+        write_text(job.explain_html, page)
     return _summary(labeler, counts, unlabelled, statuses, unmatched, job)
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Name `path` in errors, not the temporary file beside it."""
+def _named(job: _Job) -> Iterator[None]:
+    """Name the output in errors of writing, not the temporary file beside it."""
     try:
         yield
     except OSError as error:
-        raise OSError(f"{path}: cannot be written: {os.strerror(error.errno) if error.errno else error}") from error
+        if error.filename == str(job.reports):
+            raise
+        what = os.strerror(error.errno) if error.errno else error
+        raise OSError(f"{job.output}: cannot be written: {what}") from error
 
 
 def _check_outputs(job: _Job) -> None:
-    """Check before the work that the outputs can be written and overwrite nothing of this run."""
+    """Check before the work that the outputs can be written."""
     from ..labeler.tables import TableError
 
-    used: dict[Path, str] = {job.reports.resolve(): "the reports"}
-    outputs = {"the labels": job.output, "--unmatched": job.unmatched}
-    outputs |= {"--explain-html": job.explain_html, "--label-def": job.label_def}
-    for what, path in outputs.items():
+    for path in (job.output, job.unmatched, job.explain_html, job.label_def):
         if path is None:
             continue
-        if path.resolve() in used:
-            raise TableError(f"{path}: {what} would overwrite {used[path.resolve()]}")
         if not path.resolve().parent.is_dir():
             raise TableError(f"{path}: there is no folder {path.parent}")
         if path.is_dir():
             raise TableError(f"{path}: is a folder")
-        # The labels replace a file; the others are written into it.
-        if not os.access(path if path.exists() and path != job.output else path.resolve().parent, os.W_OK):
-            raise TableError(f"{path}: {what} cannot be written there")
-        used[path.resolve()] = what
+        if not os.access(path.resolve().parent, os.W_OK):
+            raise TableError(f"{path}: cannot be written there")
 
 
 def _text_columns(header: list[str], name: str, path: Path) -> list[int]:

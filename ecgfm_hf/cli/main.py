@@ -18,8 +18,9 @@ from typer.core import TyperCommand, TyperGroup
 
 from .. import __version__
 from ..utils.errors import ECGFMError
-from ..utils.name_lists import as_names
+from ..utils.text import as_names, printable
 from .options import CommandFailed, QuietOption, VerboseOption, logging_for, with_logging
+from .outputs import with_checked_outputs
 
 # The base of all errors of usage; typer exports only this one of its kind.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -90,7 +91,7 @@ def load_command(name: str) -> TyperCommand:
     found = COMMANDS[name]
     function = getattr(importlib.import_module(found.module, __package__), found.function)
     app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    app.command(name, rich_help_panel=found.panel, no_args_is_help=False)(with_logging(function))
+    app.command(name, rich_help_panel=found.panel, no_args_is_help=False)(with_logging(with_checked_outputs(function)))
     command = typer.main.get_command(app)
     assert isinstance(command, TyperCommand)
     return command
@@ -214,7 +215,7 @@ def _is_message(error: Exception) -> bool:
 
 def _failed_unexpectedly() -> int:
     """Print the traceback of the error that is being handled, and how to report it; return the exit status."""
-    traceback.print_exc()
+    print(printable(traceback.format_exc()), end="", file=sys.stderr)
     return _failed(
         "unexpected error: this is a defect of ecgfm-hf. Please send its maintainers the traceback above, the "
         "command, and what `ecgfm --version` prints. Remove names, ids and paths of patients first",
@@ -225,5 +226,5 @@ def _failed_unexpectedly() -> int:
 def _failed(message: object, status: int) -> int:
     """Print why a command failed, once among several processes; return its exit status."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"ecgfm: {message}", file=sys.stderr)
+        print(printable(f"ecgfm: {message}"), file=sys.stderr)
     return status

@@ -11,13 +11,14 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, TextIO, get_type_hints
 
 import typer
 
 from ..utils.errors import ECGFMError, SettingsError
-from ..utils.name_lists import names
 from ..utils.precision import Precision
+from ..utils.text import names, printable
+from .outputs import Reads
 
 # The feature extractor's policies. Its file is remote code, which must work without this package and imports
 # transformers, which help must not wait for; tests/test_cli.py compares them.
@@ -52,7 +53,7 @@ ColumnsOption = Annotated[
         "that the table has no such column.",
     ),
 ]
-StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder that `ecgfm prepare` wrote.")]
+StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder that `ecgfm prepare` wrote."), Reads()]
 
 
 _FORMATS, _POLICIES = "What files contain", "Policies (default: as in the model's folder)"
@@ -244,6 +245,41 @@ def show_progress() -> bool:
     return sys.stderr.isatty() and not _QUIET
 
 
+class _EscapedStream:
+    """A stream that shows control characters of names, labels and reports as escapes: they act on a terminal."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write text. tqdm's own movements stay: a carriage return in front, or nothing but lines up and down."""
+        if text and not text.strip("\n\x1b[A"):
+            return self._stream.write(text)
+        start = "\r" if text.startswith("\r") else ""
+        self._stream.write(start + printable(text[len(start) :]))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def exact(stream: TextIO) -> TextIO:
+    """Return a stream that writes what programs read as it is, unless it is a terminal."""
+    return stream._stream if isinstance(stream, _EscapedStream) and not stream.isatty() else stream
+
+
+@contextlib.contextmanager
+def escaped_output() -> Iterator[None]:
+    """Escape control characters in all that is printed, logged or warned of; see [`printable`]."""
+    with contextlib.ExitStack() as stack:
+        # Commands may be nested, and a stream may be missing (`pythonw`).
+        if sys.stdout is not None and not isinstance(sys.stdout, _EscapedStream):
+            stack.enter_context(contextlib.redirect_stdout(_EscapedStream(sys.stdout)))
+        if sys.stderr is not None and not isinstance(sys.stderr, _EscapedStream):
+            stack.enter_context(contextlib.redirect_stderr(_EscapedStream(sys.stderr)))
+        yield
+
+
 @contextlib.contextmanager
 def logging_for(verbose: bool, quiet: bool) -> Iterator[None]:
     """
@@ -279,7 +315,7 @@ def with_logging(command: Callable[..., int]) -> Callable[..., int]:
 
     @functools.wraps(command)
     def logged(*, verbose: bool, quiet: bool, **values: Any) -> int:
-        with logging_for(verbose, quiet):
+        with escaped_output(), logging_for(verbose, quiet):
             return command(**values)
 
     added = [

@@ -1,16 +1,18 @@
 """`ecgfm predict`, `ecgfm embed` and `ecgfm embed-map`."""
 
-import contextlib
+import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..utils.errors import SettingsError
+from ..utils.files import begins_with, check_output
 from .options import (
     BatchSizeOption,
     ColumnsOption,
@@ -24,6 +26,8 @@ from .options import (
     show_progress,
     sigterm_as_interrupt,
 )
+from .outputs import Reads, Writes, companions
+from .predict_output import format_of, is_answers, is_parquet_output, print_answers, report_written
 from .prediction_pages import PageOptions
 
 if TYPE_CHECKING:
@@ -38,6 +42,24 @@ if TYPE_CHECKING:
 _MORE, _RUN = "More recordings", "Running"
 _PAGES = "A page for each recording (needs ecgfm-hf\\[plots])"
 
+FAILURES_HEADER = "recording_id,path,reason\n"
+
+
+def _is_map(path: Path) -> bool:
+    from ..inference.embedding_map import MAP_MARK
+
+    return path.is_file() and MAP_MARK.encode() in path.read_bytes()
+
+
+def _run_files(values: Mapping[str, Any]) -> Iterator[tuple[Path, Callable[[Path], bool]]]:
+    """Yield what a run with Parquet output writes beside the output."""
+    output = Path(values["output"] or "")
+    if output.suffix.lower() == ".parquet":
+        yield output.with_name(f"{output.name}.parts"), lambda path: (path / "plan.json").is_file()
+        if values["failures"] is None:
+            stem = output.name.removesuffix(".parquet")
+            yield output.with_name(f"{stem}.failures.csv"), begins_with(FAILURES_HEADER)
+
 
 @dataclass(frozen=True)
 class RecordingOptions(ReadingOptions):
@@ -46,6 +68,7 @@ class RecordingOptions(ReadingOptions):
     inputs: Annotated[
         list[str] | None,
         typer.Argument(metavar="FILE", help="Recordings (.hea or record name, DICOM file, ...), folders, or stores."),
+        Reads(),
     ] = None
     list_file: Annotated[
         str | None,
@@ -55,6 +78,7 @@ class RecordingOptions(ReadingOptions):
             help="File with one path per line; - is standard input.",
             rich_help_panel=_MORE,
         ),
+        Reads(),
     ] = None
     table: Annotated[
         str | None,
@@ -64,6 +88,7 @@ class RecordingOptions(ReadingOptions):
             help="CSV or Parquet table with a column path (or recording_id).",
             rich_help_panel=_MORE,
         ),
+        Reads(),
     ] = None
     root: Annotated[
         str | None,
@@ -73,6 +98,7 @@ class RecordingOptions(ReadingOptions):
             help="Folder of the table's paths (default: the table's folder).",
             rich_help_panel=_MORE,
         ),
+        Reads(),
     ] = None
     columns: ColumnsOption = None
     split: Annotated[
@@ -110,6 +136,7 @@ class RecordingOptions(ReadingOptions):
             help="List the recordings that failed in this file (.parquet: by default beside the output).",
             rich_help_panel=_RUN,
         ),
+        Writes(begins_with(FAILURES_HEADER)),
     ] = None
     part_size: Annotated[
         int,
@@ -123,7 +150,11 @@ class RecordingOptions(ReadingOptions):
     ] = 256
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help=".parquet: replace the output of another run.", rich_help_panel=_RUN),
+        typer.Option(
+            "--overwrite",
+            help="Replace files that this command did not write, and a .parquet of another run; never inputs.",
+            rich_help_panel=_RUN,
+        ),
     ] = False
 
     def __post_init__(self) -> None:
@@ -136,6 +167,11 @@ class RecordingOptions(ReadingOptions):
         return parse_mapping(self.columns)
 
     @property
+    def named_inputs(self) -> list[str]:
+        """The files and folders that the options name."""
+        return [path for path in (*(self.inputs or ()), self.list_file, self.table, self.root) if path is not None]
+
+    @property
     def own_device(self) -> str:
         """The GPU of this process where several processes share a run and `cuda` is wanted."""
         shared = self.device == "cuda" and "LOCAL_RANK" in os.environ
@@ -144,17 +180,22 @@ class RecordingOptions(ReadingOptions):
 
 @expand_options
 def predict(
-    model: Annotated[str, typer.Option("--model", metavar="DIR", help="Folder or Hub repository of a classifier.")],
+    model: Annotated[
+        str, typer.Option("--model", metavar="DIR", help="Folder or Hub repository of a classifier."), Reads()
+    ],
     options: RecordingOptions,
     format: Annotated[
-        Literal["table", "csv", "json"] | None,
-        typer.Option("--format", help="Output format (default: table)."),
+        Literal["table", "csv", "tsv", "json", "xlsx"] | None,
+        typer.Option("--format", help="Output format (default: by the suffix of --output, else table)."),
     ] = None,
     output: Annotated[
         str | None,
         typer.Option(
-            "--output", metavar="PATH", help="File to write instead of standard output; for FILE.parquet see above."
+            "--output",
+            metavar="PATH",
+            help="File to write instead of standard output; .csv, .tsv, .json, .xlsx and .parquet give its format.",
         ),
+        Writes(is_answers, also=_run_files),
     ] = None,
     per_segment: Annotated[
         bool, typer.Option("--per-segment", help="Write a row per segment, with its start and end in seconds.")
@@ -168,6 +209,7 @@ def predict(
             help="Write a 12-lead page with scores for each recording.",
             rich_help_panel=_PAGES,
         ),
+        Writes(names=()),
     ] = None,
     plot_format: Annotated[
         Literal["pdf", "png"], typer.Option("--plot-format", help="File format.", rich_help_panel=_PAGES)
@@ -205,22 +247,31 @@ def predict(
     Exit status: 0 all scored, 1 some failed, 2 usage, 130 interrupted.
     """
     pages = PageOptions(plot, plot_format, plot_paper, plot_start, plot_gain, plot_saliency) if plot else None
-    to_parquet = output is not None and output.endswith(".parquet")
-    if to_parquet and format is not None:
-        raise CommandFailed(f"--format {format} is of what is printed, and {output} is Parquet")
-    if to_parquet and pages is not None:
+    chosen = (format or "table") if output is None else format_of(output, format)
+    if chosen == "xlsx":
+        if output is None:
+            raise SettingsError("--format xlsx needs --output FILE.xlsx: a workbook is no text")
+        if importlib.util.find_spec("openpyxl") is None:
+            raise CommandFailed("a workbook needs openpyxl: pip install 'ecgfm-hf[excel]', or write .csv")
+    if chosen == "parquet" and pages is not None:
         raise CommandFailed(f"pages are for answers that are printed, and {output} is Parquet")
     if logits and not per_segment:
         raise CommandFailed("--logits are of segments: add --per-segment")
     _check_outputs(output, options)
     with sigterm_as_interrupt(), quiet_libraries():
-        return _predict(model, output, options, format or "table", pages, per_segment, logits)
+        return _predict(model, output, options, chosen, pages, per_segment, logits)
 
 
 @expand_options
 def embed(
-    model: Annotated[str, typer.Option("--model", metavar="DIR", help="Folder or Hub repository of any ECG-FM model.")],
-    output: Annotated[str, typer.Option("--output", metavar="PATH", help="A Parquet file, ending in .parquet.")],
+    model: Annotated[
+        str, typer.Option("--model", metavar="DIR", help="Folder or Hub repository of any ECG-FM model."), Reads()
+    ],
+    output: Annotated[
+        str,
+        typer.Option("--output", metavar="PATH", help="A Parquet file, ending in .parquet."),
+        Writes(is_parquet_output, also=_run_files),
+    ],
     options: RecordingOptions,
     per_segment: Annotated[
         bool, typer.Option("--per-segment", help="Write a row per segment (default: their mean, a row per recording).")
@@ -244,7 +295,7 @@ def embed(
 
     Exit status: 0 all embedded, 1 some failed, 2 usage, 130 interrupted.
     """
-    if not output.endswith(".parquet"):
+    if Path(output).suffix.lower() != ".parquet":
         raise CommandFailed(f"--output must end in .parquet, found: {output}")
     _check_outputs(output, options)
     with sigterm_as_interrupt(), quiet_libraries():
@@ -252,19 +303,27 @@ def embed(
 
 
 def embed_map(
-    embeddings: Annotated[Path, typer.Argument(metavar="EMBEDDINGS", help="Parquet file that `ecgfm embed` wrote.")],
-    output: Annotated[Path, typer.Option("--output", metavar="PATH", help="Picture: .png, .pdf or .svg.")],
+    embeddings: Annotated[
+        Path, typer.Argument(metavar="EMBEDDINGS", help="Parquet file that `ecgfm embed` wrote."), Reads()
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", metavar="PATH", help="Picture: .png, .pdf or .svg."), Writes(_is_map)
+    ],
     labels: Annotated[
         Path | None,
         typer.Option(
             "--labels", metavar="TABLE", help="CSV or Parquet with a column recording_id or path, or the store."
         ),
+        Reads(),
     ] = None,
     columns: ColumnsOption = None,
     label: Annotated[
         str | None,
         typer.Option("--label", metavar="NAME", help="Which column of the table (default: the only one)."),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that this command did not write.")
+    ] = False,
 ) -> int:
     """
     Plot embeddings in two dimensions, coloured by a label.
@@ -299,62 +358,56 @@ def _predict(
     from ..model_folder import load_pipeline
     from ..modeling_ecgfm import ECGFMForMultiLabelClassification
     from ..utils.precision import keep_freed_memory, resolve_precision, weights_dtype
-    from .predict_output import print_answers
 
     keep_freed_memory()
-    with contextlib.ExitStack() as stack:
-        stream = sys.stdout
-        to_parquet = output is not None and output.endswith(".parquet")
-        if output is not None and not to_parquet:
-            stream = stack.enter_context(_opened(output))
-        with loading(name):
-            precision = resolve_precision(options.precision, options.own_device)
-            # Gradients are of float32; without them the weights are read as they are used.
-            has_gradients = pages is not None and pages.saliency is not None
-            dtype = torch.float32 if has_gradients else weights_dtype(precision, options.own_device)
-            pipeline = load_pipeline(name, device=options.own_device, dtype=dtype, **options.policies)
-        model, extractor = pipeline.model, pipeline.feature_extractor
-        # The package's own classes, by load_pipeline.
-        assert isinstance(model, ECGFMForMultiLabelClassification)
-        assert isinstance(extractor, ECGFMFeatureExtractor)
-        source = _source(options, extractor, inspect=True)
-        page = None if pages is None else pages.writer(pipeline, name)
-        runner = ModelRunner(model, options.batch_size, precision, False, None, options.compile)
-        if output is not None and to_parquet:
+    with loading(name):
+        precision = resolve_precision(options.precision, options.own_device)
+        # Gradients are of float32; without them the weights are read as they are used.
+        has_gradients = pages is not None and pages.saliency is not None
+        dtype = torch.float32 if has_gradients else weights_dtype(precision, options.own_device)
+        pipeline = load_pipeline(name, device=options.own_device, dtype=dtype, **options.policies)
+    model, extractor = pipeline.model, pipeline.feature_extractor
+    # The package's own classes, by load_pipeline.
+    assert isinstance(model, ECGFMForMultiLabelClassification)
+    assert isinstance(extractor, ECGFMFeatureExtractor)
+    source = _source(options, extractor, output, inspect=True)
+    page = None if pages is None else pages.writer(pipeline, name, [name, *options.named_inputs], options.overwrite)
+    runner = ModelRunner(model, options.batch_size, precision, False, None, options.compile)
+    if output is not None and format == "parquet":
 
-            def to_rows(read: "ReadRecording", found: "np.ndarray", _: object) -> list[dict[str, Any]]:
-                if per_segment:
-                    return segment_score_rows(read, found, model.config, extractor)
-                return score_rows(read, found, model.config)
+        def to_rows(read: "ReadRecording", found: "np.ndarray", _: object) -> list[dict[str, Any]]:
+            if per_segment:
+                return segment_score_rows(read, found, model.config, extractor)
+            return score_rows(read, found, model.config)
 
-            return _write_parquet(
-                "predict",
-                output,
-                options,
-                model,
-                runner,
-                extractor,
-                source,
-                score_schema(model.config, per_segment, logits),
-                to_rows,
-                layer=None,
-                **({"per_segment": True, "logits": logits} if per_segment else {}),
-            )
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise CommandFailed("several processes share a run only with --output FILE.parquet")
-        by_segment = partial(segment_answers_of, config=model.config, extractor=extractor) if per_segment else None
-        return print_answers(
+        return _write_parquet(
+            "predict",
+            output,
+            options,
+            model,
             runner,
+            extractor,
             source,
-            model.config,
-            format,
-            stream,
-            failures=options.failures,
-            workers=options.workers,
-            page=page,
-            by_segment=by_segment,
-            logits=logits,
+            score_schema(model.config, per_segment, logits),
+            to_rows,
+            layer=None,
+            **({"per_segment": True, "logits": logits} if per_segment else {}),
         )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise CommandFailed("several processes share a run only with --output FILE.parquet")
+    by_segment = partial(segment_answers_of, config=model.config, extractor=extractor) if per_segment else None
+    return print_answers(
+        runner,
+        source,
+        model.config,
+        format,
+        output,
+        failures=options.failures,
+        workers=options.workers,
+        page=page,
+        by_segment=by_segment,
+        logits=logits,
+    )
 
 
 def _embed(name: str, output: str, options: RecordingOptions, layer: int, per_segment: bool) -> int:
@@ -374,7 +427,7 @@ def _embed(name: str, output: str, options: RecordingOptions, layer: int, per_se
         model,
         ModelRunner(model, options.batch_size, precision, True, chosen, options.compile),
         extractor,
-        _source(options, extractor, inspect=False),
+        _source(options, extractor, output, inspect=False),
         embedding_schema(model.config.hidden_size, per_segment),
         lambda read, _, embeddings: embedding_rows(read, embeddings, per_segment),
         layer=chosen,
@@ -382,28 +435,22 @@ def _embed(name: str, output: str, options: RecordingOptions, layer: int, per_se
     )
 
 
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[TextIO]:
-    """Open a file to write, which keeps its content until it is truncated. Errors name it."""
-    try:
-        with open(path, "a", encoding="utf-8", newline="") as stream:
-            yield stream
-    except OSError as error:
-        raise CommandFailed(f"{path}: {error.strerror or error}" if error.filename is None else error) from error
-
-
 def _check_outputs(output: str | None, options: RecordingOptions) -> None:
     """Check that the outputs can be written, before hours of work."""
-    paths = [path for path in (output, options.failures) if path is not None]
-    for path in paths:
+    for path in (path for path in (output, options.failures) if path is not None):
         if not os.path.isdir(folder := os.path.dirname(path) or "."):
             raise CommandFailed(f"there is no folder {folder}")
-    if len({os.path.realpath(path) for path in paths}) < len(paths):
-        raise CommandFailed(f"--output and --failures are the same file: {output}")
+        if os.path.isdir(path):
+            raise CommandFailed(f"{path}: is a folder, expected a file to write")
+        if not os.access(path if Path(path).is_char_device() else folder, os.W_OK):
+            raise CommandFailed(f"{path}: cannot be written there", 1)
 
 
-def _source(options: RecordingOptions, extractor: "ECGFMFeatureExtractor", inspect: bool) -> "FileSource | StoreSource":
-    from ..inference.recording_sources import find_recordings, read_list
+def _source(
+    options: RecordingOptions, extractor: "ECGFMFeatureExtractor", output: str | None, inspect: bool
+) -> "FileSource | StoreSource":
+    """Return the recordings; an error where an output would replace one that a list or a table names."""
+    from ..inference.recording_sources import FileSource, find_recordings, read_list
 
     inputs = list(options.inputs or ())
     if options.list_file == "-":
@@ -413,7 +460,7 @@ def _source(options: RecordingOptions, extractor: "ECGFMFeatureExtractor", inspe
             inputs += read_list(file)
     if not inputs and options.table is None:
         raise CommandFailed("there are no recordings: give files, folders or stores, --list or --table")
-    return find_recordings(
+    source = find_recordings(
         inputs,
         extractor,
         table=options.table,
@@ -423,6 +470,13 @@ def _source(options: RecordingOptions, extractor: "ECGFMFeatureExtractor", inspe
         arguments=options.arguments,
         inspect=inspect,
     )
+    # Without --overwrite, only outputs of this command are replaced, which are no recordings.
+    written = [path for path in (output, options.failures) if options.overwrite and path and os.path.isfile(path)]
+    if written and isinstance(source, FileSource):
+        read = [file for path in source.paths() for file in (path, *companions(path))]
+        for path in written:
+            check_output(path, read, overwrite=True)
+    return source
 
 
 def _write_parquet(
@@ -438,7 +492,6 @@ def _write_parquet(
     **settings: Any,
 ) -> int:
     from ..inference.parquet_run import ParquetRun, Processes, plan_of
-    from .predict_output import report_written
 
     settings = {"command": command, "precision": runner.precision, "compile": options.compile, **settings}
     processes = Processes()

@@ -1,15 +1,19 @@
-"""What `ecgfm predict` prints: a table for people, CSV and JSON for programs."""
+"""What `ecgfm predict` prints or writes: a table for people; CSV, TSV, JSON and workbooks for programs."""
 
 import csv
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from .options import show_progress
+from ..utils.errors import SettingsError
+from ..utils.files import atomic_path, begins_with
+from ..utils.text import printable, to_cells
+from .options import exact, show_progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +25,57 @@ if TYPE_CHECKING:
     from ..records import ECGRecord
 
 _Answers = list[dict[str, Any]]
+# The creator of a workbook, by which an earlier output is recognised.
+_WORKBOOK_CREATOR = "ecgfm predict"
+_FORMAT_OF_SUFFIX = {".csv": "csv", ".tsv": "tsv", ".json": "json", ".xlsx": "xlsx", ".parquet": "parquet"}
+_TEXT_SUFFIXES = ("", ".txt", ".out", ".log")
+
+
+def format_of(output: str, format: str | None = None) -> str:
+    """
+    Return the format to write: `--format`, or by the suffix of the output.
+
+    Raises:
+        [`SettingsError`]: they contradict each other, or the suffix is of no format and no `--format` is given.
+    """
+    suffix = Path(output).suffix.lower()
+    found = _FORMAT_OF_SUFFIX.get(suffix)
+    if None not in (format, found) and format != found:
+        raise SettingsError(f"--format {format} contradicts --output {output}: remove --format, or change the suffix")
+    if format is None and found is None and suffix not in _TEXT_SUFFIXES and not Path(output).is_char_device():
+        raise SettingsError(
+            f"--output {output}: the suffix {suffix} names no format. Expected {', '.join(_FORMAT_OF_SUFFIX)}, .txt "
+            "for a table to read, or --format"
+        )
+    return format or found or "table"
+
+
+def is_parquet_output(path: Path) -> bool:
+    """Return whether a file was written by a run with Parquet output."""
+    from ..inference.parquet_run import is_output
+
+    return is_output(path)
+
+
+def is_answers(path: Path) -> bool:
+    """Return whether a file was written by `predict --output`, in any of its formats."""
+    if not path.is_file():
+        return False
+    if begins_with("[]\n", '[\n {\n  "recording":')(path):
+        return True
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as workbook:
+            about = "docProps/core.xml"
+            return about in workbook.namelist() and _WORKBOOK_CREATOR.encode() in workbook.read(about)
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        first = file.readline()
+    cells = first.rstrip("\n").split("\t" if "\t" in first else ",")
+    if cells[0] == "recording" and cells[-1] == "warnings" and (cells[-2] == "segments" or "start_s" in cells):
+        return True
+    if first.startswith("label "):  # a table, which ends with what the scores are
+        last = path.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
+        return "not for clinical use" in last
+    return is_parquet_output(path)
 
 
 def print_answers(
@@ -28,7 +83,7 @@ def print_answers(
     source: "FileSource | StoreSource",
     config: "ECGFMConfig",
     format: str,
-    stream: TextIO,
+    output: str | None,
     *,
     failures: str | None = None,
     workers: int = 0,
@@ -41,8 +96,8 @@ def print_answers(
 
     Args:
         runner ([`ModelRunner`]), source, config ([`ECGFMConfig`]): The model, the recordings, the model's config.
-        format: `"table"`, `"csv"` or `"json"`.
-        stream: Where to write. A file is truncated first.
+        format: `"table"`, `"csv"`, `"tsv"`, `"json"` or `"xlsx"`.
+        output: The file to write, whole or not at all; standard output if None.
         failures: A CSV file that lists the recordings that failed.
         workers: Processes that read ahead.
         page: Writes a recording's page, given the recording and its answer.
@@ -86,11 +141,17 @@ def print_answers(
                         tqdm.write(f"ecgfm: {read.recording_id}: no page: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         interrupted = True
-    if stream is not sys.stdout and os.path.isfile(stream.name):
-        stream.truncate(0)
-    write_answers(answers, config, format, stream, runner.precision, by_segment is not None, logits)
-    if stream is not sys.stdout:
-        report_written(count, stream.name)
+    per_segment = by_segment is not None
+    if output is None:
+        write_answers(answers, config, format, sys.stdout, runner.precision, per_segment, logits)
+    else:
+        with atomic_path(output) as scratch:
+            if format == "xlsx":
+                _write_workbook(_rows(answers, config, per_segment, logits), config, runner.precision, scratch)
+            else:
+                with open(scratch, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+                    write_answers(answers, config, format, stream, runner.precision, per_segment, logits)
+        report_written(count, output)
     if failures is not None:
         write_failures(Path(failures), iter(failed))
     if failed:
@@ -122,7 +183,7 @@ def write_answers(
     Args:
         answers: One a recording, or one a segment.
         config ([`ECGFMConfig`]): The config of the model that made them.
-        format: `"table"`, `"csv"` or `"json"`.
+        format: `"table"`, `"csv"`, `"tsv"` or `"json"`.
         stream: Where to write.
         precision: What they were computed in.
         per_segment, logits: Whether answers are of segments, and whether to write their logits.
@@ -132,43 +193,58 @@ def write_answers(
     note = score_note(config)
     if not logits:
         answers = [{name: value for name, value in answer.items() if name != "logits"} for answer in answers]
-    if format == "json":
+    if format in ("csv", "tsv"):
+        # The columns are for programs; the note goes where people look.
+        print(f"ecgfm: {_computed(note, precision)}", file=sys.stderr)
+        writer = csv.writer(exact(stream), delimiter="\t" if format == "tsv" else ",", lineterminator="\n")
+        writer.writerows(to_cells(row) for row in _rows(answers, config, per_segment, logits))
+    elif format == "json":
         about = {"precision": precision, "note": note}
-        json.dump([answer | about for answer in answers], stream, indent=1, ensure_ascii=False)
-        stream.write("\n")
-    elif format == "csv":
-        _write_csv(answers, config, note, precision, stream, per_segment, logits)
+        json.dump([answer | about for answer in answers], exact(stream), indent=1, ensure_ascii=False)
+        exact(stream).write("\n")
     else:
         _write_table(answers, config, note, precision, stream)
 
 
-def _write_csv(
-    answers: _Answers,
-    config: "ECGFMConfig",
-    note: str,
-    precision: str,
-    stream: TextIO,
-    per_segment: bool,
-    logits: bool,
-) -> None:
-    # The columns are for programs; the note goes where people look.
-    print(f"ecgfm: {_computed(note, precision)}", file=sys.stderr)
-    writer = csv.writer(stream, lineterminator="\n")
+def _rows(answers: _Answers, config: "ECGFMConfig", per_segment: bool, logits: bool) -> Iterator[list[str]]:
+    """Yield the header, and a row a recording or segment: its name first, its warnings last, numbers between."""
     names = config.label_names
     extra = [f"logit:{name}" for name in names if logits]
     if per_segment:
-        writer.writerow(["recording", "segment", "start_s", "end_s", *names, *extra, "warnings"])
+        yield ["recording", "segment", "start_s", "end_s", *names, *extra, "warnings"]
     else:
-        writer.writerow(["recording", *names, "segments", "warnings"])
+        yield ["recording", *names, "segments", "warnings"]
     for answer in answers:
         scores = [f"{answer['scores'][label]:.6g}" for label in names]
         warnings = "; ".join(answer["warnings"])
         if per_segment:
-            times = answer["segment"], f"{answer['start_s']:g}", f"{answer['end_s']:g}"
+            times = str(answer["segment"]), f"{answer['start_s']:g}", f"{answer['end_s']:g}"
             scores += [f"{answer['logits'][label]:.6g}" for label in names if logits]
-            writer.writerow([answer["recording"], *times, *scores, warnings])
+            yield [answer["recording"], *times, *scores, warnings]
         else:
-            writer.writerow([answer["recording"], *scores, answer["segments"], warnings])
+            yield [answer["recording"], *scores, str(answer["segments"]), warnings]
+
+
+def _write_workbook(rows: Iterator[list[str]], config: "ECGFMConfig", precision: str, path: Path) -> None:
+    from openpyxl import Workbook
+    from openpyxl.cell import WriteOnlyCell
+
+    from ..inference.model_runner import score_note
+
+    workbook = Workbook(write_only=True)
+    workbook.properties.creator = _WORKBOOK_CREATOR
+    sheet = workbook.create_sheet("scores")
+    for number, row in enumerate(rows):
+        cells = []
+        for index, value in enumerate(row):
+            is_number = number > 0 and 0 < index < len(row) - 1
+            cell = WriteOnlyCell(sheet, float(value) if is_number else printable(value))
+            if not is_number:
+                cell.data_type = "s"  # no formula, whatever it begins with
+            cells.append(cell)
+        sheet.append(cells)
+    workbook.create_sheet("about").append([_computed(score_note(config), precision)])
+    workbook.save(path)
 
 
 def _write_table(answers: _Answers, config: "ECGFMConfig", note: str, precision: str, stream: TextIO) -> None:
@@ -217,4 +293,4 @@ def _headings(answers: _Answers) -> list[str]:
     return [names[answer["recording"]] + time for answer, time in zip(answers, times, strict=True)]
 
 
-__all__ = ["print_answers", "report_written", "write_answers"]
+__all__ = ["format_of", "is_answers", "is_parquet_output", "print_answers", "report_written", "write_answers"]

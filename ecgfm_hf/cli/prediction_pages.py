@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..utils.errors import SettingsError
+from ..utils.files import check_output
 
 if TYPE_CHECKING:
     from ..configuration_ecgfm import ECGFMConfig
@@ -28,10 +29,11 @@ class PageOptions:
     saliency: str | None
 
     def writer(
-        self, pipeline: "ECGClassificationPipeline", model: str
+        self, pipeline: "ECGClassificationPipeline", model: str, inputs: Sequence[str], overwrite: bool
     ) -> "Callable[[ECGRecord, Mapping[str, Any]], None]":
         """
-        Return the function that writes the page of a recording, given it and its answer.
+        Return the function that writes the page of a recording, given it and its answer. It raises an
+        [`OutputExistsError`] where the page would replace a file that is no page, or is among `inputs`.
 
         Raises:
             `ValueError`: a label that the model does not have.
@@ -39,7 +41,7 @@ class PageOptions:
             `OSError`: the folder cannot be made.
         """
         from ..interpretation.ecg_page import GAINS
-        from ..interpretation.paper import new_sheet
+        from ..interpretation.paper import PAGE_MARK, new_sheet
 
         if self.gain not in GAINS:
             gains = ", ".join(f"{gain:g}" for gain in GAINS)
@@ -63,13 +65,15 @@ class PageOptions:
         model_name = os.path.basename(os.path.normpath(model))
 
         def write(record: "ECGRecord", answer: Mapping[str, Any]) -> None:
+            path = plot_path(self.folder, record.recording_id, self.format, taken)
+            check_output(path, inputs, overwrite=overwrite, is_own=lambda page: PAGE_MARK.encode() in page.read_bytes())
             plot_recording(
                 record,
                 answer["scores"],
                 answer["positive"],
                 config,
                 _saliency(pipeline, record, self.saliency),
-                plot_path(self.folder, record.recording_id, self.format, taken),
+                path,
                 warnings=answer["warnings"],
                 start_s=self.start,
                 facts=[f"model {model_name}"],

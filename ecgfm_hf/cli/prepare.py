@@ -21,6 +21,7 @@ from .options import (
     parse_names,
     show_progress,
 )
+from .outputs import Reads, Writes
 
 if TYPE_CHECKING:
     from ..data import PrepareSettings, Source, SplitSettings
@@ -36,6 +37,12 @@ _KNOWN, _PRIVACY, _SPLIT = "What is known of the recordings", "Privacy", "Split"
 
 _Strategy = Literal["random", "grouped", "temporal", "grouped_temporal"]
 _STRATEGY_HELP = "grouped: by patient (default: one split, all)."
+
+
+def _is_store(path: Path) -> bool:
+    from ..inference.recording_sources import is_store
+
+    return is_store(str(path))
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class SplitOptions:
         typer.Option(
             "--split-csv", metavar="FILE", help="A published split: idx, save_file, split.", rich_help_panel=_SPLIT
         ),
+        Reads(),
     ] = None
     assume_independent: Annotated[
         bool,
@@ -96,9 +104,11 @@ def prepare(
         Literal["mimic_iv_ecg", "physionet2021", "code_15", "table"],
         typer.Argument(metavar="SOURCE", help="mimic_iv_ecg, physionet2021, code_15 or table."),
     ],
-    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The dataset's folder.")],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The dataset's folder."), Reads()],
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Folder to write: new, empty, or of the same preparation.")
+        Path,
+        typer.Argument(metavar="OUT", help="Folder to write: new, empty, or of the same preparation."),
+        Writes(_is_store),
     ],
     split_options: SplitOptions,
     num_proc: NumProcOption = 1,
@@ -120,6 +130,7 @@ def prepare(
         typer.Option(
             "--table", metavar="FILE", help="table: CSV or Parquet with a row a recording.", rich_help_panel=_KNOWN
         ),
+        Reads(),
     ] = None,
     columns: ColumnsOption = None,
     labels: Annotated[
@@ -130,6 +141,7 @@ def prepare(
             help="table: label columns A,B,...; mimic_iv_ecg: a CSV, or mimic17.",
             rich_help_panel=_KNOWN,
         ),
+        Reads(),
     ] = None,
     unlabelled: Annotated[
         Literal["unknown", "negative"] | None,
@@ -147,6 +159,7 @@ def prepare(
             help="mimic_iv_ecg: MIMIC-IV's patients.csv, for age and sex.",
             rich_help_panel=_KNOWN,
         ),
+        Reads(),
     ] = None,
     sampling_rate: Annotated[
         float | None,
@@ -209,6 +222,7 @@ def prepare(
             help="Use this salt, for the same hashes again; made if missing.",
             rich_help_panel=_PRIVACY,
         ),
+        Reads(),
     ] = None,
     drop: Annotated[
         str | None,
@@ -291,7 +305,9 @@ def prepare(
 @expand_options
 def split(
     store: Annotated[
-        Path, typer.Argument(metavar="STORE", help="Folder that `ecgfm prepare` wrote; it is split in place.")
+        Path,
+        typer.Argument(metavar="STORE", help="Folder that `ecgfm prepare` wrote; it is split in place."),
+        Reads(),
     ],
     split_options: SplitOptions,
     num_proc: NumProcOption = 1,

@@ -9,6 +9,7 @@ import typer
 
 from ..recipes import recipe_names
 from ..utils.errors import SettingsError
+from .outputs import Reads
 
 if TYPE_CHECKING:
     from ..training import FinetuneSettings, PretrainResult, PretrainSettings
@@ -24,6 +25,7 @@ def pretrain(
             metavar="NAME|PATH",
             help=f"A recipe: {', '.join(recipe_names('pretrain'))}, or a YAML file of the same keys.",
         ),
+        Reads(),
     ],
     changes: Annotated[
         list[str] | None,

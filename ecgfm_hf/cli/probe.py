@@ -14,6 +14,7 @@ from .options import (
     quiet_libraries,
     show_progress,
 )
+from .outputs import Reads, Writes
 
 if TYPE_CHECKING:
     from ..inference import Predictions
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 
 
 def probe(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder; its encoder is used, a head is not.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Model folder; its encoder is used, a head is not."), Reads()
+    ],
     store: StoreArgument,
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the classifier.")],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the classifier."), Writes()],
     labels: Annotated[
         str | None,
         typer.Option("--labels", metavar="A,B", help="Default: all label columns of the store."),
@@ -64,6 +67,7 @@ def probe(
     cache: Annotated[
         Path | None,
         typer.Option("--cache", metavar="DIR", help="Keep embeddings here, so that the next heads take seconds."),
+        Writes(names=()),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model in the folder.")] = False,
     batch_size: BatchSizeOption = 16,

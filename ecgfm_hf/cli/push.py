@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import failing_with, parse_names, quiet_libraries, show_progress
+from .outputs import Reads
 
 if TYPE_CHECKING:
     from ..hub import PushContents
 
 
 def push(
-    model_dir: Annotated[Path, typer.Argument(metavar="DIR", help="Model folder, or the folder of a run.")],
+    model_dir: Annotated[Path, typer.Argument(metavar="DIR", help="Model folder, or the folder of a run."), Reads()],
     repo_id: Annotated[str, typer.Argument(metavar="REPO", help="Repository, NAMESPACE/NAME; made if there is none.")],
     private: Annotated[
         bool, typer.Option("--private", help="Make it private; an error where it is public already.")
@@ -29,6 +30,7 @@ def push(
             metavar="EVAL_DIR",
             help="Folder of `ecgfm evaluate`, for the card that is built where DIR has no README.md.",
         ),
+        Reads(),
     ] = None,
     details: Annotated[
         Path | None,
@@ -37,6 +39,7 @@ def push(
             metavar="FILE.yaml",
             help="Details for the card that is built where DIR has no README.md; see `ecgfm card`.",
         ),
+        Reads(),
     ] = None,
     allow: Annotated[
         str | None,

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import NumProcOption, SeedOption, show_progress
+from .outputs import Writes
 
 if TYPE_CHECKING:
     from ..synthetic import WrittenCohort
 
 
 def synthesize(
-    output_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must be new or empty.")],
+    output_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must be new or empty."), Writes()],
     patients: Annotated[
         int,
         typer.Option("--patients", metavar="N", help="Number of patients; each has 1 to 4 recordings, 1.9 on average."),

@@ -6,11 +6,14 @@ from typing import Annotated
 import typer
 
 from .options import CommandFailed
+from .outputs import Reads
 
 
 def verify(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Model folder, store or run; folders below it are verified, too.")
+        Path,
+        typer.Argument(metavar="DIR", help="Model folder, store or run; folders below it are verified, too."),
+        Reads(),
     ],
     update: Annotated[bool, typer.Option("--update", help="Accept the files as they are: write new digests.")] = False,
 ) -> int:

@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 import shutil
 from collections import Counter
@@ -354,6 +355,7 @@ def table_digest(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
+_DATA_FILE = re.compile(r".+-\d{5}-of-\d{5}\.parquet")
 _STORE_NAMES = {WORK_FOLDER, DATA_FOLDER, REPORT_FILE, CHECKSUMS_FILE, LABEL_DEF_FILE, CARD_FILE}
 
 
@@ -370,7 +372,9 @@ def _check_folder(out: Path, overwrite: bool) -> None:
     except DataError:
         foreign = names - {WORK_FOLDER}
     else:
-        foreign = names - _STORE_NAMES if overwrite else set()
+        # What is replaced is removed before, so nothing else may be in it.
+        data = (path.name for path in (out / DATA_FOLDER).glob("*") if not _DATA_FILE.fullmatch(path.name))
+        foreign = {*(names - _STORE_NAMES), *(f"{DATA_FOLDER}/{name}" for name in data)} if overwrite else set()
         remove_leftovers(out)
     if foreign:
         raise DataError(f"{out} contains other files ({', '.join(sorted(foreign)[:3])}); give a new folder")

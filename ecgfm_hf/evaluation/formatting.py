@@ -1,9 +1,10 @@
 """Text, numbers and figures as a reader sees them: in the report, on cards and on the command line."""
 
 import html
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
+
+from ..utils.text import is_control
 
 ABSENT = "–"
 METRIC_NAMES = {
@@ -22,7 +23,6 @@ METRIC_NAMES = {
     "r_squared": "R²",
     "bias": "Mean residual",
 }
-_TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
 def text(value: Any) -> str:
@@ -32,13 +32,7 @@ def text(value: Any) -> str:
 
 def literal(value: Any) -> str:
     """Return any value as text. Control characters, lone surrogates and marks that turn the direction become `�`."""
-    return "".join("\ufffd" if _unshowable(c) else c for c in str(value))
-
-
-def _unshowable(character: str) -> bool:
-    if unicodedata.category(character) in ("Cc", "Cs"):
-        return character not in "\t\n"
-    return unicodedata.bidirectional(character) in _TURNING
+    return "".join("\ufffd" if is_control(c) else c for c in str(value))
 
 
 def number(value: float | None) -> str:

@@ -10,8 +10,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from ..utils.files import atomic_path
 from .recording_sources import is_store
 
+# In the metadata of a map, by which an earlier one is recognised.
+MAP_MARK = "ecgfm-hf embed-map"
 _PICTURES = (".png", ".pdf", ".svg")
 _MOST_CATEGORIES = 10
 _UNKNOWN, _OTHER = "unknown", "other"
@@ -112,7 +115,10 @@ def draw_embedding_map(
     axes.set_title(f"{len(ids):,} embeddings" + ("" if values is None else f" by {_plain(name)}"))
     axes.set_aspect("equal", adjustable="datalim")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(output, dpi=150)
+    suffix = Path(output).suffix.lower()
+    mark = {"Software" if suffix == ".png" else "Creator": MAP_MARK}
+    with atomic_path(output) as scratch:
+        figure.savefig(scratch, format=suffix[1:], dpi=150, metadata=mark)
     known = "" if values is None else f", {sum(values.get(one) is not None for one in ids):,} with a value of {name}"
     return f"{len(ids):,} embeddings{known}: {os.fspath(output)}"
 

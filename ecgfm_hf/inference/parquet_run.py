@@ -29,6 +29,7 @@ from torch import distributed
 from transformers.modeling_utils import PreTrainedModel
 
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
+from ..utils.files import atomic_path, begins_with, check_output
 from ..utils.resumable_parts import (
     PartAccount,
     ResumableParts,
@@ -38,12 +39,15 @@ from ..utils.resumable_parts import (
     exit_with_parent,
     plan_differences,
 )
+from ..utils.text import to_cells
 from .model_runner import ModelRunner
 from .read_ahead import ReadRecording, read_in_order
 from .recording_sources import FileSource, StoreSource
 
 _METADATA = b"ecgfm_inference"
 _FORMAT = 1
+# The first line of a list of failures, by which one is recognised.
+FAILURES_HEADER = "recording_id,path,reason\n"
 _NO_PART_OF_THE_MODEL = ("_name_or_path", "transformers_version")
 # For processes to find each other, between two heartbeats, and after the last one of a process that has ended.
 _CONNECT_SECONDS, _BEAT_SECONDS, _DEAD_SECONDS = 90.0, 5.0, 60.0
@@ -189,14 +193,17 @@ class ParquetRun:
 
         Raises:
             [`ResumeError`]: the output, finished or not, is of another run.
+            [`OutputExistsError`]: the list of failures would replace a file that no run has written.
             `OSError`: it cannot be written.
         """
         processes = self.processes
+        if processes.is_main:
+            check_output(self.failures_file, overwrite=overwrite, is_own=begins_with(FAILURES_HEADER))
         if overwrite:
             if processes.is_main:
                 self.parts.remove()
                 self.output.unlink(missing_ok=True)
-                self.failures_file.unlink(missing_ok=True)
+                self._remove_failures()
             processes.wait()
         earlier = self._earlier()
         # All processes look before one begins: what a process finds must not depend on how fast the others are.
@@ -239,6 +246,10 @@ class ParquetRun:
         failures = self.failures_file if metadata["failed"] else None
         return RunResult(self.output, len(self.source), metadata["failed"], failures, True)
 
+    def _remove_failures(self) -> None:
+        if begins_with(FAILURES_HEADER)(self.failures_file):  # nothing but what a run has written
+            self.failures_file.unlink()
+
     def _write_parts(self) -> None:
         # The main process shows its own share, which stands for the others'.
         progress = self.progress and self.processes.is_main
@@ -253,10 +264,9 @@ class ParquetRun:
             accounts = self.parts.accounts()
             failures = [failure for account in accounts for failure in account.failures]
             if failures:
-                with self.parts.output(self.failures_file) as scratch:
-                    write_failures(scratch, (tuple(failure.values()) for failure in failures))
+                write_failures(self.failures_file, (tuple(failure.values()) for failure in failures))
             else:
-                self.failures_file.unlink(missing_ok=True)
+                self._remove_failures()
             about = json.dumps({"plan": self.parts.plan, "failed": len(failures)})
             schema = self.schema.with_metadata({**(self.schema.metadata or {}), _METADATA: about.encode()})
             # Last: with it the run is complete.
@@ -328,13 +338,18 @@ def plan_of(
 
 
 def write_failures(path: Path, failures: Iterable[Sequence[str | None]]) -> None:
-    """Write a CSV of recordings, files and reasons."""
-    with open(path, "w", encoding="utf-8", newline="", errors="backslashreplace") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["recording_id", "path", "reason"])
-        writer.writerows(failures)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a CSV of recordings, files and reasons, whole or not at all."""
+    with (
+        atomic_path(path) as scratch,
+        open(scratch, "w", encoding="utf-8", newline="", errors="backslashreplace") as file,
+    ):
+        file.write(FAILURES_HEADER)
+        csv.writer(file, lineterminator="\n").writerows(map(to_cells, failures))
+
+
+def is_output(path: Path) -> bool:
+    """Return whether a file is the complete output of a run."""
+    return path.is_file() and _metadata(path) is not None
 
 
 def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
@@ -351,4 +366,4 @@ def _metadata(output: Path) -> dict[str, Any] | None:
         return None
 
 
-__all__ = ["ParquetRun", "Processes", "ResumeError", "RunResult", "plan_of", "write_failures"]
+__all__ = ["ParquetRun", "Processes", "ResumeError", "RunResult", "is_output", "plan_of", "write_failures"]

@@ -108,6 +108,12 @@ class FileSource:
                 digest.update(repr((*row.values(), stamps[row["path"]])).encode("utf-8", "backslashreplace"))
         return digest.hexdigest()
 
+    def paths(self) -> Iterator[str]:
+        """Yield the file of each recording that has one."""
+        for path in self._table["path"]:
+            if path.is_valid:
+                yield os.fsdecode(path.as_py())
+
     def record(self, index: int) -> ECGRecord:
         """Read a recording as its file contains it. `ECGReadError` if it cannot be read, or is known to be unusable."""
         row = self._row(index)

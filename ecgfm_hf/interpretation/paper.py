@@ -18,6 +18,8 @@ INK, FAINT_INK = "#1a1a1a", "#5f5f5f"
 _MM_PER_INCH = 25.4
 _FINE_GRID, _COARSE_GRID, _PAPER = "#fbdcd9", "#f0aaa4", "#fffafa"
 _FORMATS = (".png", ".pdf")
+# In the metadata of a page, by which an earlier one is recognised.
+PAGE_MARK = "ecgfm-hf page"
 _DPI = 200
 _FONT = "DejaVu Sans"  # comes with matplotlib
 _FINE_DPI = 1200  # for measuring text
@@ -145,7 +147,9 @@ def save_page(figure: "Figure", path: str | os.PathLike) -> None:
     suffix = path.suffix.lower()
     if suffix not in _FORMATS:
         raise ValueError(f"{path}: pages are written as {' or '.join(_FORMATS)}")
-    metadata = {"Software": None} if suffix == ".png" else {"CreationDate": None, "Creator": None, "Producer": None}
+    metadata = {"CreationDate": None, "Creator": PAGE_MARK, "Producer": None}
+    if suffix == ".png":
+        metadata = {"Software": PAGE_MARK}
     with atomic_path(path) as scratch, rc_context({"pdf.fonttype": 42, "savefig.bbox": None}):  # text remains text
         figure.savefig(scratch, format=suffix[1:], dpi=_DPI, metadata=metadata, facecolor="white")
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..utils.files import atomic_path
+from ..utils.text import to_cell
 
 
 class LabelCounts:
@@ -115,7 +116,7 @@ def write_label_columns(
         writer.writerow(("name", *columns))
         for name, *numbers in zip(labels, *columns.values(), strict=True):
             # repr gives the shortest text that reads as the same number.
-            writer.writerow((name, *("" if number != number else repr(number) for number in numbers)))
+            writer.writerow((to_cell(name), *("" if number != number else repr(number) for number in numbers)))
 
 
 def _weight(share: float) -> float:

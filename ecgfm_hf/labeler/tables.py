@@ -11,7 +11,9 @@ from typing import Any
 
 from ..utils.errors import ECGFMError
 from ..utils.files import atomic_path
+from ..utils.text import from_cell, to_cells
 from .batch import ReportRow
+from .report_labels import STATUSES
 
 STATUS_COLUMN = "status"
 
@@ -97,7 +99,7 @@ class _CsvReader(_Reader):
                     row = [""]  # An empty report in a table with only this column.
                 elif len(row) != width:
                     raise TableError(f"{path}: line {reader.line_num}: has {len(row)} fields, the header has {width}")
-                yield row
+                yield list(map(from_cell, row))
         except (UnicodeDecodeError, csv.Error) as error:
             raise TableError(f"{path}: cannot be read as CSV in UTF-8: {error}") from error
 
@@ -160,14 +162,14 @@ class _CsvWriter:
     def __init__(self, path: Path, reader: _Reader, labels: Sequence[str], soft: bool) -> None:
         self._stream = open(path, "w", encoding="utf-8", newline="")  # noqa: SIM115 (closed by __exit__)
         self._writer = csv.writer(self._stream, lineterminator="\n")
-        self._writer.writerow([*reader.header, *labels, STATUS_COLUMN])
+        self._writer.writerow(to_cells([*reader.header, *labels, STATUS_COLUMN]))
         self._soft = soft
 
     def write(self, block: Block, rows: Sequence[ReportRow]) -> None:
         columns = map(block.texts, range(len(block.columns)))
         for kept, row in zip(zip(*columns, strict=True), rows, strict=True):
             values = [round(value, 6) for value in row.values] if self._soft else row.values
-            self._writer.writerow([*kept, *values, row.status])
+            self._writer.writerow(to_cells([*kept, *values, row.status]))
 
     def __enter__(self) -> "_CsvWriter":
         return self
@@ -221,13 +223,23 @@ def open_writer(suffix: str, path: Path, reader: _Reader, labels: Sequence[str],
     return _by_suffix(path, suffix, {".csv": _CsvWriter, ".parquet": _ParquetWriter})(path, reader, labels, soft)
 
 
+def is_labelled(path: Path) -> bool:
+    """Return whether a table was written by [`open_writer`]: its last column is the status of each report."""
+    try:
+        reader = open_reader(path)
+        block = next(reader.blocks(), None) if reader.header[-1] == STATUS_COLUMN else None
+    except (TableError, OSError, ImportError):
+        return False
+    return block is not None and block.texts(len(reader.header) - 1)[0] in STATUSES
+
+
 def write_counts(path: Path, counts: Counter[str]) -> None:
     """Write texts and how often they occur, the most frequent first, as CSV."""
     rows = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     with atomic_path(path) as scratch, open(scratch, "w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["text", "count"])
-        writer.writerows(rows)
+        writer.writerows(map(to_cells, rows))
 
 
 def _by_suffix(path: Path, suffix: str, kinds: dict[str, type]) -> type:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from ..utils.errors import SettingsError
-from ..utils.name_lists import names
+from ..utils.text import names
 from .channels import Channels, record_of
 from .record import ECGReadError, ECGRecord, missing_arguments, refuse_pointer, regular_file_size
 

@@ -1,7 +1,6 @@
 """A linear probe as a run: from settings to a classifier on a frozen encoder, calibrated and saved."""
 
 import dataclasses
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from ..model_folder import load_feature_extractor, load_model, save_model_folder
 from ..modeling_ecgfm import ECGFMModel
 from ..provenance import add_step, hardware, select_settings, versions
 from ..utils.errors import OutputExistsError, SettingsError
+from ..utils.files import check_output, files_in
 from .data_summary import summarize_data, summarize_recordings
 from .linear_probe import FOLDS, Embeddings, LinearProbe, embed_split, fit_linear_probe
 from .operating_points import fit_operating_points
@@ -109,25 +109,18 @@ class Prober:
         progress (`bool`): Show a progress bar on standard error.
 
     Raises:
-        [`SettingsError`]: `output_dir` is the model or the store.
-        [`OutputExistsError`]: `output_dir` is not empty, and is no classifier to overwrite.
+        [`OutputExistsError`]: `output_dir` is the model or the store, or it is not empty and is no model to overwrite.
     """
 
     def __init__(self, settings: ProbeSettings, *, progress: bool = False):
         self.settings, self._progress = settings, progress
-        output = Path(settings.output_dir)
-        for name, path in (("init_from", settings.init_from), ("data", settings.data)):
-            if output.exists() and os.path.exists(path) and os.path.samefile(output, path):
-                raise SettingsError(f"output_dir is {name}, which is never overwritten: {output}. Give another folder")
-        if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-            return
-        replaceable = settings.overwrite and (output / "config.json").is_file()
-        if not replaceable:
-            what = "is not a model folder" if settings.overwrite else "exists"
-            raise OutputExistsError(
-                f"{output} {what}: give another folder"
-                f"{'' if settings.overwrite else ', or replace its model with overwrite=True (--overwrite)'}"
-            )
+        self._check_output()
+
+    def _check_output(self) -> None:
+        settings, output = self.settings, Path(self.settings.output_dir)
+        check_output(output, [settings.init_from, settings.data], overwrite=settings.overwrite)
+        if output.is_dir() and any(output.iterdir()) and not (output / "config.json").is_file():
+            raise OutputExistsError(f"{output} is not a model folder: give another folder")
 
     def run(self) -> ProbeResult:
         """
@@ -177,10 +170,12 @@ class Prober:
         # Before the weights: no model may be without a record of what it has seen.
         used = ((), ()) if valid is None else (valid.recording_ids, valid.patient_ids)
         output, init_from = settings.output_dir, settings.init_from
-        write_training_ids(output, (train.recording_ids, train.patient_ids), used, began_from=init_from)
-        save_model_folder(probe.model, extractor, output)
-        record = self._provenance(probe, train, valid, round(time.monotonic() - started))
-        add_step(output, "linear probe", record, began_from=init_from)
+        self._check_output()  # again: embedding takes a while
+        with files_in(output) as scratch:
+            write_training_ids(scratch, (train.recording_ids, train.patient_ids), used, began_from=init_from)
+            save_model_folder(probe.model, extractor, scratch)
+            record = self._provenance(probe, train, valid, round(time.monotonic() - started))
+            add_step(scratch, "linear probe", record, began_from=init_from)
         segments = len(train.values) + (0 if valid is None else len(valid.values))
         scored = None if valid is None else probe.predict(valid)
         return ProbeResult(probe, scored, len(train), segments, embedded - began, fitted - embedded, notes)

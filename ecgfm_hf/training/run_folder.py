@@ -24,7 +24,7 @@ from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from ..utils.files import sync, write_json, write_text
+from ..utils.files import check_output, sync, write_json, write_text
 from ..utils.integrity import CHECKSUMS_FILE, changed_files, read_checksums, write_checksums
 from .settings import FinetuneSettings, RunSettings, SettingsError, check_names
 
@@ -43,6 +43,8 @@ _FREE_IN_PRETRAINING |= {"gradient_accumulation_steps"}
 _FREE_IN_FINETUNING = {"test_split"}
 # What is done after training, and may change until then.
 _AFTER_TRAINING = {"thresholds", "calibration", "min_cases"}
+# Files of a scheduler or a shell, which may lie in the folder before the run begins.
+_LOGS = (".log", ".out", ".err", ".txt")
 # Pretraining's states where DeepSpeed or FSDP writes them.
 ENGINE_FOLDER = "engine"
 
@@ -215,6 +217,7 @@ class RunFolder:
     Raises:
         [`SettingsError`]: there is no `output_dir`; the folder holds a run with other settings, or any where
             `resume_from_checkpoint` is false.
+        [`OutputExistsError`]: the folder is an input, or holds other files than a run's and logs.
     """
 
     def __init__(self, settings: RunSettings):
@@ -225,6 +228,13 @@ class RunFolder:
         self.checkpoints = Checkpoints(self.path / CHECKPOINTS, self._finetunes, settings.save_total_limit)
         self._lock: FileLock | None = None
         self._run: dict[str, Any] = {}
+        data = getattr(settings, "data", None)
+        inputs = [
+            settings.init_from,
+            getattr(settings, "targets", None),
+            *([data] if isinstance(data, str) else data or ()),
+        ]
+        check_output(self.path, inputs, is_own=self._is_own)
         self.is_finished = self._finetunes and (self.path / RESULT_FILE).is_file()
         self._found = self.checkpoints.all()
         # The checkpoint to resume from, None for a new run.
@@ -286,6 +296,18 @@ class RunFolder:
             self._lock = None
 
     # Same run ---------------------------------------------------------------------------------------------------------
+
+    def _is_own(self, folder: Path) -> bool:
+        """Return whether a folder holds a run of the same kind, or nothing but logs."""
+        if all(path.name.startswith(".") or path.suffix in _LOGS for path in folder.iterdir()):
+            return True
+        try:
+            before = yaml.safe_load((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return (folder / CHECKPOINTS).is_dir() or (self._finetunes and (folder / RESULT_FILE).is_file())
+        except (ValueError, yaml.YAMLError):
+            return (folder / CHECKPOINTS).is_dir()  # a damaged run, which is reported as such
+        return isinstance(before, dict) and ("problem_type" in before) == self._finetunes
 
     def _check_same_settings(self) -> None:
         file = self.path / SETTINGS_FILE

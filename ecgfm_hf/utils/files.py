@@ -1,13 +1,82 @@
-"""The one way to write a file or a folder: whole or not at all."""
+"""The one way to write a file or a folder: whole or not at all, and over nothing but what the same command wrote."""
 
 import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from .errors import OutputExistsError
+
+
+def check_output(
+    path: str | os.PathLike[str],
+    inputs: Iterable[str | os.PathLike[str] | None] = (),
+    *,
+    overwrite: bool | None = None,
+    is_own: Callable[[Path], bool] | None = None,
+) -> None:
+    """
+    Check that writing `path` replaces nothing but an earlier output of the same command.
+
+    An input is never replaced, nor is anything in an input folder that the command did not make itself. All else that
+    exists is replaced only with `overwrite`. Links, relative paths and letter case do not matter: files are compared as
+    the file system knows them. Devices and pipes may always be written.
+
+    Args:
+        path: The file or folder to write.
+        inputs: What the same command reads; what does not exist, such as a name on the Hub, counts for nothing.
+        overwrite: Whether the user agreed to replace what exists; None where the command has no such option.
+        is_own: Returns whether an existing file or folder is the output of an earlier run of the same command.
+
+    Raises:
+        [`OutputExistsError`]: `path` exists and must not be replaced.
+    """
+    target = Path(path)
+    is_folder = target.is_dir()
+    if not (is_folder or target.is_file()):
+        return
+    real = os.path.realpath(target)
+    found = [(given, os.path.realpath(given)) for given in inputs if given is not None and os.path.exists(given)]
+    for given, _ in found:
+        if os.path.samefile(target, given):
+            raise OutputExistsError(f"{target} is an input ({given}), which is never overwritten: give another path")
+    if not (any(target.iterdir()) if is_folder else target.stat().st_size):
+        return
+    own = is_own is not None and is_own(target)
+    for given, source in found:
+        if is_folder and _contains(target, source) and (overwrite or not own):
+            raise OutputExistsError(f"{target} contains an input ({given}), so it is not replaced: give another path")
+        if not own and os.path.isdir(source) and _contains(source, real):
+            raise OutputExistsError(
+                f"{target} is a part of an input ({given}), which is never overwritten: give another path"
+            )
+    if not own and not overwrite:
+        what = "is not empty" if is_folder else "exists"
+        advice = "" if overwrite is None else ", or replace it with overwrite=True"
+        raise OutputExistsError(f"{target} {what}, and this command did not write it: give another path{advice}")
+
+
+def _contains(folder: str | os.PathLike[str], path: str) -> bool:
+    """Return whether a folder is one of those above `path`, as the file system knows them."""
+    return any(os.path.samefile(folder, parent) for parent in Path(path).parents)
+
+
+def begins_with(*openings: str) -> Callable[[Path], bool]:
+    """Return a function that returns whether a file begins with one of these texts: for `is_own`."""
+    encoded = [opening.encode() for opening in openings]
+
+    def is_own(path: Path) -> bool:
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            start = file.read(max(map(len, encoded)))
+        return any(start.startswith(opening) for opening in encoded)
+
+    return is_own
 
 
 @contextlib.contextmanager
@@ -18,7 +87,8 @@ def atomic_path(path: str | os.PathLike[str], *, private: bool = False, overwrit
     A reader sees the old file or the new one, never a part. A full disk or a kill leaves the old file.
 
     Args:
-        path: The file to write or replace. Its folder must exist. A symbolic link is followed.
+        path: The file to write or replace. Its folder must exist. A symbolic link is followed. A device or pipe is
+            written directly.
         private: Let only the owner read the file.
         overwrite: If False, an existing file stays as it is, also one that another process writes meanwhile.
 
@@ -27,6 +97,9 @@ def atomic_path(path: str | os.PathLike[str], *, private: bool = False, overwrit
         `OSError`: the file cannot be written.
     """
     target = Path(os.path.realpath(path))
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        yield Path(path)
+        return
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
     os.close(descriptor)
     scratch = Path(name)
@@ -84,6 +157,35 @@ def atomic_folder(path: str | os.PathLike[str], check: Callable[[], None], *, ke
         shutil.rmtree(work, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def files_in(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """
+    Yield a new folder to write files to; on success sync and move each into `folder`, whose other files stay.
+
+    An error before that leaves `folder` as it was. Missing parents are made.
+
+    Raises:
+        `OSError`: a file cannot be written.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".ecgfm.", suffix=".partial", dir=target) as name:
+        scratch = Path(name) / "new"
+        scratch.mkdir()
+        yield scratch
+        # In the order in which they were written: a kill in between leaves none without those before it.
+        files = sorted(
+            (path for path in scratch.rglob("*") if path.is_file()), key=lambda path: path.stat().st_mtime_ns
+        )
+        for path in files:
+            sync(path)
+        for path in files:
+            goal = target / path.relative_to(scratch)
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(goal)
+    sync(target)
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` to `path` in UTF-8, whole or not at all."""
     with atomic_path(path) as scratch:
@@ -114,4 +216,13 @@ def _umask() -> int:
     return umask
 
 
-__all__ = ["atomic_folder", "atomic_path", "sync", "write_json", "write_text"]
+__all__ = [
+    "atomic_folder",
+    "atomic_path",
+    "begins_with",
+    "check_output",
+    "files_in",
+    "sync",
+    "write_json",
+    "write_text",
+]
