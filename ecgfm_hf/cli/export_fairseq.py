@@ -24,6 +24,7 @@ def export_fairseq(
         typer.Option(
             "--root", metavar="PATH", help="Folder of the segments in the manifests (default: OUT/segmented)."
         ),
+        Reads(),
     ] = None,
     model: Annotated[
         Path | None,

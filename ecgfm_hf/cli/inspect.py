@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import CommandFailed, ReadingOptions, expand_options, loading, quiet_libraries
+from .outputs import Reads, Writes
+from .prediction_pages import is_page
 
 if TYPE_CHECKING:
     from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
@@ -19,7 +21,9 @@ _LABEL_WIDTH = 15
 @expand_options
 def inspect(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="FILE", help="Recordings (.hea or record name, DICOM file, ...) or folders.")
+        list[str],
+        typer.Argument(metavar="FILE", help="Recordings (.hea or record name, DICOM file, ...) or folders."),
+        Reads(),
     ],
     options: ReadingOptions,
     model: Annotated[
@@ -29,6 +33,7 @@ def inspect(
             metavar="DIR",
             help="Show the preprocessing of this model (default: as published, 5 s at 500 Hz).",
         ),
+        Reads(),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plot: Annotated[
@@ -38,10 +43,14 @@ def inspect(
             metavar="PATH",
             help="Draw the 12-lead page of one recording: .png or .pdf (needs ecgfm-hf\\[plots]).",
         ),
+        Writes(is_page),
     ] = None,
     plot_start: Annotated[
         float, typer.Option("--plot-start", metavar="S", help="Start of the page, in seconds.")
     ] = 0.0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is no page of this package.")
+    ] = False,
 ) -> int:
     """
     Show what recordings contain: format, leads, units, sampling rate, length.

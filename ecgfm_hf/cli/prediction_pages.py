@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from ..records import ECGRecord
 
 
+def is_page(path: Path) -> bool:
+    """Return whether a file is a page of this package."""
+    from ..interpretation.paper import PAGE_MARK
+
+    return path.is_file() and PAGE_MARK.encode() in path.read_bytes()
+
+
 @dataclass(frozen=True)
 class PageOptions:
     """Where and how pages are drawn: `--plot` and the options beside it."""
@@ -41,7 +48,7 @@ class PageOptions:
             `OSError`: the folder cannot be made.
         """
         from ..interpretation.ecg_page import GAINS
-        from ..interpretation.paper import PAGE_MARK, new_sheet
+        from ..interpretation.paper import new_sheet
 
         if self.gain not in GAINS:
             gains = ", ".join(f"{gain:g}" for gain in GAINS)
@@ -66,7 +73,7 @@ class PageOptions:
 
         def write(record: "ECGRecord", answer: Mapping[str, Any]) -> None:
             path = plot_path(self.folder, record.recording_id, self.format, taken)
-            check_output(path, inputs, overwrite=overwrite, is_own=lambda page: PAGE_MARK.encode() in page.read_bytes())
+            check_output(path, inputs, overwrite=overwrite, is_own=is_page)
             plot_recording(
                 record,
                 answer["scores"],

@@ -1,0 +1,283 @@
+"""No command writes over an input or a file that it did not make; what it prints or writes acts on nothing."""
+
+import csv
+import dataclasses
+import functools
+import inspect
+import json
+import os
+import re
+import sys
+import typing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from inference_cases import write_model
+from wfdb_files import write_record
+
+from ecgfm_hf.cli.main import COMMANDS, load_command, main
+from ecgfm_hf.cli.outputs import Reads, Writes, roles_of, with_checked_outputs
+from ecgfm_hf.training import FinetuneSettings, PretrainSettings
+from ecgfm_hf.training.run_folder import RunFolder
+from ecgfm_hf.utils.errors import OutputExistsError, SettingsError
+from ecgfm_hf.utils.files import atomic_path, files_in
+from ecgfm_hf.utils.text import from_cell, printable, to_cell
+
+# Text that names no path. A new option must be listed here, or be marked as Reads or Writes.
+NO_PATH = set(
+    re.findall(
+        r"\w+",
+        """
+    allow base_model card changes class_column columns dataset_name developers device drop drop_sources fractions host
+    intended_use keep keep_sources label labels lead_names leads license limitations message name plot_saliency
+    published rename_leads repo repo_id revision shard split split_column text_column thresholds training_data units
+    valid_split
+    """,
+    )
+)
+SETTINGS_WITHOUT_PATH = set(
+    re.findall(
+        r"\w+",
+        """
+    architecture augmentations calibration classes cmsc_positives eval_strategy feature_extractor freeze_encoder
+    label_aggregation labels lora lr_scheduler_type model optim pos_weight prepare problem_type project report_to
+    run_name save_strategy source test_split thresholds train_split training_args untrainable_labels valid_split
+    """,
+    )
+)
+
+
+def function_of(command):
+    """The function of a command, with all its options, without the checks around it."""
+    return load_command(command).callback.__wrapped__.__wrapped__
+
+
+def names_text(annotation):
+    return annotation in (str, Path) or any(map(names_text, typing.get_args(annotation)))
+
+
+OUTPUTS = [
+    (command, name, mark)
+    for command in COMMANDS
+    for name, mark in roles_of(function_of(command)).items()
+    if isinstance(mark, Writes)
+]
+PAIRS = [
+    (command, output, mark, given)
+    for command, output, mark in OUTPUTS
+    for given, other in roles_of(function_of(command)).items()
+    if isinstance(other, Reads)
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_that_may_name_a_path_is_marked_as_input_or_output(command):
+    function = function_of(command)
+    parameters = inspect.signature(function, eval_str=True).parameters
+    texts = {name for name, one in parameters.items() if names_text(typing.get_args(one.annotation)[0])}
+    assert texts - roles_of(function).keys() - NO_PATH == set()
+
+
+@pytest.mark.parametrize("settings", [PretrainSettings, FinetuneSettings])
+def test_every_setting_that_may_name_a_path_is_checked(settings):
+    texts = {field.name for field in dataclasses.fields(settings) if "str" in str(field.type)}
+    targets = {"targets"} if settings is FinetuneSettings else set()
+    assert texts - SETTINGS_WITHOUT_PATH == {"data", "init_from", "output_dir", *targets}
+
+
+def run_checks(command, **given):
+    """Run a command's checks and nothing else; return whether it would have begun."""
+    function, begun = function_of(command), []
+    stub = functools.wraps(function)(lambda **values: begun.append(values) or 0)
+    parameters = inspect.signature(function, eval_str=True).parameters
+    known = {name: value for name, value in given.items() if name in parameters}
+    with_checked_outputs(stub)(**{**dict.fromkeys(parameters), **known})
+    return bool(begun)
+
+
+@pytest.mark.parametrize(("command", "output", "mark", "given"), PAIRS)
+def test_an_output_is_never_an_input_nor_in_one(command, output, mark, given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    file = folder / (mark.names[0] if mark.names else "input.csv")
+    file.write_text("precious")
+    (tmp_path / "link").symlink_to(folder)
+    os.link(file, tmp_path / "hard.csv")
+    in_folder = mark.names is not None
+    same = [(folder, folder), (folder, tmp_path / "link"), (folder, Path("folder"))]
+    if mark.names != ():
+        same += (
+            [(file, folder), (file, Path("link"))] if in_folder else [(file, file), (file, Path("folder/input.csv"))]
+        )
+        same += (
+            [] if in_folder else [(file, tmp_path / "hard.csv"), (folder, file), (folder, tmp_path / "link/input.csv")]
+        )
+    for read, written in same:
+        for overwrite in (False, True):
+            with pytest.raises(OutputExistsError):
+                run_checks(command, overwrite=overwrite, **{given: [str(read)], output: written})
+    assert file.read_text() == "precious"
+
+
+@pytest.mark.parametrize(("command", "output", "mark"), [one for one in OUTPUTS if one[2].names != ()])
+def test_a_file_of_others_is_replaced_only_when_asked_to(command, output, mark, tmp_path):
+    path = tmp_path / "out.parquet"
+    if mark.names:
+        path.mkdir()
+        (path / mark.names[0]).write_text("precious")
+    else:
+        path.write_text("precious")
+    with pytest.raises(OutputExistsError, match="this command did not write it"):
+        run_checks(command, overwrite=False, **{output: path})
+    assert run_checks(command, overwrite=False, **{output: tmp_path / "new.csv"})
+    if "overwrite" in inspect.signature(function_of(command)).parameters:
+        assert run_checks(command, overwrite=True, **{output: path})
+
+
+def test_two_outputs_are_never_one_file_in_any_letter_case(tmp_path):
+    for second in ("a.csv", "./a.csv", "A.CSV"):
+        with pytest.raises(SettingsError, match="are the same file"):
+            run_checks("label", output=tmp_path / "a.csv", unmatched=tmp_path / second)
+
+
+@pytest.mark.parametrize("settings", [PretrainSettings, FinetuneSettings])
+def test_a_run_never_writes_into_its_inputs_or_a_folder_of_others(settings, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    for name in ("data", "init_from"):
+        with pytest.raises(OutputExistsError, match="is an input"):
+            RunFolder(settings(**{name: str(folder), "output_dir": str(folder)}))
+    with pytest.raises(OutputExistsError, match="did not write it"):
+        RunFolder(settings(output_dir=str(folder)))
+    with pytest.raises(OutputExistsError, match="contains an input"):
+        RunFolder(settings(init_from=str(folder), output_dir=str(tmp_path)))
+    other = PretrainSettings if settings is FinetuneSettings else FinetuneSettings
+    (folder / "settings.yaml").write_text(json.dumps(other(output_dir="x").to_dict()))
+    with pytest.raises(OutputExistsError, match="did not write it"):
+        RunFolder(settings(output_dir=str(folder)))
+    (folder / "settings.yaml").write_text(json.dumps(settings(output_dir="x").to_dict()))
+    RunFolder(settings(output_dir=str(folder)))
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "slurm-1.out").write_text("queued")
+    RunFolder(settings(output_dir=str(tmp_path / "logs")))
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory, tiny_config):
+    return write_model(tmp_path_factory.mktemp("model"), tiny_config())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "records"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("e0", "=cmd"):
+        write_record(root, rng.integers(-2000, 2000, (12, 2500)).astype("int16"), name=name)
+    return root
+
+
+def predict(*arguments):
+    return main(["predict", *map(str, arguments)])
+
+
+def test_the_suffix_gives_the_format_and_an_own_output_is_replaced(model_dir, folder, tmp_path, capsys):
+    for suffix, start in ((".csv", "recording,A"), (".tsv", "recording\tA"), (".json", "[\n"), (".txt", "label ")):
+        out = tmp_path / f"scores{suffix}"
+        for _ in range(2):
+            assert predict(folder / "e0.hea", "--model", model_dir, "--output", out) == 0
+        assert out.read_text().startswith(start)
+    out.write_text("mine")
+    assert predict(folder / "e0.hea", "--model", model_dir, "--output", out) == 2
+    assert out.read_text() == "mine"
+    for name, message in (("x.xls", "names no format"), ("x.csv --format json", "contradicts --output")):
+        assert predict(folder, "--model", model_dir, "--output", *name.split()) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_listed_recordings_signal_file_is_never_replaced(model_dir, folder, tmp_path, capsys):
+    signals = next(folder.glob("e0.[dm]at"))
+    before = signals.read_bytes()
+    (tmp_path / "list.txt").write_text(f"{folder / 'e0'}\n")
+    command = ("--list", tmp_path / "list.txt", "--model", model_dir, "--format", "csv", "--output", signals)
+    assert predict(*command, "--overwrite") == 2
+    assert "is an input" in capsys.readouterr().err
+    assert signals.read_bytes() == before
+
+
+def test_a_list_of_failures_replaces_and_removes_only_its_own(model_dir, folder, tmp_path):
+    own, notes = tmp_path / "s.failures.csv", tmp_path / "notes.csv"
+    notes.write_text("mine")
+    assert predict(folder, "--model", model_dir, "--output", tmp_path / "s.parquet", "--failures", notes) == 2
+    own.write_text("mine")
+    assert predict(folder, "--model", model_dir, "--output", tmp_path / "s.parquet") == 2
+    assert (own.read_text(), notes.read_text()) == ("mine", "mine")
+    own.write_text("recording_id,path,reason\n")
+    assert predict(folder, "--model", model_dir, "--output", tmp_path / "s.parquet") == 0
+    assert not own.exists()
+
+
+def test_a_workbook_holds_numbers_and_text_and_no_formula(model_dir, folder, tmp_path, capsys, monkeypatch):
+    command = ("=cmd.hea", "--model", model_dir, "--output", tmp_path / "scores.xlsx")
+    monkeypatch.chdir(folder)
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    assert predict(*command) == 2
+    assert "ecgfm-hf[excel]" in capsys.readouterr().err
+    monkeypatch.undo()
+    openpyxl = pytest.importorskip("openpyxl")
+    monkeypatch.chdir(folder)
+    for _ in range(2):
+        assert predict(*command) == 0
+    header, row = openpyxl.load_workbook(tmp_path / "scores.xlsx")["scores"].iter_rows()
+    assert [cell.value for cell in header][:2] == ["recording", "A"]
+    assert (row[0].value, row[0].data_type, row[1].data_type) == ("=cmd.hea", "s", "n")
+
+
+def test_no_cell_of_a_csv_is_a_formula_and_ids_come_back_exactly(model_dir, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert predict("=cmd.hea", "--model", model_dir, "--output", tmp_path / "scores.csv") == 0
+    with open(tmp_path / "scores.csv", newline="") as file:
+        name = list(csv.reader(file))[1][0]
+    assert (name, from_cell(name)) == ("'=cmd.hea", "=cmd.hea")
+
+
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+x", "-x", "@x", "\tx", "\rx", "'=x", "''-x", "＝x", "x", "'", "'x", "", "-0.5", "+1e3", "'-5"]
+)
+def test_cells_are_texts_that_come_back(text):
+    cell = to_cell(text)
+    assert from_cell(cell) == text
+    assert cell[:1] not in tuple("=+-@\t\r＝") or float(cell) or cell == text == ""
+
+
+def test_control_characters_are_printed_as_escapes(model_dir, tmp_path, capsys):
+    evil = tmp_path / "e\x1b]0;title\x07\x9b2J\u202e.hea"
+    assert predict(evil, "--model", model_dir) == 1
+    assert predict("x", "--model", str(evil)) == 2
+    shown = capsys.readouterr()
+    assert not set("\x1b\x07\x9b\u202e") & set(shown.out + shown.err)
+    assert r"e\x1b]0;title\x07\x9b2J\u202e.hea" in shown.err
+    assert printable("Ärzte\t心電図\n") == "Ärzte\t心電図\n"
+
+
+def test_a_failed_write_leaves_the_old_files(tmp_path):
+    (tmp_path / "a").write_text("old")
+
+    def fill(path):
+        path.write_text("new")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"), atomic_path(tmp_path / "a") as scratch:
+        fill(scratch)
+    with pytest.raises(OSError, match="no space"), files_in(tmp_path) as new:
+        fill(new / "a")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
+    with files_in(tmp_path) as new:
+        (new / "b").write_text("new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    with atomic_path("/dev/null") as device:
+        device.write_text("nothing is replaced")
+    assert Path("/dev/null").is_char_device()
