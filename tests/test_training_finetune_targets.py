@@ -69,6 +69,13 @@ def test_a_table_beside_the_store_is_joined_by_recording(tmp_path):
     np.testing.assert_array_equal(found.values["train"], np.array([[np.nan], [55], [np.nan], [35.5]], dtype=np.float32))
 
 
+def test_labels_of_reports_that_were_not_labelled_are_unknown(tmp_path):
+    rows = "a,1,labelled\nb,0,no match\nc,0,empty\nd,0,labelled\na,1,labelled\n"
+    found = targets(tmp_path, f"recording_id,x,status\n{rows}")
+    assert found.names == ("x",)
+    np.testing.assert_array_equal(found.values["train"], np.array([[1], [np.nan], [np.nan], [0]], dtype=np.float32))
+
+
 @pytest.mark.parametrize(
     ("changes", "table", "message"),
     [
@@ -77,7 +84,7 @@ def test_a_table_beside_the_store_is_joined_by_recording(tmp_path):
         ({"labels": ["rhythm"]}, None, "'rhythm' of the data must be 0, 1 or unknown, found: 2"),
         ({"labels": ["sex"]}, None, "'sex' of the data must hold numbers, found: 'F'"),
         ({}, "id,x\n1,2\n", "must have a column recording_id"),
-        ({}, "recording_id,x\na,1\na,0\n", "has recording a more than once"),
+        ({}, "recording_id,x\na,1\na,0\n", "lines 2 and 3: recording a has different values: x is '1' and '0'"),
         ({}, "recording_id,x\na\n", "line 2: 1 cells, expected 2"),
         ({}, "recording_id,x\nz,1\n", "has none of the 4 recordings of train"),
         ({"problem_type": "regression"}, "recording_id,x\na,inf\n", "holds an infinite number"),

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..labeler.report_labels import LABELLED, STATUSES
+from ..labeler.tables import STATUS_COLUMN
 from ..utils.errors import SettingsError, suggestion
+from ..utils.text import read_cells
 from .store import COLUMNS, default_labels, label_columns
 
 if TYPE_CHECKING:
@@ -79,7 +82,7 @@ def read_targets(datasets: Mapping[str, "Dataset"], wanted: TargetColumns) -> Ta
         offered += [name for name in available if name not in COLUMNS and name not in offered]
         where = "the data"
     else:
-        table = _read_table(Path(wanted.targets))
+        table = _without_unlabelled(_read_table(Path(wanted.targets)), wanted.labels or ())
         offered, where = [name for name in table if name != ID_COLUMN], wanted.targets
         ids = table[ID_COLUMN]
     if wanted.labels is None:
@@ -203,11 +206,25 @@ def _check_binary(values: np.ndarray, labels: Sequence[str], where: str) -> None
         )
 
 
+def _without_unlabelled(table: dict[str, list[str]], labels: Sequence[str]) -> dict[str, list[str]]:
+    """Return the table of `ecgfm label` without its statuses: labels of reports that were not labelled are unknown."""
+    statuses = table.get(STATUS_COLUMN)
+    if statuses is None or STATUS_COLUMN in labels or not set(statuses) <= set(STATUSES):
+        return table
+    return {
+        name: column
+        if name == ID_COLUMN
+        else [cell if status == LABELLED else "" for cell, status in zip(column, statuses, strict=True)]
+        for name, column in table.items()
+        if name != STATUS_COLUMN
+    }
+
+
 def _read_table(path: Path) -> dict[str, list[str]]:
     """Columns of a CSV by name."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.reader(stream))
+            rows = list(read_cells(stream))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SettingsError(f"targets: {path}: {error}") from None
     header = rows[0] if rows else []
@@ -218,11 +235,20 @@ def _read_table(path: Path) -> dict[str, list[str]]:
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
             raise SettingsError(f"targets: {path}, line {number}: {len(row)} cells, expected {len(header)}")
-    table = {name: [row[index].strip() for row in rows[1:]] for index, name in enumerate(header)}
-    if len(set(table[ID_COLUMN])) < len(table[ID_COLUMN]):
-        repeated = next(one for one in table[ID_COLUMN] if table[ID_COLUMN].count(one) > 1)
-        raise SettingsError(f"targets: {path} has recording {repeated} more than once")
-    return table
+    first: dict[str, tuple[int, list[str]]] = {}
+    for number, row in enumerate(rows[1:], start=2):
+        cells = [cell.strip() for cell in row]
+        line, before = first.setdefault(cells[header.index(ID_COLUMN)], (number, cells))
+        if different := [
+            f"{name} is {one!r} and {other!r}"
+            for name, one, other in zip(header, before, cells, strict=True)
+            if one != other
+        ]:
+            raise SettingsError(
+                f"targets: {path}, lines {line} and {number}: recording {cells[header.index(ID_COLUMN)]} has different "
+                f"values: {', '.join(different)}. Keep the right one of the two rows"
+            )
+    return {name: [cells[index] for _, cells in first.values()] for index, name in enumerate(header)}
 
 
 def _joined(

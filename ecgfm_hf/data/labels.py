@@ -25,6 +25,7 @@ from ..labeler.report_labels import LABELLED
 from ..labeler.tables import STATUS_COLUMN
 from ..utils.errors import ECGFMError
 from ..utils.ids import canonical_id
+from ..utils.text import from_cell, read_cells
 
 
 class LabelTableError(ECGFMError, ValueError):
@@ -107,7 +108,7 @@ def read_label_csv(path: str | Path, id_column: str = "idx", columns: Sequence[s
         `LabelTableError`: a missing column, a row of another length, and what [`label_table`] raises.
     """
     with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
+        rows = [row for row in read_cells(file) if row]
     header = rows[0] if rows else []
     # pandas leaves the name of its index empty.
     status = STATUS_COLUMN if STATUS_COLUMN in header and STATUS_COLUMN not in (id_column, *(columns or ())) else None
@@ -226,7 +227,7 @@ def read_label_def(path: str | Path) -> LabelDefinition:
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         rows, header = list(reader), reader.fieldnames or []
-    names = tuple(row.get("name") or "" for row in rows)
+    names = tuple(from_cell(row.get("name") or "") for row in rows)
     if not names or "" in names or len(set(names)) != len(names):
         raise LabelTableError(f"{path} must have a column 'name' with labels, each once, found: {list(names)[:20]}")
     splits = [column.removeprefix("pos_weight_") for column in header if column.startswith("pos_weight_")]

@@ -1,12 +1,12 @@
 """Label sets of the published ECG-FM classifiers, and labels that a user gives by name, list or file."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..labeler.presets import MIMIC17_LABELS
 from ..utils.errors import InputNotFoundError, SettingsError
+from ..utils.text import read_cells
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def read_label_names(path: str | Path) -> tuple[str, ...]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise SettingsError(f"{path} is not a text file in UTF-8: {error}") from error
-    rows = [row for row in csv.reader(text.splitlines()) if any(cell.strip() for cell in row)]
+    rows = [row for row in read_cells(text.splitlines()) if any(cell.strip() for cell in row)]
     if not rows:
         raise SettingsError(f"{path} has no labels")
     header = [cell.strip() for cell in rows[0]]

@@ -11,6 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ..utils.files import atomic_path
+from ..utils.text import from_cell
 from .recording_sources import is_store
 
 # In the metadata of a map, by which an earlier one is recognised.
@@ -224,7 +225,7 @@ def _read_label(path: str | os.PathLike, label: str | None, renamed: Mapping[str
                 id_column, pa.array([recording_id_of(str(value)) for value in table[path_column].to_pylist()])
             )
         table = table.select([id_column, label]).rename_columns(["recording_id", label])
-    ids = table["recording_id"].cast(pa.string()).to_pylist()
+    ids = [value and from_cell(value) for value in table["recording_id"].cast(pa.string()).to_pylist()]
     values: dict[str, Any] = {}
     for recording, value in zip(ids, table[label].to_pylist(), strict=True):
         value = None if value == "" or value != value else value

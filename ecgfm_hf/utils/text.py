@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from .errors import SettingsError
 
@@ -65,6 +65,12 @@ def from_cell(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and to_cell(cell[1:]) != cell[1:] else cell
 
 
+def read_cells(lines: Iterable[str], delimiter: str = ",") -> Iterator[list[str]]:
+    """Yield the rows of a CSV, with the texts of which [`to_cell`] made cells. Errors are those of `csv.reader`."""
+    for row in csv.reader(lines, delimiter=delimiter):
+        yield [from_cell(cell) for cell in row]
+
+
 def to_cells(row: Iterable[str | float | None]) -> list[str | float | None]:
     """Return a row with its texts as cells; numbers stay numbers."""
     return [to_cell(value) if isinstance(value, str) else value for value in row]
@@ -78,4 +84,4 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isprintable()
 
 
-__all__ = ["as_names", "from_cell", "is_control", "names", "printable", "to_cell", "to_cells"]
+__all__ = ["as_names", "from_cell", "is_control", "names", "printable", "read_cells", "to_cell", "to_cells"]

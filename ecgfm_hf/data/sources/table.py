@@ -26,6 +26,7 @@ from ...labeler.tables import STATUS_COLUMN
 from ...records import ECGRecord
 from ...records.reading import Checksums, exam_ids, read_with_defaults, recognise
 from ...utils.ids import canonical_id
+from ...utils.text import read_cells
 from ..exclusion import Excluded
 from ..labels import LabelTableError
 from ..splits import parse_time
@@ -74,7 +75,7 @@ def read_header(path: Path) -> list[str]:
             names = pq.read_schema(path).names
         else:
             with open(path, encoding="utf-8-sig", newline="") as file:
-                names = next((row for row in csv.reader(file, delimiter=_delimiter(path)) if row), [])
+                names = next((row for row in read_cells(file, _delimiter(path)) if row), [])
     except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot read this table ({error})") from None
     if not names:
@@ -93,7 +94,7 @@ def read_columns(path: Path) -> dict[str, list]:
             table = pq.read_table(path)
             return {name: column.to_pylist() for name, column in zip(header, table.itercolumns(), strict=True) if name}
         with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.reader(file, delimiter=_delimiter(path)) if row][1:]
+            rows = [row for row in read_cells(file, _delimiter(path)) if row][1:]
     except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot read this table ({error})") from None
     for number, row in enumerate(rows, start=1):
