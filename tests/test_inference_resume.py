@@ -307,5 +307,5 @@ def test_a_moved_model_is_the_same_model(embed, model_dir, tmp_path):
 def test_a_file_of_somebody_else_is_not_replaced(embed, tmp_path, capsys):
     (tmp_path / "out.parquet").write_text("precious")
     assert embed(tmp_path / "out.parquet") == 2
-    assert "no output of this command" in capsys.readouterr().err
+    assert "this command did not write it" in capsys.readouterr().err
     assert (tmp_path / "out.parquet").read_text() == "precious"

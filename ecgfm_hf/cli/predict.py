@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -51,11 +52,16 @@ def _is_map(path: Path) -> bool:
     return path.is_file() and MAP_MARK.encode() in path.read_bytes()
 
 
+def _is_unfinished(folder: Path) -> bool:
+    """Return whether a folder holds an unfinished run, killed at any time."""
+    return all(re.fullmatch(r"lock|plan\.json|parts-.*|\..*", path.name) for path in folder.iterdir())
+
+
 def _run_files(values: Mapping[str, Any]) -> Iterator[tuple[Path, Callable[[Path], bool]]]:
     """Yield what a run with Parquet output writes beside the output."""
     output = Path(values["output"] or "")
     if output.suffix.lower() == ".parquet":
-        yield output.with_name(f"{output.name}.parts"), lambda path: (path / "plan.json").is_file()
+        yield output.with_name(f"{output.name}.parts"), _is_unfinished
         if values["failures"] is None:
             stem = output.name.removesuffix(".parquet")
             yield output.with_name(f"{stem}.failures.csv"), begins_with(FAILURES_HEADER)

@@ -264,7 +264,8 @@ class ParquetRun:
             accounts = self.parts.accounts()
             failures = [failure for account in accounts for failure in account.failures]
             if failures:
-                write_failures(self.failures_file, (tuple(failure.values()) for failure in failures))
+                with self.parts.output(self.failures_file) as scratch:
+                    write_failures(scratch, (tuple(failure.values()) for failure in failures))
             else:
                 self._remove_failures()
             about = json.dumps({"plan": self.parts.plan, "failed": len(failures)})
