@@ -54,7 +54,9 @@ def _is_map(path: Path) -> bool:
 
 def _is_unfinished(folder: Path) -> bool:
     """Return whether a folder holds an unfinished run, killed at any time."""
-    return all(re.fullmatch(r"lock|plan\.json|parts-.*|\..*", path.name) for path in folder.iterdir())
+    return folder.is_dir() and all(
+        re.fullmatch(r"lock|plan\.json|parts-.*|\..*", path.name) for path in folder.iterdir()
+    )
 
 
 def _run_files(values: Mapping[str, Any]) -> Iterator[tuple[Path, Callable[[Path], bool]]]:
