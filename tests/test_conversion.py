@@ -1148,7 +1148,7 @@ def test_the_command_prints_warnings_and_a_dry_run_says_so(tmp_path, capsys):
         (["finetune_default_cfg.pt", "out", "--heads", "5"], 2, "heads is 5, expected a divisor"),
         (["finetune_default_cfg.pt", "out", "--like", "gone.pt"], 2, "gone.pt: no such file"),
         (["pretrain.pt", "out", "--leads", "I,II"], 2, "expected 12 different leads"),
-        (["finetune.pt", "."], 2, "is not empty"),
+        (["finetune.pt", "."], 2, "contains an input"),
     ],
 )
 def test_the_command_s_exit_status_tells_what_went_wrong(tmp_path, monkeypatch, capsys, arguments, code, message):

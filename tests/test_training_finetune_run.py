@@ -240,7 +240,7 @@ def test_splits_that_are_missing_are_named(workplace, tmp_path):
     with pytest.raises(SettingsError, match="has no split dev, only train, valid, test"):
         Finetuner(settings_for(workplace, tmp_path, valid_split="dev"))
     with pytest.raises(SettingsError, match=r"has no report.json"):
-        Finetuner(settings_for(workplace, tmp_path, data=str(tmp_path)))
+        Finetuner(settings_for(workplace, tmp_path / "out", data=str(tmp_path)))
     for key in ("data", "output_dir"):
         with pytest.raises(SettingsError, match=f"{key} is required"):
             Finetuner(settings_for(workplace, tmp_path, **{key: None}))
