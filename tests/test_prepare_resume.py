@@ -17,6 +17,7 @@ from ecgfm_hf.data import PrepareSettings, Source, SourceIndex, SplitSettings, l
 from ecgfm_hf.data.preparation import pseudonym
 from ecgfm_hf.data.store_assembly import remove_leftovers, split_store
 from ecgfm_hf.records import ECGReadError, ECGRecord
+from ecgfm_hf.utils.resumable_parts import ResumeError
 
 RECORDINGS = 200  # four parts
 RANDOM = SplitSettings("random", assume_independent=True)
@@ -195,7 +196,7 @@ def test_what_a_kill_leaves_beside_a_finished_store_goes_with_the_next_run(tmp_p
     remove_leftovers(out)  # with nothing to do
 
 
-def test_a_part_whose_rows_are_gone_cut_short_or_changed_is_written_again(tmp_path, clean):
+def test_a_part_whose_rows_are_gone_cut_short_or_changed_is_written_again(tmp_path, clean, caplog):
     out = tmp_path / "store"
     for share in (0, 1):
         run(out, shard=(share, 2))()
@@ -208,8 +209,16 @@ def test_a_part_whose_rows_are_gone_cut_short_or_changed_is_written_again(tmp_pa
     content_of_it = bytearray(changed.read_bytes())
     content_of_it[len(content_of_it) // 2] ^= 1
     changed.write_bytes(content_of_it)
+    plan = out / ".ecgfm-work" / "plan.json"
+    text = plan.read_text()
+    plan.write_text(text[:-3])
+    with pytest.raises(ResumeError, match=r"plan\.json is damaged"):
+        run(out)()
+    plan.write_text(text)
     run(out)()
     assert content(out) == clean["none"]
+    for path in (changed, cut, counted):
+        assert f"{path} or its account is damaged: the part is computed again" in caplog.text
 
 
 @pytest.mark.parametrize("num_proc", [2, 4])

@@ -283,7 +283,7 @@ class ParquetRun:
 
 
 class _ModelExecutor:
-    """Writes parts in this process; batches go across the border of two parts."""
+    """Writes parts in this process. Batches end with their part, so that its rows do not depend on other parts."""
 
     def __init__(
         self,
@@ -300,11 +300,10 @@ class _ModelExecutor:
         """Finish all tasks; see `Executor`."""
         indices = [np.arange(task.start, task.stop) for task in tasks] or [np.zeros(0, dtype=np.int64)]
         recordings = read_in_order(self._source, np.concatenate(indices).tolist(), num_workers=self._num_workers)
-        outputs = self._runner.run(recordings)
         for task in tasks:
             rows: list[dict[str, Any]] = []
             failures: list[dict[str, str | None]] = []
-            for read, logits, embeddings in islice(outputs, task.stop - task.start):
+            for read, logits, embeddings in self._runner.run(islice(recordings, task.stop - task.start)):
                 if read.failure is None:
                     rows += self._to_rows(read, logits, embeddings)
                 else:

@@ -142,11 +142,17 @@ class ResumableParts:
         return [task.path for task in self.tasks]
 
     def check(self) -> None:
-        """Raise [`ResumeError`] where the work folder is of another plan."""
+        """Raise [`ResumeError`] where the work folder is of another plan, or its plan is damaged."""
+        file = self.work / "plan.json"
         try:
-            found = json.loads((self.work / "plan.json").read_text(encoding="utf-8"))
+            found: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return
+        except (ValueError, TypeError) as error:
+            raise ResumeError(
+                f"{file} is damaged ({error}), so it is unknown which run has begun there: discard it with "
+                "overwrite=True, or give another output"
+            ) from None
         if differences := plan_differences(found, self.plan):
             raise ResumeError(
                 f"{self.work} holds an unfinished run that differs in: {'; '.join(differences)}. Run that one to its "
@@ -201,12 +207,17 @@ class ResumableParts:
                 pass
 
     def account(self, task: Task) -> PartAccount | None:
-        """Return the account of a finished part. None where it is not finished, or its file is damaged."""
+        """Return the account of a finished part. None where it is not finished or, with a warning, damaged."""
         try:
             account = _read_account(task)
-            return account if account.sha256 == _sha256(task.path) else None
-        except (OSError, ValueError, TypeError, KeyError):
+            if account.sha256 == _sha256(task.path):
+                return account
+        except FileNotFoundError:  # not finished
             return None
+        except (OSError, ValueError, TypeError, KeyError):
+            pass
+        logger.warning("%s or its account is damaged: the part is computed again", task.path)
+        return None
 
     def accounts(self) -> list[PartAccount]:
         """Return the accounts of all parts, in order. `FileNotFoundError` where one is not finished."""
