@@ -299,9 +299,10 @@ def test_signed_addresses_are_not_shown(hub, folder):
     assert "signature" not in str(caught.value)
 
 
-def test_no_hub_and_offline_mode_are_told(folder, monkeypatch):
-    with mock_hub():
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+def test_no_hub_and_offline_mode_are_named(folder):
+    # Each patch ends before the mock's own, which would be set back to otherwise.
+    with mock_hub(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         with pytest.raises(PushError, match="HF_HUB_OFFLINE is set"):
             push_folder(folder, "me/model")
     with mock_hub(), pytest.MonkeyPatch.context() as patch:

@@ -613,8 +613,10 @@ def test_columns_that_are_left_empty_still_serve_the_split(cohort, tmp_path):
 
 def test_changed_files_and_another_folder_are_another_preparation(tmp_path):
     root = challenge_folder(tmp_path / "root", {"E1": AF, "E2": AF})
-    other = challenge_folder(tmp_path / "other", {"E1": AF, "E2": AF})
-    prepare(PhysioNet2021(root), tmp_path / "store")
+    copy = challenge_folder(tmp_path / "copy", {"E1": AF, "E2": AF})
+    other = challenge_folder(tmp_path / "other", {"E2": AF, "E1": AF})  # the same names, each with the other's samples
+    report = prepare(PhysioNet2021(root), tmp_path / "store")
+    assert prepare(PhysioNet2021(copy), tmp_path / "store") == report
     with pytest.raises(DataError, match="other files"):
         prepare(PhysioNet2021(other), tmp_path / "store")
     signals = next(root.rglob("E1.mat"))
