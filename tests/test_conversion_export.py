@@ -365,7 +365,7 @@ def test_the_command_exports_and_tells_what_is_lost(tmp_path, classifier, capsys
         (["--to-fairseq", "model", "out.pt", "--heads", "4", "--leads", "I"], 2, "--heads, --leads cannot"),
         (["model", "out.pt", "--old-weight-norm"], 2, "is for --to-fairseq"),
         (["--to-fairseq", "gone", "out.pt"], 2, "gone: no such folder"),
-        (["--to-fairseq", "model", "model"], 2, "is a folder"),
+        (["--to-fairseq", "model", "model"], 2, "model is an input (model), which is never overwritten"),
     ],
 )
 def test_options_that_make_no_sense_are_usage_errors(

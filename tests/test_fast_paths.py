@@ -279,7 +279,7 @@ def test_the_onnx_folder_scores_recordings_without_torch(model_dir, tmp_path, ca
     assert config.label_thresholds == {"A": 0.5}
     before = (out / "model.onnx").read_bytes()
     assert ecgfm(["export-onnx", str(model_dir), str(out)]) == 2
-    assert "not an empty folder" in capsys.readouterr().err
+    assert "is not empty, and this command did not write it" in capsys.readouterr().err
     assert (out / "model.onnx").read_bytes() == before
 
 

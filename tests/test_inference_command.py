@@ -327,6 +327,7 @@ def test_embed_refuses_layers_and_outputs_that_there_are_not(model_dir, store, t
     assert ".parquet" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(model_dir, store, tmp_path):
     alone, shared = tmp_path / "alone.parquet", tmp_path / "shared.parquet"
     given = ["predict", str(store), "--model", str(model_dir), "--short-recordings", "pad", "--part-size", "3"]

@@ -386,7 +386,7 @@ def test_policies_and_dtype_reach_the_model(model_dir, tmp_path, capsys):
     record = read_ecg(DICOM)
     rows = [name for name in record.lead_names if name != "aVF"]
     signal = record.signal[[record.lead_names.index(name) for name in rows], :3000]
-    path = tmp_path / "short.csv"
+    path = tmp_path / "short.json"
     pipe = load_pipeline(model_dir, missing_leads="derive", short_recordings="pad")
     answer = pipe({"signal": signal, "sampling_rate": record.sampling_rate, "lead_names": rows})
     assert any("derived" in warning for warning in answer["warnings"])

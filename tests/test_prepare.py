@@ -457,12 +457,8 @@ def test_a_flipped_bit_of_a_store_is_refused_before_it_is_read(tmp_path, where):
         load_prepared(tmp_path / "store", "all")
     with pytest.raises(DataError, match="is damaged"):
         split_store(tmp_path / "store", SplitSettings("random"))
-    if where == "footer":
-        with pytest.raises(DataError, match=r"the footer of data/all-00000-of-00001\.parquet has changed"):
-            load_prepared(tmp_path / "store", "all", streaming=True)
-    if where == "signal":
-        with pytest.raises(OSError, match="CRC"):
-            list(load_prepared(tmp_path / "store", "all", streaming=True))
+    with pytest.raises(DataError, match=rf"store is damaged: .*{file.name}"):
+        load_prepared(tmp_path / "store", "all", streaming=True)
 
 
 def test_a_store_without_checksums_is_refused(tmp_path):

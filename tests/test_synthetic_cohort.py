@@ -575,6 +575,6 @@ def test_command_writes_a_cohort_and_says_what(tmp_path, capsys):
     assert f"{len(rows)} synthetic recordings of 3 synthetic patients" in output
     assert all(name in output for name in LABEL_NAMES)
     assert run_command(tmp_path / "out", "--patients", 3) == 2
-    assert "not an empty folder" in capsys.readouterr().err
+    assert "is not empty, and this command did not write it" in capsys.readouterr().err
     assert run_command(tmp_path / "other", "--patients", 3, "--seconds", 7) == 2
     assert not (tmp_path / "other").exists()

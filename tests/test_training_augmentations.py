@@ -259,7 +259,7 @@ def test_segments_of_a_pair_are_masked_each_for_itself_and_as_alone(store):
     assert len(set(masks)) > 20
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_a_new_epoch_reaches_persistent_workers(store, context):
     inputs, transform = augmented(store)
     loader = torch.utils.data.DataLoader(

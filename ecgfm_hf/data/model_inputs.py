@@ -41,7 +41,7 @@ def as_model_inputs(
         feature_extractor ([`ECGFMFeatureExtractor`]): With the policies for missing leads, NaN and so on.
         pairs (`bool`): Each item is a pair: segments 0 and 1, 2 and 3, ... of a recording. A last segment without a
             neighbour is skipped, and so is a recording of one segment.
-        labels (sequence of `str`, *optional*): Labels, in order. Defaults to all label columns (`ClassLabel`s of two
+        labels (sequence of `str`, *optional*): Labels, in order. Defaults to all label columns (`ClassLabel` of two
             classes); none for pairs.
         signal_transform (callable, *optional*): `(signal, record) -> signal`, (leads, samples) in mV, in the
             recording's own order and rate, before preprocessing: for physical augmentations.

@@ -60,7 +60,7 @@ def label_columns(columns: Sequence[str], features: Mapping[str, Any] | None = N
     """
     Return the columns of a store that are labels, in order.
 
-    With the dataset's `features`, these are its `ClassLabel`s of two classes.
+    With the dataset's `features`, these are its columns of type `ClassLabel` with two classes.
     """
     found = [name for name in columns if name not in COLUMNS]
     if features is not None:

@@ -13,7 +13,7 @@ from ...utils.ids import canonical_id
 from ..labels import LabelTable, label_table
 from ..store import COLUMNS, DataError
 from .base import Source, SourceIndex
-from .table import check_label_names
+from .table_cells import check_label_names
 
 _FACTS = ("recording_id", "patient_id", "source", "time", "age", "sex", "report")
 _SIGNAL = ("signal", "sampling_rate", "lead_names", "units")
