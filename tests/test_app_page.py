@@ -248,7 +248,7 @@ def test_policies_and_facts_reach_the_reader_and_the_model(scorer, tmp_path):
         (("", "", '"I', ""), "lead names must look like I,II,III"),
     ],
 )
-def test_what_is_said_of_a_file_and_makes_no_sense_is_refused(scorer, tmp_path, told, expected):
+def test_what_is_reported_of_a_file_and_makes_no_sense_is_refused(scorer, tmp_path, told, expected):
     assert expected in scorer.read("s", dropped(scorer, tmp_path), told, {})["refused"]
     assert stored_bytes(scorer._folder) == 0
     assert parse_file_options(*NOTHING) == {}
@@ -287,7 +287,7 @@ def test_arguments_that_make_no_sense_are_refused(arguments):
     assert main(["app", "--model", "m", *arguments]) == 2
 
 
-def test_a_port_that_is_taken_is_said_to_be(capsys):
+def test_a_port_that_is_taken_is_reported(capsys):
     pytest.importorskip("gradio")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

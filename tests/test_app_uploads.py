@@ -163,7 +163,7 @@ def test_files_elsewhere_are_neither_read_nor_removed(incoming, tmp_path):
     assert other.exists()
 
 
-def test_an_upload_that_is_gone_says_so(incoming):
+def test_an_upload_that_is_gone_reports_it(incoming):
     assert "no longer there" in refused_but_kept([str(incoming / "gone.edf")], incoming)
 
 

@@ -169,7 +169,7 @@ def test_a_file_that_is_no_checkpoint_is_named_with_its_own_reason(tmp_path, mak
     assert str(path) in str(caught.value)
 
 
-def test_a_missing_file_is_said_to_be_missing(tmp_path):
+def test_a_missing_file_is_reported_as_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.pt: no such file"):
         load_fairseq_checkpoint(tmp_path / "nothing.pt")
 

@@ -379,7 +379,7 @@ def test_impossible_heads_are_refused(heads):
         settings_of("finetune_default_cfg", heads=heads)
 
 
-def test_heads_given_are_taken_and_what_else_is_open_is_told():
+def test_heads_given_are_taken_and_what_else_is_open_is_reported():
     settings = settings_of("finetune_default_cfg", heads=4)
     assert settings.config.num_attention_heads == 4
     for word in ("encoder_layers", "conv_pos", "conv_feature_layers", "post-norm"):
@@ -497,7 +497,7 @@ def test_what_is_not_implemented_in_pretraining_is_refused_by_name(edit, section
         settings_of(edit("finetune", model={setting: value}))
 
 
-def test_all_refusals_are_told_at_once(edit):
+def test_all_refusals_are_reported_at_once(edit):
     with pytest.raises(CheckpointError, match=r"target_glu=True, codebook_negatives=3"):
         settings_of(edit("pretrain", model={"target_glu": True, "codebook_negatives": 3}))
 
@@ -521,7 +521,7 @@ def test_pretraining_without_cmsc_is_converted_without_its_loss(edit):
     assert any("CMSC" in warning for warning in settings.warnings)
 
 
-def test_the_tensors_tell_the_kind_of_model(edit):
+def test_the_tensors_show_the_kind_of_model(edit):
     settings = settings_of(edit("finetune", model={"_name": "wav2vec2_cmsc"}))
     assert settings.kind == "classification"
     assert any("_name is 'wav2vec2_cmsc'" in warning for warning in settings.warnings)
@@ -565,7 +565,7 @@ def test_a_model_type_of_other_tensors_is_still_refused_by_name(edit):
         settings_of(path)
 
 
-def test_inputs_that_the_original_changed_while_loading_are_told(edit):
+def test_inputs_that_the_original_changed_while_loading_are_reported(edit):
     warnings = settings_of(edit("pretrain", task={"normalize": True, "sample_rate": 250})).warnings
     assert any("normalize" in warning for warning in warnings)
     assert any("250 Hz" in warning for warning in warnings)
@@ -587,7 +587,7 @@ def test_leads_are_asked_for_where_the_file_does_not_tell(edit):
 
 
 @pytest.mark.parametrize("value", ["[0, 1, 7]", [0, 1, 7], "['I', 'ii', 'v2']"])
-def test_leads_that_the_file_tells_are_taken(edit, value):
+def test_leads_that_the_file_states_are_taken(edit, value):
     def change(content):
         one_lead_less(content)
         content["cfg"]["task"]["leads_to_load"] = value
@@ -671,7 +671,7 @@ def test_labels_come_from_a_list():
     assert resolve_labels("one", 1).names == ("one",)
 
 
-def test_labels_of_another_number_are_told_the_known_set_that_has_it():
+def test_labels_of_another_number_get_the_known_set_of_that_number_named():
     with pytest.raises(SettingsError, match="26 outputs, but mimic17 has 17 labels; physionet26 has as many"):
         resolve_labels("mimic17", 26)
 
@@ -1129,7 +1129,7 @@ def test_the_command_converts_and_summarises(tmp_path, capsys):
     assert "warning" not in printed.err
 
 
-def test_the_command_prints_warnings_and_a_dry_run_says_so(tmp_path, capsys):
+def test_the_command_prints_warnings_and_a_dry_run_reports_it(tmp_path, capsys):
     assert run(FIXTURES / "finetune_default_cfg.pt", tmp_path / "out", "--heads", 4, "--dry-run") == 0
     printed = capsys.readouterr()
     assert "warning: cfg.model.encoder_layers is 12, but the tensors have 2, which is used" in printed.err
@@ -1151,7 +1151,7 @@ def test_the_command_prints_warnings_and_a_dry_run_says_so(tmp_path, capsys):
         (["finetune.pt", "."], 2, "contains an input"),
     ],
 )
-def test_the_command_s_exit_status_tells_what_went_wrong(tmp_path, monkeypatch, capsys, arguments, code, message):
+def test_the_command_s_exit_status_shows_what_went_wrong(tmp_path, monkeypatch, capsys, arguments, code, message):
     for file in FIXTURES.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     monkeypatch.chdir(tmp_path)

@@ -88,7 +88,7 @@ def test_a_checkpoint_whose_settings_did_not_describe_it_comes_back_with_setting
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "classifier"])
-def test_a_layer_norm_extractor_goes_back_and_the_original_s_crash_is_told(tmp_path, checkpoint_path, kind):
+def test_a_layer_norm_extractor_goes_back_and_the_original_s_crash_is_reported(tmp_path, checkpoint_path, kind):
     source = load_fairseq_checkpoint(checkpoint_path(f"extractor_ln_{kind}"))
     convert_checkpoint(source.path, tmp_path / "model")
     report = export_fairseq_checkpoint(tmp_path / "model", tmp_path / "back.pt", verify=True)
@@ -241,7 +241,7 @@ def test_a_missing_number_of_updates_is_reported_both_ways(tmp_path, checkpoint_
 # What the format cannot hold
 
 
-def test_what_the_format_cannot_hold_is_told(tmp_path, tiny_config):
+def test_what_the_format_cannot_hold_is_reported(tmp_path, tiny_config):
     lost = {
         "label_aggregation": {"A": "max"},
         "label_thresholds": {"A": 0.3},
@@ -349,7 +349,7 @@ def test_no_path_gets_into_the_file(tmp_path, classifier):
 # The command
 
 
-def test_the_command_exports_and_tells_what_is_lost(tmp_path, classifier, capsys):
+def test_the_command_exports_and_reports_what_is_lost(tmp_path, classifier, capsys):
     assert run("--to-fairseq", classifier, tmp_path / "out.pt", "--verify") == 0
     printed = capsys.readouterr()
     texts = ("ECGFMForMultiLabelClassification", "read back bit-equal", "lost: label_names", "A, B, C")

@@ -88,7 +88,7 @@ def test_a_row_has_what_the_tables_know_of_the_recording(root):
     assert "1 recordings have an empty report: report unknown." in index.notes
 
 
-def test_reports_are_joined_by_study_whatever_the_order_of_rows(root):
+def test_reports_are_joined_by_study_regardless_of_the_order_of_rows(root):
     expected = MimicIVECG(root).index()
     shuffled = random.Random(1).sample(STUDIES, len(STUDIES))
     assert [study for study, *_ in shuffled] != [study for study, *_ in STUDIES]
@@ -104,7 +104,7 @@ def test_gzipped_tables_are_read_alike(root):
     assert MimicIVECG(root).index().table.equals(expected)
 
 
-def test_reports_that_cannot_be_told_are_unknown_and_counted(root):
+def test_reports_that_cannot_be_read_are_unknown_and_counted(root):
     extra = ("40000001", "10000099", "2180-01-01 00:00:00", ["Sinus rhythm"])
     doubled = ("40689238", "10000032", "2180-07-23 08:44:00", ["Atrial flutter"])
     stranger = ("44458630", "10000999", "2180-07-23 09:54:00", ["Sinus rhythm"])
@@ -126,7 +126,7 @@ def test_reports_that_cannot_be_told_are_unknown_and_counted(root):
     ]
 
 
-def test_without_measurements_reports_are_unknown_and_the_account_says_so(root):
+def test_without_measurements_reports_are_unknown_and_counted(root):
     (root / "machine_measurements.csv").unlink()
     index = MimicIVECG(root).index()
     assert "report" not in index.table.column_names

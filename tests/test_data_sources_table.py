@@ -81,7 +81,7 @@ def test_an_id_finds_the_file_of_its_text_where_no_other_has_its_name(tmp_path):
     assert index.table["path"].to_pylist() == ["1.0.hea", "2.hea"]
 
 
-def test_an_id_that_no_text_can_hold_is_told_with_its_row(tmp_path):
+def test_an_id_that_no_text_can_hold_is_reported_with_its_row(tmp_path):
     pq.write_table(pa.table({"recording_id": [1.0, 2.5, 2.5]}), tmp_path / "mine.parquet")
     root = folder_of(tmp_path / "root", "1")
     with pytest.raises(DataError, match=r"row 2: recording_id is '2\.5' \(2 rows\); expected text or a whole number"):
@@ -197,7 +197,7 @@ def test_times_of_parquet_keep_their_zone(tmp_path):
 
 
 @pytest.mark.parametrize("cell", ["yesterday", "20", "0001-01-01T00:00+14:00"])
-def test_what_is_no_time_is_told(tmp_path, cell):
+def test_what_is_no_time_is_reported(tmp_path, cell):
     with pytest.raises(DataError, match=r"row 2: time is '.*' \(1 row\); expected a time in ISO 8601.*columns="):
         indexed(tmp_path, column("time", "2020-01-01T00:00:00Z", cell))
 
@@ -217,7 +217,7 @@ def test_unknown_ages_are_empty_without_a_note(tmp_path):
     assert not index.notes
 
 
-def test_all_odd_ages_are_told_at_once(tmp_path):
+def test_all_odd_ages_are_reported_at_once(tmp_path):
     expected = r"row 2: age is 'old' \(2 rows\); row 4: age is '-1' \(1 row\); row 5: age is '150' \(1 row\); expected"
     with pytest.raises(DataError, match=expected):
         indexed(tmp_path, column("age", "61", "old", "old", "-1", "150"))
@@ -243,7 +243,7 @@ def test_sexes_in_code_are_refused_with_what_is_accepted(tmp_path):
     assert set(rows["1"]) == {"recording_id", "path"}
 
 
-def test_a_column_of_many_odd_values_is_told_in_part(tmp_path):
+def test_a_column_of_many_odd_values_is_reported_in_part(tmp_path):
     root = folder_of(tmp_path / "root", "1")
     lines = [f"1,{'x' * 90}{number}" for number in range(30)]
     with pytest.raises(DataError, match="and 10 other values; expected") as error:
@@ -264,7 +264,7 @@ def test_names_that_begin_with_an_underscore_are_no_labels(tmp_path):
         Arrays([], labels={"_row": []})
 
 
-def test_labels_that_are_columns_of_a_store_say_how_to_go_on(tmp_path):
+def test_labels_that_are_columns_of_a_store_say_how_to_continue(tmp_path):
     with pytest.raises(DataError, match=r"cannot be called diagnoses.*labels=.*rename"):
         indexed(tmp_path, "path,diagnoses\n1,1\n")
 
@@ -301,7 +301,7 @@ def test_a_table_without_path_and_id_shows_its_header(tmp_path):
         indexed(tmp_path, "file name,AF\n1,1\n")
 
 
-def test_labels_that_are_none_are_told_with_rows_from_1(tmp_path):
+def test_labels_that_are_none_are_reported_with_rows_from_1(tmp_path):
     expected = r"row 2: label 'AF' is 'maybe' \(2 rows\); row 5: label 'AF' is '2' .*labels="
     with pytest.raises(DataError, match=expected):
         indexed(tmp_path, column("AF", "1", "maybe", "", "maybe", "2"))

@@ -98,7 +98,7 @@ def test_decisions_are_counted_only_where_a_threshold_is_stored(evaluated):
     assert decisions["counts"]["true_negative"] == int((~positive & (truth == 0)).sum())
 
 
-def test_ids_and_places_are_in_the_predictions_alone(evaluated, store, model_dir, capsys):
+def test_ids_and_paths_are_in_the_predictions_alone(evaluated, store, model_dir, capsys):
     assert "secret-recording-1" in pq.read_table(evaluated / PREDICTIONS_FILE)["recording_id"].to_pylist()
     for name in (METRICS_FILE, REPORT_FILE):
         text = (evaluated / name).read_text(encoding="utf-8")
@@ -143,7 +143,7 @@ def test_names_cannot_reach_the_terminal_and_long_ones_are_cut():
     assert re.search(r"^macro Sensitivity .*over 1 of 3 labels$", shown, re.MULTILINE)
 
 
-def test_results_that_exist_are_replaced_only_when_told(store, model_dir, tmp_path, capsys):
+def test_results_that_exist_are_replaced_only_on_request(store, model_dir, tmp_path, capsys):
     (tmp_path / METRICS_FILE).write_text("precious")
     assert evaluate(model_dir, store, "--output", tmp_path) == 2
     assert "--overwrite" in capsys.readouterr().err
@@ -179,7 +179,7 @@ def test_labels_that_the_data_lacks_are_named(store, tmp_path, tiny_config, caps
     assert "no label Z" in capsys.readouterr().err
 
 
-def test_labels_are_matched_by_name_whatever_their_order(store, evaluated, model_dir, tmp_path):
+def test_labels_are_matched_by_name_regardless_of_their_order(store, evaluated, model_dir, tmp_path):
     assert evaluate(model_dir, store, "--output", tmp_path, "--labels", "B,A", "--smallest-cell", 1) == 0
     swapped, as_is = results_of(tmp_path), results_of(evaluated)
     for name in "AB":
@@ -217,7 +217,7 @@ def test_thresholds_that_were_fitted_on_what_they_decide_are_refused_or_stand_ou
         assert any("thresholds were fitted on some" in line for line in results_of(tmp_path / "o")["warnings"])
 
 
-def test_new_recordings_are_said_to_be_new_only_where_that_is_known(store, evaluated, tmp_path, tiny_config):
+def test_new_recordings_are_reported_as_new_only_where_that_is_known(store, evaluated, tmp_path, tiny_config):
     assert any("was not checked" in note for note in results_of(evaluated)["notes"])
     config = tiny_config(id2label={0: "A", 1: "B"}, label2id={"A": 0, "B": 1})
     folder = write_model(tmp_path / "model", config)

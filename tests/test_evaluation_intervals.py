@@ -125,7 +125,7 @@ def test_more_recordings_of_the_same_patients_do_not_narrow_the_interval():
     assert (over_recordings.high - over_recordings.low < 0.6 * (often.high - often.low)).all()
 
 
-def test_what_the_intervals_are_over_is_said():
+def test_what_the_intervals_are_over_is_reported():
     labels, scores, patients = _recordings(patients=20)
     statistics = ev.ranking_statistics(labels, scores)
     over = {
@@ -156,7 +156,7 @@ def test_resamples_of_one_class_are_left_out_and_counted():
     assert found.high[1] - found.low[1] > 0.5
 
 
-def test_where_nothing_can_be_told_there_is_no_interval_but_a_reason():
+def test_where_nothing_can_be_estimated_there_is_no_interval_but_a_reason():
     labels, scores, patients = _recordings(patients=60)
     labels[:, 0] = 0  # no positive
     labels[:, 1] = 0

@@ -208,7 +208,7 @@ def group_counts(patients, masks, smallest):
 
 @given(sizes=st.lists(st.integers(0, 14), min_size=2, max_size=4), smallest=st.integers(2, 6))
 @settings(max_examples=600, deadline=None)
-def test_no_small_count_follows_from_the_total_and_what_is_told(sizes, smallest):
+def test_no_small_count_follows_from_the_total_and_what_is_reported(sizes, smallest):
     assume(sum(sizes) >= smallest)  # a total that may be told
     number_of = np.repeat(np.arange(len(sizes)), sizes)
     told = group_counts(np.arange(len(number_of)), [number_of == place for place in range(len(sizes))], smallest)
@@ -333,7 +333,7 @@ def test_the_positives_of_a_group_do_not_follow_from_its_figures(seed, group, sh
     assert all(fits_counts(figure["value"], digits, count, group) for count in could_be)
 
 
-def test_how_many_lack_a_label_is_told_unless_few_have_it():
+def test_how_many_lack_a_label_is_reported_unless_few_have_it():
     predictions = made(n=300, prevalence=(0.3, 0.3))
     labels = predictions.labels.copy()
     labels[:4, 0] = np.nan
@@ -461,7 +461,7 @@ def test_a_mean_of_rates_of_which_one_is_bounded_is_bounded_too():
     assert low < told["value"] < high
 
 
-def test_the_sensitivity_at_a_fixed_specificity_is_told_and_said_to_be_chosen_here():
+def test_the_sensitivity_at_a_fixed_specificity_is_reported_as_chosen_here():
     predictions = made()
     found = evaluate_predictions(predictions, **QUICK)
     values = sensitivity_at_specificity(predictions.labels, predictions.scores, 0.95)
@@ -472,7 +472,7 @@ def test_the_sensitivity_at_a_fixed_specificity_is_told_and_said_to_be_chosen_he
     assert any("chosen on these very recordings" in note for note in found["notes"])
 
 
-def test_the_challenge_score_is_told_where_its_classes_have_thresholds():
+def test_the_challenge_score_is_reported_where_its_classes_have_thresholds():
     rng = np.random.default_rng(4)
     labels = (rng.random((300, 26)) < 0.15).astype(float)
     scores = np.clip(0.4 * labels + 0.6 * rng.random((300, 26)), 0, 1)
@@ -495,7 +495,7 @@ def test_the_challenge_score_is_told_where_its_classes_have_thresholds():
     assert any("its 26 classes, and 1 have no threshold" in note for note in found["notes"])
 
 
-def test_of_few_patients_nothing_is_told():
+def test_of_few_patients_nothing_is_reported():
     found = evaluate_predictions(made(n=40, patients=6), left_out={"too short": 3}, **QUICK)
     assert (found["recordings"], found["patients"]) == ("<10", "<10")
     assert found["left_out"] == {"too short": "<10"}
@@ -515,7 +515,7 @@ def test_few_patients_are_said_to_prove_nothing():
         assert any("not how good" in note for note in notes) == is_noted
 
 
-def test_a_few_right_decisions_without_a_wrong_one_are_right_whatever_their_count():
+def test_a_few_right_decisions_without_a_wrong_one_are_right_regardless_of_their_count():
     labels, scores = np.zeros((400, 1)), np.linspace(0, 0.5, 400)[:, None]
     labels[280:], scores[395:] = 1, 0.9
     people = [f"p{number}" for number in range(400)]
@@ -526,7 +526,7 @@ def test_a_few_right_decisions_without_a_wrong_one_are_right_whatever_their_coun
     assert found["metrics"]["sensitivity"] == {"bounds": [round(1 / 120, 4), round(9 / 120, 4)]}
 
 
-def test_figures_on_synthetic_recordings_say_so_at_the_top_of_the_page():
+def test_figures_on_synthetic_recordings_are_marked_at_the_top_of_the_page():
     predictions = made()
     assert "SYNTHETIC" not in html_report(evaluate_predictions(predictions, **QUICK))
     predictions.facts["source"][:] = "synthetic"
@@ -686,7 +686,7 @@ def test_what_cannot_be_compared_is_refused():
         compare_predictions(first, replace(first, problem_type="regression"), **QUICK)
 
 
-def test_a_comparison_tells_no_more_digits_than_the_figures_themselves():
+def test_a_comparison_shows_no_more_digits_than_the_figures_themselves():
     n = 300
     classes = np.array([0] * 200 + [1] * 95 + [2] * 5)
     labels = (classes[:, None] == np.arange(3)).astype(float)

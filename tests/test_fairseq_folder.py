@@ -585,7 +585,7 @@ def test_a_pickle_in_place_of_labels_is_not_opened(folder):
         FairseqFolder(folder)
 
 
-def test_the_folder_tells_splits_labels_and_weights(folder):
+def test_the_folder_states_splits_labels_and_weights(folder):
     found = FairseqFolder(folder)
     assert (found.splits, found.label_names, found.pos_weight.tolist()) == (("train", "valid"), ("A", "B"), [1, 1])
     with pytest.raises(FairseqFolderError, match=r"test\.tsv: no such manifest"):

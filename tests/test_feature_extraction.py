@@ -213,7 +213,7 @@ class TestLeads:
         undone = prepared.segments * prepared.std[:, None] + prepared.mean[:, None]
         np.testing.assert_allclose(np.concatenate(undone, axis=1), millivolts, atol=1e-6)
 
-    def test_order_is_by_name_whatever_the_case(self, extract):
+    def test_order_is_by_name_regardless_of_the_case(self, extract):
         order = np.random.default_rng(1).permutation(12)
         names = [(" " + LEADS[i]).lower() if i % 2 else LEADS[i].upper() for i in order]
         ecg = make_ecg()

@@ -101,7 +101,7 @@ def test_details_that_cannot_be_used_stop_a_push(details, message, hub, folder, 
     assert hub.requests == []
 
 
-def test_a_path_in_a_card_is_told_once(hub, folder):
+def test_a_path_in_a_card_is_reported_once(hub, folder):
     text = build_model_card(folder, **{**DETAILS, "training_data": "From /home/jdoe/node-17/records."})
     (folder / "README.md").write_text(text, encoding="utf-8")
     with pytest.raises(PushRefusedError) as caught:

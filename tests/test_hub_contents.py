@@ -109,7 +109,7 @@ def test_sharded_weights_go_with_their_index(tiny_config, tmp_path):
         ("more/config.json", "not part of a model folder"),
     ],
 )
-def test_what_is_not_on_the_list_stays_and_is_told(name, why, folder):
+def test_what_is_not_on_the_list_stays_and_is_reported(name, why, folder):
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(b"patient 10000032")
     contents = folder_contents(folder, "me/x")
@@ -322,7 +322,7 @@ def test_a_card_that_shows_small_groups_is_refused_unless_the_smallest_cell_is_r
     assert problems(folder, smallest_cell=3) == ()
 
 
-def test_weights_of_positives_that_tell_withheld_counts_are_refused(folder):
+def test_weights_of_positives_that_reveal_withheld_counts_are_refused(folder):
     edit_json(folder / "config.json", pos_weight=[4.0, 9.0, 600.0])
     assert problems(folder) == ()
     told, few = {"positive": 20, "negative": 80}, {"positive": "<10", "negative": "withheld"}

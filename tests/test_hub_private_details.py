@@ -45,7 +45,7 @@ def test_a_path_is_found(text):
     assert "a path of a machine" in kinds(text)
 
 
-def test_a_finding_tells_where_it_is():
+def test_a_finding_shows_where_it_is():
     (trace,) = find_private_details("one\ntwo /data/mimic/a three", MACHINE)
     assert str(trace) == "line 2: a path of a machine, '/data/mimic/a'"
     (trace,) = find_private_details('{"a": {"b": ["x", "\\u002fdata\\u002fmimic"]}}', MACHINE)
@@ -87,7 +87,7 @@ def test_the_users_folder_is_found_where_it_does_not_look_like_a_path():
     assert str(trace) == "line 1: the user's folder, '/jdoehome'"
 
 
-def test_a_path_is_told_once_with_all_names_in_it():
+def test_a_path_is_reported_once_with_all_names_in_it():
     (trace,) = find_private_details("see /home/jdoe/node-17/run.", MACHINE)
     assert (trace.kind, trace.text) == ("a path of a machine", "/home/jdoe/node-17/run")
     # Where the path is harmless, its names need not be.

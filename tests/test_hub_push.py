@@ -235,7 +235,7 @@ def test_whatever_is_interrupted_is_tried_again_and_done_once(how, place, hub, f
     assert hub.files("me/model", "trial")["model.safetensors"] == weights(folder)
 
 
-def test_a_push_that_died_after_the_upload_goes_on_without_it(hub, folder):
+def test_a_push_that_died_after_the_upload_continues_without_it(hub, folder):
     hub.fail("POST", "/commit/", DROP, times=9)
     with pytest.raises(PushError, match=r"cannot be reached.*No file there has changed"):
         push_folder(folder, "me/model")
@@ -285,7 +285,7 @@ def test_a_namespace_of_others_is_refused(hub, folder):
         push_folder(folder, "them/model")
 
 
-def test_a_repository_that_vanishes_is_told(hub, folder):
+def test_a_repository_that_vanishes_is_reported(hub, folder):
     hub.fail("POST", "/preupload/", None, before=hub.repositories.clear)
     with pytest.raises(PushError, match=r"me/model does not exist \(404\).*removed or renamed"):
         push_folder(folder, "me/model")
@@ -311,7 +311,7 @@ def test_no_hub_and_offline_mode_are_named(folder):
             push_folder(folder, "me/model")
 
 
-def test_of_two_pushes_at_once_one_goes_and_the_other_is_told(hub, folder, original):
+def test_of_two_pushes_at_once_one_goes_and_the_other_is_reported(hub, folder, original):
     change(folder)
     # While the first is about to commit, the second goes all the way.
     hub.fail("POST", "/commit/", None, before=lambda: threaded(push_folder, original, "me/model"))
@@ -334,7 +334,7 @@ def test_weights_that_change_during_the_push_do_not_go(hub, folder):
     assert hub.files("me/model") == {".gitattributes": b""}
 
 
-def test_what_the_hub_leaves_out_is_told(hub, folder, monkeypatch):
+def test_what_the_hub_leaves_out_is_reported(hub, folder, monkeypatch):
     create_commit = "huggingface_hub.hf_api.HfApi.create_commit"
     import huggingface_hub
 
@@ -407,7 +407,7 @@ def test_the_command_pushes_and_prints_what_went_where(hub, folder, capsys):
     assert hub.repositories["me/model"].at("v1")[1] == "First"
 
 
-def test_a_dry_run_lists_and_asks_nobody(hub, folder, capsys, monkeypatch):
+def test_a_dry_run_lists_and_sends_nothing(hub, folder, capsys, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     assert main(["push", str(folder), "me/model", "--dry-run"]) == 0
     printed = capsys.readouterr().out

@@ -82,7 +82,7 @@ def test_policies_reach_the_feature_extractor(model_dir):
         ([3], "recording 0: .*found: int"),
     ],
 )
-def test_what_is_no_recording_is_an_error_that_says_so(model_dir, wrong, message):
+def test_what_is_no_recording_is_an_error_that_names_it(model_dir, wrong, message):
     with pytest.raises(ValueError, match=message):
         embed(model_dir, wrong)
 
@@ -202,7 +202,7 @@ def test_ids_that_look_like_numbers_are_texts_and_dollar_signs_no_formulas(scatt
     ("lines", "message"),
     [("other,1", "has none of the recordings"), ("r1,1\nr1,0", "recording r1 has two values of AF, 1 and 0")],
 )
-def test_labels_that_cannot_be_told_apart_or_do_not_match_are_an_error(embeddings, tmp_path, capsys, lines, message):
+def test_labels_that_cannot_be_distinguished_or_do_not_match_are_an_error(embeddings, tmp_path, capsys, lines, message):
     (tmp_path / "labels.csv").write_text(f"recording_id,AF\n{lines}\n")
     given = ["embed-map", str(embeddings), "--labels", str(tmp_path / "labels.csv")]
     assert ecgfm([*given, "--output", str(tmp_path / "map.png")]) == 2

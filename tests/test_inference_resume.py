@@ -67,7 +67,7 @@ def killed_at(change, embed, folder):
     return status != 0
 
 
-def test_killed_before_any_change_it_goes_on_to_the_same_rows(embed, tmp_path):
+def test_killed_before_any_change_it_continues_to_the_same_rows(embed, tmp_path):
     assert embed(tmp_path / "expected.parquet") == 1
     expected = pq.read_table(tmp_path / "expected.parquet")
     failures = (tmp_path / "expected.failures.csv").read_text()

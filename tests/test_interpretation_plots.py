@@ -212,7 +212,7 @@ def test_an_offset_between_electrodes_does_not_carry_a_trace_off_the_paper():
         assert found == pytest.approx(expected, abs=1e-6)
 
 
-def test_what_leaves_the_room_of_its_row_is_cut_off_and_said_so():
+def test_what_leaves_the_room_of_its_row_is_cut_off_and_reported():
     signal = made_up_record().signal
     signal[6, 200] = 30.0  # at 0.4 s, where lead V1 is not shown
     assert not any("cut off" in text for text in texts(plot_ecg(made_up_record(signal=signal))))
@@ -297,7 +297,7 @@ def test_bars_and_thresholds_are_in_proportion_and_positive_labels_stand_out(con
     assert "* beats: counts only the early ones" in weights
 
 
-def test_without_thresholds_nothing_is_positive_and_that_is_said(config):
+def test_without_thresholds_nothing_is_positive_and_that_is_reported(config):
     config.label_thresholds = None
     figure = plot_prediction(made_up_record(), {"rhythm": 0.99, "beats": 0.1}, None, config)
     assert any("the model has no thresholds" in text for text in texts(figure))
@@ -314,7 +314,7 @@ def test_warnings_of_the_recording_are_printed_before_the_notes(config):
     assert shown[said + 3].startswith("* beats: ")
 
 
-def test_labels_that_differ_in_their_beginning_or_end_alone_are_told_apart():
+def test_labels_that_differ_in_their_beginning_or_end_alone_are_distinguished():
     from ecgfm_hf.interpretation.paper import fit_label, text_width
 
     names = [
@@ -441,7 +441,7 @@ def test_a_recordings_page_is_written_where_it_was_asked_for(tmp_path, config):
     assert paths[0].read_bytes().startswith(b"%PDF")
 
 
-def test_what_to_install_is_said(monkeypatch):
+def test_what_to_install_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"ecgfm-hf\[plots\]"):
         plot_ecg(made_up_record())

@@ -164,7 +164,7 @@ def test_what_the_model_did_not_see_is_nan_and_what_it_saw_as_dead_is_0(model):
     assert np.isnan(found.values[:, 2005:]).all()  # the sixth second is dropped
 
 
-def test_attributions_follow_the_leads_whatever_their_order(model):
+def test_attributions_follow_the_leads_regardless_of_their_order(model):
     record = made_up_record(5.0)
     order = np.random.default_rng(1).permutation(12)
     mixed = made_up_record(leads=tuple(LEADS[i] for i in order), signal=record.signal[order])
@@ -228,7 +228,7 @@ def test_an_encoder_has_no_labels_to_attribute(model):
         attribute(model.ecgfm, made_up_record(5.0), "A")
 
 
-def test_what_to_install_is_said(model, monkeypatch):
+def test_what_to_install_is_reported(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(ImportError, match=r"ecgfm-hf\[saliency\]"):
         attribute(model, made_up_record(5.0), "A")

@@ -192,7 +192,7 @@ def test_handmade_features_measure_what_they_are_named_after(recordings):
 
 
 @pytest.mark.parametrize("kind", ["flat", "noise", "nan", "one spike"])
-def test_handmade_features_are_finite_whatever_the_recording(kind):
+def test_handmade_features_are_finite_regardless_of_the_recording(kind):
     recording = np.zeros((12, 5000))
     if kind == "noise":
         recording = np.random.default_rng(0).standard_normal((12, 5000))

@@ -239,7 +239,7 @@ def test_doubt_lowers_the_probability_behind_the_gate_only(mimic17):
     assert positives(Labeler.from_preset("mimic17", connective_gate=False, honour_absence=True), "No LBBB") == set()
 
 
-def test_aberrant_conduction_counts_where_something_is_said_to_be_conducted_so(mimic17):
+def test_aberrant_conduction_counts_where_a_report_calls_something_conducted_so(mimic17):
     aberrancy = "Supraventricular tachycardia with aberrancy"
     assert aberrancy in positives(mimic17, "Atrial fibrillation with aberrantly conducted complexes")
     assert aberrancy not in positives(mimic17, "Atrial fibrillation; aberrantly conducted complexes")

@@ -68,7 +68,7 @@ def test_results_reach_the_hub_through_the_front_matter(card):
     assert again == yaml.safe_load(card.split("---\n")[1])
 
 
-def test_no_place_person_or_machine_is_in_a_card(card, model, evaluation):
+def test_no_path_person_or_machine_is_in_a_card(card, model, evaluation):
     bare = build_model_card(model, evaluation=evaluation)
     host = socket.gethostname()
     for text in (card, bare):
@@ -86,7 +86,7 @@ def test_counts_that_the_evaluation_withholds_stay_withheld(card):
     assert "| pacing rhythm | <10 | withheld | – | – | – | – |" in rows
 
 
-def test_weights_that_would_tell_withheld_counts_are_not_told(card, tmp_path):
+def test_weights_that_would_reveal_withheld_counts_are_not_reported(card, tmp_path):
     # pos_weight times positives are the negatives.
     assert "ln(pos_weight)" not in card
     assert "Training weighted positives, which shifts the logits" in card
@@ -142,7 +142,7 @@ def test_headings_in_code_are_no_sections(card):
         (lambda data: data.update({"model-index": []}), "model-index cannot be read"),
     ],
 )
-def test_a_front_matter_that_the_hub_cannot_use_is_told(change, problem, card):
+def test_a_front_matter_that_the_hub_cannot_use_is_reported(change, problem, card):
     _, front, body = card.split("---\n", 2)
     data = yaml.safe_load(front)
     change(data)
@@ -151,7 +151,7 @@ def test_a_front_matter_that_the_hub_cannot_use_is_told(change, problem, card):
 
 
 @pytest.mark.parametrize("front", ["", "---\n: {\n---\n", "---\n- a\n---\n", "---\nlicense: mit\n"])
-def test_a_card_without_a_readable_front_matter_is_told(front, card):
+def test_a_card_without_a_readable_front_matter_is_reported(front, card):
     body = card.split("---\n", 2)[2]
     assert any(problem.startswith("front matter") for problem in card_problems(front + body))
 
@@ -204,7 +204,7 @@ def test_any_text_stays_in_its_cell(text):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_noted_is_said_to_be_unknown(tmp_path):
+def test_what_is_not_noted_is_reported_as_unknown(tmp_path):
     folder = write_model(tmp_path / "m", tiny_config())
     text = build_model_card(folder, **DETAILS)
     assert card_problems(text) == []
@@ -226,7 +226,7 @@ def test_what_is_not_noted_is_said_to_be_unknown(tmp_path):
         build_model_card(folder)
 
 
-def test_where_thresholds_come_from_is_told_only_if_it_was_noted(card, tmp_path):
+def test_where_thresholds_come_from_is_reported_only_if_it_was_noted(card, tmp_path):
     assert (
         "chosen on the validation recordings below. Labels without a threshold are not decided: pacing rhythm." in card
     )
@@ -290,7 +290,7 @@ def test_an_encoder_has_embeddings_and_no_scores(tmp_path):
     assert f"| Parameters | {parameters:,} |" in text
 
 
-def test_other_thresholds_and_unknown_weights_are_told(model, tmp_path):
+def test_other_thresholds_and_unknown_weights_are_reported(model, tmp_path):
     results = json.loads((FIXTURES / "metrics.json").read_text())
     results["per_label"][LABELS[0]]["decisions"]["threshold"] = 0.9
     evaluation = evaluation_of(model, tmp_path / "e", per_label=results["per_label"], weights=None)
@@ -341,7 +341,7 @@ def test_what_is_no_model_or_evaluation_is_refused(model, tmp_path):
         {"step": "conversion", "warnings": 3},
     ],
 )
-def test_facts_that_are_not_of_their_form_are_told(step, tmp_path):
+def test_facts_that_are_not_of_their_form_are_reported(step, tmp_path):
     folder = write_model(tmp_path / "m", tiny_config())
     (folder / PROVENANCE_FILE).write_text(json.dumps({"format": 1, "steps": [step]}))
     with pytest.raises(CardError, match=r"provenance\.json is damaged"):
@@ -352,7 +352,7 @@ def test_facts_that_are_not_of_their_form_are_told(step, tmp_path):
     "change",
     [{"hidden_size": "768"}, {"id2label": 3}, {"id2label": {"x": "A"}}, {"conv_dim": None}, {"pos_weight": [1]}],
 )
-def test_a_config_that_cannot_be_is_told(change, tmp_path):
+def test_a_config_that_cannot_be_is_reported(change, tmp_path):
     folder = write_model(tmp_path / "m", tiny_config())
     content = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**content, **change}))

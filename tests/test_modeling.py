@@ -47,7 +47,7 @@ def test_evaluation_is_deterministic_and_masks_nothing(tiny_config):
 
 
 @torch.no_grad()
-def test_training_mode_masks_only_what_it_is_told(tiny_config):
+def test_training_mode_masks_only_what_it_is_given(tiny_config):
     model = ECGFMModel(tiny_config(hidden_dropout=0.0, attention_dropout=0.0, feat_proj_dropout=0.0)).train()
     x = torch.randn(2, 12, 400)
     assert torch.equal(model(x).last_hidden_state, model.eval()(x).last_hidden_state)

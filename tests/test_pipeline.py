@@ -456,7 +456,7 @@ def test_a_model_that_cannot_be_loaded_is_a_usage_error(model_dir, tmp_path, cap
     assert "cannot load the model" in capsys.readouterr().err
 
 
-def test_output_that_cannot_be_written_is_told_before_the_work(model_dir, tmp_path, capsys):
+def test_output_that_cannot_be_written_is_reported_before_the_work(model_dir, tmp_path, capsys):
     target = tmp_path / "nowhere" / "scores.csv"
     assert ecgfm(["predict", DICOM, "--model", str(model_dir), "--output", str(target)]) == 2
     assert "nowhere" in capsys.readouterr().err

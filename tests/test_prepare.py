@@ -345,7 +345,7 @@ def test_shards_and_a_last_run_make_the_same_store_as_one_run(tmp_path):
     assert rows_of(tmp_path / "one") == rows_of(tmp_path / "many")
 
 
-def test_ids_alone_find_their_files_and_extra_files_are_told(cohort, tmp_path):
+def test_ids_alone_find_their_files_and_extra_files_are_reported(cohort, tmp_path):
     rows = table_of(cohort)[:4]
     lines = [f"{row['recording_id']},{row['atrial fibrillation']}" for row in rows] + ["nobody,1"]
     (tmp_path / "mine.csv").write_text("\n".join(["recording_id,AF", *lines]) + "\n")
@@ -402,7 +402,7 @@ def test_own_names_of_columns_and_chosen_labels(cohort, tmp_path):
         ("", "is empty"),
     ],
 )
-def test_what_is_wrong_with_a_table_is_said_with_its_row(cohort, tmp_path, text, expected):
+def test_what_is_wrong_with_a_table_is_reported_with_its_row(cohort, tmp_path, text, expected):
     path = next(iter(sorted(cohort.rglob("*.hea")))).relative_to(cohort).as_posix()
     (tmp_path / "mine.csv").write_text(text.format(path=path))
     with pytest.raises(DataError, match=expected):
@@ -640,7 +640,7 @@ def test_the_same_seed_gives_the_same_split_under_any_pseudonym(cohort, tmp_path
         assert report["label_counts"] == plain["label_counts"]
 
 
-def test_a_folder_that_is_a_link_is_told(tmp_path):
+def test_a_folder_that_is_a_link_is_reported(tmp_path):
     root = challenge_folder(tmp_path / "root", {"E1": AF})
     challenge_folder(tmp_path / "elsewhere", {"E2": AF})
     (root / "training" / "linked").symlink_to(tmp_path / "elsewhere")

@@ -86,7 +86,7 @@ def test_what_only_looks_like_a_path_is_none(text):
     assert not list(find_paths(text))
 
 
-def test_digest_tells_weights_from_others(tmp_path):
+def test_digest_distinguishes_weights(tmp_path):
     assert weights_digest(tmp_path) is None
     assert weights_digest("owner/name") is None
     (tmp_path / "model-1.safetensors").write_bytes(b"a")
@@ -128,7 +128,7 @@ def test_counts_of_few_patients_are_not_told():
     assert told["labels"]["a"] == {"positive": 40, "negative": 60, "unknown": 0}
 
 
-def test_of_fewer_than_ten_patients_nothing_is_told():
+def test_of_fewer_than_ten_patients_nothing_is_reported():
     assert facts([f"p{n % 9}" for n in range(90)], [n < 40 for n in range(90)]) == {
         "recordings": "<10",
         "patients": "<10",
@@ -181,7 +181,7 @@ def test_labels_with_withheld_counts_are_listed():
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from([0.0, 1.0, float("nan")]), min_size=10, max_size=60))
-def test_no_told_count_is_of_one_to_nine_patients(labels):
+def test_no_reported_count_is_of_one_to_nine_patients(labels):
     from ecgfm_hf.training.data_summary import summarize_recordings
 
     found = summarize_recordings([f"p{n}" for n in range(len(labels))], ["a"], np.array(labels).reshape(-1, 1))

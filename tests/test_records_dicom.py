@@ -194,7 +194,7 @@ def with_group(dataset, **changes):
     return group
 
 
-def test_the_original_recording_is_taken_whatever_the_order(small, tmp_path):
+def test_the_original_recording_is_taken_regardless_of_the_order(small, tmp_path):
     samples = read_ecg(saved(small, tmp_path)).samples
     beat = with_group(small, WaveformOriginality="DERIVED", MultiplexGroupLabel="MEDIAN BEAT")
     beat.WaveformData = bytes(2400)

@@ -166,7 +166,7 @@ def test_a_mat_that_contradicts_itself_is_refused(tmp_path, variables, message):
     refused(write_mat(tmp_path / "a.mat", **variables), message, units="mV")
 
 
-def test_other_mat_files_are_told_apart(tmp_path):
+def test_other_mat_files_are_distinguished(tmp_path):
     scipy.io.savemat(tmp_path / "other.mat", {"x": 1})
     refused(tmp_path / "other.mat", "without feats (fairseq-signals) or ECG (CPSC 2018)", units="mV")
     refused(write_mat(tmp_path / "a.mat"), "does not contain its units", "units=")
@@ -209,7 +209,7 @@ def test_code_15_exams_are_read_without_their_padding(tmp_path, settings):
 
 
 @needs_h5py
-def test_code_15_exams_that_cannot_be_read_are_told(tmp_path):
+def test_code_15_exams_that_cannot_be_read_are_reported(tmp_path):
     path, _ = write_code_15(tmp_path / "a.hdf5", lengths=(3000, 0, 3000))
     with pytest.raises(ECGReadError, match="exam 101 is all zeros"):
         list(read_code_15(path))

@@ -111,7 +111,7 @@ def test_signal_file_of_another_length_is_refused(tmp_path, format_):
         ("rec.dat 16 1000", "rec.dat", ["signal 1"]),
     ],
 )
-def test_header_that_says_something_impossible_is_refused(tmp_path, old, new, messages):
+def test_header_that_states_something_impossible_is_refused(tmp_path, old, new, messages):
     path, _ = write_record(tmp_path)
     edit(path, old, new)
     refused(path, "rec", *messages)

@@ -125,7 +125,7 @@ def test_both_kinds_feed_a_data_loader_with_workers(store):
         assert sum(len(batch) for batch in loader) == 10
 
 
-def test_what_cannot_be_used_is_told_before_training_not_during_it(recordings, tmp_path, caplog):
+def test_what_cannot_be_used_is_reported_before_training_not_during_it(recordings, tmp_path, caplog):
     recordings["a"]["signal"] = recordings["a"]["signal"].astype(float)
     recordings["a"]["signal"][3, 5] = np.nan
     recordings["b"]["lead_names"] = [*STANDARD_LEADS[:11], "V7"]

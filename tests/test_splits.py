@@ -54,7 +54,7 @@ def _by_id(result) -> dict[str, str | None]:
 
 
 @pytest.mark.parametrize("column", ["idx", "save_file"])
-def test_random_is_the_originals_draw_whatever_the_id_and_the_order_of_rows(column):
+def test_random_is_the_originals_draw_regardless_of_the_id_and_the_order_of_rows(column):
     ids, idx = _columns(META[::-1], column, "idx")
     result = split_recordings(ids, "random", seed=0)
     assert dict(zip(idx, result.splits, strict=True)) == _golden("random")
@@ -156,7 +156,7 @@ def test_a_bad_published_split_is_refused(tmp_path, text, message):
         import_split(tmp_path / "split.csv", ["a"])
 
 
-def test_a_published_split_that_is_absent_here_is_said_so():
+def test_a_published_split_that_is_absent_here_is_reported():
     result = import_split({"a": "train", "b": "valid", "c": "extra"}, ["c", "a"])
     assert result.names == ("train", "extra")
     assert "No recording of the published split valid was found." in result.assumptions
@@ -247,7 +247,7 @@ def test_a_request_that_cannot_be_met_is_an_error(settings_, message):
     ("ids", "message"),
     [([], "no recordings"), ([1, "1.0", 2], "not unique, such as 1"), (["a", None], "1 recordings have no id")],
 )
-def test_recordings_must_be_told_apart(ids, message):
+def test_recordings_must_be_distinguished(ids, message):
     with pytest.raises(SplitError, match=message):
         split_recordings(ids, "random")
 

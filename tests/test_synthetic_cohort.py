@@ -84,7 +84,7 @@ def same(one, other):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_patient_is_the_same_whatever_the_size_and_order_of_the_cohort():
+def test_a_patient_is_the_same_regardless_of_the_size_and_order_of_the_cohort():
     small, large = SyntheticCohort(4, seed=9), SyntheticCohort(1000, seed=9)
     later = SyntheticCohort(2, seed=9, first_patient=2)
     reversed_order = {number: small.patient(number) for number in reversed(small.patients)}

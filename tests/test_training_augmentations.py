@@ -271,7 +271,7 @@ def test_a_new_epoch_reaches_persistent_workers(store, context):
         assert_equal(found, values_of(inputs[number] for number in range(len(inputs))))
 
 
-def test_telling_one_of_the_two_tells_both():
+def test_revealing_one_of_the_two_reveals_both():
     signal_transform, transform = build_augmentations(EVERYTHING, seed=0)
     item = {"recording_id": "a", "segment": 0}
     before = transform(np.ones((12, 3)), item)

@@ -304,7 +304,7 @@ def test_thresholds_and_calibration_come_from_validation_and_reach_the_config(st
     assert all(threshold != 0.5 for threshold in points.thresholds.values())
 
 
-def test_labels_with_few_cases_get_neither_and_it_is_said(store, tmp_path):
+def test_labels_with_few_cases_get_neither_and_it_is_reported(store, tmp_path):
     result = run(store, tmp_path, calibration="platt", thresholds="youden", min_cases=10**6)
     assert result.model.config.label_calibration is None
     assert result.model.config.label_thresholds is None
@@ -406,7 +406,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(store, tmp_path):
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
-def test_weights_that_ran_away_are_told_when_they_are_judged(store, tmp_path):
+def test_weights_that_ran_away_are_reported_when_they_are_judged(store, tmp_path):
     from ecgfm_hf.training import NonFiniteError
 
     settings = settings_for(optim="adamw_torch_fused", learning_rate=1e30, max_steps=1)

@@ -76,7 +76,7 @@ def test_the_folder_is_a_model_that_the_pipeline_uses_with_its_operating_points(
     assert all(torch.equal(value, state[name]) for name, value in pipeline.model.state_dict().items())
 
 
-def test_weights_of_positives_are_in_the_config_unless_they_would_tell_counts_of_few(finished, workplace):
+def test_weights_of_positives_are_in_the_config_unless_they_would_reveal_counts_of_few(finished, workplace):
     out, result = finished
     # Trained with weights, on twelve patients.
     assert read_steps(out)[0]["pos_weight"] == "balanced"
@@ -120,7 +120,7 @@ def test_the_model_knows_what_it_has_seen(finished, workplace):
     assert not found["test"][1]
 
 
-def test_the_folder_tells_what_was_done_and_on_how_many(finished, workplace):
+def test_the_folder_shows_what_was_done_and_on_how_many(finished, workplace):
     out, result = finished
     (step,) = read_steps(out)
     assert (step["step"], step["updates"], step["best_update"]) == ("fine-tuning", result.update, result.best_update)
@@ -447,7 +447,7 @@ def test_a_run_of_0_1_0_is_refused_with_the_new_names(workplace, tmp_path):
         Finetuner(settings)
 
 
-def test_a_damaged_note_of_what_the_start_had_seen_is_told_before_training(finished, workplace, tmp_path):
+def test_a_damaged_note_of_what_the_start_had_seen_is_reported_before_training(finished, workplace, tmp_path):
     shutil.copytree(finished[0], tmp_path / "start")
     (tmp_path / "start" / GUARD_FILE).write_text("{")
     with pytest.raises(SettingsError, match=f"init_from: .*{GUARD_FILE} is damaged"):

@@ -381,7 +381,7 @@ def test_a_run_of_0_1_0_is_refused_with_the_new_names(settings, tmp_path):
         Pretrainer(settings(max_steps=2))
 
 
-def test_a_changed_setting_of_the_model_is_told_alone(settings):
+def test_a_changed_setting_of_the_model_is_reported_alone(settings):
     Pretrainer(settings(max_steps=1, eval_strategy="no")).run()
     with pytest.raises(SettingsError, match=r"another run: model\.hidden_size was 16, now 32\. Resume"):
         Pretrainer(settings(max_steps=2, model={**MODEL, "hidden_size": 32}))
@@ -567,7 +567,7 @@ def test_the_effective_batch_is_counted_as_the_original_does(settings):
     assert "12 segments: 6 x 1 process x 2 accumulation (published: 1,024)" in text
 
 
-def test_a_collapsed_codebook_is_told_once(settings, tmp_path, capsys):
+def test_a_collapsed_codebook_is_reported_once(settings, tmp_path, capsys):
     trainer = Pretrainer(settings(collapse_below=0.9))
     trainer.run()
     assert capsys.readouterr().err.count("the codebook has collapsed") == 1
