@@ -1,4 +1,4 @@
-"""`ecgfm export-fairseq`."""
+"""`ecgfm export-fairseq`: write a store in the layout of fairseq-signals."""
 
 import functools
 import sys
@@ -13,7 +13,7 @@ from .outputs import Reads, Writes
 if TYPE_CHECKING:
     from ..fairseq import ExportedFolder
 
-_DEFAULT = "Default: the extractor's own."
+_DEFAULT = "Default: the setting of the feature extractor."
 
 
 def export_fairseq(
@@ -22,7 +22,7 @@ def export_fairseq(
     root: Annotated[
         str | None,
         typer.Option(
-            "--root", metavar="PATH", help="Folder of the segments in the manifests (default: OUT/segmented)."
+            "--root", metavar="PATH", help="Folder of segments to write in the manifests (default: OUT/segmented)."
         ),
         Reads(),
     ] = None,
@@ -40,7 +40,7 @@ def export_fairseq(
     constant_leads: Annotated[ConstantLeads | None, typer.Option("--constant-leads", help=_DEFAULT)] = None,
 ) -> int:
     """
-    Write a store as fairseq-signals' processed folder.
+    Write a store as a processed folder of fairseq-signals.
 
     Exit status: 0 all exported, 1 some recordings were skipped or the folder cannot be written, 2 usage.
     """
@@ -84,10 +84,10 @@ def _summary(report: "ExportedFolder") -> str:
         lines.append(f"{split:<10}" + "".join(f"{number:>12,}" for number in numbers))
     if any(report.unlabelled.values()):
         lines.append(
-            "unlabelled: a label is unknown, so they are in the CMSC manifests only (y.npy has no unknown labels)"
+            "unlabelled: recordings with an unknown label, which y.npy cannot contain; in the CMSC manifests only"
         )
     if any(report.unpaired.values()):
-        lines.append("unpaired: they have one segment, so they are in no CMSC manifest")
+        lines.append("unpaired: recordings of one segment, which have no pair; in no CMSC manifest")
     for reason, count in report.skip_reasons().most_common():
         lines.append(f"skipped {count:,}: {reason}")
     lines.append(f"labels: {', '.join(report.label_names) or 'none'}")

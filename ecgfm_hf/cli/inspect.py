@@ -1,4 +1,4 @@
-"""`ecgfm inspect`: what recordings contain, and what preprocessing would do to them."""
+"""`ecgfm inspect`: show what recordings contain, and what preprocessing would do to them."""
 
 import json
 from pathlib import Path
@@ -49,14 +49,14 @@ def inspect(
         float, typer.Option("--plot-start", metavar="S", help="Start of the page, in seconds.")
     ] = 0.0,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that is no page of this package.")
+        bool, typer.Option("--overwrite", help="Replace a file that is not a page of this package.")
     ] = False,
 ) -> int:
     """
     Show what recordings contain: format, leads, units, sampling rate, length.
 
-    It also shows what preprocessing would do: change of rate, segments, leads that are derived, missing or flat, and
-    warnings. It runs no model.
+    It also shows what preprocessing would do: resampling, segments, warnings, and leads that are derived, missing, flat
+    or unused. It runs no model.
 
     Exit status: 0 all can be scored, 1 some cannot be read or would be refused, 2 usage.
     """
@@ -113,7 +113,7 @@ def describe(record: "ECGRecord", format_: str, extractor: "ECGFMFeatureExtracto
     """
     Return what a recording contains, and what preprocessing would do, as `--json` prints it.
 
-    `preprocessing` has only the key `refused`, with the reason, where the extractor would refuse the recording.
+    If the extractor would refuse the recording, `preprocessing` has only the key `refused`, with the reason.
     """
     samples = record.samples.shape[1]
     return {
@@ -150,7 +150,7 @@ def _preprocessing(record: "ECGRecord", extractor: "ECGFMFeatureExtractor") -> d
 
 
 def _lines(described: dict[str, Any]) -> list[str]:
-    """Return what [`describe`] found as lines to read."""
+    """Format the result of [`describe`] as lines of text."""
     if "error" in described:
         return [described["recording"], _line("error", described["error"])]
     units = dict.fromkeys(described["units"])

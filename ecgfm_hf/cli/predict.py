@@ -327,7 +327,7 @@ def embed_map(
     columns: ColumnsOption = None,
     label: Annotated[
         str | None,
-        typer.Option("--label", metavar="NAME", help="Which column of the table (default: the only one)."),
+        typer.Option("--label", metavar="NAME", help="Column to colour by (default: the only one)."),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file that this command did not write.")

@@ -1,4 +1,4 @@
-"""`ecgfm synthesize`."""
+"""`ecgfm synthesize`: write a synthetic cohort."""
 
 import time
 from pathlib import Path
@@ -25,15 +25,15 @@ def synthesize(
         typer.Option(
             "--first-patient",
             metavar="K",
-            help="Number of the first patient. Cohorts of one seed with other numbers share no patient.",
+            help="Number of the first patient. Cohorts with the same seed share only patients with the same number.",
         ),
     ] = 0,
     sampling_rate: Annotated[int, typer.Option("--sampling-rate", metavar="HZ", help="Sampling rate in Hz.")] = 500,
-    seconds: Annotated[int, typer.Option("--seconds", metavar="T", help="Duration; a multiple of 5.")] = 10,
+    seconds: Annotated[int, typer.Option("--seconds", metavar="T", help="Duration in seconds; a multiple of 5.")] = 10,
     num_proc: NumProcOption = 1,
 ) -> int:
     """
-    Write a synthetic, labelled cohort as WFDB.
+    Write a synthetic, labelled cohort as WFDB files.
 
     Exit status: 0 written, 1 the folder cannot be written, 2 usage.
     """

@@ -29,21 +29,21 @@ def principal_components(embeddings: np.ndarray, count: int = 2) -> tuple[np.nda
 
     Args:
         embeddings (`np.ndarray` of shape (n, size)): At least two.
-        count: How many directions.
+        count: Number of directions.
 
     Returns:
         Coordinates (n, count) float64, and each direction's share of the variance, (count,). The sign of a direction
         makes its largest entry positive.
 
     Raises:
-        `ValueError`: fewer than two embeddings, equal ones only, or values that are not finite.
+        `ValueError`: fewer than two embeddings, only equal embeddings, or values that are not finite.
     """
     if len(embeddings) < 2:
         raise ValueError(f"a map needs at least 2 embeddings, found: {len(embeddings)}")
     if not np.isfinite(embeddings).all():
         raise ValueError("not all embeddings are finite")
     centred = embeddings - embeddings.mean(axis=0, dtype=np.float64)
-    # The covariance is size x size however many embeddings there are.
+    # The covariance is size x size for any number of embeddings.
     variances, directions = np.linalg.eigh(centred.T @ centred / len(centred))
     if not variances[-1] > 0:
         raise ValueError("all embeddings are equal")
