@@ -53,13 +53,13 @@ _LIMB_LEADS: dict[str, dict[str, float]] = {
 _CHECKS = {"III": "II - I (Einthoven)", "aVR": "-(I + II) / 2 (Goldberger)"}
 _CHECKS |= {"aVL": "I - II / 2 (Goldberger)", "aVF": "II - I / 2 (Goldberger)"}
 
-_POLICIES: dict[str, tuple[str, ...]] = {
+POLICIES: dict[str, tuple[str, ...]] = {
     "missing_leads": ("error", "zero", "derive"),
     "nan_samples": ("error", "zero", "interpolate"),
     "constant_leads": ("zero", "error"),
     "short_recordings": ("error", "pad"),
 }
-_SETTINGS = ("sampling_rate", "lead_names", "segment_seconds", *_POLICIES)
+_SETTINGS = ("sampling_rate", "lead_names", "segment_seconds", *POLICIES)
 # Keys of preprocessor_config.json that transformers itself writes or reads.
 _HF_KEYS = {"feature_extractor_type", "auto_map", "processor_class", "transformers_version", "custom_pipelines"}
 
@@ -370,8 +370,8 @@ def _check_number(name: str, value: Any, low: float, high: float) -> float:
 
 
 def _check_policy(name: str, value: Any) -> str:
-    if value not in _POLICIES[name]:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, _POLICIES[name]))}, got {value!r}")
+    if value not in POLICIES[name]:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, POLICIES[name]))}, got {value!r}")
     return value
 
 
@@ -502,7 +502,7 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         if abs(self.sampling_rate * self.segment_seconds - self.segment_samples) > 1e-6 or self.segment_samples == 0:
             raise ValueError(f"segment_seconds={segment_seconds} is no whole number of samples at {sampling_rate} Hz")
         given = (missing_leads, nan_samples, constant_leads, short_recordings)
-        for key, value in zip(_POLICIES, given, strict=True):
+        for key, value in zip(POLICIES, given, strict=True):
             setattr(self, key, _check_policy(key, value))
 
     @classmethod
@@ -652,11 +652,11 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         Without `inspect`, clipped or contradicting leads and impossible amplitudes are not looked for. That takes more
         than half of the time, and changes only the warnings.
         """
-        if not policies.keys() <= _POLICIES.keys():
-            raise TypeError(f"unknown argument among {', '.join(policies)}; the policies are {', '.join(_POLICIES)}")
+        if not policies.keys() <= POLICIES.keys():
+            raise TypeError(f"unknown argument among {', '.join(policies)}; the policies are {', '.join(POLICIES)}")
         given = {key: value for key, value in policies.items() if value is not None}
         try:
-            checked = {key: _check_policy(key, given.get(key, getattr(self, key))) for key in _POLICIES}
+            checked = {key: _check_policy(key, given.get(key, getattr(self, key))) for key in POLICIES}
             rate = _check_number("sampling_rate (Hz)", sampling_rate, _MIN_RATE, _MAX_RATE)
             return self._prepare(recording, rate, _check_names(lead_names), units, inspect, **checked)
         except ValueError as error:

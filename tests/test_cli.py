@@ -85,7 +85,7 @@ def test_choices_that_help_lists_are_the_librarys():
         "constant_leads": options.ConstantLeads,
         "short_recordings": options.ShortRecordings,
     }
-    assert {name: get_args(choices) for name, choices in policies.items()} == extractor._POLICIES
+    assert {name: get_args(choices) for name, choices in policies.items()} == extractor.POLICIES
     assert tuple(policies) == options.POLICIES
     assert get_args(Preset) == tuple(PRESETS)
 

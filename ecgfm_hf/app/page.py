@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ..feature_extraction_ecgfm import POLICIES
 from ..interpretation.ecg_page import GAINS
 from . import html
 from .page_scoring import PageScorer, saliency_choices
@@ -15,12 +16,6 @@ if TYPE_CHECKING:
 # Fonts that every system has.
 _SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
-POLICIES = {
-    "missing_leads": ("error", "zero", "derive"),
-    "nan_samples": ("error", "zero", "interpolate"),
-    "constant_leads": ("error", "zero"),
-    "short_recordings": ("error", "pad"),
-}
 _POLICY_LABELS = {name: name.replace("_", " ").capitalize().replace("Nan", "NaN") for name in POLICIES}
 _MODEL_DEFAULT = "model default"
 _GAIN = "10 mm/mV"
@@ -168,4 +163,4 @@ def theme() -> "gradio.themes.Base":
     )
 
 
-__all__ = ["POLICIES", "build_page", "theme"]
+__all__ = ["build_page", "theme"]
