@@ -260,6 +260,8 @@ class _EscapedStream:
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_stream":  # not set yet, as in copies
+            raise AttributeError(name)
         return getattr(self._stream, name)
 
 
