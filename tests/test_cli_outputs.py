@@ -17,7 +17,7 @@ from inference_cases import write_model
 from wfdb_files import write_record
 
 from ecgfm_hf.cli.main import COMMANDS, load_command, main
-from ecgfm_hf.cli.outputs import Reads, Writes, roles_of, with_checked_outputs
+from ecgfm_hf.cli.outputs import Reads, Writes, companions, roles_of, with_checked_outputs
 from ecgfm_hf.training import FinetuneSettings, PretrainSettings
 from ecgfm_hf.training.run_folder import RunFolder
 from ecgfm_hf.utils.errors import OutputExistsError, SettingsError
@@ -281,3 +281,10 @@ def test_a_failed_write_leaves_the_old_files(tmp_path):
     with atomic_path("/dev/null") as device:
         device.write_text("nothing is replaced")
     assert Path("/dev/null").is_char_device()
+
+
+def test_the_segments_of_a_recording_are_inputs(tmp_path):
+    (tmp_path / "whole.hea").write_text("whole/1 1 500 1000\npart 1000\n")
+    (tmp_path / "part.hea").write_text("part 1 500 1000\npart.dat 16 1000/mV 16 0 0 0 0 I\n")
+    (tmp_path / "part.dat").write_bytes(bytes(2000))
+    assert {str(tmp_path / name) for name in ("part.hea", "part.dat")} <= set(companions(str(tmp_path / "whole")))

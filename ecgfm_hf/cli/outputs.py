@@ -86,14 +86,14 @@ def _check(path: Path, mark: Writes, inputs: list[str], values: Mapping[str, Any
 
 
 def companions(path: str) -> list[str]:
-    """Return the files that belong to a WFDB recording, given its name, header or signal file: all that it reads."""
+    """Return the files of a WFDB recording, its segments included, given its name, header or signal file."""
     stem, suffix = os.path.splitext(path)
     header = Path(f"{stem if suffix.lower() in _WFDB else path}.hea")
     if not header.is_file():
         return []
-    lines = header.read_text(encoding="utf-8", errors="surrogateescape").replace("\0", "").splitlines()[1:]
-    files = [header.parent / line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
-    return [str(file) for file in (header, *files)]
+    from ..data.sources.base import recording_files  # imports pyarrow
+
+    return recording_files(path)
 
 
 __all__ = ["Reads", "Writes", "companions", "roles_of", "with_checked_outputs"]

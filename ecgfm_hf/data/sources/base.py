@@ -111,7 +111,7 @@ def recording_stamp(path: str, root: str | os.PathLike | None = None) -> str:
         path: A file, or a WFDB record's name.
         root: A folder outside of which no file is opened.
     """
-    return " ".join(_file_stamp(file, root) for file in _files_of(path, root))
+    return " ".join(_file_stamp(file, root) for file in recording_files(path, root))
 
 
 def recording_stamps(paths: Iterable[str], root: str | os.PathLike | None = None) -> dict[str, str]:
@@ -121,7 +121,8 @@ def recording_stamps(paths: Iterable[str], root: str | os.PathLike | None = None
         return dict(zip(unique, pool.map(lambda path: recording_stamp(path, root), unique), strict=True))
 
 
-def _files_of(path: str, root: str | os.PathLike | None, is_segment: bool = False) -> list[str]:
+def recording_files(path: str, root: str | os.PathLike | None = None, is_segment: bool = False) -> list[str]:
+    """Return a recording's file and, for WFDB, its header, signal files and segments; some may not exist."""
     stem, suffix = os.path.splitext(path)
     header = f"{stem if suffix.lower() in (*_SIGNALS, '.hea') else path}.hea"
     found = [path, header]
@@ -132,7 +133,7 @@ def _files_of(path: str, root: str | os.PathLike | None, is_segment: bool = Fals
         file = os.path.join(folder, name)
         found.append(file)
         if not is_segment and f"{name}.hea" != own and os.path.isfile(f"{file}.hea"):
-            found += _files_of(f"{file}.hea", root, is_segment=True)
+            found += recording_files(f"{file}.hea", root, is_segment=True)
     return list(dict.fromkeys(found))
 
 
