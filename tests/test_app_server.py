@@ -312,7 +312,7 @@ def test_in_a_browser_a_dropped_recording_is_answered_from_this_machine_alone(pa
     browser.wait("!!document.querySelector('input[type=file]')")
     browser.choose_files(*pair)
     browser.wait("document.querySelector('.ecg-sheet img')?.naturalWidth > 1000")
-    assert browser.js("document.querySelectorAll('.ecg-scores tbody tr').length") == 3
+    assert browser.js("document.querySelectorAll('section.ecg-scores tbody tr').length") == 3
     assert page.content() == []
     # What notes say is shown, and not run.
     assert "<script>window.hit=1</script>" in browser.js("document.querySelector('.ecg-scores').innerText")
