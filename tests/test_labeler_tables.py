@@ -85,7 +85,9 @@ def test_processes_and_cache_change_no_row():
         ({"labels": ["Short QT"]}, "label 'Short QT'"),
         ({"phrase": {}}, "section 'phrase' is unknown"),
         ({"switches": {"gate": True}}, "switches: 'gate' is unknown"),
-        ({"compounds": [{"entity": ["x"], "including": ["Long QT"]}]}, "is not defined"),
+        ({"compounds": [{"entity": ["x"], "including": ["Long QT"]}]}, "compounds: entry 0: 'entity' must be a non-em"),
+        ({"removed": ["old"]}, "removed: needs 'extends'"),
+        ({"attached": [{"entity": "Long QT", "descriptor": "Possible"}]}, "attached: entry 0: 'gives' must be"),
     ],
 )
 def test_a_mistake_in_an_own_labeler_is_named(change, message):

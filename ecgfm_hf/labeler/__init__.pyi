@@ -1,6 +1,7 @@
 from .batch import ReportRow as ReportRow
 from .batch import join_lines as join_lines
 from .batch import label_reports as label_reports
+from .definition import load_original_json as load_original_json
 from .explanation import Explanation as Explanation
 from .explanation import Reason as Reason
 from .explanation import html_page as html_page
@@ -14,7 +15,6 @@ from .knowledge import Pattern as Pattern
 from .label_def import LabelCounts as LabelCounts
 from .label_rules import Switches as Switches
 from .labeler import Labeler as Labeler
-from .original_json import load_original_json as load_original_json
 from .presets import MIMIC17_LABELS as MIMIC17_LABELS
 from .presets import PRESETS as PRESETS
 from .report_labels import STATUSES as STATUSES

@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .definition import build, read_definition
+from .definition import build, load_original_json, read_definition
 from .explanation import Explanation, explain
 from .knowledge import Knowledge, LabelerError
 from .label_rules import Inference, Switches
 from .matching import Hit, Matcher, is_word_character
 from .normalization import Normalizer
-from .original_json import load_original_json
 from .presets import PRESETS
 from .report_labels import ReportLabels, status_of
 
