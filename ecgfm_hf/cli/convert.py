@@ -53,7 +53,8 @@ def convert(
         Reads(),
     ] = None,
     heads: Annotated[
-        int | None, typer.Option("--heads", metavar="N", help="Attention heads, where the file does not hold them.")
+        int | None,
+        typer.Option("--heads", metavar="N", help="Number of attention heads, where the file does not contain it."),
     ] = None,
     like: Annotated[
         Path | None,

@@ -39,7 +39,7 @@ def evaluate(
     ],
     dataset: Annotated[
         str | None,
-        typer.Argument(metavar="DATASET", help="Store that `ecgfm prepare` wrote; none for stored predictions."),
+        typer.Argument(metavar="DATASET", help="Store that `ecgfm prepare` wrote; omit it for stored predictions."),
         Reads(),
     ] = None,
     split: Annotated[str, typer.Option("--split", metavar="NAME", help="Split of the dataset.")] = "test",

@@ -7,13 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .options import ConstantLeads, NanSamples, StoreArgument, quiet_libraries, show_progress
+from .options import (
+    CONSTANT_LEADS,
+    NAN_SAMPLES,
+    ConstantLeads,
+    NanSamples,
+    StoreArgument,
+    quiet_libraries,
+    show_progress,
+)
 from .outputs import Reads, Writes
 
 if TYPE_CHECKING:
     from ..fairseq import ExportedFolder
 
-_DEFAULT = "Default: the setting of the feature extractor."
+_DEFAULT = "Default: as in the feature extractor."
 
 
 def export_fairseq(
@@ -35,9 +43,14 @@ def export_fairseq(
         ),
         Reads(),
     ] = None,
-    missing_leads: Annotated[Literal["error", "zero"] | None, typer.Option("--missing-leads", help=_DEFAULT)] = None,
-    nan_samples: Annotated[NanSamples | None, typer.Option("--nan-samples", help=_DEFAULT)] = None,
-    constant_leads: Annotated[ConstantLeads | None, typer.Option("--constant-leads", help=_DEFAULT)] = None,
+    missing_leads: Annotated[
+        Literal["error", "zero"] | None,
+        typer.Option("--missing-leads", help=f"Missing leads: refuse the recording, or set them to zero. {_DEFAULT}"),
+    ] = None,
+    nan_samples: Annotated[NanSamples | None, typer.Option("--nan-samples", help=f"{NAN_SAMPLES} {_DEFAULT}")] = None,
+    constant_leads: Annotated[
+        ConstantLeads | None, typer.Option("--constant-leads", help=f"{CONSTANT_LEADS} {_DEFAULT}")
+    ] = None,
 ) -> int:
     """
     Write a store as a processed folder of fairseq-signals.

@@ -70,11 +70,17 @@ def label(
         typer.Option("--preset", help="A labeler of this package (default: mimic17)."),
     ] = None,
     definition: Annotated[
-        Path | None, typer.Option("--definition", metavar="JSON", help="A labeler of your own."), Reads()
+        Path | None,
+        typer.Option("--definition", metavar="JSON", help="A labeler of your own (see docs/labeler.md)."),
+        Reads(),
     ] = None,
     original: Annotated[
         Path | None,
-        typer.Option("--original", metavar="DIR", help="The original's JSON tables, from your clone of it."),
+        typer.Option(
+            "--original",
+            metavar="DIR",
+            help="Folder of the JSON tables of ECG-FM's labeler, from a clone of the ECG-FM repository.",
+        ),
         Reads(),
     ] = None,
     soft: Annotated[bool, typer.Option("--soft", help="Write probabilities instead of 0 and 1.")] = False,
@@ -102,7 +108,9 @@ def label(
     ] = None,
     label_def: Annotated[
         Path | None,
-        typer.Option("--label-def", metavar="CSV", help="Write counts and pos_weight, as label_def.csv."),
+        typer.Option(
+            "--label-def", metavar="CSV", help="Write the counts and pos_weight of each label, as in label_def.csv."
+        ),
         Writes(begins_with("name,pos_count_")),
     ] = None,
     split_column: Annotated[
@@ -125,7 +133,7 @@ def label(
     from ..labeler import MIMIC17_LABELS, Labeler
 
     if original is not None:
-        # The original's tables hold hundreds of entities; its published classifier has these labels.
+        # ECG-FM's tables define hundreds of entities; its published classifier has these labels.
         labeler = Labeler.from_original(original, MIMIC17_LABELS)
     elif definition is not None:
         labeler = Labeler.from_definition(definition)

@@ -27,6 +27,9 @@ NanSamples = Literal["error", "zero", "interpolate"]
 ConstantLeads = Literal["zero", "error"]
 ShortRecordings = Literal["error", "pad"]
 POLICIES = ("missing_leads", "nan_samples", "constant_leads", "short_recordings")
+MISSING_LEADS = "Missing leads: refuse the recording, set them to zero, or derive limb leads from two others."
+NAN_SAMPLES = "Missing samples: refuse the recording, set them to zero, or interpolate them."
+CONSTANT_LEADS = "Constant leads: set them to zero, or refuse the recording."
 
 PrecisionOption = Annotated[
     Precision,
@@ -66,7 +69,10 @@ class ReadingOptions:
     sampling_rate: Annotated[
         float | None,
         typer.Option(
-            "--sampling-rate", metavar="HZ", help="CSV, TSV and .npy: sampling rate in Hz.", rich_help_panel=_FORMATS
+            "--sampling-rate",
+            metavar="HZ",
+            help="Sampling rate in Hz of CSV, TSV and .npy files.",
+            rich_help_panel=_FORMATS,
         ),
     ] = None
     units: Annotated[
@@ -74,7 +80,7 @@ class ReadingOptions:
         typer.Option(
             "--units",
             metavar="UNIT",
-            help="CSV, TSV, .npy and .mat: unit, such as mV; CODE-15: default mV.",
+            help="Unit of CSV, TSV, .npy and .mat files, such as mV. CODE-15 files are in mV by default.",
             rich_help_panel=_FORMATS,
         ),
     ] = None
@@ -83,45 +89,62 @@ class ReadingOptions:
         typer.Option(
             "--lead-names",
             metavar="I,II,...",
-            help=".npy: the leads of its rows; CSV and TSV: which columns are leads, or all if there is no header.",
+            help="Leads of the rows of .npy files. In CSV and TSV files: which columns are leads; without a "
+            "header, all columns.",
             rich_help_panel=_FORMATS,
         ),
     ] = None
     rename_leads: Annotated[
         str | None,
         typer.Option(
-            "--rename-leads", metavar="THEIRS=LEAD,...", help="Of all: such as ECG=I,MLII=II.", rich_help_panel=_FORMATS
+            "--rename-leads",
+            metavar="THEIRS=LEAD,...",
+            help="Leads by the names in any file, such as ECG=I,MLII=II.",
+            rich_help_panel=_FORMATS,
         ),
     ] = None
     leads: Annotated[
         str | None,
-        typer.Option("--leads", metavar="I,II,...", help="Of all: read only these leads.", rich_help_panel=_FORMATS),
+        typer.Option(
+            "--leads", metavar="I,II,...", help="Read only these leads of any file.", rich_help_panel=_FORMATS
+        ),
     ] = None
     checksums: Annotated[
         Literal["verify", "ignore"] | None,
         typer.Option(
-            "--checksums", help="Of all: ignore reads damaged samples, with a warning.", rich_help_panel=_FORMATS
+            "--checksums",
+            help="verify (default) refuses samples whose checksum is wrong; ignore reads them, with a warning.",
+            rich_help_panel=_FORMATS,
         ),
     ] = None
     exam_id: Annotated[
         int | None,
-        typer.Option("--exam-id", metavar="N", help="HDF5 and .npy with many exams: which.", rich_help_panel=_FORMATS),
+        typer.Option(
+            "--exam-id",
+            metavar="N",
+            help="Exam to read from a file of several: its exam_id in HDF5, its index from 0 in .npy.",
+            rich_help_panel=_FORMATS,
+        ),
     ] = None
     missing_leads: Annotated[
         MissingLeads | None,
-        typer.Option("--missing-leads", help="Usually: derive.", rich_help_panel=_POLICIES),
+        typer.Option("--missing-leads", help=MISSING_LEADS + " Usually: derive.", rich_help_panel=_POLICIES),
     ] = None
     nan_samples: Annotated[
         NanSamples | None,
-        typer.Option("--nan-samples", help="Usually: error.", rich_help_panel=_POLICIES),
+        typer.Option("--nan-samples", help=NAN_SAMPLES + " Usually: error.", rich_help_panel=_POLICIES),
     ] = None
     constant_leads: Annotated[
         ConstantLeads | None,
-        typer.Option("--constant-leads", help="Usually: zero.", rich_help_panel=_POLICIES),
+        typer.Option("--constant-leads", help=CONSTANT_LEADS + " Usually: zero.", rich_help_panel=_POLICIES),
     ] = None
     short_recordings: Annotated[
         ShortRecordings | None,
-        typer.Option("--short-recordings", help="Shorter than a segment. Usually: error.", rich_help_panel=_POLICIES),
+        typer.Option(
+            "--short-recordings",
+            help="Recordings shorter than a segment: refuse them, or pad them with zeros. Usually: error.",
+            rich_help_panel=_POLICIES,
+        ),
     ] = None
 
     def __post_init__(self) -> None:

@@ -132,7 +132,7 @@ class RecordingOptions(ReadingOptions):
         bool,
         typer.Option(
             "--compile",
-            help="Use torch.compile: takes about a minute first; for thousands of recordings.",
+            help="Use torch.compile. It takes about a minute at the start, so use it for thousands of recordings.",
             rich_help_panel=_RUN,
         ),
     ] = False
@@ -141,7 +141,7 @@ class RecordingOptions(ReadingOptions):
         typer.Option(
             "--failures",
             metavar="CSV",
-            help="List the recordings that failed in this file (.parquet: by default beside the output).",
+            help="File for the list of failed recordings. With a .parquet output it is by default beside the output.",
             rich_help_panel=_RUN,
         ),
         Writes(begins_with(FAILURES_HEADER)),
@@ -152,7 +152,7 @@ class RecordingOptions(ReadingOptions):
             "--part-size",
             min=1,
             metavar="N",
-            help=".parquet: recordings per part; a kill loses at most one part per process.",
+            help="Recordings per part of a .parquet output. A killed run loses at most one part per process.",
             rich_help_panel=_RUN,
         ),
     ] = 256
@@ -223,13 +223,13 @@ def predict(
         Literal["pdf", "png"], typer.Option("--plot-format", help="File format.", rich_help_panel=_PAGES)
     ] = "pdf",
     plot_paper: Annotated[
-        Literal["a4", "letter"], typer.Option("--plot-paper", help="Paper.", rich_help_panel=_PAGES)
+        Literal["a4", "letter"], typer.Option("--plot-paper", help="Paper size.", rich_help_panel=_PAGES)
     ] = "a4",
     plot_start: Annotated[
         float, typer.Option("--plot-start", metavar="S", help="Start of the page, in seconds.", rich_help_panel=_PAGES)
     ] = 0.0,
     plot_gain: Annotated[
-        float, typer.Option("--plot-gain", metavar="MM", help="mm/mV: 5, 10 or 20.", rich_help_panel=_PAGES)
+        float, typer.Option("--plot-gain", metavar="MM", help="Gain in mm/mV: 5, 10 or 20.", rich_help_panel=_PAGES)
     ] = 10.0,
     plot_saliency: Annotated[
         str | None,
@@ -248,8 +248,8 @@ def predict(
     Each recording gets one row, or one per segment. Inputs are files, folders, tables of files, and stores of
     `ecgfm prepare`.
     Reads WFDB, DICOM, EDF, ISHNE, SCP-ECG, and XML of Sierra, CardioSoft and Schiller; with ecgfm-hf\\[formats] also
-    MUSE and Mortara XML, aECG and HDF5; with options for what they do not hold, CSV, TSV, .npy and fairseq-signals
-    .mat. With --output FILE.parquet a run that was killed resumes when it is started again, and may be shared among
+    MUSE and Mortara XML, aECG and HDF5. CSV, TSV, .npy and fairseq-signals .mat need options for what they do not
+    contain. With --output FILE.parquet a run that was killed resumes when it is started again, and may be shared among
     processes by `torchrun` or `accelerate launch`.
 
     Exit status: 0 all scored, 1 some failed, 2 usage, 130 interrupted.

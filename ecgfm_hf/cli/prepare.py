@@ -59,7 +59,10 @@ class SplitOptions:
     split_csv: Annotated[
         Path | None,
         typer.Option(
-            "--split-csv", metavar="FILE", help="A published split: idx, save_file, split.", rich_help_panel=_SPLIT
+            "--split-csv",
+            metavar="FILE",
+            help="CSV of a published split, with columns idx, save_file and split.",
+            rich_help_panel=_SPLIT,
         ),
         Reads(),
     ] = None
@@ -128,7 +131,7 @@ def prepare(
     table: Annotated[
         Path | None,
         typer.Option(
-            "--table", metavar="FILE", help="table: CSV or Parquet with a row a recording.", rich_help_panel=_KNOWN
+            "--table", metavar="FILE", help="table: CSV or Parquet with one row per recording.", rich_help_panel=_KNOWN
         ),
         Reads(),
     ] = None,
@@ -138,7 +141,7 @@ def prepare(
         typer.Option(
             "--labels",
             metavar="LABELS",
-            help="table: label columns A,B,...; mimic_iv_ecg: a CSV, or mimic17.",
+            help="table: label columns A,B,...; mimic_iv_ecg: a CSV, or mimic17 to label the reports.",
             rich_help_panel=_KNOWN,
         ),
         Reads(),
@@ -147,7 +150,8 @@ def prepare(
         Literal["unknown", "negative"] | None,
         typer.Option(
             "--unlabelled",
-            help="table: labels of rows whose column status is not `labelled`: unknown (default), or as they stand.",
+            help="table: rows whose column status is not `labelled`: unknown (default) ignores their labels, "
+            "negative reads them as they are.",
             rich_help_panel=_KNOWN,
         ),
     ] = None,
@@ -166,20 +170,22 @@ def prepare(
         typer.Option(
             "--sampling-rate",
             metavar="HZ",
-            help="table: of files that do not hold it.",
+            help="table: sampling rate in Hz of files that do not contain it.",
             rich_help_panel=_KNOWN,
         ),
     ] = None,
     units: Annotated[
         str | None,
-        typer.Option("--units", metavar="UNIT", help="table: of files that do not hold it.", rich_help_panel=_KNOWN),
+        typer.Option(
+            "--units", metavar="UNIT", help="table: unit of files that do not contain it.", rich_help_panel=_KNOWN
+        ),
     ] = None,
     lead_names: Annotated[
         str | None,
         typer.Option(
             "--lead-names",
             metavar="I,II,...",
-            help="table: of files that do not hold them.",
+            help="table: leads of files that do not contain their names.",
             rich_help_panel=_KNOWN,
         ),
     ] = None,
@@ -194,21 +200,30 @@ def prepare(
     ] = None,
     leads: Annotated[
         str | None,
-        typer.Option("--leads", metavar="I,II,...", help="table: read only these.", rich_help_panel=_KNOWN),
+        typer.Option("--leads", metavar="I,II,...", help="table: read only these leads.", rich_help_panel=_KNOWN),
     ] = None,
     checksums: Annotated[
         Literal["verify", "ignore"] | None,
-        typer.Option("--checksums", help="table: ignore reads damaged samples.", rich_help_panel=_KNOWN),
+        typer.Option(
+            "--checksums",
+            help="table: verify (default) refuses samples whose checksum is wrong; ignore reads them, with a warning.",
+            rich_help_panel=_KNOWN,
+        ),
     ] = None,
     keep_sources: Annotated[
         str | None,
         typer.Option(
-            "--keep-sources", metavar="A,B", help="Only these, such as georgia,ptb-xl.", rich_help_panel=_KNOWN
+            "--keep-sources",
+            metavar="A,B",
+            help="Only recordings of these sources, such as georgia,ptb-xl.",
+            rich_help_panel=_KNOWN,
         ),
     ] = None,
     drop_sources: Annotated[
         str | None,
-        typer.Option("--drop-sources", metavar="A,B", help="All but these.", rich_help_panel=_KNOWN),
+        typer.Option(
+            "--drop-sources", metavar="A,B", help="All recordings but those of these sources.", rich_help_panel=_KNOWN
+        ),
     ] = None,
     pseudonymise: Annotated[
         bool,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def probe(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Model folder; its encoder is used, a head is not."), Reads()
+        Path, typer.Argument(metavar="MODEL", help="Model folder; its encoder is used, not its head."), Reads()
     ],
     store: StoreArgument,
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the classifier."), Writes()],
