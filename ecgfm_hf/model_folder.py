@@ -19,7 +19,7 @@ from .modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMForPreTrainin
 from .pipeline_ecgfm import ECGClassificationPipeline
 from .utils.errors import ECGFMError
 from .utils.integrity import write_checksums
-from .utils.precision import resolve_precision, weights_dtype, with_compiled_layers, with_precision
+from .utils.precision import resolve_device, resolve_precision, weights_dtype, with_compiled_layers, with_precision
 
 ModelT = TypeVar("ModelT", bound=ECGFMPreTrainedModel)
 
@@ -138,7 +138,13 @@ def load_model(
 
 
 def load_feature_extractor(
-    model_dir: str | os.PathLike, *, config: ECGFMConfig | None = None, token: str | bool | None = None, **settings: Any
+    model_dir: str | os.PathLike,
+    *,
+    config: ECGFMConfig | None = None,
+    revision: str | None = None,
+    subfolder: str = "",
+    token: str | bool | None = None,
+    **settings: Any,
 ) -> ECGFMFeatureExtractor:
     """
     Load the feature extractor of a model folder or Hub repository.
@@ -146,7 +152,7 @@ def load_feature_extractor(
     Args:
         model_dir: Folder or repository.
         config: The model's; if given, the numbers of leads must agree.
-        token: As in `from_pretrained`.
+        revision, subfolder, token: As in `from_pretrained`.
         settings: In place of the stored ones, such as `missing_leads`, `nan_samples`, `constant_leads` and
             `short_recordings`.
 
@@ -158,7 +164,9 @@ def load_feature_extractor(
     name = os.fspath(model_dir)
     _check_exists(name)
     try:
-        feature_extractor = ECGFMFeatureExtractor.from_pretrained(model_dir, token=token, **settings)
+        feature_extractor = ECGFMFeatureExtractor.from_pretrained(
+            model_dir, revision=revision or "main", subfolder=subfolder, token=token, **settings
+        )
     except OSError as error:
         advice = "save one there with ECGFMFeatureExtractor.save_pretrained (a Trainer does with processing_class=)"
         raise _read_error(name, f"no usable preprocessor_config.json; {advice}", error) from error
@@ -176,6 +184,9 @@ def load_pipeline(
     dtype: str | torch.dtype | None = None,
     batch_size: int = 8,
     attn_implementation: str | None = None,
+    revision: str | None = None,
+    subfolder: str = "",
+    token: str | bool | None = None,
     **policies: str,
 ) -> ECGClassificationPipeline:
     """
@@ -186,33 +197,39 @@ def load_pipeline(
 
     Args:
         model_dir: Folder or repository with a classifier, its weights and feature extractor.
-        device: Where to run.
+        device: Where to run, such as `"cpu"`, `"cuda"` or `"cuda:1"`. A number is a GPU's, -1 the CPU.
         precision: `"float32"`, `"bfloat16"`, `"int8"` (CPU, needs torchao), or `"auto"`: bfloat16 where the device
             computes it well, else float32.
         compile: Whether to compile the encoder layers. The first recording then takes about a minute, and so does the
             first of each other number of segments.
         dtype: As in `from_pretrained`, in place of `precision`.
         batch_size: Segments that run together.
-        attn_implementation: As in `from_pretrained`.
+        attn_implementation, revision, subfolder, token: As in `from_pretrained`.
         policies: The feature extractor's `missing_leads`, `nan_samples`, `constant_leads`, `short_recordings`.
 
     Raises:
         [`ModelFolderError`]: the folder has no whole classifier, no feature extractor, or one for another number of
             leads.
+        [`DeviceNotFoundError`]: this machine does not have the device.
         `ValueError`: an unknown precision.
         `ImportError`: int8 without torchao.
     """
     if dtype is not None and precision != "float32":
         raise ValueError(f"give precision or dtype, not both; found: {precision} and {dtype}")
-    torch_device = _as_device(device)
+    torch_device = resolve_device(device)
     precision = resolve_precision(precision, torch_device)
     model = load_model(
         model_dir,
         ECGFMForMultiLabelClassification,
         dtype=weights_dtype(precision, torch_device) if dtype is None else dtype,
         attn_implementation=attn_implementation,
+        revision=revision,
+        subfolder=subfolder,
+        token=token,
     )
-    feature_extractor = load_feature_extractor(model_dir, config=model.config, **policies)
+    feature_extractor = load_feature_extractor(
+        model_dir, config=model.config, revision=revision, subfolder=subfolder, token=token, **policies
+    )
     if dtype is None:
         model = with_precision(model, precision)
     if compile:
@@ -221,16 +238,9 @@ def load_pipeline(
         model=model.eval(),
         feature_extractor=feature_extractor,
         task="ecg-classification",
-        device=device,
+        device=torch_device,
         batch_size=batch_size,
     )
-
-
-def _as_device(device: int | str | torch.device | None) -> torch.device:
-    """A device as pipelines take it: -1 is the CPU, another number a GPU."""
-    if device is None or device == -1:
-        return torch.device("cpu")
-    return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
 
 
 def _check_leads(config: ECGFMConfig, feature_extractor: ECGFMFeatureExtractor, name: str | None = None) -> None:
@@ -263,8 +273,9 @@ def _read_error(name: str, problem: str, error: Exception) -> ModelFolderError:
 
 def _load_config(name: str, hub: dict[str, Any]) -> ECGFMConfig:
     _check_exists(name)
-    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, hub["subfolder"], "config.json")):
-        raise ModelFolderError(f"{name} is no model folder: it has no config.json")
+    folder = os.path.join(name, hub["subfolder"]) if hub["subfolder"] else name
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(folder, "config.json")):
+        raise ModelFolderError(f"{folder} is no model folder: it has no config.json")
     try:
         stored, _ = ECGFMConfig.get_config_dict(name, **hub)
     except OSError as error:

@@ -17,6 +17,7 @@ from transformers import pipeline as transformers_pipeline
 from ecgfm_hf import (
     ECGClassificationPipeline,
     ECGFMConfig,
+    ECGFMError,
     ECGFMFeatureExtractor,
     ECGFMForMultiLabelClassification,
     ECGFMForPreTraining,
@@ -26,6 +27,7 @@ from ecgfm_hf import (
     save_model_folder,
 )
 from ecgfm_hf.cli.main import main as ecgfm
+from ecgfm_hf.inference import load_encoder
 from ecgfm_hf.pipeline_ecgfm import positive_labels, recording_scores
 
 LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
@@ -454,6 +456,22 @@ def test_a_model_that_cannot_be_loaded_is_a_usage_error(model_dir, tmp_path, cap
         options = ["--device", "nonsense"]
     assert ecgfm(["predict", DICOM, "--model", str(folder), *options]) == 2
     assert "cannot load the model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", [99, "cuda:99", "nonsense"])
+def test_a_device_that_is_not_there_is_an_error_and_never_the_cpu(model_dir, device):
+    for load in (load_pipeline, load_encoder):
+        with pytest.raises(ECGFMError, match=rf"device {device!r}.*(has|expected) "):
+            load(model_dir, device=device)
+    assert load_pipeline(model_dir, device=-1).device.type == "cpu"
+
+
+def test_a_subfolder_is_loaded_like_a_folder(model_dir, tmp_path):
+    shutil.copytree(model_dir, tmp_path / "inside")
+    found = load_pipeline(tmp_path, subfolder="inside")(recording())
+    assert found == load_pipeline(model_dir)(recording())
+    with pytest.raises(ECGFMError, match=r"elsewhere is no model folder: it has no config\.json"):
+        load_pipeline(tmp_path, subfolder="elsewhere")
 
 
 def test_output_that_cannot_be_written_is_reported_before_the_work(model_dir, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,19 @@ def test_floats_and_odd_types_come_back_bit_for_bit(tmp_path):
     assert [by_name[name]["big"] for name in signals] == [1, 0, None, 1]
     assert by_name["gap"]["nan_samples"] == np.isnan(signals["gap"]).sum(axis=1).tolist()
     assert by_name["gap"]["constant"] == [True] * 12
+
+
+def test_facts_of_recordings_in_memory_are_read_like_those_of_a_table(tmp_path):
+    record = {"signal": np.ones((12, 2500)), "sampling_rate": 500, "lead_names": STANDARD_LEADS, "units": "mV"}
+    times = ["2020-01-31 08:30:00", datetime(2020, 1, 31, 8, 30), "2020-01-31T08:30", None]
+    recordings = [{**record, "recording_id": str(i), "time": time} for i, time in enumerate(times)]
+    recordings[0] |= {"age": "63", "sex": "female"}
+    rows = list(load_arrays(recordings, tmp_path / "store")["all"])
+    assert [record_from_row(row).time for row in rows] == [datetime(2020, 1, 31, 8, 30)] * 3 + [None]
+    assert [(row["age"], row["sex"]) for row in rows] == [(63, "F")] + [(None, None)] * 3
+    recordings[1]["time"] = "last Friday"
+    with pytest.raises(DataError, match=r"recordings, row 2: time is 'last Friday' .* ISO 8601"):
+        load_arrays(recordings, tmp_path / "other")
 
 
 def test_quality_facts_name_dead_clipped_and_missing_leads(tmp_path):

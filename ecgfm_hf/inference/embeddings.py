@@ -12,7 +12,7 @@ from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..model_folder import load_feature_extractor, load_model
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMForPreTraining, ECGFMModel
 from ..records.record import ECGRecord
-from ..utils.precision import resolve_precision, weights_dtype
+from ..utils.precision import resolve_device, resolve_precision, weights_dtype
 from .model_runner import ID_COLUMNS, ModelRunner
 from .read_ahead import ReadRecording, read_in_order
 from .recording_sources import PythonSource, RecordingInput
@@ -113,10 +113,12 @@ def load_encoder(
     Raises:
         [`ModelFolderError`]: no such folder; weights are missing or unused; the model and the feature extractor differ
             in the number of leads.
+        [`DeviceNotFoundError`]: this machine does not have the device.
     """
+    device = resolve_device(device)
     model = load_model(model_dir, ECGFMModel, dtype=weights_dtype(resolve_precision(precision, device), device))
     extractor = load_feature_extractor(model_dir, config=model.config, **policies)
-    torch.nn.Module.to(model, torch.device(device))
+    torch.nn.Module.to(model, device)
     return model, extractor
 
 

@@ -24,10 +24,21 @@ class OutputExistsError(ECGFMError, FileExistsError):
     """Something exists where an output would be written. The message names it, and how to continue."""
 
 
+class DeviceNotFoundError(ECGFMError, ValueError):
+    """A device that this machine does not have. The message names it, and the devices to choose from."""
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean NAME?` where a known name is close to `name`, else an empty string."""
     close = difflib.get_close_matches(str(name), list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-__all__ = ["ECGFMError", "InputNotFoundError", "OutputExistsError", "SettingsError", "suggestion"]
+__all__ = [
+    "DeviceNotFoundError",
+    "ECGFMError",
+    "InputNotFoundError",
+    "OutputExistsError",
+    "SettingsError",
+    "suggestion",
+]

@@ -1,4 +1,4 @@
-"""How a model computes: number type, compiled or not, evaluation mode, memory. Importing this needs no torch."""
+"""How a model computes: device, number type, compiled or not, evaluation mode, memory. Importing it needs no torch."""
 
 import contextlib
 import copy
@@ -9,6 +9,8 @@ import shutil
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+
+from .errors import DeviceNotFoundError
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +29,31 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 # Far above any tensor of ours; older versions of glibc take at most 32 MiB for M_MMAP_THRESHOLD.
 _LARGE, _LARGEST_IN_OLD_GLIBC = 2**30, 32 * 2**20
+
+
+def resolve_device(device: "int | str | torch.device | None") -> "torch.device":
+    """
+    Return a device of this machine. None and -1 are the CPU, another number is a GPU.
+
+    Raises:
+        [`DeviceNotFoundError`]: this machine does not have the device, or torch does not have its kind.
+    """
+    import torch
+
+    if device is None or device == -1:
+        return torch.device("cpu")
+    try:
+        found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    except RuntimeError as error:
+        raise DeviceNotFoundError(f"device {device!r} is unknown; expected such as cpu, cuda or cuda:1") from error
+    if found.type in ("cpu", "meta"):
+        return found
+    kind = torch.get_device_module(found.type)
+    count = kind.device_count() if kind.is_available() else 0
+    if (found.index or 0) < count:
+        return found
+    have = f"has {found.type} devices 0 to {count - 1}" if count else f"has no {found.type} device that torch can use"
+    raise DeviceNotFoundError(f"device {device!r}: this machine {have}; device='cpu' is always available")
 
 
 def computes_bfloat16_well(device: "str | torch.device" = "cpu") -> bool:
@@ -195,6 +222,7 @@ __all__ = [
     "evaluation_mode",
     "is_int8",
     "keep_freed_memory",
+    "resolve_device",
     "resolve_precision",
     "weights_dtype",
     "with_compiled_layers",

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from ...utils.ids import canonical_id
 from ..labels import LabelTable, label_table
 from ..store import COLUMNS, DataError
 from .base import Source, SourceIndex
-from .table_cells import check_label_names
+from .table_cells import EXPECTED, age_in_years, check_label_names, convert_cells, sex_in, text_or_none, time_cells
 
 _FACTS = ("recording_id", "patient_id", "source", "time", "age", "sex", "report")
+_MEANINGS: dict[str, Callable[[Any], Any]] = {"age": age_in_years, "sex": sex_in}
 _SIGNAL = ("signal", "sampling_rate", "lead_names", "units")
 
 
@@ -26,7 +27,7 @@ class Arrays(Source):
     Args:
         recordings (iterable of mappings): Each with `recording_id`, `signal` (leads, samples; integers or floats),
             `sampling_rate` (Hz), `lead_names`, `units` (one, or one a lead), and optionally `patient_id, source,
-            time, age, sex, report`.
+            time, age, sex, report`. Times are `datetime` or text in ISO 8601.
         labels (mapping of `str` to sequences, *optional*): By label, one value a recording: 1, 0 or None.
     """
 
@@ -59,6 +60,11 @@ class Arrays(Source):
             values = [recording.get(name) for recording in self._recordings]
             if name == "patient_id":
                 values = [canonical_id(value) for value in values]
+            elif name == "time":
+                values = time_cells("recordings", values)
+            else:
+                meaning = _MEANINGS.get(name, text_or_none)
+                values = convert_cells("recordings", name, values, meaning, EXPECTED.get(name, "text"))
             columns[name] = pa.array(values, COLUMNS[name])
         return SourceIndex(pa.table(columns | _label_arrays(label_table(ids, self._labels))))
 
