@@ -29,10 +29,10 @@ NO_PATH = set(
     re.findall(
         r"\w+",
         """
-    allow base_model card changes class_column columns dataset_name developers device drop drop_sources fractions host
-    intended_use keep keep_sources label labels lead_names leads license limitations message name plot_saliency
-    published rename_leads repo repo_id revision shard split split_column text_column thresholds training_data units
-    valid_split
+    allow base_model binarise card changes class_column columns dataset_name developers device drop drop_sources
+    encoding fractions host intended_use keep keep_sources label labels lead_names leads license limitations message
+    name negative plot_saliency positive published rename_leads repo repo_id revision separator shard sheet split
+    split_column text_column thresholds training_data units unknown valid_split
     """,
     )
 )

@@ -140,13 +140,15 @@ def test_rows_of_one_recording_with_different_labels_are_an_error_that_shows_bot
 
 def test_numeric_columns_among_labels_are_named_with_the_way_out(tmp_path):
     text = 'path,AF,heart_rate,QRS duration,"B, C"\n1,1,61,90.5,0\n2,0,72,,1\n3,,180,110,0\n'
-    with pytest.raises(DataError) as error:
-        indexed(tmp_path, text)
-    message = str(error.value)
-    assert "'heart_rate' (61 to 180); 'QRS duration' (90.5 to 110)" in message
-    assert "labels=['AF', 'B, C']" in message
-    rows, _ = indexed(tmp_path, text, labels=parse_names('AF,"B, C"', "--labels"))
+    rows, index = indexed(tmp_path, text)
     assert [row["B, C"] for row in rows.values()] == [0, 1, 0]
+    assert not {"heart_rate", "QRS duration"} & set(rows["1"])
+    assert "no labels were left out: 'heart_rate' (61 to 180), 'QRS duration' (90.5 to 110)." in index.notes[0]
+    with pytest.raises(DataError) as error:
+        indexed(tmp_path, text, labels=["AF", "heart_rate"])
+    assert "'heart_rate' (61 to 180)" in str(error.value)
+    assert "labels=['AF']" in str(error.value)
+    assert "binarise=['heart_rate<=40']" in str(error.value)
     with pytest.raises(DataError, match=r"row 2: label 'AF' is '2' \(1 row\)"):
         indexed(tmp_path, column("AF", "1", "2", "0", "0"))
 
@@ -169,6 +171,124 @@ def test_all_files_of_a_recording_are_in_its_stamp(tmp_path, changed):
         damage_file(root / changed)
         os.utime(root / changed, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert all(one != other for one, other in zip(before, source.stamps(table), strict=True))
+
+
+# How a table is written
+
+HOSPITAL = "path;MRN;Größe;EF;AF;LBBB, any\n1;0007;1,80;35,5;ja;1\n2;0008;1,75;;nein;NA\n3;0008;1,60;55,0;NA;0\n"
+TEXTS = {"path": list("123"), "AF": [1, 0, None], "LBBB, any": [1, None, 0], "EF<=40": [1, None, 0]}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "separator"),
+    [("cp1252", ";"), ("utf-8-sig", ";"), ("utf-16", "\t"), ("utf-16-le", "|"), ("utf-8", ";")],
+)
+def test_a_table_is_read_in_the_encoding_and_with_the_separator_that_it_has(tmp_path, encoding, separator):
+    path = tmp_path / "mine.csv"
+    path.write_text(HOSPITAL.replace(";", separator), encoding=encoding)
+    source = RecordingTable(
+        folder_of(tmp_path / "root", *"123"), path, columns={"patient_id": "MRN"}, binarise=["EF<=40"]
+    )
+    index = source.index()
+    assert source.label_names == ("AF", "LBBB, any", "EF<=40")
+    assert {name: index.table[name].to_pylist() for name in TEXTS} == TEXTS
+    assert index.table["patient_id"].to_pylist() == ["0007", "0008", "0008"]
+    assert ("read as cp1252" in " ".join(index.notes)) == (encoding == "cp1252")
+    assert "'Größe' (1.6 to 1.8)" in " ".join(index.notes)
+
+
+def test_encoding_and_separator_can_be_given(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("path!Größe!AF\n1!groß!1\n", encoding="mac_roman")
+    root = folder_of(tmp_path / "root", "1")
+    source = RecordingTable(root, path, encoding="mac_roman", separator="!")
+    assert source.index().notes == ["Columns that are no labels were left out: 'Größe' (text)."]
+    with pytest.raises(DataError, match="encoding must be one that Python knows"):
+        RecordingTable(root, path, encoding="klingon")
+    path.write_text("path;AF, any\n1;0,5\n")
+    with pytest.raises(DataError, match="give separator="):
+        RecordingTable(root, path)
+    path.write_bytes(b"path,AF\n1,\x81\n")
+    with pytest.raises(DataError, match="byte 10 is not utf-8 or cp1252; save the table as UTF-8, or give encoding"):
+        RecordingTable(root, path)
+
+
+def test_a_comma_before_three_digits_is_asked_about(tmp_path):
+    text = 'path;AF;platelets\n1;1;"1,250"\n2;0;"2,000"\n'
+    with pytest.raises(DataError, match=r"platelets has numbers such as 1,250: give decimal=','"):
+        indexed(tmp_path, text)
+    rows, _ = indexed(tmp_path, text, binarise=["low=platelets<2"], decimal=",")
+    assert [row["low"] for row in rows.values()] == [1, 0]
+
+
+def test_own_codes_of_labels_replace_the_usual_ones(tmp_path):
+    codes = {"positive": ["2"], "negative": ["1"], "unknown": ["9"]}
+    rows, _ = indexed(tmp_path, column("AF", "1", "2", "9", "", "NA"), **codes)
+    assert [row["AF"] for row in rows.values()] == [0, 1, None, None, None]
+    with pytest.raises(DataError, match=r"row 1: label 'AF' is '0' \(1 row\); expected 2, 1, 9 or nothing"):
+        indexed(tmp_path, column("AF", "0", "2"), **codes)
+    with pytest.raises(DataError, match="positive, negative and unknown must have different codes, found twice: '2'"):
+        indexed(tmp_path, column("AF", "1"), positive=["2"], negative=["2"])
+
+
+@pytest.mark.parametrize("wrong", ["LVEF", "LVEF=40", "<=40", "LVEF<=low", "LVEF<=40<=50x"])
+def test_a_binarised_label_must_look_like_one(tmp_path, wrong):
+    with pytest.raises(DataError, match=r"binarise must look like LVEF<=40|has no column"):
+        indexed(tmp_path, column("LVEF", "40"), binarise=[wrong])
+
+
+def workbook(path: Path, **sheets: list) -> Path:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.remove(book.active)
+    for title, rows in sheets.items():
+        sheet = book.create_sheet(title)
+        for row in rows:
+            sheet.append(row)
+    book.save(path)
+    return path
+
+
+def test_a_workbook_is_a_table(tmp_path):
+    root = folder_of(tmp_path / "root", "1", "2")
+    rows = [["path", "MRN", "time", "AF", None], ["1", "0007", datetime(2020, 1, 2), "yes"], ["2", 8, None, False]]
+    index = RecordingTable(root, workbook(tmp_path / "a.xlsx", A=rows, B=[]), columns={"patient_id": "MRN"}).index()
+    assert index.table["patient_id"].to_pylist() == ["0007", "8"]
+    assert index.table["time"].to_pylist() == [datetime(2020, 1, 2), None]
+    assert index.table["AF"].to_pylist() == [1, 0]
+    several = workbook(tmp_path / "b.xlsx", A=rows, B=rows[:2])
+    with pytest.raises(DataError, match=r"several sheets with cells \(A, B\); give sheet="):
+        RecordingTable(root, several)
+    assert RecordingTable(root, several, sheet="B", columns={"patient_id": "MRN"}).index().table.num_rows == 1
+    formula = workbook(tmp_path / "c.xlsx", A=[["path", "AF"], ["1", "=1+0"]])
+    with pytest.raises(DataError, match="row 2 of the sheet: the workbook does not hold the result of '=1"):
+        RecordingTable(root, formula)
+    (tmp_path / "d.xlsx").write_bytes(b"no workbook")
+    with pytest.raises(DataError, match="cannot read this table"):
+        RecordingTable(root, tmp_path / "d.xlsx")
+    (tmp_path / "e.xls").write_bytes(b"old")
+    with pytest.raises(DataError, match=r"save it as \.xlsx or \.csv"):
+        RecordingTable(root, tmp_path / "e.xls")
+
+
+def test_a_table_of_which_no_row_remains_is_refused_with_the_first_reason(tmp_path):
+    root = folder_of(tmp_path / "root", "1")
+    source = RecordingTable(root, table_of(tmp_path, "path,AF\n/elsewhere/1.hea,1\n/elsewhere/2.hea,0\n"))
+    with pytest.raises(DataError, match=r"2 x the path leads out of .*; the first: row 1: .*; give a folder"):
+        prepare(source, tmp_path / "store")
+
+
+def test_a_dry_run_shows_what_the_store_would_contain(tmp_path, capsys):
+    root = folder_of(tmp_path / "root", *map(str, range(10)))
+    text = "path,patient_id,AF\n" + "".join(f"{n},p{n // 2},{n % 2}\n" for n in range(10))
+    arguments = ["prepare", "table", str(root), str(tmp_path / "store"), "--table", str(table_of(tmp_path, text))]
+    arguments += ["--split", "grouped", "--fractions", "train=0.6,test=0.4"]
+    assert main([*arguments, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "  train           6         3" in shown
+    assert "  AF                      3 (3)  2 (2)  5 (5)        0" in shown
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith(shown.partition("nothing was written")[0])
 
 
 # Times
@@ -332,7 +452,7 @@ def test_the_command_leaves_a_column_out(tmp_path, capsys):
     assert main(arguments) == 2
     assert "--columns sex=" in capsys.readouterr().err
     assert main([*arguments, "--columns", "sex=", "--labels", '"AF, any"']) == 0
-    assert "labels: AF, any" in capsys.readouterr().out
+    assert "  AF, any " in capsys.readouterr().out
 
 
 # Signal files without header

@@ -69,6 +69,16 @@ def test_a_table_beside_the_store_is_joined_by_recording(tmp_path):
     np.testing.assert_array_equal(found.values["train"], np.array([[np.nan], [55], [np.nan], [35.5]], dtype=np.float32))
 
 
+def test_a_table_of_targets_is_read_as_spreadsheets_write_it(tmp_path):
+    table = "recording_id;Größe;AF\na;1,5;ja\nb;NA;nein\n"
+    path = tmp_path / "targets.csv"
+    path.write_text(table, encoding="cp1252")
+    sizes = targets(targets=str(path), problem_type="regression", labels=["Größe"]).values["train"]
+    np.testing.assert_array_equal(sizes, np.array([[1.5], [np.nan], [np.nan], [np.nan]], dtype=np.float32))
+    found = targets(targets=str(path), labels=["AF"]).values["train"]
+    np.testing.assert_array_equal(found, np.array([[1], [0], [np.nan], [np.nan]], dtype=np.float32))
+
+
 def test_labels_of_reports_that_were_not_labelled_are_unknown(tmp_path):
     rows = "a,1,labelled\nb,0,no match\nc,0,empty\nd,0,labelled\na,1,labelled\n"
     found = targets(tmp_path, f"recording_id,x,status\n{rows}")
@@ -84,9 +94,14 @@ def test_labels_of_reports_that_were_not_labelled_are_unknown(tmp_path):
         ({"labels": ["rhythm"]}, None, "'rhythm' of the data must be 0, 1 or unknown, found: 2"),
         ({"labels": ["sex"]}, None, "'sex' of the data must hold numbers, found: 'F'"),
         ({}, "id,x\n1,2\n", "must have a column recording_id"),
-        ({}, "recording_id,x\na,1\na,0\n", "lines 2 and 3: recording a has different values: x is '1' and '0'"),
-        ({}, "recording_id,x\na\n", "line 2: 1 cells, expected 2"),
-        ({}, "recording_id,x\nz,1\n", "has none of the 4 recordings of train"),
+        ({}, "recording_id,x\na,1\na,0\n", "rows 1 and 2: recording a has different values: x is '1' and '0'"),
+        ({}, "recording_id,x\na\n", "row 1: 1 cells under 2 columns"),
+        (
+            {},
+            "recording_id,x\nz,1\n",
+            "its column recording_id has 'z', the store has 'a'",
+        ),
+        ({"problem_type": "regression"}, "recording_id,x\na,yes\n", "must hold numbers, found: 'yes'"),
         ({"problem_type": "regression"}, "recording_id,x\na,inf\n", "holds an infinite number"),
     ],
 )

@@ -24,7 +24,7 @@ from .options import (
 from .outputs import Reads, Writes
 
 if TYPE_CHECKING:
-    from ..data import PrepareSettings, Source, SplitSettings
+    from ..data import Source, SplitSettings
 
 # Classes of ecgfm_hf.data by the source's name.
 _SOURCES = {
@@ -34,6 +34,7 @@ _SOURCES = {
     "table": "RecordingTable",
 }
 _KNOWN, _PRIVACY, _SPLIT = "What is known of the recordings", "Privacy", "Split"
+_TABLE = "The table and its labels"
 
 _Strategy = Literal["random", "grouped", "temporal", "grouped_temporal"]
 _STRATEGY_HELP = "grouped: by patient (default: one split, all)."
@@ -101,6 +102,82 @@ class SplitOptions:
         )
 
 
+@dataclass(frozen=True)
+class TableOptions:
+    """The options of `prepare table` about the table itself."""
+
+    binarise: Annotated[
+        str | None,
+        typer.Option(
+            "--binarise",
+            metavar="LVEF<=40,...",
+            help="table: labels of columns of numbers; NAME=COLUMN<=40 names the label.",
+            rich_help_panel=_TABLE,
+        ),
+    ] = None
+    positive: Annotated[
+        str | None,
+        typer.Option(
+            "--positive",
+            metavar="A,B",
+            help="table: codes of a positive label (default: 1, true, yes, ...).",
+            rich_help_panel=_TABLE,
+        ),
+    ] = None
+    negative: Annotated[
+        str | None,
+        typer.Option(
+            "--negative",
+            metavar="A,B",
+            help="table: codes of a negative label (default: 0, false, no, ...).",
+            rich_help_panel=_TABLE,
+        ),
+    ] = None
+    unknown: Annotated[
+        str | None,
+        typer.Option(
+            "--unknown",
+            metavar="A,B",
+            help="table: further codes of an unknown label, beside empty cells and NA.",
+            rich_help_panel=_TABLE,
+        ),
+    ] = None
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            "--encoding",
+            metavar="NAME",
+            help="table: such as cp1252 (default: by byte order mark, else UTF-8, else cp1252).",
+            rich_help_panel=_TABLE,
+        ),
+    ] = None
+    separator: Annotated[
+        str | None,
+        typer.Option(
+            "--separator", metavar="SIGN", help="table: between cells (default: as found).", rich_help_panel=_TABLE
+        ),
+    ] = None
+    sheet: Annotated[
+        str | None,
+        typer.Option(
+            "--sheet",
+            metavar="NAME",
+            help="table: of a workbook (default: the only one with cells).",
+            rich_help_panel=_TABLE,
+        ),
+    ] = None
+    decimal: Annotated[
+        Literal[",", "."] | None,
+        typer.Option("--decimal", help="table: decimal sign (default: as found).", rich_help_panel=_TABLE),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of a source, None where an option is not given."""
+        lists = ("binarise", "positive", "negative", "unknown")
+        given: dict[str, Any] = {name: parse_names(getattr(self, name), f"--{name}") for name in lists}
+        return given | {name: getattr(self, name) for name in ("encoding", "separator", "sheet", "decimal")}
+
+
 @expand_options
 def prepare(
     source: Annotated[
@@ -114,6 +191,7 @@ def prepare(
         Writes(_is_store),
     ],
     split_options: SplitOptions,
+    table_options: TableOptions,
     num_proc: NumProcOption = 1,
     shard: Annotated[
         str | None,
@@ -131,7 +209,10 @@ def prepare(
     table: Annotated[
         Path | None,
         typer.Option(
-            "--table", metavar="FILE", help="table: CSV or Parquet with one row per recording.", rich_help_panel=_KNOWN
+            "--table",
+            metavar="FILE",
+            help="table: CSV, TSV, Excel or Parquet with one row per recording.",
+            rich_help_panel=_KNOWN,
         ),
         Reads(),
     ] = None,
@@ -275,11 +356,13 @@ def prepare(
             "rename_leads": rename_leads,
             "leads": parse_names(leads, "--leads"),
             "checksums": checksums,
+            **table_options.arguments(),
         },
     )
     split = split_options.settings(strategy)
     from ..data import PrepareSettings
     from ..data import prepare as prepare_store
+    from ..data.preparation import rehearse
 
     settings = PrepareSettings(
         split=split,
@@ -290,7 +373,9 @@ def prepare(
         salt_file=salt_file,
     )
     if dry_run:
-        return _dry_run(found, settings)
+        print(summary(rehearse(found, settings, show_progress())))
+        print("nothing was written (dry run)")
+        return 0
     try:
         report = prepare_store(
             found,
@@ -352,9 +437,9 @@ def summary(report: Mapping[str, Any]) -> str:
     )
     if report["label_counts"]:
         shown = [*splits, "all"] if len(splits) > 1 else ["all"]
-        rows = [("positive", *shown, "unknown")]
+        rows = [("positive (of patients)", *shown, "unknown")]
         for label, by_split in report["label_counts"].items():
-            positives = [f"{by_split[name]['positive']:,}" for name in shown]
+            positives = [f"{by_split[name]['positive']:,} ({by_split[name]['patients']:,})" for name in shown]
             rows.append((label, *positives, f"{by_split['all']['unknown']:,}"))
         lines += _columns(rows)
         weightless = [
@@ -377,28 +462,6 @@ def summary(report: Mapping[str, Any]) -> str:
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:
     first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(["", row[0].ljust(first), *map(str.rjust, row[1:], others)]).rstrip() for row in rows]
-
-
-def _dry_run(source: "Source", settings: "PrepareSettings") -> int:
-    from ..data.preparation import build_index, published_splits_of, rehearse
-    from ..data.report import refusals_sentence
-
-    index = build_index(source, settings, b"of a dry run" if settings.pseudonymise else None)
-    settings.split.check(index.table, published_splits_of(index, settings))
-    print(f"{index.table.num_rows:,} recordings to read, {len(index.excluded):,} excluded already")
-    for name in ("source", "patient_id"):
-        if name in index.table.column_names:
-            print(f"  different {name}: {len(index.table[name].unique().drop_null()):,}")
-    print(f"  labels: {', '.join(source.label_names) or 'none'}")
-    for note in index.notes:
-        print(f"note: {note}")
-    unreadable, refused = rehearse(source, index.table, show_progress())
-    for reason, count in unreadable.items():
-        print(f"cannot be read: {count:,} because: {reason}")
-    if refused:
-        print(f"note: {refusals_sentence(refused)}")
-    print("nothing was written (dry run)")
-    return 0
 
 
 def _source(name: str, root: Path, options: Mapping[str, Any]) -> "Source":

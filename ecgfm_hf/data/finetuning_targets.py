@@ -1,6 +1,5 @@
 """Targets of fine-tuning: numbers by recording, from a store's label columns or from a separate table."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,10 @@ import numpy as np
 from ..labeler.report_labels import LABELLED, STATUSES
 from ..labeler.tables import STATUS_COLUMN
 from ..utils.errors import SettingsError, suggestion
-from ..utils.text import read_cells
-from .store import COLUMNS, default_labels, label_columns
+from ..utils.ids import canonical_id
+from .labels import parse_label
+from .store import COLUMNS, DataError, default_labels, label_columns
+from .table_file import TableFile, point_decimals
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,7 +35,8 @@ class TargetColumns:
         problem_type (`str`): As of transformers' configurations.
         labels (list of `str`, *optional*): Columns. None means all labels.
         classes (list of `str`, *optional*): Names of the classes of a single label in one column.
-        targets (`str`, *optional*): CSV with a column `recording_id`, instead of the store's columns.
+        targets (`str`, *optional*): CSV, TSV, Excel or Parquet with a column `recording_id`, instead of the store's
+            columns.
     """
 
     problem_type: str
@@ -88,7 +90,7 @@ def read_targets(datasets: Mapping[str, "Dataset"], wanted: TargetColumns) -> Ta
     if wanted.labels is None:
         labels = offered if wanted.targets is not None else list(default_labels(first))
         if not labels:
-            raise SettingsError(f"{where} has no labels: name what to learn with labels=[...], or give targets=CSV")
+            raise SettingsError(f"{where} has no labels: name what to learn with labels=[...], or give targets=TABLE")
     else:
         labels = wanted.labels
     for name in labels:
@@ -104,8 +106,9 @@ def read_targets(datasets: Mapping[str, "Dataset"], wanted: TargetColumns) -> Ta
             columns[split] = _joined(table, ids, dataset[ID_COLUMN][:], labels, where, split)
     if wanted.problem_type == "single_label_classification":
         return _classes(columns, labels, wanted, where)
+    words = wanted.problem_type == "multi_label_classification"
     values = {
-        split: np.stack([_numbers(found[name], name, where) for name in labels], axis=1)
+        split: np.stack([_numbers(found[name], name, where, words) for name in labels], axis=1)
         for split, found in columns.items()
     }
     if wanted.problem_type == "multi_label_classification":
@@ -143,7 +146,7 @@ def _classes(columns: dict, labels: list[str], wanted: TargetColumns, where: str
         return _class_column(columns, labels[0], wanted.classes, where)
     values = {}
     for split, found in columns.items():
-        matrix = np.stack([_numbers(found[name], name, where) for name in labels], axis=1)
+        matrix = np.stack([_numbers(found[name], name, where, True) for name in labels], axis=1)
         _check_binary(matrix, labels, where)
         # A recording of two classes, or of none, has no single label.
         single = np.nansum(matrix, axis=1) == 1
@@ -182,7 +185,8 @@ def _class_name(value: Any) -> str | None:
     return str(value)
 
 
-def _numbers(column: Sequence[Any], name: str, where: str) -> np.ndarray:
+def _numbers(column: Sequence[Any], name: str, where: str, words: bool) -> np.ndarray:
+    """Return a column as numbers, NaN for unknown; with `words`, yes and no are 1 and 0."""
     values = np.full(len(column), np.nan, dtype=np.float32)
     for row, value in enumerate(column):
         if value is None or value == "":
@@ -190,6 +194,10 @@ def _numbers(column: Sequence[Any], name: str, where: str) -> np.ndarray:
         try:
             values[row] = float(value)
         except (TypeError, ValueError):
+            found = parse_label(str(value))
+            if found is not None and (words or found != found):
+                values[row] = found
+                continue
             raise SettingsError(f"labels: {name!r} of {where} must hold numbers, found: {value!r}") from None
     if np.isinf(values).any():
         raise SettingsError(f"labels: {name!r} of {where} holds an infinite number")
@@ -221,23 +229,23 @@ def _without_unlabelled(table: dict[str, list[str]], labels: Sequence[str]) -> d
 
 
 def _read_table(path: Path) -> dict[str, list[str]]:
-    """Columns of a CSV by name."""
+    """Return the columns of a table as text, a row a recording."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(read_cells(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SettingsError(f"targets: {path}: {error}") from None
-    header = rows[0] if rows else []
-    if ID_COLUMN not in header or len(header) < 2 or len(set(header)) < len(header):
-        raise SettingsError(
-            f"targets: {path} must have a column {ID_COLUMN} and others, named differently, found: {', '.join(header)}"
-        )
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) != len(header):
-            raise SettingsError(f"targets: {path}, line {number}: {len(row)} cells, expected {len(header)}")
+        table = TableFile(path).columns()
+    except DataError as error:
+        raise SettingsError(f"targets: {error}") from None
+    header = list(table)
+    if ID_COLUMN not in header or len(header) < 2:
+        raise SettingsError(f"targets: {path} must have a column {ID_COLUMN} and others, found: {', '.join(header)}")
+    text: list[list[str]] = []
+    for name, column in table.items():
+        is_id = name == ID_COLUMN
+        cells = [canonical_id(cell) if not isinstance(cell, str) else cell for cell in column] if is_id else column
+        cells = cells if is_id else point_decimals(path, name, cells, None)
+        text.append(["" if cell is None or cell != cell else str(cell).strip() for cell in cells])
+    rows = [list(row) for row in zip(*text, strict=True)]
     first: dict[str, tuple[int, list[str]]] = {}
-    for number, row in enumerate(rows[1:], start=2):
-        cells = [cell.strip() for cell in row]
+    for number, cells in enumerate(rows, start=1):
         line, before = first.setdefault(cells[header.index(ID_COLUMN)], (number, cells))
         if different := [
             f"{name} is {one!r} and {other!r}"
@@ -245,7 +253,7 @@ def _read_table(path: Path) -> dict[str, list[str]]:
             if one != other
         ]:
             raise SettingsError(
-                f"targets: {path}, lines {line} and {number}: recording {cells[header.index(ID_COLUMN)]} has different "
+                f"targets: {path}, rows {line} and {number}: recording {cells[header.index(ID_COLUMN)]} has different "
                 f"values: {', '.join(different)}. Keep the right one of the two rows"
             )
     return {name: [cells[index] for _, cells in first.values()] for index, name in enumerate(header)}
@@ -258,8 +266,8 @@ def _joined(
     rows = [row_of.get(recording) for recording in recordings]
     if recordings and all(row is None for row in rows):
         raise SettingsError(
-            f"targets: {where} has none of the {len(recordings)} recordings of {split}: its column {ID_COLUMN} must be "
-            "the store's"
+            f"targets: {where} has none of the {len(recordings)} recordings of {split}: its column {ID_COLUMN} has "
+            f"{next(iter(ids), None)!r}, the store has {recordings[0]!r}; write the store's ids into the table"
         )
     return {name: ["" if row is None else table[name][row] for row in rows] for name in labels}
 

@@ -73,8 +73,9 @@ def label_table(ids: Sequence[Hashable], columns: Mapping[str, Sequence[Any]]) -
 
     Args:
         ids (sequence, length n): Unique recording ids.
-        columns (mapping of `str` to sequence of length n): By label. True, 1, 1.0, "1", "True" are positive, False, 0,
-            0.0, "0", "False" negative; None, NaN and empty text are unknown.
+        columns (mapping of `str` to sequence of length n): By label. True, 1, 1.0 and the texts 1, true, yes, y, ja,
+            oui, si are positive; False, 0, 0.0 and 0, false, no, n, nein, non negative; None, NaN, empty text, NA, N/A
+            and NULL are unknown. Letter case does not matter.
 
     Raises:
         `LabelTableError`: another value, another length, repeated or missing ids.
@@ -86,7 +87,7 @@ def label_table(ids: Sequence[Hashable], columns: Mapping[str, Sequence[Any]]) -
         if len(column) != len(recordings):
             raise LabelTableError(f"label {name!r} has {len(column)} values for {len(recordings)} recordings")
         for row, value in enumerate(column):
-            parsed = _parse(str(value))
+            parsed = parse_label(str(value))
             if parsed is None:
                 raise LabelTableError(
                     f"label {name!r} of recording {recordings[row]} is {value!r}, expected 0, 1, True, False or nothing"
@@ -258,10 +259,14 @@ def known_ids(ids: Iterable[Hashable]) -> list[str]:
     return found
 
 
+_POSITIVE = ("1", "1.0", "true", "yes", "y", "ja", "oui", "sí", "si")
+_NEGATIVE = ("0", "0.0", "false", "no", "n", "nein", "non")
+_UNKNOWN = ("", "nan", "none", "<na>", "na", "n/a", "#n/a", "null")
+_MEANINGS = dict.fromkeys(_POSITIVE, 1.0) | dict.fromkeys(_NEGATIVE, 0.0)
+
+
 @functools.lru_cache(maxsize=64)  # millions of cells, a dozen ways to write them
-def _parse(text: str) -> float | None:
+def parse_label(text: str) -> float | None:
     """Return 1.0, 0.0, NaN for unknown, or None for text that is not a label."""
-    text = text.strip().lower()
-    if text in ("", "nan", "none", "<na>"):
-        return float("nan")
-    return {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}.get(text)
+    text = text.strip().casefold()
+    return float("nan") if text in _UNKNOWN else _MEANINGS.get(text)

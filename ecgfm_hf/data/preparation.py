@@ -32,7 +32,7 @@ from ..records.store_rows import row_from_record
 from ..utils.files import atomic_path
 from ..utils.resumable_parts import ItemWatch, LocalExecutor, PartAccount, ResumableParts, Task, exclusive
 from .exclusion import Excluded, exclude, filter_recordings
-from .report import REFUSAL_COLUMNS, StoreOrigin, count_refusals
+from .report import StoreOrigin, define_labels_of, store_report
 from .sources.base import Source, SourceIndex
 from .splits import SplitSettings, match_published_splits
 from .store import (
@@ -48,7 +48,7 @@ from .store import (
     read_report,
     store_schema,
 )
-from .store_assembly import assemble_store, complete_move, remove_leftovers
+from .store_assembly import SMALL_COLUMNS, assemble_store, complete_move, most_common, remove_leftovers, split_rows
 
 _FORMAT = 1  # of stores; another number is another layout
 _FEWEST, _MOST, _PARTS = 64, 4096, 64
@@ -237,27 +237,38 @@ def row_of(
     return row
 
 
-def rehearse(source: Source, index: pa.Table, progress: bool = False) -> tuple[dict[str, int], dict[str, int]]:
+def rehearse(source: Source, settings: PrepareSettings, progress: bool = False) -> dict[str, Any]:
     """
-    Read the recordings of an index, and write nothing.
+    Read and split a source's recordings as [`prepare`] does, and write nothing.
 
     Returns:
-        `tuple[dict[str, int], dict[str, int]]`: by reason, how many cannot be read, and how many the feature extractor
-        would refuse (see [`count_refusals`]).
+        The report that [`prepare`] would write.
+
+    Raises:
+        `DataError`, `SplitError`: as [`prepare`].
     """
-    unreadable = Counter[str]()
-
-    def rows() -> Iterator[list[Any]]:
-        entries = tqdm(index.to_pylist(), disable=not progress, desc=source.name, unit="recording")
-        for entry, record in source.read(entries):
-            row = record if isinstance(record, Exception) else row_of(source, record, entry)
-            if isinstance(row, Exception):
-                unreadable[exclude(entry, row, getattr(source, "root", None)).reason] += 1
-            else:
-                yield [row[name] for name in REFUSAL_COLUMNS]
-
-    refused = count_refusals(rows())
-    return dict(unreadable.most_common()), refused
+    index = build_index(source, settings, b"of a dry run" if settings.pseudonymise else None)
+    published = published_splits_of(index, settings)
+    settings.split.check(index.table, published)
+    excluded, codes = list(index.excluded), Counter[str]()
+    columns = [*SMALL_COLUMNS, *source.label_names]
+    found: dict[str, list] = {name: [] for name in columns}
+    entries = tqdm(index.table.to_pylist(), disable=not progress, desc=source.name, unit="recording")
+    for entry, record in source.read(entries):
+        row = record if isinstance(record, Exception) else row_of(source, record, entry, settings.pseudonymise)
+        if isinstance(row, Exception):
+            excluded.append(exclude(entry, row, getattr(source, "root", None), settings.pseudonymise))
+            continue
+        codes.update(row["diagnoses"])
+        for name in columns:
+            found[name].append(row[name])
+    schema = store_schema(source.label_names)
+    rows = pa.table({name: pa.array(values, schema.field(name).type) for name, values in found.items()})
+    originals = _originals(index) if settings.pseudonymise else None
+    _, kept, result, excluded = split_rows(rows, settings.split, excluded, published, originals)
+    origin = StoreOrigin(_describe(source, settings), excluded, index.notes, codes)
+    definition = define_labels_of(kept, source.label_names, result)
+    return store_report(origin, settings.split.filters, result, kept, definition, excluded)
 
 
 def build_index(source: Source, settings: PrepareSettings, salt: bytes | None = None) -> SourceIndex:
@@ -268,8 +279,7 @@ def build_index(source: Source, settings: PrepareSettings, salt: bytes | None = 
     excluded += [Excluded(None, path, "index", "no recording_id") for path in unnamed["path"].to_pylist()]
     table = table.filter(pc.is_valid(table["recording_id"]))
     if not table.num_rows:
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in Counter(o.reason for o in excluded).items())
-        raise DataError(f"{source.name}: no recordings to read (excluded: {reasons or 'none'})")
+        raise DataError(f"{source.name}: no recordings to read: {most_common(excluded)}")
     if settings.keep_sources is not None or settings.drop_sources is not None:
         names = table["source"].to_pylist() if "source" in table.column_names else [source.name] * table.num_rows
         found = filter_recordings(sources=names, keep_sources=settings.keep_sources, drop_sources=settings.drop_sources)

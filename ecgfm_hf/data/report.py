@@ -99,7 +99,7 @@ def store_report(
         "hours": round(seconds / 3600, 3),
         "quality": {f"recordings with {what}": int(any_of(rows[column]).sum()) for column, what in QUALITY.items()},
         "refused_by_reason": count_refusals(_refusal_rows(rows)),
-        "label_counts": {} if definition is None else _label_counts(definition),
+        "label_counts": {} if definition is None else _label_counts(definition, kept, result),
         "diagnosis_codes": _codes(origin.codes),
         "notes": list(origin.notes),
         "excluded": [asdict(one) for one in excluded],
@@ -143,16 +143,26 @@ def refusals_sentence(refused: Mapping[str, int]) -> str:
     return f"{count} would be refused by the feature extractor's default policies ({reasons})."
 
 
-def _label_counts(definition: LabelDefinition) -> dict[str, dict[str, dict[str, int | float | None]]]:
-    """Return by label and split: positives, unknown, and the weight of positives, null without positives."""
+def _label_counts(
+    definition: LabelDefinition, kept: pa.Table, result: SplitResult
+) -> dict[str, dict[str, dict[str, int | float | None]]]:
+    """
+    Return by label and split: positives, the known patients among them, unknown, and the weight of positives, null
+    without positives.
+    """
+    patients = np.array([patient or "" for patient in kept["patient_id"].to_pylist()], dtype=object)
+    splits = np.array(result.splits, dtype=object)
     counts: dict[str, dict[str, dict[str, int | float | None]]] = {}
     for number, name in enumerate(definition.names):
         counts[name] = {}
+        is_positive = pc.equal(kept[name], 1).fill_null(False).to_numpy() & (splits != None)  # noqa: E711
         for split, positives in definition.positives.items():
+            here = patients[is_positive if split == "all" else is_positive & (splits == split)]
             weight = definition.weights.get(split)
             value = None if weight is None or not np.isfinite(weight[number]) else float(weight[number])
             cells: dict[str, int | float | None] = {
                 "positive": int(positives[number]),
+                "patients": len({*here} - {""}),
                 "unknown": int(definition.unknown[split][number]),
             }
             counts[name][split] = cells if split == "all" else cells | {"pos_weight": value}

@@ -51,7 +51,7 @@ _UNCHANGED_BY_A_SPLIT = (
 )
 _ROWS_A_FILE = 4096
 # Columns that filters, splits and the report need: all small.
-_SMALL_COLUMNS = (
+SMALL_COLUMNS = (
     *("recording_id", "patient_id", "source", "path", "time", "age", "sex", "sampling_rate", "num_samples"),
     *("lead_names", *QUALITY),
 )
@@ -90,24 +90,9 @@ def assemble_store(
     Raises:
         `SplitError`: the split cannot be made, or nothing is left.
     """
-    excluded = list(origin.excluded)
-    columns = [*_SMALL_COLUMNS, *label_names]
+    columns = [*SMALL_COLUMNS, *label_names]
     rows = pa.concat_tables([pq.read_table(part, columns=columns) for part in parts])
-    if not rows.num_rows:
-        raise SplitError(f"no recording is left: {_most_common(excluded)}")
-    kept_rows = np.flatnonzero(_filter(rows, settings, excluded))
-    kept = rows.take(pa.array(kept_rows))
-    known = {name: kept[name].to_pylist() for name in ("recording_id", "patient_id", "time")}
-    if originals is not None:
-        published = None if published is None else {originals[name][0]: split for name, split in published.items()}
-        known["patient_id"] = [originals[name][1] for name in known["recording_id"]]
-        known["recording_id"] = [originals[name][0] for name in known["recording_id"]]
-    result = settings.apply(known, published)
-    splits = list(result.splits)
-    for recording, path, split in zip(kept["recording_id"].to_pylist(), kept["path"].to_pylist(), splits, strict=True):
-        if split is None:
-            reason = ", ".join(result.excluded) or "in no split"
-            excluded.append(Excluded(recording, path, "split", reason))
+    kept_rows, kept, result, excluded = split_rows(rows, settings, origin.excluded, published, originals)
 
     finished = work / _FINISHED
     shutil.rmtree(finished, ignore_errors=True)  # of a run that died here
@@ -124,6 +109,46 @@ def assemble_store(
     write_store_checksums(finished)
     _move_into_place(out, work)
     return report
+
+
+def split_rows(
+    rows: pa.Table,
+    settings: SplitSettings,
+    excluded: Sequence[Excluded],
+    published: Mapping[str, str | None] | None = None,
+    originals: Mapping[str, tuple[str, str | None]] | None = None,
+) -> tuple[np.ndarray, pa.Table, SplitResult, list[Excluded]]:
+    """
+    Filter recordings and split the others.
+
+    Args:
+        rows (`pa.Table`): `SMALL_COLUMNS` and labels of all recordings that were read.
+        excluded (sequence of [`Excluded`]): Those that were not.
+        settings, published, originals: As of [`assemble_store`].
+
+    Returns:
+        The rows that passed the filters, as numbers and as a table; their split; and all that are excluded.
+
+    Raises:
+        `SplitError`: the split cannot be made, or nothing is left.
+    """
+    excluded = list(excluded)
+    if not rows.num_rows:
+        raise SplitError(f"no recording is left: {most_common(excluded)}")
+    kept_rows = np.flatnonzero(_filter(rows, settings, excluded))
+    kept = rows.take(pa.array(kept_rows))
+    known = {name: kept[name].to_pylist() for name in ("recording_id", "patient_id", "time")}
+    if originals is not None:
+        published = None if published is None else {originals[name][0]: split for name, split in published.items()}
+        known["patient_id"] = [originals[name][1] for name in known["recording_id"]]
+        known["recording_id"] = [originals[name][0] for name in known["recording_id"]]
+    result = settings.apply(known, published)
+    splits = list(result.splits)
+    for recording, path, split in zip(kept["recording_id"].to_pylist(), kept["path"].to_pylist(), splits, strict=True):
+        if split is None:
+            reason = ", ".join(result.excluded) or "in no split"
+            excluded.append(Excluded(recording, path, "split", reason))
+    return kept_rows, kept, result, excluded
 
 
 def split_store(
@@ -321,6 +346,8 @@ def _file_name(split: str, number: int, count: int) -> str:
     return f"{split}-{number:05d}-of-{count:05d}.parquet"
 
 
-def _most_common(excluded: Sequence[Excluded]) -> str:
+def most_common(excluded: Sequence[Excluded]) -> str:
+    """Return the most frequent reasons for excluding recordings, and the first with its details."""
     found = Counter(one.reason for one in excluded).most_common(3)
-    return "; ".join(f"{count} x {reason}" for reason, count in found) or "the source has none"
+    first = next((f"; the first: {one.detail}" for one in excluded if one.detail and one.detail != one.reason), "")
+    return ("; ".join(f"{count} x {reason}" for reason, count in found) or "the source has none") + first

@@ -1,10 +1,11 @@
 """A user's own recordings: files and a table, or files without one."""
 
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +17,7 @@ from ...records.reading import Checksums, exam_ids, read_with_defaults, recognis
 from ...utils.ids import canonical_id
 from ..exclusion import Excluded
 from ..store import COLUMNS, DataError
+from ..table_file import MOST_NAMES, TableFile, clean_name, point_decimals, shown_header
 from .base import (
     Source,
     SourceIndex,
@@ -27,27 +29,24 @@ from .base import (
 )
 from .table_cells import (
     EXPECTED,
-    MOST_NAMES,
     MOST_QUOTES,
     OVER_89_YEARS,
+    LabelCodes,
     age_in_years,
+    binarised,
     check_label_names,
-    clean_name,
     convert_cells,
     label_cells,
     lead_names_in,
     number_in,
-    numeric_range,
     over_89,
-    read_columns,
-    read_header,
     sex_in,
-    shown_header,
     shown_label,
     text_of,
     text_or_none,
     time_cells,
     whole_number_in,
+    why_no_label,
 )
 
 # Formats that describe themselves, and formats that need a sampling rate, unit or lead names.
@@ -56,6 +55,7 @@ _WITH_ARGUMENTS = (".npy", ".csv", ".tsv", ".mat")
 # Columns with a meaning; all others are labels, unless `labels` names these.
 _FACTS = ("recording_id", "patient_id", "path", "source", "time", "age", "sex", "report")
 _ARGUMENTS = ("sampling_rate", "units", "lead_names", "exam_id", "rename_leads")
+_NUMBERS = ("age", "sampling_rate")
 _MEANINGS: dict[str, Callable[[Any], Any]] = {
     "patient_id": canonical_id,
     "source": text_or_none,
@@ -72,17 +72,18 @@ _MEANINGS: dict[str, Callable[[Any], Any]] = {
 
 class RecordingTable(Source):
     """
-    A folder of recordings in any format that `read_ecg` reads, with a CSV or Parquet table that describes them.
+    A folder of recordings in any format that `read_ecg` reads, with a table (CSV, TSV, Excel, Parquet) of them.
 
-    Columns of the table, all optional but one of the first two: `path` (relative to the folder), `recording_id` (by
-    default the path without suffix; without `path`, the file under the folder that has this name), `patient_id`,
-    `source`, `time` (ISO 8601; in UTC where it has a zone), `age` (years; `>89`, `90+` and 300 become 90), `sex`
-    (M, F, male, female, or unknown, other), `report`; `sampling_rate`, `units`, `lead_names` (separated by blanks
-    or commas) and `exam_id` for files without them; `rename_leads` (`ECG=I,MLII=II`) for files with other names of
-    leads; `status`, as `ecgfm label` writes it (labels are unknown unless it is `labelled`). Every other column is
-    a label: 1, 0, true, false, or empty for unknown. Two rows with one `recording_id` must have the same labels.
-    Blanks around names are dropped, and columns without a name are ignored. A CSV may have `;` or tabs instead of
-    commas.
+    Columns of the table, all optional but one of the first two: `path` (relative to the folder, or an absolute path
+    inside it), `recording_id` (by default the path without suffix; without `path`, the file under the folder that has
+    this name), `patient_id`, `source`, `time` (ISO 8601; in UTC
+    where it has a zone), `age` (years; `>89`, `90+` and 300 become 90), `sex` (M, F, male, female, or unknown, other),
+    `report`; `sampling_rate`, `units`, `lead_names` (separated by blanks or commas) and `exam_id` for files without
+    them; `rename_leads` (`ECG=I,MLII=II`) for files with other names of leads; `status`, as `ecgfm label` writes it
+    (labels are unknown unless it is `labelled`). Every other column is a label: 1, true, yes; 0, false, no; empty or NA
+    for unknown. Columns of other numbers or of text are left out and named, unless `labels` names them. Two rows with
+    one `recording_id` must have the same labels. Blanks around names are dropped, and columns without a name are
+    ignored.
 
     Args:
         root (`str` or `Path`): The folder.
@@ -91,6 +92,11 @@ class RecordingTable(Source):
             names mean nothing else.
         columns (mapping of `str` to `str`, *optional*): The table's own names for the columns above:
             `{"patient_id": "MRN", "path": "file"}`. An empty name ignores a column: `{"age": ""}`.
+        binarise (sequence of `str`): Labels made of columns of numbers: `["LVEF<=40", "old=age>80"]`. Unknown where the
+            number is.
+        positive, negative, unknown (sequences of `str`): The table's own codes of labels, such as `["2"]` and `["1"]`.
+        encoding, separator, sheet: Of the table; see [`TableFile`].
+        decimal (`str`, *optional*): `","` or `"."`, the decimal sign of the table's numbers. By default as found.
         unlabelled (`str`): `"unknown"`, or `"negative"` to read the labels of rows with another `status` as they are.
         sampling_rate, units, lead_names: For all files without them; see [`read_ecg`].
         rename_leads, leads, checksums: For all files; see [`read_ecg`].
@@ -105,6 +111,14 @@ class RecordingTable(Source):
         *,
         labels: Sequence[str] | None = None,
         columns: Mapping[str, str] | None = None,
+        binarise: Sequence[str] = (),
+        positive: Sequence[str] = (),
+        negative: Sequence[str] = (),
+        unknown: Sequence[str] = (),
+        encoding: str | None = None,
+        separator: str | None = None,
+        sheet: str | None = None,
+        decimal: Literal[",", "."] | None = None,
         sampling_rate: float | None = None,
         units: str | None = None,
         lead_names: Sequence[str] | None = None,
@@ -119,24 +133,37 @@ class RecordingTable(Source):
         arguments |= {"rename_leads": rename_leads, "leads": leads, "checksums": checksums}
         self._arguments = {name: value for name, value in arguments.items() if value is not None}
         self._columns = {ours: clean_name(theirs) for ours, theirs in dict(columns or {}).items()}
-        if unknown := [name for name in self._columns if name not in (*_FACTS, *_ARGUMENTS)]:
+        if strange := [name for name in self._columns if name not in (*_FACTS, *_ARGUMENTS)]:
             raise DataError(
-                f"columns= gives names for {', '.join(unknown)}; expected: {', '.join((*_FACTS, *_ARGUMENTS))}"
+                f"columns= gives names for {', '.join(strange)}; expected: {', '.join((*_FACTS, *_ARGUMENTS))}"
             )
         if isinstance(labels, str):
             raise DataError(f"labels must be a list of names, found: {labels!r}")
-        header = [] if self.table_path is None else read_header(self.table_path)
+        if decimal not in (None, ",", "."):
+            raise DataError(f"decimal must be ',' or '.', found: {decimal!r}")
+        about = {"encoding": encoding, "separator": separator, "sheet": sheet}
+        if self.table_path is None and (binarise or any(about.values())):
+            raise DataError("binarise, encoding, separator and sheet belong to a table: give table=")
+        self._codes = LabelCodes(tuple(positive), tuple(negative), tuple(unknown))
+        self._decimal = decimal
+        self._file = None if self.table_path is None else TableFile(self.table_path, **about)
+        header = [] if self._file is None else self._file.header()
         for ours, theirs in self._columns.items():
             if theirs and theirs not in header:
                 raise DataError(f"{table} has no column {theirs!r} for {ours} ({shown_header(header)})")
-        named = set(self._columns.values())
-        meanings = (*_FACTS, *_ARGUMENTS, STATUS_COLUMN)
-        free = [name for name in header if name and name not in named and name not in meanings]
-        self._label_names = tuple(free if labels is None else map(clean_name, labels))
-        if missing := [name for name in self._label_names if name not in header]:
-            raise DataError(f"{table} has no label column {', '.join(missing)} ({shown_header(header)})")
-        check_label_names(self._label_names, table)
+        self._binarised = tuple(map(binarised, binarise))
+        if missing := [one.column for one in self._binarised if one.column not in header]:
+            raise DataError(f"{table} has no column {missing[0]!r} for binarise ({shown_header(header)})")
+        self._left_out: list[str] = []
         self._labels_given = labels is not None
+        self._columns_of_labels = tuple(
+            self._found_labels() if labels is None and self._file is not None else map(clean_name, labels or ())
+        )
+        if missing := [name for name in self._columns_of_labels if name not in header]:
+            raise DataError(f"{table} has no label column {', '.join(missing)} ({shown_header(header)})")
+        self._label_names = (*self._columns_of_labels, *(one.name for one in self._binarised))
+        check_label_names(self._label_names, table)
+        named = set(self._columns.values())
         self._has_status = STATUS_COLUMN in header and STATUS_COLUMN not in (*named, *self._label_names)
         if unlabelled not in ("unknown", "negative"):
             raise DataError(f"unlabelled must be 'unknown' or 'negative', found: {unlabelled!r}")
@@ -144,7 +171,11 @@ class RecordingTable(Source):
 
     @property
     def settings(self) -> dict[str, Any]:
-        settings = {"columns": self._columns, "labels": list(self._label_names), **self._arguments}
+        settings = {"columns": self._columns, "labels": list(self._columns_of_labels), **self._arguments}
+        if self._binarised:
+            settings["binarise"] = [f"{one.name}={one.column}{one.sign}{one.limit:g}" for one in self._binarised]
+        if self._codes != LabelCodes():
+            settings["codes"] = dataclasses.asdict(self._codes)
         return settings if self._unlabelled == "unknown" else settings | {"unlabelled": self._unlabelled}
 
     @property
@@ -155,7 +186,7 @@ class RecordingTable(Source):
         excluded: list[Excluded] = []
         notes: list[str] = []
         files = self._files(excluded)
-        if self.table_path is None:
+        if self._file is None:
             exclude_headless(self.root, [path for path in files if path.lower().endswith(".hea")], excluded, files)
             if not files:
                 others = f"; {len(excluded)} others cannot be used" if excluded else ""
@@ -166,12 +197,15 @@ class RecordingTable(Source):
             notes.append("No table was given: patients and labels are unknown.")
             return SourceIndex(unique_rows(table, excluded), excluded, notes)
 
-        columns = read_columns(self.table_path)
+        columns = self._file.columns()
+        notes += [*self._file.notes(), *self._left_out]
+        wanted = [*self._columns_of_labels, *(one.column for one in self._binarised)]
+        wanted += [STATUS_COLUMN] if self._has_status else []
         columns = {
             ours: columns[self._columns.get(ours, ours)] for ours in (*_FACTS, *_ARGUMENTS) if self._has(ours, columns)
-        } | {name: columns[name] for name in (*self._label_names, *([STATUS_COLUMN] if self._has_status else []))}
+        } | {name: columns[name] for name in wanted}
         if "path" not in columns and "recording_id" not in columns:
-            found = shown_header(read_header(self.table_path))
+            found = shown_header(self._file.header())
             raise DataError(
                 f"{self.table_path} needs a column path or recording_id ({found}); give its name with "
                 "columns={'path': 'NAME'}"
@@ -205,6 +239,30 @@ class RecordingTable(Source):
         """Read one row of the index; see [`Source.read_one`]."""
         own = {name: entry[f"_{name}"] for name in _ARGUMENTS if entry.get(f"_{name}") is not None}
         return read_with_defaults(inside(self.root, entry["path"]), **(self._arguments | own))
+
+    def _found_labels(self) -> list[str]:
+        """Return the columns that can be labels, and note which others were left out."""
+        assert self._file is not None
+        named = {*self._columns.values(), *(one.column for one in self._binarised)}
+        columns = {
+            name: values
+            for name, values in self._file.columns().items()
+            if name not in named and name not in (*_FACTS, *_ARGUMENTS, STATUS_COLUMN)
+        }
+        columns = {name: self._decimal_points(name, values) for name, values in columns.items()}
+        others = {name: why for name, values in columns.items() if (why := why_no_label(values, self._codes))}
+        if others:
+            shown = ", ".join(f"{name!r} ({why})" for name, why in list(others.items())[:MOST_NAMES])
+            if len(others) == len(columns) and not self._binarised:
+                raise DataError(
+                    f"{self.table_path}: no column can be a label: {shown}. Name the columns that are labels "
+                    "(labels=), the codes that they have (positive=, negative=), or make labels of numbers (binarise=)"
+                )
+            self._left_out.append(f"Columns that are no labels were left out: {shown}.")
+        return [name for name in columns if name not in others]
+
+    def _decimal_points(self, name: str, values: list) -> list:
+        return point_decimals(self.table_path, name, values, self._decimal)
 
     def _has(self, ours: str, columns: Mapping[str, list]) -> bool:
         # An empty name, which no column has, ignores one.
@@ -276,7 +334,8 @@ class RecordingTable(Source):
             inside(self.root, text)
         except DataError as error:
             reason = "the table gives no path" if not text else "the path leads out of the dataset's folder"
-            excluded.append(Excluded(recording, None, "index", reason, f"row {row}: {error}"))
+            remedy = f"; give a folder above it in place of {self.root}" if text else ""
+            excluded.append(Excluded(recording, None, "index", reason, f"row {row}: {error}{remedy}"))
             return None
         return os.path.normpath(text).replace(os.sep, "/")
 
@@ -286,7 +345,7 @@ class RecordingTable(Source):
         exams = table["_exam_id"].to_pylist() if "_exam_id" in table.column_names else [None] * len(ids)
         kept_ids: set[str | None] = set()
         kept_files: dict[tuple[str, int | None], int] = {}
-        keep = []
+        keep: list[int] = []
         for row, (recording, path, exam) in enumerate(zip(ids, paths, exams, strict=True)):
             if path is None:
                 continue
@@ -298,7 +357,7 @@ class RecordingTable(Source):
                     continue
                 kept_ids.add(recording)
             keep.append(row)
-        return table if len(keep) == table.num_rows else table.take(keep)
+        return table if len(keep) == table.num_rows else table.take(pa.array(keep, pa.int64()))
 
     def _check_repeated(self, ids: Sequence[str | None], typed: Mapping[str, pa.Array]) -> None:
         """Raise `DataError` where two rows with one id have different labels."""
@@ -324,7 +383,8 @@ class RecordingTable(Source):
         for name in (*_FACTS, *_ARGUMENTS):
             if name in ("recording_id", "path") or name not in columns:
                 continue
-            values = self._converted(name, columns[name], _MEANINGS.get(name, text_or_none))
+            cells = self._decimal_points(name, columns[name]) if name in _NUMBERS else columns[name]
+            values = self._converted(name, cells, _MEANINGS.get(name, text_or_none))
             if name in _FACTS:
                 typed[name] = pa.array(values, COLUMNS[name])
             elif any(value is not None for value in values):
@@ -337,17 +397,21 @@ class RecordingTable(Source):
                 shown = ", ".join(f"{text}: {count}" for text, count in sorted(counts.items()))
                 notes.append(f"{counts.total()} rows give no sex that is M or F ({shown}); it is stored as unknown.")
         where = self.table_path
-        numeric = {name: found for name in self._label_names if (found := numeric_range(columns[name]))}
+        own = {name: self._decimal_points(name, columns[name]) for name in self._columns_of_labels}
+        numeric = {
+            name: why for name, values in own.items() if (why := why_no_label(values, self._codes)) and why != "text"
+        }
         if numeric:
-            shown = "; ".join(f"{name!r} ({low:g} to {high:g})" for name, (low, high) in numeric.items())
-            binary = [name for name in self._label_names if name not in numeric][:MOST_NAMES]
-            advice = f"name the columns that are labels: labels={binary}"
+            shown = "; ".join(f"{name!r} ({why})" for name, why in numeric.items())
+            binary = [name for name in own if name not in numeric][:MOST_NAMES]
             raise DataError(
-                f"{where}: columns with other numbers than 0 and 1 cannot be labels: {shown}; "
-                + (advice if binary else "give the table label columns")
+                f"{where}: columns with other numbers than 0 and 1 cannot be labels: {shown}; leave them out of the "
+                f"labels (labels={binary}), or make labels of them, such as binarise={[f'{next(iter(numeric))}<=40']}"
             )
         hint = "" if self._labels_given else "; name the columns that are labels (labels=)"
-        labels = {name: label_cells(where, name, columns[name], hint) for name in self._label_names}
+        labels = {name: label_cells(where, name, values, self._codes, hint) for name, values in own.items()}
+        for one in self._binarised:
+            labels[one.name] = one.cells(where, self._decimal_points(one.column, columns[one.column]))
         if self._has_status:
             statuses = columns[STATUS_COLUMN]
             if others := [status for status in statuses if status not in STATUSES]:

@@ -5,21 +5,19 @@ Cells of a user's own table, as text, numbers, times, labels.
 with a column, because its reader has to mend the table.
 """
 
-import csv
 import functools
 import math
+import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ...utils.ids import canonical_id
-from ...utils.text import read_cells
 from ..labels import LabelTableError
 from ..splits import parse_time
 from ..store import DataError, store_schema
@@ -30,8 +28,8 @@ _UNKNOWN_SEXES = ("u", "unk", "unknown", "other")
 # De-identified ages: 90 stands for all above 89.
 _OVER_89 = (">89", ">=90", "≥90", "90+")
 OVER_89_YEARS = 90.0
-_LONGEST_QUOTE, MOST_QUOTES, MOST_NAMES = 40, 20, 40
-_LONGEST_HEADER = 1 << 20
+_LONGEST_QUOTE, MOST_QUOTES = 40, 20
+_COMPARISONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 
 EXPECTED = {
     "recording_id": "text or a whole number",
@@ -42,60 +40,6 @@ EXPECTED = {
     "sampling_rate": "a number",
     "exam_id": "a whole number",
 }
-
-
-def read_header(path: Path) -> list[str]:
-    """
-    Return the columns' names, without blanks around them and without line breaks; empty for columns without a name.
-
-    Raises:
-        `DataError`: no such file, one that cannot be read, no header, a name twice.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such table")
-    try:
-        if path.suffix.lower() == ".parquet":
-            names = pq.read_schema(path).names
-        else:
-            with open(path, encoding="utf-8-sig", newline="") as file:
-                names = next((row for row in read_cells(file, _delimiter(path)) if row), [])
-    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
-        raise DataError(f"{path}: cannot read this table ({error})") from None
-    if not names:
-        raise DataError(f"{path} is empty")
-    header = [clean_name(name) for name in names]
-    if repeated := sorted({name for name in header if name and header.count(name) > 1}):
-        raise DataError(f"{path} has several columns called {', '.join(repeated)}")
-    return header
-
-
-def read_columns(path: Path) -> dict[str, list]:
-    """Return all columns with a name. `DataError` as [`read_header`], and for rows of another length."""
-    header = read_header(path)
-    try:
-        if path.suffix.lower() == ".parquet":
-            table = pq.read_table(path)
-            return {name: column.to_pylist() for name, column in zip(header, table.itercolumns(), strict=True) if name}
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in read_cells(file, _delimiter(path)) if row][1:]
-    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
-        raise DataError(f"{path}: cannot read this table ({error})") from None
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(header):
-            raise DataError(f"{path}, row {number}: {len(row)} cells under {len(header)} columns")
-    return {name: [row[index] for row in rows] for index, name in enumerate(header) if name}
-
-
-def clean_name(name: Any) -> str:
-    """Return a column's name as labels and settings use it."""
-    text = re.sub(r"\s*[\r\n]+\s*", " ", str(name)).strip()
-    return "" if re.fullmatch(r"__index_level_\d+__", text) else text  # pandas' index, which has no name
-
-
-def shown_header(header: Iterable[str]) -> str:
-    names = [name for name in header if name]
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return f"found: {', '.join(names[:MOST_NAMES]) or 'no named column'}{more}"
 
 
 def check_label_names(names: Iterable[str], where: Any) -> None:
@@ -222,23 +166,105 @@ def lead_names_in(value: Any) -> list[str] | None:
     return text_of(value).replace(",", " ").split() or None
 
 
-def label_cells(where: Any, name: str, values: Sequence[Any], hint: str = "") -> pa.Array:
+@dataclass(frozen=True)
+class LabelCodes:
+    """
+    How a table writes labels.
+
+    Args:
+        positive, negative, unknown (sequence of `str`): Texts, in any letter case. Empty cells are always unknown.
+            Where positive or negative codes are given, no others count. By default those of [`label_table`].
+    """
+
+    positive: Sequence[str] = ()
+    negative: Sequence[str] = ()
+    unknown: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        codes = [code.strip().casefold() for code in (*self.positive, *self.negative, *self.unknown)]
+        if repeated := sorted({code for code in codes if codes.count(code) > 1}):
+            raise DataError(f"positive, negative and unknown must have different codes, found twice: {repeated[0]!r}")
+
+    def meaning(self, text: str) -> int | None:
+        """Return what a cell means: 1, 0 or None. `ValueError` where it is no code."""
+        code = text_of(text).casefold()
+        for codes, value in ((self.positive, 1), (self.negative, 0), (self.unknown, None)):
+            if code in (one.strip().casefold() for one in codes):
+                return value
+        value = _label(text)
+        if value is not None and (self.positive or self.negative):
+            raise ValueError(f"{text!r} is no code of a label")
+        return value
+
+    @property
+    def expected(self) -> str:
+        if self.positive or self.negative:
+            return f"{', '.join((*self.positive, *self.negative, *self.unknown))} or nothing"
+        return "0, 1, true, false, yes, no or nothing; other codes: positive=, negative=, unknown="
+
+
+def label_cells(where: Any, name: str, values: Sequence[Any], codes: LabelCodes, hint: str = "") -> pa.Array:
     """Convert a column of labels to int8, null where unknown."""
-    texts = [str(value) for value in values]
-    meanings = convert_cells(where, f"label {name!r}", texts, _label, "0, 1, True, False or nothing", hint)
+    meaning = functools.lru_cache(256)(codes.meaning)
+    meanings = convert_cells(where, f"label {name!r}", [str(value) for value in values], meaning, codes.expected, hint)
     return pa.array(meanings, pa.int8())
 
 
+def why_no_label(values: Sequence[Any], codes: LabelCodes) -> str | None:
+    """
+    Return what a column holds if it cannot be a label: numbers that are mostly no codes of labels, or only texts that
+    are none. A few other cells are mistakes, or codes to be named, which `label_cells` reports cell by cell.
+    """
+    texts = [text for value in values if (text := text_of(value))]
+    is_code = {text: _is_code(text, codes) for text in set(texts)}
+    odd = sum(not is_code[text] for text in texts)
+    numbers = numeric_range(texts)
+    if numbers is not None:
+        return f"{numbers[0]:g} to {numbers[1]:g}" if 2 * odd > len(texts) else None
+    return "text" if texts and odd == len(texts) else None
+
+
 def numeric_range(values: Sequence[Any]) -> tuple[float, float] | None:
-    """Return the smallest and largest number of a column of numbers of which most are not 0 or 1, else None."""
+    """Return the smallest and largest number of a column of numbers, None where other cells are in it."""
     try:
         numbers = [float(text) for value in values if (text := text_of(value))]
     except ValueError:
         return None
-    # Few other numbers among labels are mistakes, which `label_cells` reports cell by cell.
-    if 2 * sum(number not in (0.0, 1.0) for number in numbers) <= len(numbers):
-        return None
-    return min(numbers), max(numbers)
+    return (min(numbers), max(numbers)) if numbers else None
+
+
+@dataclass(frozen=True)
+class Binarised:
+    """
+    A label made of a column of numbers.
+
+    Args:
+        name (`str`): The label.
+        column (`str`): The numbers.
+        sign (`str`): `<=`, `>=`, `<` or `>`.
+        limit (`float`)
+    """
+
+    name: str
+    column: str
+    sign: str
+    limit: float
+
+    def cells(self, where: Any, values: Sequence[Any], hint: str = "") -> pa.Array:
+        """Return the label, int8, null where the column has no number."""
+        numbers = convert_cells(where, repr(self.column), values, number_in, "a number or nothing", hint)
+        compare = _COMPARISONS[self.sign]
+        return pa.array([None if n is None or n != n else int(compare(n, self.limit)) for n in numbers], pa.int8())
+
+
+def binarised(text: str) -> Binarised:
+    """Return the label that `LVEF<=40` or `low_ef=LVEF<=40` describes. `DataError` for other texts."""
+    found = re.fullmatch(r"(?:([^<>=]+)=)?(.+?)\s*(<=|>=|<|>)\s*([+-]?\d+(?:\.\d+)?)", text.strip())
+    if found is None:
+        raise DataError(f"binarise must look like LVEF<=40 or low_ef=LVEF<=40, found: {text}")
+    column = found[2].strip()
+    name = (found[1] or f"{column}{found[3]}{found[4]}").strip()
+    return Binarised(name, column, found[3], float(found[4]))
 
 
 def shown_label(value: int | None) -> str:
@@ -262,13 +288,12 @@ def _time(value: Any) -> datetime | None:
     return time if time is None or time.tzinfo is None else time.astimezone(UTC)
 
 
-def _delimiter(path: Path) -> str:
-    if path.suffix.lower() in (".tsv", ".tab"):
-        return "\t"
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        start = file.read(_LONGEST_HEADER)
-    bare = re.sub(r'"[^"]*("|$)', "", start).strip("\n").partition("\n")[0]  # quoted names may have any of them
-    return next((sign for sign in ",;\t" if sign in bare), ",")
+def _is_code(text: str, codes: LabelCodes) -> bool:
+    try:
+        codes.meaning(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _quoted(value: Any) -> str:
@@ -278,25 +303,24 @@ def _quoted(value: Any) -> str:
 
 __all__ = [
     "EXPECTED",
-    "MOST_NAMES",
     "MOST_QUOTES",
     "OVER_89_YEARS",
+    "Binarised",
+    "LabelCodes",
     "age_in_years",
+    "binarised",
     "check_label_names",
-    "clean_name",
     "convert_cells",
     "label_cells",
     "lead_names_in",
     "number_in",
     "numeric_range",
     "over_89",
-    "read_columns",
-    "read_header",
     "sex_in",
-    "shown_header",
     "shown_label",
     "text_of",
     "text_or_none",
     "time_cells",
     "whole_number_in",
+    "why_no_label",
 ]
