@@ -142,7 +142,7 @@ class ECGFMConfig(PreTrainedConfig):
         cmsc_loss_weight (`float`, defaults to 1.0), cmsc_temperature (`float`, defaults to 0.1):
             Weights of the objective's other parts, and CMSC's temperature.
         pos_weight (list of `float`, *optional*):
-            Weight of positive targets in the binary cross entropy, one a label.
+            Weight of positive targets in the binary cross entropy, one per label.
         label_aggregation (`dict[str, str]`, *optional*):
             How segment scores become the recording's: `"mean"` or `"max"` by label name; `"mean"` where absent.
         label_thresholds (`dict[str, float]`, *optional*):
@@ -392,7 +392,7 @@ class ECGFMConfig(PreTrainedConfig):
         if self.pos_weight is not None:
             if len(self.pos_weight) != self.num_labels:
                 raise ValueError(
-                    f"pos_weight must have one entry a label ({self.num_labels}), found {len(self.pos_weight)}"
+                    f"pos_weight must have one entry per label ({self.num_labels}), found {len(self.pos_weight)}"
                 )
             if not all(math.isfinite(weight) and weight > 0 for weight in self.pos_weight):
                 raise ValueError(f"pos_weight must be finite and positive, found: {list(self.pos_weight)}")

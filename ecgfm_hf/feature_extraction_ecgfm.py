@@ -365,19 +365,19 @@ def _check_number(name: str, value: Any, low: float, high: float) -> float:
         value = value.item()
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not low <= value <= high:
-        raise ValueError(f"{name} must be a number from {low} to {high}, got {value!r}")
+        raise ValueError(f"{name} must be a number from {low} to {high}, found: {value!r}")
     return int(value) if value == int(value) else float(value)
 
 
 def _check_policy(name: str, value: Any) -> str:
     if value not in POLICIES[name]:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, POLICIES[name]))}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, POLICIES[name]))}, found: {value!r}")
     return value
 
 
 def _check_names(names: Any) -> tuple[str, ...]:
     if not _is_sequence(names) or len(names) == 0:
-        raise ValueError(f"lead_names must be a list of lead names, got {names!r}")
+        raise ValueError(f"lead_names must be a list of lead names, found: {names!r}")
     return tuple(names)
 
 
@@ -389,12 +389,16 @@ def _as_array(values: Any) -> np.ndarray:
 def _check_recording(recording: Any, num_names: int) -> np.ndarray:
     array = _as_array(recording)
     if array.dtype.kind not in "iuf":
-        raise ValueError(f"a recording must hold integers or floats, got dtype {array.dtype}")
+        raise ValueError(f"a recording must hold integers or floats, found: dtype {array.dtype}")
     if array.ndim != 2 or array.shape[1] == 0:
-        raise ValueError(f"a recording must have shape (leads, samples), with at least one sample, got {array.shape}")
+        raise ValueError(
+            f"a recording must have shape (leads, samples), with at least one sample, found: {array.shape}"
+        )
     if array.shape[0] != num_names:
         hint = ": it looks transposed" if array.shape[1] == num_names else ""
-        raise ValueError(f"a recording must have shape (leads, samples), got {array.shape} and {num_names} names{hint}")
+        raise ValueError(
+            f"a recording must have shape (leads, samples), found: {array.shape} and {num_names} names{hint}"
+        )
     return array
 
 
@@ -435,7 +439,7 @@ def _units_are_shared(units: Any, recordings: list) -> bool:
     per_recording = len(units) == len(recordings)
     per_lead = any(hasattr(recording, "__len__") and len(recording) == len(units) for recording in recordings)
     if per_recording and per_lead and len(set(units)) > 1:
-        raise ValueError(f"units {list(units)} may be one a lead or one a recording: give a list for each recording")
+        raise ValueError(f"units {list(units)} may be one per lead or one per recording: give a list per recording")
     return per_lead or not per_recording
 
 
@@ -497,7 +501,7 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         self.sampling_rate = _check_number("sampling_rate (Hz)", sampling_rate, _MIN_RATE, _MAX_RATE)
         self.lead_names = [canonical_lead_name(name) for name in _check_names(lead_names)]
         if not set(self.lead_names) <= set(STANDARD_LEADS) or len(set(self.lead_names)) < len(self.lead_names):
-            raise ValueError(f"lead_names must be standard leads, each once, got {list(lead_names)}")
+            raise ValueError(f"lead_names must be standard leads, each once, found: {list(lead_names)}")
         self.segment_seconds = float(_check_number("segment_seconds", segment_seconds, 0.01, 86_400))
         if abs(self.sampling_rate * self.segment_seconds - self.segment_samples) > 1e-6 or self.segment_samples == 0:
             raise ValueError(f"segment_seconds={segment_seconds} is no whole number of samples at {sampling_rate} Hz")
@@ -681,7 +685,9 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         length = resampled_length(array.shape[1], rate, self.sampling_rate)
         if length == 0 or (length < self.segment_samples and short_recordings == "error"):
             advice = "short_recordings='pad' would allow it" if length else "nothing is left after resampling"
-            raise ValueError(f"{array.shape[1]} samples at {rate} Hz are no {self.segment_seconds:g} s ({advice})")
+            raise ValueError(
+                f"{array.shape[1]} samples at {rate} Hz are shorter than {self.segment_seconds:g} s ({advice})"
+            )
         warnings = [f"missing lead {lead}: {'derived' if plan.missing[lead] else 'set to 0'}" for lead in plan.missing]
         warnings += [f"ignored lead {lead}: not a standard lead" for lead in plan.ignored]
 

@@ -822,7 +822,7 @@ class ECGFMPreTrainedModel(PreTrainedModel):
         self.base_model.feature_extractor.requires_grad_(False)
 
     def freeze_base_model(self) -> None:
-        """Stops training the encoder; only a head goes on training."""
+        """Stops training the encoder; only a head is trained."""
         self.base_model.requires_grad_(False)
 
     def enable_input_require_grads(self) -> None:
@@ -1052,7 +1052,7 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
                 from the other masked frames if absent.
             patient_ids, segment_ids (`torch.Tensor` of shape `(batch,)`, *optional*):
                 For CMSC: rows with equal id and different `segment_ids` (0 or 1) are positives. In the published
-                training the id is the recording's. Without them CMSC is left out.
+                training the id is the recording's. Without them there is no CMSC loss.
             gumbel_noise (`torch.Tensor` of shape `(batch, masked frames, groups, codes)`, *optional*):
                 Noise of the quantizer in training; drawn if absent.
 
@@ -1145,7 +1145,7 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
                 f"every row of mask_time_indices must mask the same number of frames, found {least} to {most}"
             )
         if least < 2:
-            raise ValueError(f"mask_time_indices must mask at least 2 frames a row, found: {least}")
+            raise ValueError(f"mask_time_indices must mask at least 2 frames per row, found: {least}")
         return least
 
     def _sample_negatives(self, batch: int, masked_per_row: int, device: torch.device) -> torch.Tensor:

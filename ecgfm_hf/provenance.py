@@ -127,7 +127,7 @@ def num_updates(steps: Sequence[Mapping[str, Any]]) -> int | None:
     """
     Return the training updates of a model's weights so far, as fairseq-signals counts them.
 
-    Continued pretraining counts on; fine-tuning counts anew. The Gumbel temperature depends on the count.
+    Continued pretraining counts on; fine-tuning counts from 0. The Gumbel temperature depends on the count.
 
     Args:
         steps: Of the provenance file, in order.

@@ -106,7 +106,7 @@ def _outputs(golden: np.lib.npyio.NpzFile, keep: list[str]) -> dict[str, np.ndar
 
 
 def _recipe(source: np.ndarray, segments: dict[str, np.ndarray]) -> list[str]:
-    """A line a row: `segment[+segment]|samples|zeroed lead`; what is not named is zero."""
+    """One line per row: `segment[+segment]|samples|zeroed lead`; what is not named is zero."""
     rows = []
     for row in source:
         active = np.nonzero(np.abs(row).sum(axis=0))[0]

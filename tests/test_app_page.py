@@ -261,7 +261,7 @@ def test_what_is_not_foreseen_is_answered_and_logged_without_names(scorer, tmp_p
 
     monkeypatch.setattr("ecgfm_hf.app.page_scoring.plot_prediction", fail)
     found = scorer.read("s", dropped(scorer, tmp_path, name="Zweistein"), NOTHING, {})
-    assert found == {"refused": "this failed unexpectedly (RuntimeError)"}
+    assert found == {"refused": "unexpected error (RuntimeError): the log names the line"}
     assert "RuntimeError" in caplog.text
     assert "Zweistein" not in caplog.text
     assert stored_bytes(scorer._folder) == 0

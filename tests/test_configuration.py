@@ -42,7 +42,7 @@ def test_a_misspelt_field_of_a_preset_is_an_error():
         ({"contrastive_logits_temperature": 0}, "contrastive_logits_temperature must be above 0"),
         ({"num_negatives": 0}, "num_negatives must be at least 1"),
         ({"problem_type": "guesswork"}, "guesswork"),
-        ({**THREE, "pos_weight": [1.0, 2.0]}, "one entry a label \\(3\\), found 2"),
+        ({**THREE, "pos_weight": [1.0, 2.0]}, "one entry per label \\(3\\), found 2"),
         ({**THREE, "pos_weight": [1.0, 2.0, float("inf")]}, "finite and positive"),
         ({**THREE, "label_aggregation": {"D": "max"}}, "D"),
         ({**THREE, "label_aggregation": {"A": "median"}}, "median"),

@@ -319,7 +319,7 @@ def test_recordings_that_the_extractor_refuses_are_errors_or_skipped(tmp_path, r
     lacking = recording("lacking", leads=STANDARD_LEADS[:11], A=0, B=0)
     broken = {**recording("broken", A=0, B=0), "num_samples": 7}
     rows["train"] += [short, lacking, broken]
-    with pytest.raises(FairseqFolderError, match=r"recording short: .*1500 samples at 500 Hz are no 5 s"):
+    with pytest.raises(FairseqFolderError, match=r"recording short: .*1500 samples at 500 Hz are shorter than 5 s"):
         export_fairseq_folder(rows, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     report = export_fairseq_folder(rows, tmp_path / "out", errors="skip")

@@ -357,7 +357,7 @@ class TestBadSamples:
         assert any(note.startswith("only 5 of 12 leads carry a signal") for note in run(extract, ecg).warnings[0])
 
     def test_short_recording_is_padded_if_allowed(self, extract):
-        with pytest.raises(ValueError, match="recording 0: 1600 samples at 400 Hz are no 5 s"):
+        with pytest.raises(ValueError, match="recording 0: 1600 samples at 400 Hz are shorter than 5 s"):
             run(extract, make_ecg(4, 400), 400)
         output = run(extract, [make_ecg(4, 400), make_ecg(11)], [400, 500], short_recordings="pad")
         assert output.attention_mask.shape == (3, 2500)
@@ -377,7 +377,9 @@ def _changed(ecg, **changes):
 class TestBadInput:
     @pytest.mark.parametrize("rate", [0, -500, np.nan, np.inf, 0.5, 1e9, None, True, "500", 500j, [[500]]])
     def test_sampling_rate(self, extract, rate):
-        with pytest.raises(ValueError, match=r"recording 0: sampling_rate .* must be a number from 25 to 50000, got "):
+        with pytest.raises(
+            ValueError, match=r"recording 0: sampling_rate .* must be a number from 25 to 50000, found: "
+        ):
             run(extract, make_ecg(), rate)
 
     def test_sampling_rate_and_lead_names_are_mandatory(self, extract):
@@ -389,10 +391,10 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("names", "message"),
         [
-            (None, "lead_names must be a list of lead names, got None"),
-            ("I,II", "lead_names must be a list of lead names, got 'I,II'"),
-            ([], r"lead_names must be a list of lead names, got \[\]"),
-            (LEADS[:11], r".* got \(12, 5000\) and 11 names"),
+            (None, "lead_names must be a list of lead names, found: None"),
+            ("I,II", "lead_names must be a list of lead names, found: 'I,II'"),
+            ([], r"lead_names must be a list of lead names, found: \[\]"),
+            (LEADS[:11], r".* found: \(12, 5000\) and 11 names"),
             ([*LEADS[:11], "V5"], "duplicate lead V5 .rows 10 and 11"),
             ([*LEADS[:11], "v 5"], "duplicate lead V5"),
             ([*LEADS[:11], "ch12"], "missing lead V6, found .*rename_leads='ch12=V6'"),
@@ -413,13 +415,13 @@ class TestBadInput:
         ("recording", "message"),
         [
             (make_ecg().T, r"\(5000, 12\) and 12 names: it looks transposed"),
-            (make_ecg()[0], r"must have shape \(leads, samples\), .* got \(5000,\)"),
-            (make_ecg()[:, :0], r"at least one sample, got \(12, 0\)"),
-            (make_ecg() > 0, "must hold integers or floats, got dtype bool"),
-            (make_ecg() * 1j, "got dtype complex128"),
-            (make_ecg()[:, :50].astype(str), "got dtype <U"),
-            (make_ecg()[:, :50].astype(object), "got dtype object"),
-            (None, "got dtype object"),
+            (make_ecg()[0], r"must have shape \(leads, samples\), .* found: \(5000,\)"),
+            (make_ecg()[:, :0], r"at least one sample, found: \(12, 0\)"),
+            (make_ecg() > 0, "must hold integers or floats, found: dtype bool"),
+            (make_ecg() * 1j, "found: dtype complex128"),
+            (make_ecg()[:, :50].astype(str), "found: dtype <U"),
+            (make_ecg()[:, :50].astype(object), "found: dtype object"),
+            (None, "found: dtype object"),
             ([make_ecg()[0], make_ecg()[1, :99]], "inhomogeneous"),
         ],
     )
@@ -448,7 +450,7 @@ class TestBadInput:
             ({"units": "MV"}, "recording 0: lead I: unknown unit 'MV'"),
             ({"units": ["mV"] * 11 + ["adu"]}, "recording 0: lead V6: unknown unit 'adu'"),
             ({"units": ["mV", ["mV"] * 11 + [None]]}, "recording 1: lead V6: unknown unit None"),
-            ({"missing_leads": "ignore"}, "missing_leads must be one of 'error', 'zero', 'derive', got 'ignore'"),
+            ({"missing_leads": "ignore"}, "missing_leads must be one of 'error', 'zero', 'derive', found: 'ignore'"),
         ],
     )
     def test_other_arguments(self, extract, arguments, message):
@@ -458,7 +460,7 @@ class TestBadInput:
     def test_units_that_may_be_of_leads_or_of_recordings(self):
         few = ECGFMFeatureExtractor(lead_names=["I", "II"])
         recordings = [make_ecg()[:2], make_ecg()[:2]]
-        with pytest.raises(ValueError, match="one a lead or one a recording"):
+        with pytest.raises(ValueError, match="one per lead or one per recording"):
             run(few, recordings, lead_names=["I", "II"], units=["mV", "uV"])
         run(few, recordings, lead_names=["I", "II"], units=["mV", "mV"])
         run(few, recordings, lead_names=["I", "II"], units=[["mV", "uV"], None])

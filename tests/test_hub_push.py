@@ -401,7 +401,7 @@ def test_the_command_pushes_and_prints_what_went_where(hub, folder, capsys):
     assert main(["push", str(folder), "me/model", "--private", "--revision", "v1", "--message", "First"]) == 0
     printed = capsys.readouterr()
     assert f"{hub.url}/me/model" in printed.out
-    assert "left here   metrics.jsonl" in printed.out
+    assert "not sent    metrics.jsonl" in printed.out
     assert TOKEN not in printed.out + printed.err
     assert hub.repositories["me/model"].private
     assert hub.repositories["me/model"].at("v1")[1] == "First"
@@ -411,12 +411,12 @@ def test_a_dry_run_lists_and_sends_nothing(hub, folder, capsys, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     assert main(["push", str(folder), "me/model", "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert "goes        model.safetensors" in printed
+    assert "upload      model.safetensors" in printed
     assert "nothing was sent" in printed
     (folder / "config.json").write_text((folder / "config.json").read_text().replace('"A"', '"/data/x/A"'))
     assert main(["push", str(folder), "me/model", "--dry-run"]) == 1
     printed = capsys.readouterr()
-    assert "goes        model.safetensors" in printed.out
+    assert "upload      model.safetensors" in printed.out
     assert "config.json: line 60: a path of a machine, '/data/x/A'" in printed.err
     assert main(["push", str(folder / "none"), "me/model"]) == 2
     assert hub.requests == []

@@ -57,7 +57,7 @@ def test_json_has_every_recording_of_a_folder_and_the_reasons_of_those_that_cann
     assert broken.keys() == {"recording", "error"}
     assert (good["format"], good["samples"], good["seconds"]) == ("WFDB", 2500, 5.0)
     assert good["preprocessing"]["segments"] == 1
-    assert "are no 5 s" in short["preprocessing"]["refused"]
+    assert "are shorter than 5 s" in short["preprocessing"]["refused"]
 
 
 def test_remedies_are_options_of_the_command(tmp_path, capsys):

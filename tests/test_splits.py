@@ -226,7 +226,7 @@ def test_patients_given_as_numbers_and_as_text_are_drawn_alike():
         ({"counts": {"train": 9.0, "test": 1}}, "must be whole numbers"),
         ({"counts": {"train": 10}, "fractions": {"train": 1}}, "not both"),
         ({"counts": {"train": 10, "test": 0}}, "no recordings for test"),
-        ({"patients": [1, 2]}, "patients must have one item a recording: 10 recordings, found 2"),
+        ({"patients": [1, 2]}, "patients must have one item per recording: 10 recordings, found 2"),
         ({"strategy": "temporal"}, "a temporal split needs times"),
         (
             {"strategy": "temporal", "times": [*range(6)] + [None] * 4},

@@ -298,7 +298,7 @@ def test_the_command_trains_and_says_what_the_figures_are(workplace, tmp_path, c
     )
     shown = capsys.readouterr().out
     assert "task             multi label classification, 2 outputs: slow, fast" in shown
-    assert "it chose the update, so the figure flatters" in shown
+    assert "it chose the update, so the figure is too good" in shown
     # A command that can be pasted.
     assert shlex.join(["ecgfm", "evaluate", str(tmp_path / "out"), settings["data"], "--split", "test"]) in shown
     assert (

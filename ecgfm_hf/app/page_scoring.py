@@ -30,7 +30,7 @@ from .uploads import READING, UploadError, take_upload
 logger = logging.getLogger(__name__)
 
 ATTENTION = "attention"
-_LABEL = "label:"  # in front of a label's name, which may be "attention" itself
+_LABEL = "label:"  # prefix of a label's name, which may be "attention" itself
 _LONGEST_ATTRIBUTED = 60.0  # seconds, where all segments count: each takes some hundred passes of the model
 
 
@@ -362,8 +362,10 @@ def _number(name: str, entered: str, kind: type[int] | type[float]) -> float | i
 def _unexpected(error: Exception) -> str:
     """Log an error without its message and data, which may contain names; return a message for the page."""
     where = traceback.extract_tb(error.__traceback__)[-1]
-    logger.error("an answer failed: %s in %s, line %s", type(error).__name__, Path(where.filename).name, where.lineno)
-    return f"this failed unexpectedly ({type(error).__name__})"
+    logger.error(
+        "the page failed to answer: %s in %s, line %s", type(error).__name__, Path(where.filename).name, where.lineno
+    )
+    return f"unexpected error ({type(error).__name__}): the log names the line"
 
 
 __all__ = ["PageScorer", "ScoredRecording", "SessionRecordings", "parse_file_options", "saliency_choices"]

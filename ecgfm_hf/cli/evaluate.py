@@ -171,7 +171,7 @@ def evaluate(
         raise CommandFailed(f"cannot write {output}: {error}", 1) from error
     print(summary(results))
     print(f"\n{output / REPORT_FILE}, {output / METRICS_FILE}")
-    print(f"{output / PREDICTIONS_FILE}: a row a recording; the only file with ids of recordings and patients")
+    print(f"{output / PREDICTIONS_FILE}: one row per recording; the only file with ids of recordings and patients")
     return 0
 
 
@@ -227,7 +227,7 @@ def summary(results: Mapping[str, Any]) -> str:
         parts += ["", *_aligned(rows)]
     if results["left_out"]:
         reasons = "; ".join(f"{count(number)} {reason}" for reason, number in results["left_out"].items())
-        parts += ["", f"left out: {reasons}"]
+        parts += ["", f"excluded: {reasons}"]
     if "comparison" in results:
         parts += ["", *_compared(results["comparison"])]
     notes = [f"WARNING: {line}" for line in results["warnings"]] + list(results["notes"])

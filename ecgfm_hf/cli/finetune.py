@@ -69,7 +69,7 @@ def _summary(result: "FinetuneResult", settings: "FinetuneSettings") -> str:
     if result.metrics:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
         lines.append(
-            f"validation       {figures}: it chose the update, so the figure flatters; for an honest one "
+            f"validation       {figures}: it chose the update, so the figure is too good; for an unbiased one "
             f"`{_evaluation(settings)}`"
         )
     points = result.operating_points

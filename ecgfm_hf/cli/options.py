@@ -275,7 +275,7 @@ class _EscapedStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write text. tqdm's own movements stay: a carriage return in front, or nothing but lines up and down."""
+        """Write text. tqdm's own movements stay: a leading carriage return, or only moves by whole lines."""
         if text and not text.strip("\n\x1b[A"):
             return self._stream.write(text)
         start = "\r" if text.startswith("\r") else ""

@@ -258,13 +258,15 @@ def predict(
     chosen = (format or "table") if output is None else format_of(output, format)
     if chosen == "xlsx":
         if output is None:
-            raise SettingsError("--format xlsx needs --output FILE.xlsx: a workbook is no text")
+            raise SettingsError("--format xlsx needs --output FILE.xlsx: a workbook cannot be printed")
         if importlib.util.find_spec("openpyxl") is None:
             raise CommandFailed("a workbook needs openpyxl: pip install 'ecgfm-hf[excel]', or write .csv")
     if chosen == "parquet" and pages is not None:
-        raise CommandFailed(f"pages are for answers that are printed, and {output} is Parquet")
+        raise CommandFailed(
+            f"--plot needs scores that are printed or written to a file other than .parquet, found --output {output}"
+        )
     if logits and not per_segment:
-        raise CommandFailed("--logits are of segments: add --per-segment")
+        raise CommandFailed("--logits needs --per-segment")
     _check_outputs(output, options)
     with sigterm_as_interrupt(), quiet_libraries():
         return _predict(model, output, options, chosen, pages, per_segment, logits)

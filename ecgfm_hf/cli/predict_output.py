@@ -181,7 +181,7 @@ def write_answers(
     Write answers as the pipeline returns them.
 
     Args:
-        answers: One a recording, or one a segment.
+        answers: One per recording, or one per segment.
         config ([`ECGFMConfig`]): The config of the model that made them.
         format: `"table"`, `"csv"`, `"tsv"` or `"json"`.
         stream: Where to write.
@@ -207,7 +207,7 @@ def write_answers(
 
 
 def _rows(answers: _Answers, config: "ECGFMConfig", per_segment: bool, logits: bool) -> Iterator[list[str]]:
-    """Yield the header, and a row a recording or segment: its name first, its warnings last, numbers between."""
+    """Yield the header, and one row per recording or segment: its name first, its warnings last, numbers between."""
     names = config.label_names
     extra = [f"logit:{name}" for name in names if logits]
     if per_segment:
@@ -240,7 +240,7 @@ def _write_workbook(rows: Iterator[list[str]], config: "ECGFMConfig", precision:
             is_number = number > 0 and 0 < index < len(row) - 1
             cell = WriteOnlyCell(sheet, float(value) if is_number else printable(value))
             if not is_number:
-                cell.data_type = "s"  # no formula, whatever it begins with
+                cell.data_type = "s"  # text, not a formula
             cells.append(cell)
         sheet.append(cells)
     workbook.create_sheet("about").append([_computed(score_note(config), precision)])

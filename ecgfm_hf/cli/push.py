@@ -120,10 +120,10 @@ def push(
 def _print(contents: "PushContents") -> None:
     width = max([len(file.name) for file in contents.uploads] + [len(name) for name, _ in contents.kept], default=0)
     for file in contents.uploads:
-        print(f"goes        {file.name:<{width}}  {_size(file.size):>9}{f'  {file.source}' if file.source else ''}")
+        print(f"upload      {file.name:<{width}}  {_size(file.size):>9}{f'  {file.source}' if file.source else ''}")
     print(f"            {len(contents.uploads)} files, {_size(contents.size)}")
     for name, why in contents.kept:
-        print(f"left here   {name:<{width}}  {why}")
+        print(f"not sent    {name:<{width}}  {why}")
     for note in contents.notes:
         print(f"note        {note}")
 

@@ -52,8 +52,8 @@ class Targets:
 
     Args:
         names (`tuple[str, ...]`): Labels, classes or quantities, in the order of the model's outputs.
-        values (`dict[str, np.ndarray]`): By split, a row a recording: (rows, L) float32 with NaN for unknown, or for a
-            single label (rows,) int64 with -100 for unknown.
+        values (`dict[str, np.ndarray]`): By split, one row per recording: (rows, L) float32 with NaN for unknown, or
+            for a single label (rows,) int64 with -100 for unknown.
         problem_type (`str`)
     """
 

@@ -1,5 +1,5 @@
 """
-Label tables: one row a recording, one column a label; 1, 0, or NaN for unknown.
+Label tables: one row per recording, one column per label; 1, 0, or NaN for unknown.
 
 NaN stays out of losses, weights and metrics, and is counted. `label_def.csv` is the file of fairseq-signals.
 Differences from it:
@@ -98,7 +98,7 @@ def label_table(ids: Sequence[Hashable], columns: Mapping[str, Sequence[Any]]) -
 
 def read_label_csv(path: str | Path, id_column: str = "idx", columns: Sequence[str] | None = None) -> LabelTable:
     """
-    Labels from a CSV with a column of recording ids and one a label, such as fairseq-signals' `labels.csv`.
+    Labels from a CSV with a column of recording ids and one per label, such as fairseq-signals' `labels.csv`.
 
     Args:
         path (`str` or `Path`)
@@ -175,7 +175,7 @@ def define_labels(table: LabelTable, splits: Sequence[str | None] | None) -> Lab
     home = np.array(["" if split is None else split for split in splits])
     rows = {split: home == split for split in sorted(set(home.tolist()) - {""})}
     if "all" in rows:
-        raise LabelTableError("a split must not be called 'all': label_def.csv means all recordings by it")
+        raise LabelTableError("a split must not be called 'all': label_def.csv uses this name for all recordings")
     rows["all"] = home != ""
     positives = {split: (table.values[here] == 1).sum(axis=0) for split, here in rows.items()}
     unknown = {split: np.isnan(table.values[here]).sum(axis=0) for split, here in rows.items()}

@@ -108,7 +108,7 @@ class ModelInputs:
     def __getitems__(self, items: Sequence[int]) -> list[dict[str, Any]]:
         chosen = np.asarray(items, dtype=np.int64)
         if len(items) and not -len(self) <= chosen.min() <= chosen.max() < len(self):
-            raise IndexError(f"item {chosen.max()} of {len(self)}")
+            raise IndexError(f"index {chosen.max()} is out of range: the dataset has {len(self)} segments")
         chosen = chosen % max(len(self), 1)
         rows = self.recordings[chosen]
         indices = chosen - self._first_item[rows]

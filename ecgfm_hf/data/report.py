@@ -199,7 +199,7 @@ def store_card(report: Mapping[str, Any]) -> str:
         "",
         f"# 12-lead ECG recordings from {report['source']}" + (" (synthetic)" if synthetic else ""),
         "",
-        "One row a recording, with unchanged samples, prepared with `ecgfm prepare`. Read it with "
+        "One row per recording, with unchanged samples, prepared with `ecgfm prepare`. Read it with "
         "`ecgfm_hf.data.load_prepared`; `ecgfm_hf.data.as_model_inputs` turns it into a model's input.",
         "",
         f"{counts['kept']:,} recordings ({report['hours']:,.1f} hours) of {counts['found']:,} found; "

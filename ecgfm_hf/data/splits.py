@@ -1,7 +1,7 @@
 """
 Splits of recordings into train, valid and test: drawn here, or published by others.
 
-The functions take plain sequences, one item a recording. A split depends on the recordings' ids, patients and times,
+The functions take plain sequences, one item per recording. A split depends on the recordings' ids, patients and times,
 on the sizes and on the seed, never on the order of rows. Draws and roundings are as in fairseq-signals, so ids that
 sort like its rows give its splits. Differences:
 
@@ -230,7 +230,7 @@ def finish_split(result: SplitResult, people: list[str | None] | None, assumptio
 def aligned(values: Sequence[Any] | None, length: int, what: str) -> list[Any] | None:
     values = None if values is None else list(values)
     if values is not None and len(values) != length:
-        raise SplitError(f"{what} must have one item a recording: {length} recordings, found {len(values)}")
+        raise SplitError(f"{what} must have one item per recording: {length} recordings, found {len(values)}")
     return values
 
 

@@ -1,5 +1,5 @@
 """
-The recording store: one row a recording, with its samples unchanged.
+The recording store: one row per recording, with its samples unchanged.
 
     STORE/data/train-00000-of-00004.parquet    `all-...` where nothing is split
     STORE/report.json                          what was found, kept and excluded, and why
@@ -273,7 +273,7 @@ def load_prepared(
             temporary files (`TMPDIR`) that only this user can read, and is removed when the process ends.
 
     Returns:
-        `Dataset` or `DatasetDict` (their `Iterable` kin if streaming) with `COLUMNS` and one column a label: 1, 0 or
+        `Dataset` or `DatasetDict` (their `Iterable` kin if streaming) with `COLUMNS` and one column per label: 1, 0 or
         None for unknown. [`record_from_row`] gives the recording of a row, [`as_model_inputs`] a model's input.
 
     Raises:

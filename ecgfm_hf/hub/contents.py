@@ -256,8 +256,8 @@ def _add_card(
     if _take(found, CARD_FILE):
         if unused := [what for what, given in (("evaluation", evaluation), ("details", details)) if given is not None]:
             found.problems.append(
-                f"{CARD_FILE}: exists, so {' and '.join(unused)} would not be used: leave them out, or write the card "
-                "again with `ecgfm card --overwrite`"
+                f"{CARD_FILE}: exists, so {' and '.join(unused)} would not be used: remove them from the command, or "
+                "write the card again with `ecgfm card --overwrite`"
             )
     elif not found.problems:
         try:

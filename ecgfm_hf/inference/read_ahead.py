@@ -89,7 +89,7 @@ def prepare_record(
 def failed_recording(
     row: int, recording_id: str, patient_id: str | None, error: Exception | str, path: str | None = None
 ) -> ReadRecording:
-    """Return a failed recording; the reason is the error's message without the recording's own name in front."""
+    """Return a failed recording; the reason is the error's message without the recording's name before it."""
     reason = str(error) or type(error).__name__
     for name in (path, recording_id):
         if name is not None:

@@ -40,7 +40,7 @@ RecordingInput = str | os.PathLike | Mapping[str, Any] | ECGRecord
 
 _READ_TOGETHER = 4  # recordings that a worker reads at a time, where they lie in files of their own
 _UNREADABLE = (OSError, pa.ArrowException)  # errors of a damaged Parquet file
-# What a table may give for files whose format does not contain it; a table's index has these with "_" in front.
+# What a table may give for files whose format does not contain it; a table's index prefixes these with "_".
 _ARGUMENTS = ("sampling_rate", "units", "lead_names", "exam_id", "rename_leads")
 _FILES_SCHEMA = pa.schema(
     [
@@ -395,7 +395,7 @@ def is_store(path: str) -> bool:
 
 
 def read_list(file: Iterable[bytes]) -> list[str]:
-    """Return the paths of a list of files, one a line. Empty lines are skipped; names need not be UTF-8."""
+    """Return the paths of a list of files, one per line. Empty lines are skipped; names need not be UTF-8."""
     lines = (line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n") for line in file)
     return [os.fsdecode(line) for line in lines if line.strip()]
 

@@ -33,11 +33,11 @@ class LabelCounts:
         Count one recording: a label is positive with any value above 0.
 
         Raises:
-            ValueError: the row has not one value a label.
+            ValueError: the row has not one value per label.
         """
         row = list(row)
         if len(row) != len(self.labels):
-            raise ValueError(f"a row must have one value a label ({len(self.labels)}), found {len(row)}")
+            raise ValueError(f"a row must have one value per label ({len(self.labels)}), found {len(row)}")
         positives = self._positives.setdefault(split, [0] * len(row))
         self._recordings[split] = self._recordings.get(split, 0) + 1
         for index, value in enumerate(row):
@@ -97,7 +97,7 @@ def write_label_columns(
     weights: Mapping[str, Sequence[float]],
 ) -> None:
     """
-    Write a `label_def.csv`, a row a label, with the columns of the original's file and its digits.
+    Write a `label_def.csv`, one row per label, with the columns of the original's file and its digits.
 
     Args:
         path: the file; it is replaced.

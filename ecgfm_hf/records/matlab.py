@@ -118,7 +118,7 @@ def feats_of(path: str, variables: Mapping[str, np.ndarray]) -> np.ndarray:
     feats = _variable(path, variables, "feats")
     if feats.shape[0] != len(STANDARD_LEADS):
         raise ECGReadError(
-            f"{path}: found feats of shape {feats.shape}, expected ({len(STANDARD_LEADS)}, samples), one row a lead"
+            f"{path}: found feats of shape {feats.shape}, expected ({len(STANDARD_LEADS)}, samples), one row per lead"
         )
     return feats
 

@@ -128,7 +128,9 @@ class ECGRecord:
     def _one_per_lead(self, attribute: str) -> np.ndarray:
         values = np.array(getattr(self, attribute), dtype=np.float64)
         if values.shape != (len(self.samples),):
-            raise self._error(f"found {attribute} of shape {values.shape}, expected ({len(self.samples)},), one a lead")
+            raise self._error(
+                f"found {attribute} of shape {values.shape}, expected ({len(self.samples)},), one per lead"
+            )
         for name, value in zip(self.lead_names, values.tolist(), strict=True):
             # A gain of 1e-300 is finite and not 0, but dividing by it leaves no numbers.
             if not math.isfinite(value) or (attribute == "gain" and not 1e-12 < abs(value) < 1e12):

@@ -111,7 +111,7 @@ def read_header(path: str) -> Header:
 
 
 class _RecordLine(NamedTuple):
-    folder: str  # in front of the record's name, "" as a rule
+    folder: str  # before the record's name; mostly ""
     num_segments: int | None
     num_signals: int
     rate: float
@@ -145,7 +145,7 @@ def _record_line(path: str, line: str) -> _RecordLine:
 
 
 def _folder_or_segments(path: str, name: str) -> tuple[str, int | None]:
-    """Return what a slash in a record's name separates: a folder in front of it, or a number of segments after it."""
+    """Return the folder before a slash in a record's name, or the number of segments after it."""
     front, slash, back = name.rpartition("/")
     if not slash:
         return "", None
@@ -180,7 +180,7 @@ def _signal_line(path: str, number: int, line: str, folder: str = "") -> SignalL
         lead = f"signal {number} ({name})" if name else f"signal {number}"
         return ECGReadError(f"{path}: {lead}: {message}, in the line {_quoted(line)}", code)
 
-    # A folder in front of the record's name stands in front of its files too: all lie beside the header.
+    # A folder before the record's name also stands before its files' names: all are beside the header.
     file_name = fields[0].removeprefix(f"{folder}/") if folder else fields[0]
     if file_name != "~" and not is_plain_file_name(file_name):
         raise wrong(

@@ -278,7 +278,7 @@ AUGMENTATIONS = {
 
 class _Draws:
     """
-    A random generator that is seeded anew for every name, from the run's seed, the epoch and the name.
+    A random generator that is seeded again for every name, from the run's seed, the epoch and the name.
 
     So draws do not depend on the order of reading, on the number of workers, or on where a run was resumed.
     """

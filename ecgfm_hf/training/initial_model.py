@@ -113,7 +113,7 @@ def build_classifier(
     folder = _model_folder(settings)
     config = _stored_config(folder, settings.model, set(FINETUNED_MODEL), "init_from: ")
     kind = config.problem_type or "multi_label_classification"
-    # A head of regression gives its targets' own units, while training standardises them anew.
+    # A head of regression gives its targets' own units, while training standardises them again.
     same_head = config.label_names == list(label_names) and kind == settings.problem_type != "regression"
     about_labels: dict[str, Any] = dict.fromkeys(LABEL_FIELDS)
     if same_head:

@@ -121,7 +121,7 @@ class Checkpoints:
         if problems:
             raise SettingsError(
                 f"{'; '.join(problems)}: no checkpoint is left to resume from. Restore the files from a copy, or "
-                f"remove {self.folder} to begin anew"
+                f"remove {self.folder} to start again"
             )
         return None
 
@@ -338,7 +338,7 @@ class RunFolder:
         """
         Check that the data and the updates are those that the checkpoints were trained on; [`claimed`] records them.
 
-        If the splits had been drawn anew, the model would have seen patients that are supposed to be new.
+        If the splits had been drawn again, the model would have seen patients that are supposed to be new.
 
         Args:
             digest (`str`): Of the recordings in their order, and their targets; empty where that is unknown.

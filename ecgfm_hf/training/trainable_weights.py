@@ -48,14 +48,14 @@ def add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> nn.Module:
     if model.config.feature_grad_multiplier == 0 and any(_CONVOLUTIONS in name for name in trained):
         raise SettingsError(
             "lora.target_modules adapts the convolutions, but no gradient reaches them: set "
-            "model.feature_grad_multiplier=1.0, or leave them out"
+            "model.feature_grad_multiplier=1.0, or exclude them"
         )
     for name, module in adapted.named_modules():
         # peft raises an error only after the training.
         if hasattr(module, "lora_A") and getattr(module.get_base_layer(), "groups", 1) > 1:
             raise SettingsError(
                 f"lora.target_modules adapts {name.removeprefix(_PEFT_PREFIX)}, a convolution in groups, which cannot "
-                "be merged: leave it out, such as by lora.exclude_modules=[pos_conv_embed.conv]"
+                "be merged: exclude it, such as with lora.exclude_modules=[pos_conv_embed.conv]"
             )
     return adapted
 

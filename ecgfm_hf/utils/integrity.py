@@ -119,7 +119,7 @@ def find_checksums(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def update_checksums(folder: str | os.PathLike[str]) -> None:
-    """Write the digests of the same files anew, without files that are gone. `ValueError` for a store."""
+    """Write new digests of the same files; files that no longer exist are dropped. `ValueError` for a store."""
     content = read_checksums(folder)
     if content.keys() - {"format", "algorithm", "files"}:
         raise ValueError("only a model's files are meant to change; prepare a store again")

@@ -155,8 +155,8 @@ class ResumableParts:
             ) from None
         if differences := plan_differences(found, self.plan):
             raise ResumeError(
-                f"{self.work} holds an unfinished run that differs in: {'; '.join(differences)}. Run that one to its "
-                "end, give another output, or discard it with overwrite=True"
+                f"{self.work} holds an unfinished run that differs in: {'; '.join(differences)}. Finish that run, "
+                "give another output, or discard it with overwrite=True"
             )
 
     def claim(self) -> None:
@@ -328,7 +328,7 @@ def exclusive(work: Path) -> Iterator[None]:
         path.touch()
         before = path.stat()
         with FileLock(path):
-            # A file that was removed, or made anew, while this process waited locks nothing.
+            # A file that was removed or replaced while this process waited locks nothing.
             try:
                 is_current = os.path.samestat(before, path.stat())
             except FileNotFoundError:

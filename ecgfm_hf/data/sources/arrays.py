@@ -26,9 +26,9 @@ class Arrays(Source):
 
     Args:
         recordings (iterable of mappings): Each with `recording_id`, `signal` (leads, samples; integers or floats),
-            `sampling_rate` (Hz), `lead_names`, `units` (one, or one a lead), and optionally `patient_id, source,
+            `sampling_rate` (Hz), `lead_names`, `units` (one, or one per lead), and optionally `patient_id, source,
             time, age, sex, report`. Times are `datetime` or text in ISO 8601.
-        labels (mapping of `str` to sequences, *optional*): By label, one value a recording: 1, 0 or None.
+        labels (mapping of `str` to sequences, *optional*): By label, one value per recording: 1, 0 or None.
     """
 
     name = "arrays"

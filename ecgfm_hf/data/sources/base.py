@@ -27,8 +27,8 @@ class SourceIndex:
     All recordings of a dataset, before any is read.
 
     Args:
-        table (`pa.Table`): One row a recording. `recording_id` (unique) and `path` (relative, with `/`), and any of the
-            store's columns `patient_id, source, time, age, sex, report` and labels (int8, null for unknown). Other
+        table (`pa.Table`): One row per recording. `recording_id` (unique) and `path` (relative, with `/`), and any of
+            the store's columns `patient_id, source, time, age, sex, report` and labels (int8, null for unknown). Other
             columns begin with `_` and are for the source's own `read`.
         excluded (list of [`Excluded`]): Recordings that the dataset names but that are missing or cannot be used.
         notes (list of `str`): Sentences for the report.

@@ -56,7 +56,7 @@ class MimicIVECG(Source):
             `anchor_age` plus the years from `anchor_year` to the recording. MIMIC-IV gives everybody over 89 an
             `anchor_age` of 91: such patients are 91, which means 'over 89', from their anchor year on, and of unknown
             age before it.
-        labels (`str` or `Path`, *optional*): A CSV (or `.csv.gz`) with a column `study_id` and one column a label (1,
+        labels (`str` or `Path`, *optional*): A CSV (or `.csv.gz`) with a column `study_id` and one column per label (1,
             0, True, False, or empty for unknown; the other keys of the dataset's tables are passed over). Or the name
             of a preset of the labeler, such as `"mimic17"`, which labels the reports; a recording without a report has
             unknown labels, not negative ones. None for no labels. A column `status`, as `ecgfm label` writes it, makes
