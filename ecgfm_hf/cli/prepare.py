@@ -31,6 +31,7 @@ _SOURCES = {
     "mimic_iv_ecg": "MimicIVECG",
     "physionet2021": "PhysioNet2021",
     "code_15": "Code15",
+    "ptb_xl": "PTBXL",
     "table": "RecordingTable",
 }
 _KNOWN, _PRIVACY, _SPLIT = "What is known of the recordings", "Privacy", "Split"
@@ -38,6 +39,7 @@ _TABLE = "The table and its labels"
 
 _Strategy = Literal["random", "grouped", "temporal", "grouped_temporal"]
 _STRATEGY_HELP = "grouped: by patient (default: one split, all)."
+_SPLIT_HELP = "grouped: by patient; published: the source's own, of ptb_xl (default: one split, all)."
 
 
 def _is_store(path: Path) -> bool:
@@ -84,19 +86,24 @@ class SplitOptions:
         typer.Option("--drop-constant-leads", help="Exclude recordings with a constant lead.", rich_help_panel=_SPLIT),
     ] = False
 
-    def settings(self, strategy: str | None) -> "SplitSettings":
-        """Return the settings of the split by `strategy` (`--split`, `--by`)."""
+    def settings(self, strategy: str | None, source: "Source | None" = None) -> "SplitSettings":
+        """Return the settings of the split by `strategy` (`--split`, `--by`), which `source` may have published."""
         if self.split_csv is not None and strategy is not None:
             raise SettingsError("give a strategy or --split-csv, not both")
         shares = _parse_fractions(self.fractions)
         from ..data import SplitSettings, read_split_csv
 
+        published = None if self.split_csv is None else read_split_csv(self.split_csv)
+        if strategy == "published":
+            published = None if source is None else source.published_split()
+            if published is None:
+                raise SettingsError("--split published: this source has no published split; give it with --split-csv")
         return SplitSettings(
-            "imported" if self.split_csv is not None else strategy,
+            strategy if published is None else "imported",
             fractions=shares,
             seed=self.seed,
             assume_independent=self.assume_independent,
-            published=None if self.split_csv is None else read_split_csv(self.split_csv),
+            published=published,
             drop_nan_leads=self.drop_nan_leads,
             drop_constant_leads=self.drop_constant_leads,
         )
@@ -181,8 +188,8 @@ class TableOptions:
 @expand_options
 def prepare(
     source: Annotated[
-        Literal["mimic_iv_ecg", "physionet2021", "code_15", "table"],
-        typer.Argument(metavar="SOURCE", help="mimic_iv_ecg, physionet2021, code_15 or table."),
+        Literal["mimic_iv_ecg", "physionet2021", "code_15", "ptb_xl", "table"],
+        typer.Argument(metavar="SOURCE", help="mimic_iv_ecg, physionet2021, code_15, ptb_xl or table."),
     ],
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="The dataset's folder."), Reads()],
     out: Annotated[
@@ -246,12 +253,27 @@ def prepare(
         ),
         Reads(),
     ] = None,
+    statements: Annotated[
+        Literal["superclass", "subclass", "diagnostic", "form", "rhythm", "all"] | None,
+        typer.Option(
+            "--statements", help="ptb_xl: which statements are labels (default: superclass).", rich_help_panel=_KNOWN
+        ),
+    ] = None,
+    likelihood: Annotated[
+        float | None,
+        typer.Option(
+            "--likelihood",
+            metavar="PERCENT",
+            help="ptb_xl: statements with less do not count (default: 0, all count).",
+            rich_help_panel=_KNOWN,
+        ),
+    ] = None,
     sampling_rate: Annotated[
         float | None,
         typer.Option(
             "--sampling-rate",
             metavar="HZ",
-            help="table: sampling rate in Hz of files that do not contain it.",
+            help="table: sampling rate in Hz of files that do not contain it; ptb_xl: 500 (default) or 100.",
             rich_help_panel=_KNOWN,
         ),
     ] = None,
@@ -329,7 +351,10 @@ def prepare(
             rich_help_panel=_PRIVACY,
         ),
     ] = None,
-    strategy: Annotated[_Strategy | None, typer.Option("--split", help=_STRATEGY_HELP, rich_help_panel=_SPLIT)] = None,
+    strategy: Annotated[
+        Literal["random", "grouped", "temporal", "grouped_temporal", "published"] | None,
+        typer.Option("--split", help=_SPLIT_HELP, rich_help_panel=_SPLIT),
+    ] = None,
 ) -> int:
     """
     Turn a dataset's files into a store that training reads.
@@ -349,6 +374,8 @@ def prepare(
             "columns": parse_mapping(columns),
             "labels": labels,
             "unlabelled": unlabelled,
+            "statements": statements,
+            "likelihood": likelihood,
             "patients": patients,
             "sampling_rate": sampling_rate,
             "units": units,
@@ -359,7 +386,7 @@ def prepare(
             **table_options.arguments(),
         },
     )
-    split = split_options.settings(strategy)
+    split = split_options.settings(strategy, found)
     from ..data import PrepareSettings
     from ..data import prepare as prepare_store
     from ..data.preparation import rehearse

@@ -11,11 +11,13 @@ from .labels import write_label_def as write_label_def
 from .loading import Code15Builder as Code15Builder
 from .loading import MimicIVECGBuilder as MimicIVECGBuilder
 from .loading import PhysioNet2021Builder as PhysioNet2021Builder
+from .loading import PTBXLBuilder as PTBXLBuilder
 from .loading import RecordingTableBuilder as RecordingTableBuilder
 from .loading import load_arrays as load_arrays
 from .loading import load_code_15 as load_code_15
 from .loading import load_mimic_iv_ecg as load_mimic_iv_ecg
 from .loading import load_physionet2021 as load_physionet2021
+from .loading import load_ptb_xl as load_ptb_xl
 from .loading import load_table as load_table
 from .model_inputs import ModelInputs as ModelInputs
 from .model_inputs import as_model_inputs as as_model_inputs
@@ -28,6 +30,7 @@ from .sources.base import SourceIndex as SourceIndex
 from .sources.code_15 import Code15 as Code15
 from .sources.mimic_iv_ecg import MimicIVECG as MimicIVECG
 from .sources.physionet2021 import PhysioNet2021 as PhysioNet2021
+from .sources.ptb_xl import PTBXL as PTBXL
 from .sources.table import RecordingTable as RecordingTable
 from .splits import SplitError as SplitError
 from .splits import SplitResult as SplitResult

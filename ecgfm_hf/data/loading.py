@@ -23,6 +23,7 @@ from .sources.base import Source
 from .sources.code_15 import Code15
 from .sources.mimic_iv_ecg import MimicIVECG
 from .sources.physionet2021 import PhysioNet2021
+from .sources.ptb_xl import PTBXL
 from .sources.table import RecordingTable
 from .splits import SplitSettings, read_split_csv
 from .store import load_prepared, store_schema
@@ -45,7 +46,10 @@ _PREPARE = """
     Returns:
         `DatasetDict`: see [`load_prepared`]. `report.json` in the folder lists what was excluded.
 """
-_TABLE_OPTIONS = ("labels", "columns", "unlabelled", "sampling_rate", "units", "lead_names")
+_TABLE_OPTIONS = (
+    *("labels", "columns", "binarise", "positive", "negative", "unknown", "encoding", "separator", "sheet", "decimal"),
+    *("unlabelled", "sampling_rate", "units", "lead_names", "rename_leads", "leads", "checksums"),
+)
 _SPLIT_FIELDS = ("fractions", "counts", "seed", "assume_independent", "drop_nan_leads", "drop_constant_leads")
 
 
@@ -88,6 +92,19 @@ def load_code_15(
     return _load(Code15(root), out, **settings)
 
 
+def load_ptb_xl(
+    root: str | os.PathLike, out: str | os.PathLike, *, split: str | None = "published", **settings: Any
+) -> "DatasetDict | IterableDatasetDict":
+    """
+    PTB-XL, by default with its published split.
+
+    Args:
+        root (`str` or `Path`): The folder with `ptbxl_database.csv`.
+        statements, likelihood, sampling_rate: See [`PTBXL`]."""
+    options = {name: settings.pop(name) for name in ("statements", "likelihood", "sampling_rate") if name in settings}
+    return _load(PTBXL(root, **options), out, split=split, **settings)
+
+
 def load_table(
     root: str | os.PathLike,
     out: str | os.PathLike,
@@ -99,7 +116,7 @@ def load_table(
 
     Args:
         root (`str` or `Path`): The folder.
-        table, labels, columns, unlabelled, sampling_rate, units, lead_names: See [`RecordingTable`]."""
+        table: See [`RecordingTable`], whose other arguments can be given too."""
     options = {name: settings.pop(name) for name in _TABLE_OPTIONS if name in settings}
     return _load(RecordingTable(root, table, **options), out, **settings)
 
@@ -118,7 +135,7 @@ def load_arrays(
     return _load(Arrays(recordings, labels), out, **settings)
 
 
-for _function in (load_mimic_iv_ecg, load_physionet2021, load_code_15, load_table, load_arrays):
+for _function in (load_mimic_iv_ecg, load_physionet2021, load_code_15, load_ptb_xl, load_table, load_arrays):
     _function.__doc__ = (_function.__doc__ or "") + _PREPARE
 
 
@@ -138,6 +155,8 @@ def _load(
     if split_csv is not None:
         how["published"] = read_split_csv(split_csv)
         split = split or "imported"
+    elif split == "published":
+        how["published"], split = source.published_split(), "imported"
     chosen = PrepareSettings(split=SplitSettings(split, **how), **settings)
     prepare(source, out, chosen, num_proc=num_proc, overwrite=overwrite, progress=progress)
     return load_prepared(Path(out), streaming=streaming)
@@ -237,6 +256,12 @@ class Code15Builder(SourceBuilder):
     """A builder over [`Code15`]: its arguments, and `cache_dir` of 🤗 datasets."""
 
     source_class = Code15
+
+
+class PTBXLBuilder(SourceBuilder):
+    """A builder over [`PTBXL`]: its arguments, and `cache_dir` of 🤗 datasets."""
+
+    source_class = PTBXL
 
 
 class RecordingTableBuilder(SourceBuilder):

@@ -64,6 +64,10 @@ class Source(ABC):
     def label_names(self) -> tuple[str, ...]:
         """Return the labels, in order; available before indexing."""
 
+    def published_split(self) -> dict[str, str] | None:
+        """Return the split of each recording that the dataset's authors recommend, by id; None where there is none."""
+        return None
+
     @abstractmethod
     def index(self) -> SourceIndex:
         """Find all recordings. `DataError` where the dataset as a whole cannot be used."""
