@@ -59,7 +59,9 @@ POLICIES: dict[str, tuple[str, ...]] = {
     "constant_leads": ("zero", "error"),
     "short_recordings": ("error", "pad"),
 }
-_SETTINGS = ("sampling_rate", "lead_names", "segment_seconds", *POLICIES)
+# A property of the model, as the sampling rate is: no call can change it.
+STANDARDIZATIONS = ("recording", "all_leads", "none")
+_SETTINGS = ("sampling_rate", "lead_names", "segment_seconds", "standardize", *POLICIES)
 # Keys of preprocessor_config.json that transformers itself writes or reads.
 _HF_KEYS = {"feature_extractor_type", "auto_map", "processor_class", "transformers_version", "custom_pipelines"}
 
@@ -165,6 +167,23 @@ def standardise(signal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     std = np.sqrt(energy / signal.shape[1])
     signal *= np.divide(1.0, std, out=np.zeros_like(std), where=std > 0)[:, None]
     return mean[:, 0], std
+
+
+def _rescale(
+    signal: np.ndarray, mean: np.ndarray, std: np.ndarray, live: np.ndarray, how: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Turn standardised (leads, n) into what another model takes, *in place*; returns what [`standardise`] would return.
+
+    `"none"` restores the samples; `"all_leads"` takes one mean and standard deviation over all leads with a signal.
+    """
+    center, scale = 0.0, 1.0
+    if how == "all_leads":
+        center = mean[live].mean()
+        scale = np.sqrt((std[live] ** 2 + (mean[live] - center) ** 2).mean())
+    signal[live] *= (std[live] / scale)[:, None]
+    signal[live] += ((mean[live] - center) / scale)[:, None]
+    return np.where(live, center, mean), np.where(live, scale, 0.0)
 
 
 def segment(signal: np.ndarray, segment_samples: int) -> np.ndarray:
@@ -461,6 +480,9 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         sampling_rate (`int` or `float`, defaults to 500): of the model's input, in Hz.
         lead_names (sequence of `str`, defaults to the twelve standard leads): of the model's input, in its order.
         segment_seconds (`float`, defaults to 5.0)
+        standardize (`str`, defaults to `"recording"`): of the model's input: `"recording"` (each lead over the whole
+            recording), `"all_leads"` (one mean and standard deviation for all leads of the recording), or `"none"`: the
+            model takes mV, so units are required.
         missing_leads (`str`, defaults to `"derive"`): for a missing lead: `"error"`, `"zero"`, or
             `"derive"`: a limb lead is computed from two of I, II and III, which is exact; any other is an error.
         nan_samples (`str`, defaults to `"error"`): for a lead with NaN: `"error"`, `"zero"` (the whole lead), or
@@ -488,6 +510,7 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         sampling_rate: float = 500,
         lead_names: Sequence[str] = STANDARD_LEADS,
         segment_seconds: float = 5.0,
+        standardize: str = "recording",
         missing_leads: str = "derive",
         nan_samples: str = "error",
         constant_leads: str = "zero",
@@ -505,6 +528,11 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         self.segment_seconds = float(_check_number("segment_seconds", segment_seconds, 0.01, 86_400))
         if abs(self.sampling_rate * self.segment_seconds - self.segment_samples) > 1e-6 or self.segment_samples == 0:
             raise ValueError(f"segment_seconds={segment_seconds} is no whole number of samples at {sampling_rate} Hz")
+        if standardize not in STANDARDIZATIONS:
+            raise ValueError(
+                f"standardize must be one of {', '.join(map(repr, STANDARDIZATIONS))}, got {standardize!r}"
+            )
+        self.standardize = standardize
         given = (missing_leads, nan_samples, constant_leads, short_recordings)
         for key, value in zip(POLICIES, given, strict=True):
             setattr(self, key, _check_policy(key, value))
@@ -680,6 +708,8 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         short_recordings: str,
     ) -> PreparedRecording:
         array = _check_recording(recording, len(names))
+        if units is None and self.standardize == "none":
+            raise ValueError("units are unknown, but the model takes mV that are not standardised: give units")
         wanted = tuple(self.lead_names)
         plan = _plan(names, wanted, missing_leads)
         length = resampled_length(array.shape[1], rate, self.sampling_rate)
@@ -736,6 +766,9 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         for lead, share in found:
             differs = f"lead {lead} differs from {_CHECKS[lead]} by up to {share:.0%} of lead II's range"
             warnings.append(f"{differs}: the order of leads, units or gains may be wrong")
+        if self.standardize != "recording":
+            mean, std = _rescale(signal, unit * mean, unit * std, live, self.standardize)
+            unit = 1.0
         rest = length % self.segment_samples
         if length < self.segment_samples:
             warnings.append(f"only {length / self.sampling_rate:.3g} s long: padded to {self.segment_seconds:g} s")

@@ -23,6 +23,8 @@ from .utils.precision import resolve_device, resolve_precision, weights_dtype, w
 
 ModelT = TypeVar("ModelT", bound=ECGFMPreTrainedModel)
 
+# Beside the model, a checkpoint of pretraining has the optimizer's state and where the run is.
+OPTIMIZER_FILE, STATE_FILE = "optimizer.pt", "trainer_state.json"
 _MASK_EMBEDDING = "masked_spec_embed"
 _PRETRAINING_HEADS = ("quantizer.", "project_q.", "project_hid.")
 # Tensors that a folder may hold although the class has no use for them, by the beginning of their names (without the
@@ -388,6 +390,8 @@ def _hint(model_class: type[ECGFMPreTrainedModel], missing: list[str]) -> str:
 
 
 __all__ = [
+    "OPTIMIZER_FILE",
+    "STATE_FILE",
     "ModelFolderError",
     "ModelNotFoundError",
     "load_feature_extractor",

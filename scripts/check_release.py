@@ -17,6 +17,7 @@ import venv
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+_INPUT = ("--sampling-rate", "500", "--segment-seconds", "5", "--standardize", "recording")
 CHECKPOINT = REPOSITORY / "tests" / "fixtures" / "checkpoints" / "finetune.pt"
 QUICK_START = """
 import ecgfm_hf
@@ -65,7 +66,7 @@ def try_installed(file: Path, constraint: Path | None) -> None:
         for command in (
             (ecgfm, "--version"),
             (ecgfm, "--help"),
-            (ecgfm, "convert", CHECKPOINT, "model"),
+            (ecgfm, "convert", CHECKPOINT, "model", *_INPUT),
             (python, "-c", QUICK_START),
         ):
             _run(*command, cwd=folder)

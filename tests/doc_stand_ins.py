@@ -59,7 +59,7 @@ def _finetuned(labels: int):
 
 def _converted(checkpoint: str, labels: str | None):
     def make(path: Path, stand_ins: StandIns) -> None:
-        from ecgfm_hf.fairseq import convert_checkpoint
+        from conversions import convert_checkpoint
 
         convert_checkpoint(stand_ins.path(checkpoint), path, labels=labels)
 

@@ -77,6 +77,7 @@ def test_help_of_all_commands_imports_no_library_of_models():
 
 def test_choices_that_help_lists_are_the_librarys():
     from ecgfm_hf import feature_extraction_ecgfm as extractor
+    from ecgfm_hf.cli.convert import Standardize
     from ecgfm_hf.labeler.presets import PRESETS, Preset
 
     policies = {
@@ -87,6 +88,7 @@ def test_choices_that_help_lists_are_the_librarys():
     }
     assert {name: get_args(choices) for name, choices in policies.items()} == extractor.POLICIES
     assert tuple(policies) == options.POLICIES
+    assert get_args(Standardize) == extractor.STANDARDIZATIONS
     assert get_args(Preset) == tuple(PRESETS)
 
 

@@ -9,25 +9,39 @@ import functools
 import json
 import os
 import re
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conversions import INPUT_OPTIONS, convert_checkpoint, convert_with
+from hub_cases import mock_hub
+from mock_hub import Repository
 from transformers import AutoFeatureExtractor, AutoModelForPreTraining, AutoModelForSequenceClassification
 
-from ecgfm_hf import ECGFMConfig, ECGFMForMultiLabelClassification, ECGFMForPreTraining
+from ecgfm_hf import (
+    ECGFMConfig,
+    ECGFMFeatureExtractor,
+    ECGFMForMultiLabelClassification,
+    ECGFMForPreTraining,
+    load_pipeline,
+)
 from ecgfm_hf.cli.main import main
 from ecgfm_hf.fairseq import (
     MIMIC17,
     PHYSIONET26,
     PHYSIONET_CLASSES,
     CheckpointError,
+    DownloadError,
+    UnknownInputError,
     build_model,
     config_from_checkpoint,
     convert,
-    convert_checkpoint,
     convert_state_dict,
+    download_checkpoint,
     load_fairseq_checkpoint,
     parse_conv_feature_layers,
     read_architecture,
@@ -36,7 +50,8 @@ from ecgfm_hf.fairseq import (
     revert_state_dict,
     verify_conversion,
 )
-from ecgfm_hf.utils.errors import SettingsError
+from ecgfm_hf.model_folder import load_feature_extractor, load_model
+from ecgfm_hf.utils.errors import InputNotFoundError, SettingsError
 
 FIXTURES = Path(__file__).parent / "fixtures" / "checkpoints"
 SHARED = Path(os.environ.get("ECGFM_SHARED", Path(__file__).parents[2] / "shared"))
@@ -566,9 +581,8 @@ def test_a_model_type_of_other_tensors_is_still_refused_by_name(edit):
 
 
 def test_inputs_that_the_original_changed_while_loading_are_reported(edit):
-    warnings = settings_of(edit("pretrain", task={"normalize": True, "sample_rate": 250})).warnings
+    warnings = settings_of(edit("pretrain", task={"normalize": True})).warnings
     assert any("normalize" in warning for warning in warnings)
-    assert any("250 Hz" in warning for warning in warnings)
 
 
 def one_lead_less(content):
@@ -712,6 +726,16 @@ def test_a_label_file_that_is_missing_or_no_text_is_refused(tmp_path):
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(SettingsError, match="UTF-8"):
         resolve_labels(tmp_path / "binary.csv", 2)
+
+
+def test_thresholds_come_with_the_labels(tmp_path):
+    (tmp_path / "labels.csv").write_text("name,threshold\na,0.25\nb,\n" + "".join(f"{name},0.5\n" for name in "cdefgh"))
+    convert_checkpoint(FIXTURES / "finetune.pt", tmp_path / "out", labels=tmp_path / "labels.csv")
+    config = load_model(tmp_path / "out").config
+    assert config.label_thresholds == {"a": 0.25, **dict.fromkeys("cdefgh", 0.5)}
+    (tmp_path / "labels.csv").write_text("name,threshold\na,0.25\nb,high\n")
+    with pytest.raises(SettingsError, match="the threshold of 'b' is 'high', expected a number from 0 to 1"):
+        resolve_labels(tmp_path / "labels.csv", 2)
 
 
 def test_labels_for_a_model_without_a_classifier_are_refused():
@@ -938,6 +962,144 @@ def test_converting_draws_no_random_numbers(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+# What a model takes
+
+
+def test_an_unknown_input_is_refused_with_the_options_to_give(edit, tmp_path, capsys):
+    assert main(["convert", str(FIXTURES / "finetune.pt"), str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr().err
+    assert "the preprocessing that its model was trained with is unknown" in printed
+    assert "--sampling-rate 500 --segment-seconds 5.0 --standardize recording" in printed
+    with pytest.raises(UnknownInputError, match=r"\(known: sampling_rate=250\)") as caught:
+        convert_with(edit("finetune", task={"sample_rate": 250}), tmp_path / "out")
+    assert caught.value.missing == ("segment_seconds", "standardize")
+    with pytest.raises(SettingsError, match=r"segment_seconds=0\.0123 is no whole number of samples"):
+        convert_checkpoint(FIXTURES / "finetune.pt", tmp_path / "out", segment_seconds=0.0123)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_input_is_asked_for_on_a_terminal(tmp_path, monkeypatch, capsys):
+    answers = iter(["250", "10", "none"])
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("typer.prompt", lambda text, type=str, err=False: type(next(answers)))
+    assert main(["convert", str(FIXTURES / "pretrain.pt"), str(tmp_path / "out")]) == 0
+    assert "sampling_rate 250, segment_seconds 10.0, standardize none" in capsys.readouterr().out
+    extractor = load_feature_extractor(tmp_path / "out")
+    assert (extractor.sampling_rate, extractor.segment_samples, extractor.standardize) == (250, 2500, "none")
+
+
+def test_published_checkpoints_are_recognised_by_name_and_number_of_labels(edit, tmp_path, capsys):
+    def seventeen(content):
+        content["model"] |= {"proj.weight": torch.ones(17, 32), "proj.bias": torch.ones(17)}
+        content["cfg"]["criterion"]["pos_weight"] = None
+
+    path = edit("finetune", seventeen).rename(tmp_path / "mimic_iv_ecg_finetuned.pt")
+    assert main(["convert", str(path), str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    assert "mimic_iv_ecg_finetuned, by its name and number of labels" in printed.out
+    assert "17: Poor data quality, Sinus rhythm" in printed.out
+    extractor = load_feature_extractor(tmp_path / "out")
+    assert (extractor.sampling_rate, extractor.segment_samples, extractor.standardize) == (500, 2500, "recording")
+    report = convert_with(path, tmp_path / "other", sampling_rate=250)
+    assert "sampling_rate is 250, as given; the published checkpoint has 500" in report.warnings
+    with pytest.raises(UnknownInputError):
+        convert_with(edit("finetune", seventeen).rename(tmp_path / "physionet_finetuned.pt"), tmp_path / "no")
+
+
+@pytest.mark.parametrize("standardize", ["none", "all_leads"])
+def test_a_model_for_10_s_at_250_hz_gives_what_an_independent_evaluation_gives(tmp_path, standardize):
+    given = {"sampling_rate": 250, "segment_seconds": 10, "standardize": standardize}
+    report = convert_checkpoint(FIXTURES / "finetune.pt", tmp_path / "out", verify=True, **given)
+    assert report.largest_difference < 1e-5
+    # 20 s at 1000 Hz in uV, evaluated with numpy's interpolation and the source's tensors.
+    random, leads = np.random.default_rng(0), ECGFMFeatureExtractor().lead_names
+    signal = 800 * random.standard_normal((12, 20_000)).cumsum(axis=1) / 100 + 50
+    grid = np.linspace(0, 19_999, 5000)
+    resampled = np.stack([np.interp(grid, np.arange(20_000), lead / 1000) for lead in signal])
+    if standardize == "all_leads":
+        resampled = (resampled - resampled.mean()) / resampled.std()
+    source = load_fairseq_checkpoint(FIXTURES / "finetune.pt")
+    segments = torch.from_numpy(np.stack(np.split(resampled, 2, axis=1))).float()
+    expected = reference_forward(source.tensors, segments, strides=[2] * 4, heads=4, pre_norm=False).logits
+    recording = {"signal": signal, "sampling_rate": 1000, "lead_names": leads, "units": "uV"}
+    model, extractor = load_model(tmp_path / "out"), load_feature_extractor(tmp_path / "out")
+    inputs = extractor(signal, sampling_rate=1000, lead_names=leads, units="uV", return_tensors="pt")
+    assert inputs["input_values"].shape == (2, 12, 2500)
+    with torch.no_grad():
+        assert relative_difference(model(**inputs).logits, expected.numpy()) < 1e-5
+    scores = load_pipeline(tmp_path / "out")(recording)["scores"]
+    assert np.allclose(list(scores.values()), expected.sigmoid().mean(0), atol=1e-5)
+    if standardize == "none":
+        with pytest.raises(ValueError, match="units are unknown, but the model takes mV"):
+            extractor(signal, sampling_rate=1000, lead_names=leads)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "conv_bias_classifier"])
+def test_a_model_cut_to_leads_equals_the_whole_one_with_the_others_at_zero(tmp_path, name):
+    report = convert_checkpoint(FIXTURES / f"{name}.pt", tmp_path / "out", keep_leads=["V1", "II"], verify=True)
+    assert report.largest_difference < 2e-6
+    assert report.lead_names == ("V1", "II")
+    convert_checkpoint(FIXTURES / f"{name}.pt", tmp_path / "whole")
+    cut, whole = load_model(tmp_path / "out"), load_model(tmp_path / "whole")
+    values = torch.randn(2, 12, 1000)
+    zeroed = torch.zeros_like(values)
+    zeroed[:, [6, 1]] = values[:, [6, 1]]
+    with torch.no_grad():
+        expected = whole.ecgfm(zeroed).last_hidden_state
+        assert relative_difference(cut.ecgfm(values[:, [6, 1]]).last_hidden_state, expected.numpy()) < 2e-6
+    with pytest.raises(SettingsError, match=r"keep_leads is V7, expected .* among those of the model: I, II"):
+        convert_checkpoint(FIXTURES / f"{name}.pt", tmp_path / "no", keep_leads=["V7"])
+
+
+# From the Hub
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A mock Hub with a checkpoint, and an empty cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with mock_hub() as hub:
+        hub.repositories["wanglab/ecg-fm"] = repository = Repository(private=False)
+        content = (FIXTURES / "pretrain.pt").read_bytes()
+        repository.commit("main", "weights", {"mimic_iv_ecg_physionet_pretrained.pt": content})
+        yield hub
+
+
+def test_a_checkpoint_on_the_hub_is_downloaded_once_and_recognised(hub, tmp_path, monkeypatch, capsys):
+    address = "hf://wanglab/ecg-fm/mimic_iv_ecg_physionet_pretrained.pt"
+    assert main(["convert", address, str(tmp_path / "out")]) == 0
+    assert "mimic_iv_ecg_physionet_pretrained, by its name and number of labels" in capsys.readouterr().out
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert convert_with(address, tmp_path / "again").published == "mimic_iv_ecg_physionet_pretrained"
+
+
+def test_what_the_hub_does_not_have_is_named(hub):
+    for address, message in (
+        ("hf://wanglab/ecg-fm/other.pt", "wanglab/ecg-fm has no file other.pt"),
+        ("hf://wanglab/other/x.pt", "there is no repository wanglab/other"),
+        ("hf://wanglab/ecg-fm@v9/mimic_iv_ecg_physionet_pretrained.pt", "has no revision v9"),
+    ):
+        with pytest.raises(InputNotFoundError, match=message):
+            download_checkpoint(address)
+    with pytest.raises(SettingsError, match="expected hf://OWNER/NAME/FILE"):
+        download_checkpoint("hf://wanglab/ecg-fm")
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_without_a_network_a_download_fails_in_three_seconds(hub, monkeypatch, offline):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    began = time.monotonic()
+    reason = "HF_HUB_OFFLINE is set" if offline else "the Hub cannot be reached"
+    with pytest.raises(DownloadError, match=f"cannot be downloaded .{reason}.*cache does not have it"):
+        download_checkpoint("hf://wanglab/ecg-fm/mimic_iv_ecg_finetuned.pt")
+    assert time.monotonic() - began < 3
+
+
 # Verification
 
 
@@ -1115,7 +1277,7 @@ def test_full_size_models_have_the_original_s_tensors_to_the_unit(name, paramete
 
 
 def run(*arguments):
-    return main(["convert", *map(str, arguments)])
+    return main(["convert", *map(str, arguments), *INPUT_OPTIONS])
 
 
 def test_the_command_converts_and_summarises(tmp_path, capsys):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conversions import INPUT_OPTIONS, convert_checkpoint, convert_with
 from safetensors.torch import load_file, save_file
 
 from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForMultiLabelClassification, ECGFMForPreTraining, ECGFMModel
@@ -12,13 +13,14 @@ from ecgfm_hf.cli.main import main
 from ecgfm_hf.fairseq import (
     CheckpointError,
     config_from_checkpoint,
-    convert_checkpoint,
+    convert_state_dict,
     export_checkpoint,
     export_fairseq_checkpoint,
     load_fairseq_checkpoint,
     parse_conv_feature_layers,
 )
-from ecgfm_hf.model_folder import ModelFolderError, save_model_folder
+from ecgfm_hf.fairseq.training_state import RunCounters
+from ecgfm_hf.model_folder import ModelFolderError, load_feature_extractor, load_model, save_model_folder
 from ecgfm_hf.provenance import add_step, num_updates, read_steps
 
 VARIANTS = [f"{name}_{kind}" for name in ("conv_bias", "latent_dim", "ln_first") for kind in ("pretrain", "classifier")]
@@ -104,7 +106,8 @@ def test_the_settings_have_every_field_that_the_original_s_own_files_have(tmp_pa
     convert_checkpoint(checkpoint_path(name), tmp_path / "model")
     export_fairseq_checkpoint(tmp_path / "model", tmp_path / "back.pt")
     back = torch.load(tmp_path / "back.pt", weights_only=True)
-    assert back.keys() == original.keys()
+    assert back.keys() == original.keys() | {"ecgfm_hf"}
+    assert list(back["model"]) == list(original["model"])
     assert set(SECTIONS) <= back["cfg"].keys()
     for section in ("model", "task", "criterion"):
         assert back["cfg"][section].keys() == original["cfg"][section].keys()
@@ -238,6 +241,88 @@ def test_a_missing_number_of_updates_is_reported_both_ways(tmp_path, checkpoint_
     assert any("no number of updates: 0 is written" in warning for warning in exported.warnings)
 
 
+# The training state
+
+
+def with_states(path, output, flat=False, **changes):
+    """A checkpoint with Adam's states by the parameters' order: those of parameter i are i and i + 0.5 everywhere."""
+    content = torch.load(path, weights_only=False)
+    tensors = list(content["model"].values())
+    moments = {
+        key: [torch.full_like(tensor, i + add) for i, tensor in enumerate(tensors)]
+        for key, add in (("exp_avg", 0.0), ("exp_avg_sq", 0.5))
+    }
+    if flat:
+        moments = {key: [torch.cat([part.flatten() for part in parts])] for key, parts in moments.items()}
+    count = len(moments["exp_avg"])
+    content["last_optimizer_state"]["state"] = {
+        i: {"step": 6} | {key: parts[i] for key, parts in moments.items()} for i in range(count)
+    }
+    content["last_optimizer_state"]["param_groups"][0]["params"] = list(range(count))
+    content["extra_state"]["train_iterator"] |= {"epoch": 3, "iterations_in_epoch": 5}
+    content["cfg"]["optimization"]["update_freq"] = [2]
+    torch.save(content | changes, output)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("name", "flat"), [("pretrain", False), ("pretrain", True), ("pretrain_old_weight_norm", False)]
+)
+def test_moments_go_to_the_parameters_that_they_are_of_and_back(tmp_path, checkpoint_path, name, flat):
+    content = with_states(checkpoint_path(name), tmp_path / "state.pt", flat)
+    report = convert_checkpoint(tmp_path / "state.pt", tmp_path / "model", verify=True)
+    assert report.training.counters == RunCounters(update=6, epoch=2, update_in_epoch=2)
+    assert "the file does not contain an update from the last 1 micro-batches" in " ".join(report.warnings)
+    settings = {"learning_rate": 0.0005, "adam_epsilon": 1e-6, "weight_decay": 0.01, "adam_beta1": 0.9}
+    assert settings.items() <= report.training.settings.items()
+    ours = [name for name, _ in load_model(tmp_path / "model").named_parameters()]
+    expected = {key: i for i, key in enumerate(convert_state_dict(content["model"]))}
+    states = torch.load(tmp_path / "model" / "optimizer.pt", weights_only=True)["optimizer"]["state"]
+    assert len(states) == len(ours) == 55
+    for index, name_of_ours in enumerate(ours):
+        assert states[index]["exp_avg"].unique().tolist() == [expected[name_of_ours]]
+        assert states[index]["exp_avg_sq"].unique().tolist() == [expected[name_of_ours] + 0.5]
+        assert (states[index]["updates"], int(states[index]["step"])) == (6, 6)
+    export_fairseq_checkpoint(tmp_path / "model", tmp_path / "back.pt", old_weight_norm="old" in name)
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert list(back["model"]) == list(content["model"])
+    assert all(back["last_optimizer_state"]["state"][i]["exp_avg"].unique().tolist() == [i] for i in range(55))
+    assert back["optimizer_history"][-1].items() >= content["optimizer_history"][-1].items()
+    groups = [of["last_optimizer_state"]["param_groups"][0] for of in (back, content)]
+    assert {key: groups[0][key] for key in groups[1] if key != "params"} == {
+        key: value for key, value in groups[1].items() if key != "params"
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"last_optimizer_state": None}, "the file has no Adam moments"),
+        ({"optimizer_history": []}, "the file has no number of updates"),
+        ({"extra_state": {}}, None),
+    ],
+)
+def test_what_a_file_lacks_of_the_training_state_is_named(tmp_path, checkpoint_path, capsys, changes, message):
+    with_states(checkpoint_path("pretrain"), tmp_path / "state.pt", **changes)
+    assert run(tmp_path / "state.pt", tmp_path / "model", *INPUT_OPTIONS) == 0
+    printed = capsys.readouterr()
+    if message is None:
+        assert "the epoch (extra_state.train_iterator): the run continues at the beginning of epoch 1" in printed.err
+        assert f"resume_from_checkpoint={tmp_path / 'model'} learning_rate=0.0005" in printed.out
+    else:
+        assert message in printed.out
+        assert not (tmp_path / "model" / "optimizer.pt").exists()
+
+
+def test_moments_in_another_order_are_refused(tmp_path, checkpoint_path):
+    content = with_states(checkpoint_path("pretrain"), tmp_path / "state.pt")
+    states = content["last_optimizer_state"]["state"]
+    states[0], states[1] = states[1], states[0]
+    torch.save(content, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match=r"exp_avg of .* are not in the order of the tensors"):
+        convert_checkpoint(tmp_path / "state.pt", tmp_path / "model")
+
+
 # What the format cannot hold
 
 
@@ -256,8 +341,15 @@ def test_what_the_format_cannot_hold_is_reported(tmp_path, tiny_config):
     expected = {**lost, "label_names": ["A", "B", "C"]}
     quantizer = ("num_codevectors_per_group", "codevector_dim", "proj_codevector_dim")
     found = {name: value for name, value in report.lost_settings.items() if name not in quantizer}
-    expected |= {"feature extractor's nan_samples": "zero", "feature extractor's segment_seconds": 10.0}
     assert found == expected
+
+
+def test_the_feature_extractor_comes_back(tmp_path, tiny_config):
+    settings = {"nan_samples": "zero", "segment_seconds": 10.0, "sampling_rate": 250, "standardize": "none"}
+    folder = folder_of(tmp_path, ECGFMForPreTraining(tiny_config(num_leads=2)), lead_names=["V1", "I"], **settings)
+    export_fairseq_checkpoint(folder, tmp_path / "out.pt")
+    convert_with(tmp_path / "out.pt", tmp_path / "back")
+    assert load_feature_extractor(tmp_path / "back").to_dict() == load_feature_extractor(folder).to_dict()
 
 
 @pytest.mark.parametrize(("setting", "value"), [("hidden_act", "relu"), ("layer_norm_eps", 1e-3)])

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from conversions import INPUT_OPTIONS
 from finetune_cases import TINY_MODEL, make_store
 from hub_cases import mock_hub
 from tiny_pretraining import MODEL
@@ -50,7 +51,7 @@ def pushed(tmp_path_factory, checkpoint_path):
             f"model={json.dumps(TINY_MODEL)}",
         ]
         for command in (
-            ["convert", place / "published.pt", place / "converted", "--heads", "4"],
+            ["convert", place / "published.pt", place / "converted", "--heads", "4", *INPUT_OPTIONS],
             [
                 "pretrain",
                 "--config",

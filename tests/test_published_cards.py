@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conversions import INPUT_OPTIONS, convert_checkpoint
 from huggingface_hub import ModelCard
 
 from ecgfm_hf.cli.main import main
-from ecgfm_hf.fairseq import LABEL_SETS, MIMIC17, convert_checkpoint
+from ecgfm_hf.fairseq import LABEL_SETS, MIMIC17
+from ecgfm_hf.fairseq.label_sets import PUBLISHED
 from ecgfm_hf.hub.cards import PublishedCardError, card_problems, converted_card, published, published_card
 from ecgfm_hf.hub.cards.published import published_names, read_published
 from ecgfm_hf.provenance import read_steps
@@ -35,7 +37,7 @@ def test_every_published_checkpoint_has_its_card():
 def test_what_must_not_be_missed_is_in_each_card(name):
     text = published_card(name)
     data = ModelCard(text).data
-    assert (data.license, data.base_model) == ("mit", published.PUBLISHED[name])
+    assert (data.license, data.base_model) == ("mit", PUBLISHED[name])
     # No figure of these weights was measured, so none is a result of theirs.
     assert data.eval_results is None
     assert "Not a medical device." in text
@@ -108,7 +110,7 @@ def tiny_published(monkeypatch, tmp_path):
 
 def test_conversion_puts_the_card_beside_the_weights_with_what_it_found(tiny_published, tmp_path, capsys):
     out = tmp_path / "out"
-    command = ["convert", str(CHECKPOINTS / "pretrain.pt"), str(out), "--card", tiny_published]
+    command = ["convert", str(CHECKPOINTS / "pretrain.pt"), str(out), "--card", tiny_published, *INPUT_OPTIONS]
     assert main([*command, "--verify"]) == 0
     (step,) = read_steps(out)
     assert step["published"] == tiny_published
@@ -133,7 +135,7 @@ def test_a_card_is_not_put_beside_another_model(tmp_path, capsys):
         ("mimic_iv_ecg_finetuned", "expected a model of the class ECGFMForMultiLabelClassification"),
         ("unheard_of", "no published checkpoint 'unheard_of'"),
     ):
-        assert main(["convert", str(CHECKPOINTS / "pretrain.pt"), str(out), "--card", name]) == 2
+        assert main(["convert", str(CHECKPOINTS / "pretrain.pt"), str(out), "--card", name, *INPUT_OPTIONS]) == 2
         assert message in capsys.readouterr().err
         assert not out.exists()
     assert main(["convert", "--to-fairseq", str(out), str(out / "x.pt"), "--card", "physionet_finetuned"]) == 2

@@ -16,7 +16,14 @@ from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTrainin
 
 from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForMultiLabelClassification, ECGFMForPreTraining, save_model_folder
 from ecgfm_hf.data import load_arrays, load_prepared
-from ecgfm_hf.fairseq import build_model, config_from_checkpoint, load_fairseq_checkpoint
+from ecgfm_hf.fairseq import (
+    build_model,
+    config_from_checkpoint,
+    convert_checkpoint,
+    export_fairseq_checkpoint,
+    load_fairseq_checkpoint,
+)
+from ecgfm_hf.fairseq.training_state import RunCounters
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 from ecgfm_hf.provenance import read_steps
 from ecgfm_hf.training import NonFiniteError, Pretrainer, PretrainSettings, SettingsError, read_recipe
@@ -546,6 +553,31 @@ def test_the_gumbel_temperature_continues_where_the_weights_are(settings, tmp_pa
     assert Pretrainer(third).updater.updates_before == 3 + 3
     chosen = settings(init_from=tmp_path / "out", output_dir=tmp_path / "chosen", model=model, gumbel_updates_before=1)
     assert Pretrainer(chosen).updater.updates_before == 1
+
+
+def test_a_run_that_was_exported_and_converted_back_makes_the_same_updates(settings, tmp_path):
+    """Exported at update 4, which is within its second epoch; then five more updates."""
+    changes = {"max_steps": 9, "save_strategy": "steps", "save_steps": 4, "eval_strategy": "no", "save_total_limit": 9}
+    Pretrainer(settings(**changes)).run()
+    export_fairseq_checkpoint(tmp_path / "out" / "checkpoints" / "step-00000004", tmp_path / "state.pt")
+    report = convert_checkpoint(tmp_path / "state.pt", tmp_path / "converted")
+    assert report.training.counters == RunCounters(update=4, epoch=1, update_in_epoch=1)
+    again = {**changes, "output_dir": tmp_path / "again", "resume_from_checkpoint": str(tmp_path / "converted")}
+    with pytest.raises(SettingsError, match=r"its optimizer has adam_epsilon 1e-06, the settings have 1e-08"):
+        Pretrainer(settings(**again, adam_epsilon=1e-8))
+    Pretrainer(settings(**again)).run()
+    assert [line["update"] for line in logged(tmp_path / "again")] == [5, 6, 7, 8, 9]
+    last = [tmp_path / folder / "checkpoints" / "step-00000009" for folder in ("out", "again")]
+    assert_bit_equal(last[1], last[0])
+    states = [torch.load(folder / "optimizer.pt", weights_only=True)["optimizer"]["state"] for folder in last]
+    for index, state in states[0].items():
+        assert all(
+            torch.equal(torch.as_tensor(states[1][index][key]), torch.as_tensor(of)) for key, of in state.items()
+        )
+    assert (last[0] / "trainer_state.json").read_text() == (last[1] / "trainer_state.json").read_text()
+    # A finished folder has no moments to continue with.
+    with pytest.raises(SettingsError, match=r"has no trainer_state\.json and no optimizer\.pt: give a checkpoint"):
+        Pretrainer(settings(**again | {"resume_from_checkpoint": str(tmp_path / "out"), "output_dir": tmp_path / "no"}))
 
 
 def test_weights_without_a_count_of_updates_are_not_given_a_temperature(settings, golden_folder, tmp_path):

@@ -24,9 +24,11 @@ from .outputs import with_checked_outputs
 
 # The base of all errors of usage; typer exports only this one of its kind.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-# How a library's message names an argument: `overwrite=True`, `units='mV'`, `labels=['AF']`, `heads=N` or `labels=`.
+# How a library's message names an argument: `overwrite=True`, `units='mV'`, `labels=['AF']`, `heads=4`, `heads=N` or
+# `labels=`.
 _ARGUMENT = re.compile(
-    r"""(?<![\w./\\-])(\w+)=(True|False|[A-Z]+\b|'[^']*'|"[^"]*"|\[[^]]*\]|\{[^}]*\}|(?=[\s,;:.)]|$))"""
+    r"""(?<![\w./\\-])(\w+)=(True|False|[A-Z]+\b|\d+(?:\.\d+)?(?![\w.]*\w)|'[^']*'|"[^"]*"|\[[^]]*\]|\{[^}]*\}"""
+    r"""|(?=[\s,;:.)]|$))"""
 )
 
 
@@ -118,6 +120,7 @@ def in_options(message: str, command: TyperCommand | None) -> str:
             given = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             given = value  # a word in capitals, for what the user has to fill in
+        given = value if isinstance(given, int | float) else given
         given = [f"{key}={of}" for key, of in given.items()] if isinstance(given, dict) else given
         return f"{names[0]} {shlex.quote(given if isinstance(given, str) else as_names(given))}"
 

@@ -21,6 +21,9 @@ from .label_sets import PHYSIONET_CLASSES as PHYSIONET_CLASSES
 from .label_sets import LabelSet as LabelSet
 from .label_sets import resolve_labels as resolve_labels
 from .manifests import FairseqFolderError as FairseqFolderError
+from .published import DownloadError as DownloadError
+from .published import UnknownInputError as UnknownInputError
+from .published import download_checkpoint as download_checkpoint
 from .reference import ReferenceOutput as ReferenceOutput
 from .reference import reference_forward as reference_forward
 from .reference import verify_conversion as verify_conversion

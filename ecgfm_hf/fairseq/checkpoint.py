@@ -27,6 +27,10 @@ import torch
 
 from ..utils.errors import ECGFMError, InputNotFoundError
 
+# Key of an exported file for what fairseq-signals' own files do not contain.
+OWN_KEY = "ecgfm_hf"
+_TRAINING_SECTIONS = ("optimization", "lr_scheduler")
+TRAINING_KEYS = ("last_optimizer_state", "optimizer_history", "extra_state")
 _MAX_CONV_LAYERS = 64
 _MAX_NESTING = 20
 _MAX_SETTINGS = 100_000
@@ -55,6 +59,10 @@ class FairseqCheckpoint:
             Settings as plain Python values (numbers, strings, lists, dicts, `None`); empty if the file has none.
         settings_name: Where the settings were found, `"cfg.model"` or `"args"`; empty if the file has none.
         num_updates: Training updates so far (`optimizer_history[-1]["num_updates"]`); `None` if the file has no count.
+        feature_extractor, trainer_state: Settings of the feature extractor, and counters of the run, in files that this
+            package exported.
+        training_cfg: Settings of the training, by section.
+        training_state: What the file has of `TRAINING_KEYS`, unchecked; its tensors are read from the file when used.
     """
 
     path: Path
@@ -64,6 +72,10 @@ class FairseqCheckpoint:
     task_cfg: dict[str, Any] = field(default_factory=dict)
     settings_name: str = ""
     num_updates: int | None = None
+    feature_extractor: dict[str, Any] = field(default_factory=dict)
+    trainer_state: dict[str, Any] = field(default_factory=dict)
+    training_cfg: dict[str, dict[str, Any]] = field(default_factory=dict)
+    training_state: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 def load_fairseq_checkpoint(path: str | Path) -> FairseqCheckpoint:
@@ -93,7 +105,13 @@ def load_fairseq_checkpoint(path: str | Path) -> FairseqCheckpoint:
         hint = "; it looks like a bare state dict without settings, which conversion needs" if bare else ""
         raise CheckpointError(f"{path} is not a fairseq-signals checkpoint: it has no 'model' (found: {keys}){hint}")
     tensors = _state_dict(path, content["model"])
-    return FairseqCheckpoint(path, tensors, **_settings(path, content), num_updates=_num_updates(content))
+    return FairseqCheckpoint(
+        path,
+        tensors,
+        **_settings(path, content),
+        num_updates=_num_updates(content),
+        training_state={key: content[key] for key in TRAINING_KEYS if content.get(key) is not None},
+    )
 
 
 def _check_container(path: Path) -> bool:
@@ -343,12 +361,16 @@ def _state_dict(path: Path, model: Any) -> dict[str, torch.Tensor]:
 
 def _settings(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     cfg, args = content.get("cfg"), content.get("args")
+    settings: dict[str, Any] = {}
     try:
+        own = _plain(_section(content.get(OWN_KEY)))
+        settings |= {name: _section(own.get(name)) for name in ("feature_extractor", "trainer_state")}
         if cfg is not None:
             sections = _plain({"cfg": _section(cfg)})["cfg"]
             if isinstance(sections.get("model"), dict):
                 named = {f"{name}_cfg": _section(sections.get(name)) for name in ("model", "criterion", "task")}
-                return {**named, "settings_name": "cfg.model"}
+                settings["training_cfg"] = {name: _section(sections.get(name)) for name in _TRAINING_SECTIONS}
+                return {**settings, **named, "settings_name": "cfg.model"}
         if args is not None:
             flat = _plain({"args": _section(args)})["args"]
             if flat:
@@ -356,6 +378,8 @@ def _settings(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
                 name = flat.get("_name") or flat.get("arch")
                 criterion = {**flat, "_name": flat.get("criterion")}
                 return {
+                    **settings,
+                    "training_cfg": dict.fromkeys(_TRAINING_SECTIONS, flat),
                     "model_cfg": {**flat, "_name": name},
                     "criterion_cfg": criterion,
                     "task_cfg": {**flat, "_name": flat.get("task")},
@@ -363,7 +387,7 @@ def _settings(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
                 }
     except _TooDeep:
         raise CheckpointError(f"{path}: its settings are nested too deeply, or too many, for a configuration") from None
-    return {}
+    return settings
 
 
 def _num_updates(content: Mapping[str, Any]) -> int | None:
@@ -479,4 +503,11 @@ def _is_layer(layer: Any) -> bool:
     return isinstance(layer, (list, tuple)) and len(layer) == 3 and all(type(n) is int and 0 < n < 10**6 for n in layer)
 
 
-__all__ = ["CheckpointError", "FairseqCheckpoint", "load_fairseq_checkpoint", "parse_conv_feature_layers"]
+__all__ = [
+    "OWN_KEY",
+    "TRAINING_KEYS",
+    "CheckpointError",
+    "FairseqCheckpoint",
+    "load_fairseq_checkpoint",
+    "parse_conv_feature_layers",
+]

@@ -11,7 +11,7 @@ import inspect
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,19 @@ import torch
 from safetensors.torch import load_file
 
 from ..configuration_ecgfm import ECGFMConfig
-from ..feature_extraction_ecgfm import STANDARD_LEADS, ECGFMFeatureExtractor
+from ..feature_extraction_ecgfm import POLICIES, STANDARD_LEADS
 from ..model_folder import ModelNotFoundError, load_feature_extractor, load_model
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMForPreTraining, ECGFMPreTrainedModel
 from ..provenance import ProvenanceError, num_updates, read_steps
 from ..utils.errors import OutputExistsError
 from ..utils.files import atomic_path
-from .checkpoint import CheckpointError, load_fairseq_checkpoint
+from .checkpoint import OWN_KEY, CheckpointError, load_fairseq_checkpoint
 from .convert import ConvertedModel
+from .published import INPUT_SETTINGS
 from .reference import check_differences, verify_conversion
 from .settings import config_from_checkpoint
-from .state_dict import ModelKind, revert_state_dict
+from .state_dict import ModelKind, convert_state_dict, revert_state_dict
+from .training_state import fairseq_training_state, load_training_state
 
 _CRITERIA = {
     None: "binary_cross_entropy_with_logits",
@@ -43,9 +45,6 @@ _DECIDE_OUTPUTS = (
     *("num_leads", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
     *("layer_norm_eps", "feat_extract_norm", "feat_extract_activation", "conv_dim", "conv_kernel", "conv_stride"),
     *("conv_bias", "num_conv_pos_embeddings", "num_conv_pos_embedding_groups", "do_stable_layer_norm"),
-)
-_EXTRACTOR_SETTINGS = (
-    *("sampling_rate", "segment_seconds", "missing_leads", "nan_samples", "constant_leads", "short_recordings"),
 )
 # Sections of a fairseq-signals run without a counterpart here; loading the file does not need them.
 _OTHER_SECTIONS = ("common", "common_eval", "distributed_training", "dataset", "optimization", "checkpoint")
@@ -63,6 +62,7 @@ class ExportReport:
         lead_names: Leads of the input, in order.
         num_tensors, num_parameters: How many were written.
         num_updates: Training updates written; `None` if the folder has no count, and 0 was written.
+        has_training_state: Whether Adam's moments and the counters were written.
         lost_settings: Settings of the folder that the format cannot hold, by name.
         warnings: For users of the file.
         differences: With `verify`, as in [`verify_conversion`].
@@ -75,6 +75,7 @@ class ExportReport:
     num_tensors: int
     num_parameters: int
     num_updates: int | None = None
+    has_training_state: bool = False
     lost_settings: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     differences: dict[str, float] | None = None
@@ -98,7 +99,8 @@ def export_fairseq_checkpoint(
     Write a model folder as a fairseq-signals checkpoint, the inverse of [`convert_checkpoint`].
 
     The file is read back before it replaces `output`: its tensors must be bit-equal, and its configuration equal in all
-    that the format can hold. It opens with `torch.load(weights_only=True)` and has no optimizer state.
+    that the format can hold. It opens with `torch.load(weights_only=True)`. A checkpoint of pretraining is written with
+    its training state; other folders have none.
 
     Args:
         model_dir: Folder with `config.json`, safetensors weights of `ECGFMForPreTraining` or
@@ -128,6 +130,9 @@ def export_fairseq_checkpoint(
         stored, layer_norm_extractor=config.feat_extract_norm == "layer", old_weight_norm=old_weight_norm
     )
     updates, warnings = _updates(model_dir), []
+    state = load_training_state(model_dir, model) if isinstance(model, ECGFMForPreTraining) else None
+    if state is not None:
+        updates = state.counters.updates_before + state.counters.update
     if kind == "pretraining" and updates is None:
         warnings.append(
             "the folder has no number of updates: 0 is written, and pretraining that continues from the file starts at "
@@ -138,12 +143,12 @@ def export_fairseq_checkpoint(
         warnings.append(f"tensors are written as they are stored, in {names}; converting back gives float32")
     if config.feat_extract_norm == "layer":
         warnings.append("fairseq-signals crashes on this model's feature encoder (extractor_mode=layer_norm)")
-    content = {
+    content: dict[str, Any] = {
         "args": None,
         "cfg": fairseq_settings(config, kind, leads, masks=config.mask_time_prob > 0),
         "model": tensors,
         "criterion": None,
-        # A model folder has no optimizer state: training continues with new moments.
+        # Without a training state, training continues with new moments.
         "optimizer_history": [{"lr_scheduler_state": {}, "num_updates": updates or 0}],
         "task_state": {},
         "extra_state": {
@@ -151,7 +156,16 @@ def export_fairseq_checkpoint(
             "val_loss": None,
         },
         "last_optimizer_state": None,
+        # fairseq-signals ignores it; it knows leads as `task.leads_to_load`.
+        OWN_KEY: {"feature_extractor": {name: getattr(extractor, name) for name in (*INPUT_SETTINGS, *POLICIES)}},
     }
+    if state is not None:
+        ours = dict(zip(tensors, convert_state_dict(tensors), strict=True))
+        entries, sections, notes = fairseq_training_state(state, ours)
+        content |= entries
+        content["cfg"] |= sections
+        content[OWN_KEY]["trainer_state"] = asdict(state.counters)
+        warnings += notes
     output.parent.mkdir(parents=True, exist_ok=True)
     differences = None
     with ExitStack() as stack:
@@ -176,7 +190,8 @@ def export_fairseq_checkpoint(
         num_tensors=len(tensors),
         num_parameters=sum(tensor.numel() for tensor in tensors.values()),
         num_updates=updates,
-        lost_settings=lost | _extractor_settings(extractor),
+        has_training_state=state is not None,
+        lost_settings=lost,
         warnings=(*warnings, *read_warnings),
         differences=differences,
     )
@@ -293,15 +308,6 @@ def _updates(model_dir: Path) -> int | None:
         return num_updates(read_steps(model_dir))
     except ProvenanceError:
         return None
-
-
-def _extractor_settings(extractor: ECGFMFeatureExtractor) -> dict[str, Any]:
-    """Return the settings of the feature extractor that differ from its defaults; the format holds none of them."""
-    defaults = ECGFMFeatureExtractor()
-    settings = {name: getattr(extractor, name) for name in _EXTRACTOR_SETTINGS}
-    return {
-        f"feature extractor's {name}": value for name, value in settings.items() if value != getattr(defaults, name)
-    }
 
 
 def _read_back(

@@ -10,7 +10,7 @@ import numpy as np
 from ..records.record import ECGReadError
 from ..utils.errors import SettingsError
 from ..utils.ids import canonical_id
-from .label_sets import read_label_names
+from .label_sets import read_labels
 from .manifests import (
     FairseqFolderError,
     Manifest,
@@ -145,7 +145,7 @@ class FairseqFolder:
         self.label_names = tuple(f"LABEL_{number}" for number in range(count))
         try:
             if (folder / "label_def.csv").is_file():
-                self.label_names = read_label_names(folder / "label_def.csv")
+                self.label_names = read_labels(folder / "label_def.csv").names
         except SettingsError as error:
             raise FairseqFolderError(str(error)) from error
         if (folder / "pos_weight.txt").is_file():

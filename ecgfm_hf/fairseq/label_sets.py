@@ -1,5 +1,6 @@
 """Label sets of the published ECG-FM classifiers, and labels that a user gives by name, list or file."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +21,14 @@ class LabelSet:
         notes: Warnings for users of a label, by name.
         pos_weight: The weights of positives that the published classifier was trained with, in the order of `names`;
             empty where none are published.
+        thresholds: Decision thresholds on a recording's score, by name; empty without.
     """
 
     names: tuple[str, ...]
     aggregation: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     pos_weight: tuple[float, ...] = ()
+    thresholds: dict[str, float] = field(default_factory=dict)
 
 
 MIMIC17 = LabelSet(
@@ -108,6 +111,13 @@ PHYSIONET26 = LabelSet(
     ),
 )
 LABEL_SETS = {"mimic17": MIMIC17, "physionet26": PHYSIONET26}
+# The published checkpoints' repositories, and their label sets, by the file's name without its ending.
+PUBLISHED = {
+    "mimic_iv_ecg_physionet_pretrained": "wanglab/ecg-fm",
+    "mimic_iv_ecg_finetuned": "wanglab/ecg-fm",
+    "physionet_finetuned": "wanglab/ecg-fm-preprint",
+}
+PUBLISHED_LABELS = {"mimic_iv_ecg_finetuned": "mimic17", "physionet_finetuned": "physionet26"}
 
 
 def resolve_labels(labels: str | Path | Sequence[str] | LabelSet, num_labels: int) -> LabelSet:
@@ -115,8 +125,9 @@ def resolve_labels(labels: str | Path | Sequence[str] | LabelSet, num_labels: in
     Return the label set that a user gives by name, list or file.
 
     Args:
-        labels: `"mimic17"`, `"physionet26"`, a file (a CSV with a column `name`, such as fairseq-signals'
-            `label_def.csv`, or one name on each line), names separated by commas, or a sequence of names.
+        labels: `"mimic17"`, `"physionet26"`, a file (a CSV with a column `name` and optionally `threshold`, such as
+            fairseq-signals' `label_def.csv`, or one name on each line), names separated by commas, or a sequence of
+            names.
         num_labels: Outputs of the classifier.
 
     Returns:
@@ -131,7 +142,7 @@ def resolve_labels(labels: str | Path | Sequence[str] | LabelSet, num_labels: in
     elif isinstance(labels, str) and labels in LABEL_SETS:
         label_set, origin = LABEL_SETS[labels], labels
     elif isinstance(labels, Path) or (isinstance(labels, str) and _is_file(labels)):
-        label_set, origin = LabelSet(read_label_names(labels)), str(labels)
+        label_set, origin = read_labels(labels), str(labels)
     elif isinstance(labels, str):
         label_set, origin = LabelSet(tuple(name.strip() for name in labels.split(","))), "the list given"
     else:
@@ -166,13 +177,15 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def read_label_names(path: str | Path) -> tuple[str, ...]:
+def read_labels(path: str | Path) -> LabelSet:
     """
-    Read label names from a CSV with a column `name`, such as `label_def.csv`, or from one name on each line.
+    Read labels from a CSV with a column `name`, such as `label_def.csv`, or from one name on each line.
+
+    A column `threshold` has decision thresholds, of 0 to 1 on a recording's score; a label may be without one.
 
     Raises:
-        `SettingsError`: the file is not text, has no labels, an empty or repeated one, or several columns of which
-            none is called `name`.
+        `SettingsError`: the file is not text, has no labels, an empty or repeated one, an impossible threshold, or
+            several columns of which none is called `name`.
         `InputNotFoundError`: there is no such file.
     """
     path = Path(path)
@@ -182,18 +195,30 @@ def read_label_names(path: str | Path) -> tuple[str, ...]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise SettingsError(f"{path} is not a text file in UTF-8: {error}") from error
-    rows = [row for row in read_cells(text.splitlines()) if any(cell.strip() for cell in row)]
+    rows = [[cell.strip() for cell in row] for row in read_cells(text.splitlines()) if any(c.strip() for c in row)]
     if not rows:
         raise SettingsError(f"{path} has no labels")
-    header = [cell.strip() for cell in rows[0]]
-    if "name" in header:
-        column = header.index("name")
-        names = tuple(row[column].strip() if column < len(row) else "" for row in rows[1:])
-        _check_names(names, str(path))
-        return names
-    if any(len(row) > 1 for row in rows):
-        raise SettingsError(f"{path} has several columns, but none is called 'name' (found: {', '.join(header[:8])})")
-    return tuple(row[0].strip() for row in rows)
+    header = rows[0]
+    if "name" not in header:
+        if any(len(row) > 1 for row in rows):
+            raise SettingsError(
+                f"{path} has several columns, but none is called 'name' (found: {', '.join(header[:8])})"
+            )
+        return LabelSet(tuple(row[0] for row in rows))
+    columns = {name: [row[i] if i < len(row) else "" for row in rows[1:]] for i, name in enumerate(header)}
+    names = tuple(columns["name"])
+    _check_names(names, str(path))
+    thresholds = {}
+    for name, cell in zip(names, columns.get("threshold", ()), strict=False):
+        if not cell:
+            continue
+        try:
+            thresholds[name] = float(cell)
+        except ValueError:
+            thresholds[name] = math.nan
+        if not 0 <= thresholds[name] <= 1:
+            raise SettingsError(f"{path}: the threshold of {name!r} is {cell!r}, expected a number from 0 to 1")
+    return LabelSet(names, thresholds=thresholds)
 
 
 __all__ = [
@@ -201,7 +226,9 @@ __all__ = [
     "MIMIC17",
     "PHYSIONET26",
     "PHYSIONET_CLASSES",
+    "PUBLISHED",
+    "PUBLISHED_LABELS",
     "LabelSet",
-    "read_label_names",
+    "read_labels",
     "resolve_labels",
 ]

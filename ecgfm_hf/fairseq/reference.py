@@ -151,7 +151,9 @@ def _position(x: Tensor, get: Callable[[str], Tensor | None]) -> Tensor:
 
 @torch.no_grad()
 def verify_conversion(
-    model: "ECGFMForPreTraining | ECGFMForMultiLabelClassification", tensors: Mapping[str, Tensor]
+    model: "ECGFMForPreTraining | ECGFMForMultiLabelClassification",
+    tensors: Mapping[str, Tensor],
+    channels: Sequence[int] | None = None,
 ) -> dict[str, float]:
     """
     Compare a converted model with [`reference_forward`] on the same seeded noise.
@@ -161,6 +163,7 @@ def verify_conversion(
     Args:
         model: The converted model, on the CPU, in float32.
         tensors: The source's tensors, with fairseq-signals names.
+        channels: The source's input channels that the model takes, all by default. The source gets 0 in the others.
 
     Returns:
         The largest absolute difference of each output, relative to the reference's largest absolute value: `frames`,
@@ -176,9 +179,14 @@ def verify_conversion(
     for suffix, num_samples in (("", [samples, samples]), ("_padded", [samples, samples * 2 // 3])):
         inside = torch.arange(samples)[None, :] < torch.tensor(num_samples)[:, None]
         segment = inputs * inside[:, None, :]
+        whole = segment
+        if channels is not None:
+            first = next(t for name, t in tensors.items() if name.endswith("feature_extractor.conv_layers.0.0.weight"))
+            whole = segment.new_zeros(len(segment), first.shape[1], samples)
+            whole[:, list(channels)] = segment
         reference = reference_forward(
             tensors,
-            segment,
+            whole,
             num_samples,
             strides=config.conv_stride,
             heads=config.num_attention_heads,

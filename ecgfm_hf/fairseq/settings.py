@@ -397,6 +397,7 @@ class _SettingsReader:
             names = list(label_set.names)
             fields["label_aggregation"] = dict(label_set.aggregation) or None
             fields["label_notes"] = dict(label_set.notes) or None
+            fields["label_thresholds"] = dict(label_set.thresholds) or None
         return fields | {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
     def _lead_names(self, lead_names: Sequence[str] | None) -> tuple[str, ...]:
@@ -440,9 +441,6 @@ class _SettingsReader:
                     f"{section}.{name} is set: fairseq-signals changed the inputs while loading them, the feature "
                     "extractor does not"
                 )
-        rate = self.task_cfg.get("sample_rate")
-        if rate not in (None, 500):
-            self.warnings.append(f"task.sample_rate is {rate!r} Hz, but the feature extractor delivers 500 Hz")
 
     # Settings of training: regularisation, masking, objectives
 

@@ -35,15 +35,24 @@ class NamePair:
 _POSITION = "conv_pos.pos_conv.0"
 _POSITION_OURS = "encoder.pos_conv_embed.conv"
 
+# In the order of fairseq-signals' parameters, by which its optimizer numbers them.
 ENCODER_NAMES = (
+    NamePair("mask_emb", "masked_spec_embed"),
+    NamePair("encoder.layers.{i}.self_attn.k_proj.{p}", "encoder.layers.{i}.attention.k_proj.{p}"),
+    NamePair("encoder.layers.{i}.self_attn.v_proj.{p}", "encoder.layers.{i}.attention.v_proj.{p}"),
+    NamePair("encoder.layers.{i}.self_attn.q_proj.{p}", "encoder.layers.{i}.attention.q_proj.{p}"),
+    NamePair("encoder.layers.{i}.self_attn.out_proj.{p}", "encoder.layers.{i}.attention.out_proj.{p}"),
+    NamePair("encoder.layers.{i}.self_attn_layer_norm.{p}", "encoder.layers.{i}.layer_norm.{p}"),
+    NamePair("encoder.layers.{i}.fc1.{p}", "encoder.layers.{i}.feed_forward.intermediate_dense.{p}"),
+    NamePair("encoder.layers.{i}.fc2.{p}", "encoder.layers.{i}.feed_forward.output_dense.{p}"),
+    NamePair("encoder.layers.{i}.final_layer_norm.{p}", "encoder.layers.{i}.final_layer_norm.{p}"),
+    NamePair("encoder.layer_norm.{p}", "encoder.layer_norm.{p}"),
     NamePair("feature_extractor.conv_layers.{i}.0.{p}", "feature_extractor.conv_layers.{i}.conv.{p}"),
     NamePair("feature_extractor.conv_layers.{i}.2.{p}", "feature_extractor.conv_layers.{i}.layer_norm.{p}", GROUP_NORM),
     NamePair(
         "feature_extractor.conv_layers.{i}.2.1.{p}", "feature_extractor.conv_layers.{i}.layer_norm.{p}", LAYER_NORM
     ),
-    NamePair("layer_norm.{p}", "feature_projection.layer_norm.{p}"),
     NamePair("post_extract_proj.{p}", "feature_projection.projection.{p}"),
-    NamePair("mask_emb", "masked_spec_embed"),
     NamePair(f"{_POSITION}.bias", f"{_POSITION_OURS}.bias"),
     NamePair(
         f"{_POSITION}.parametrizations.weight.original0",
@@ -57,15 +66,7 @@ ENCODER_NAMES = (
     ),
     NamePair(f"{_POSITION}.weight_g", f"{_POSITION_OURS}.parametrizations.weight.original0", OLD_WEIGHT_NORM),
     NamePair(f"{_POSITION}.weight_v", f"{_POSITION_OURS}.parametrizations.weight.original1", OLD_WEIGHT_NORM),
-    NamePair("encoder.layer_norm.{p}", "encoder.layer_norm.{p}"),
-    NamePair("encoder.layers.{i}.self_attn.q_proj.{p}", "encoder.layers.{i}.attention.q_proj.{p}"),
-    NamePair("encoder.layers.{i}.self_attn.k_proj.{p}", "encoder.layers.{i}.attention.k_proj.{p}"),
-    NamePair("encoder.layers.{i}.self_attn.v_proj.{p}", "encoder.layers.{i}.attention.v_proj.{p}"),
-    NamePair("encoder.layers.{i}.self_attn.out_proj.{p}", "encoder.layers.{i}.attention.out_proj.{p}"),
-    NamePair("encoder.layers.{i}.self_attn_layer_norm.{p}", "encoder.layers.{i}.layer_norm.{p}"),
-    NamePair("encoder.layers.{i}.fc1.{p}", "encoder.layers.{i}.feed_forward.intermediate_dense.{p}"),
-    NamePair("encoder.layers.{i}.fc2.{p}", "encoder.layers.{i}.feed_forward.output_dense.{p}"),
-    NamePair("encoder.layers.{i}.final_layer_norm.{p}", "encoder.layers.{i}.final_layer_norm.{p}"),
+    NamePair("layer_norm.{p}", "feature_projection.layer_norm.{p}"),
 )
 HEAD_NAMES: dict[ModelKind, tuple[NamePair, ...]] = {
     "pretraining": (
@@ -140,7 +141,7 @@ def revert_state_dict(
     tensors: Mapping[str, torch.Tensor], *, layer_norm_extractor: bool = False, old_weight_norm: bool = False
 ) -> dict[str, torch.Tensor]:
     """
-    Rename tensors of this package for fairseq-signals, the inverse of [`convert_state_dict`].
+    Rename tensors of this package for fairseq-signals, the inverse of [`convert_state_dict`], in its parameters' order.
 
     Args:
         tensors: State dict of `ECGFMForPreTraining` or `ECGFMForMultiLabelClassification`.
@@ -163,7 +164,19 @@ def revert_state_dict(
         if theirs is None:
             raise CheckpointError(f"a {kind} model of fairseq-signals has no tensor {name}")
         renamed[theirs] = tensor
-    return renamed
+    return {name: renamed[name] for name in sorted(renamed, key=lambda name: _rank(name, kind))}
+
+
+def _rank(name: str, kind: ModelKind) -> tuple[int, int, int, bool]:
+    """Return a sorting key by which fairseq-signals' names come in the order of its parameters."""
+    pairs = [FAIRSEQ_PREFIX[kind] + pair.fairseq for pair in ENCODER_NAMES]
+    pairs += [pair.fairseq for pair in HEAD_NAMES[kind]]
+    for rank, (pattern, template) in enumerate(zip(_patterns(kind, True), pairs, strict=True)):
+        if match := pattern[0].fullmatch(name):
+            # All of a layer comes before the next one.
+            group = next(i for i, other in enumerate(pairs) if other.split("{i}")[0] == template.split("{i}")[0])
+            return group, int(match.groupdict().get("i") or 0), rank, name.endswith("bias")
+    raise ValueError(f"{name} is no tensor of a {kind} model")
 
 
 def _translate(name: str, kind: ModelKind, *, to_ours: bool, layouts: frozenset[str] | None = None) -> str | None:

@@ -13,7 +13,8 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from accelerate.utils import GradientAccumulationPlugin
 
-from ..model_folder import save_model_folder
+from ..fairseq.training_state import RunCounters
+from ..model_folder import OPTIMIZER_FILE, STATE_FILE, save_model_folder
 from ..provenance import (
     PROVENANCE_FILE,
     ProvenanceError,
@@ -31,10 +32,9 @@ from .monitoring import Interruption, Monitor, NonFiniteError, check_trackers, w
 from .objective import METRICS, NonFiniteBatchError, Updater, batch_metrics
 from .optimizers import FairseqAdam, build_optimizer
 from .pretraining_data import open_pairs, train_batches, valid_batches
-from .run_folder import ENGINE_FOLDER, STATE_FILE, RunFolder, reading_checkpoint, writing_to
+from .run_folder import ENGINE_FOLDER, RunFolder, reading_checkpoint, writing_to
 from .settings import PUBLISHED_EFFECTIVE_BATCH, PretrainSettings, SettingsError, steps_of
 
-OPTIMIZER_FILE = "optimizer.pt"
 # Settings that model cards report: none that contains a path, a person or an institution.
 _REPORTED: tuple[str, ...] = (
     "augmentations",
@@ -52,26 +52,6 @@ _ENGINES = {
     "ACCELERATE_USE_FSDP": DistributedType.FSDP,
     "ACCELERATE_USE_MEGATRON_LM": DistributedType.MEGATRON_LM,
 }
-
-
-@dataclass
-class TrainerState:
-    """
-    Where a run is; `trainer_state.json` of a checkpoint. Draws are seeded by their index in the run, so there is no
-    random state.
-
-    Args:
-        update (`int`): Updates done.
-        epoch, update_in_epoch (`int`): Epochs done, and updates done in the current one.
-        updates_before (`int`): Of the weights before the run, which the Gumbel temperature counts too.
-        best_loss (`float`, *optional*): Least validation loss so far.
-    """
-
-    update: int = 0
-    epoch: int = 0
-    update_in_epoch: int = 0
-    updates_before: int = 0
-    best_loss: float | None = None
 
 
 @dataclass
@@ -120,11 +100,15 @@ class Pretrainer:
     def __init__(self, settings: PretrainSettings):
         self.settings, self.folder = settings, RunFolder(settings)
         self.accelerator: Accelerator = build_accelerator(settings)
-        latest = self.folder.latest
+        # The run's own last checkpoint; without one, the checkpoint that resume_from_checkpoint names.
+        origin = None if settings.resume_folder is None else Path(settings.resume_folder)
+        latest = self.folder.latest or origin
+        if latest is not None and latest == origin:
+            _check_state_files(latest)
         with reading_checkpoint(latest):
             model, self.feature_extractor = build_pretraining_model(settings, latest)
         if latest is None:
-            self.state = TrainerState(updates_before=_updates_before(settings))
+            self.state = RunCounters(updates_before=_updates_before(settings))
         else:
             self.state = _read_state(latest)
         # One process makes the copy of the data that all read. Its error is raised after the others have waited.
@@ -145,7 +129,7 @@ class Pretrainer:
                 f"{settings.gradient_accumulation_steps}), but the data has {2 * len(self.train_data)} in pairs: lower "
                 "per_device_train_batch_size or gradient_accumulation_steps"
             )
-        self.total_updates = settings.total_steps(self.updates_per_epoch)
+        self.total_updates = self._total_updates()
         self.folder.check_same_data(self.train_data.fingerprint, len(self.train_data), processes)
         optimizer = build_optimizer(model.parameters(), settings)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
@@ -161,6 +145,15 @@ class Pretrainer:
         self._first_update = self.state.update
         self._has_collapsed = False
 
+    def _total_updates(self) -> int:
+        """Return the updates of the whole run, those of a checkpoint that another program trained included."""
+        state, per_epoch = self.state, self.updates_per_epoch
+        if state.update_in_epoch >= per_epoch:  # its epochs are longer
+            state.epoch, state.update_in_epoch = state.epoch + 1, 0
+        # fairseq-signals makes an update of the few segments at an epoch's end, which are left out here.
+        beyond = state.update - state.epoch * per_epoch - state.update_in_epoch
+        return self.settings.total_steps(per_epoch) + (0 if self.settings.max_steps > 0 else beyond)
+
     def describe(self) -> str:
         """Describe the run that is about to begin, in lines; the effective batch is counted as in fairseq-signals."""
         settings, processes = self.settings, self.accelerator.num_processes
@@ -172,7 +165,7 @@ class Pretrainer:
         begin = f"resuming at update {self.state.update}" if self._last_checkpoint else "from update 0"
         before = self.state.updates_before
         begin += f", after {before:,} of init_from" if before else ""
-        source = settings.init_from or "random weights"
+        source = settings.resume_folder or settings.init_from or "random weights"
         kind = self.accelerator.distributed_type
         engine = "" if kind == DistributedType.NO else f", {kind.value}"
         lines = [
@@ -341,7 +334,9 @@ class Pretrainer:
             return
         with reading_checkpoint(checkpoint):
             found = torch.load(checkpoint / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
-        self.optimizer.load_state_dict(found["optimizer"])
+            groups = self.optimizer.state_dict()["param_groups"]
+            _check_optimizer(checkpoint, found["optimizer"]["param_groups"], self.settings)
+            self.optimizer.load_state_dict({"state": found["optimizer"]["state"], "param_groups": groups})
         if self.accelerator.scaler is not None and found["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(found["scaler"])
 
@@ -353,7 +348,8 @@ class Pretrainer:
                 save_model_folder(self.updater.bare, self.feature_extractor, folder, state_dict=weights)
                 # A run that was finished before adds nothing.
                 if self.state.update > self._first_update or not (folder / PROVENANCE_FILE).is_file():
-                    add_step(folder, "pretraining", self._provenance(), began_from=self.settings.init_from)
+                    began_from = self.settings.resume_folder or self.settings.init_from
+                    add_step(folder, "pretraining", self._provenance(), began_from=began_from)
         self.accelerator.wait_for_everyone()
 
     def _provenance(self) -> dict[str, Any]:
@@ -418,10 +414,31 @@ def build_accelerator(settings: PretrainSettings) -> Accelerator:
     return accelerator
 
 
-def _read_state(checkpoint: Path) -> TrainerState:
+def _check_state_files(checkpoint: Path) -> None:
+    missing = [name for name in (STATE_FILE, OPTIMIZER_FILE) if not (checkpoint / name).is_file()]
+    if missing:
+        raise SettingsError(
+            f"resume_from_checkpoint: {checkpoint} has no {' and no '.join(missing)}: give a checkpoint of "
+            "pretraining, or a folder that `ecgfm convert` made of a checkpoint with training state; for the weights "
+            "only, use init_from"
+        )
+
+
+def _check_optimizer(checkpoint: Path, groups: list[dict[str, Any]], settings: PretrainSettings) -> None:
+    """Check that the moments were computed with the constants of the settings."""
+    betas = (settings.adam_beta1, settings.adam_beta2)
+    expected = {"betas": betas, "eps": settings.adam_epsilon, "weight_decay": settings.weight_decay}
+    for name, value in expected.items():
+        found = groups[0].get(name, value)
+        if (tuple(found) if name == "betas" else found) != value:
+            setting = {"betas": "adam_beta1 and adam_beta2", "eps": "adam_epsilon"}.get(name, name)
+            raise SettingsError(f"{checkpoint}: its optimizer has {setting} {found}, the settings have {value}")
+
+
+def _read_state(checkpoint: Path) -> RunCounters:
     with reading_checkpoint(checkpoint):
         try:
-            return TrainerState(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
+            return RunCounters(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{STATE_FILE}: {error}") from None
 

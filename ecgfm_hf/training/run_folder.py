@@ -24,12 +24,13 @@ from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from ..model_folder import STATE_FILE
 from ..utils.files import check_output, sync, write_json, write_text
 from ..utils.integrity import CHECKSUMS_FILE, changed_files, read_checksums, write_checksums
 from .settings import FinetuneSettings, RunSettings, SettingsError, check_names
 
 CHECKPOINTS = "checkpoints"
-SETTINGS_FILE, STATE_FILE = "settings.yaml", "trainer_state.json"
+SETTINGS_FILE = "settings.yaml"
 # Written last: fine-tuning is finished.
 RESULT_FILE = "finetuning.json"
 _RUN_FILE, _LOCK_FILE, _UNFINISHED = "run.json", ".lock", ".writing-"
@@ -231,6 +232,7 @@ class RunFolder:
         data = getattr(settings, "data", None)
         inputs = [
             settings.init_from,
+            settings.resume_folder,
             getattr(settings, "targets", None),
             *([data] if isinstance(data, str) else data or ()),
         ]

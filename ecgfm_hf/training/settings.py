@@ -210,7 +210,7 @@ class RunSettings:
     report_to: str | list[str] = field(default_factory=list)
     project: str = "ecgfm"
     run_name: str | None = None
-    resume_from_checkpoint: bool = True
+    resume_from_checkpoint: bool | str = True
 
     def __new__(cls, *args: Any, **values: Any) -> "RunSettings":
         """Refuse unknown names before the generated `__init__` does so without a suggestion."""
@@ -235,6 +235,8 @@ class RunSettings:
         self._check_duration()
         if self.bf16 and self.fp16:
             raise SettingsError("bf16 and fp16 are both true: choose one of them")
+        if self.resume_folder is not None and self.init_from is not None:
+            raise SettingsError("init_from and resume_from_checkpoint=FOLDER are both set: choose one of them")
         if isinstance(self.report_to, str):
             self.report_to = [] if self.report_to == "none" else [self.report_to]
 
@@ -255,6 +257,11 @@ class RunSettings:
                 f"lr_scheduler_type=constant has no warm-up, found warmup_steps={self.warmup_steps}: set "
                 "lr_scheduler_type=constant_with_warmup or warmup_steps=0"
             )
+
+    @property
+    def resume_folder(self) -> str | None:
+        """The checkpoint that `resume_from_checkpoint` names; None where it is true or false."""
+        return self.resume_from_checkpoint if isinstance(self.resume_from_checkpoint, str) else None
 
     @property
     def trackers(self) -> list[str]:
@@ -372,6 +379,10 @@ class FinetuneSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.resume_folder is not None:
+            raise SettingsError(
+                "resume_from_checkpoint must be true or false in fine-tuning, which is resumed in its own output_dir"
+            )
         self._check_task()
         check_model_fields({k: v for k, v in self.model.items() if k not in _DECIDED_ELSEWHERE})
         if decided := sorted(_DECIDED_ELSEWHERE & self.model.keys()):

@@ -26,12 +26,13 @@ from ..configuration_ecgfm import ECGFMConfig
 from ..data.finetuning_targets import balanced_weights
 from ..evaluation import auroc, macro, mean_absolute_error, r_squared
 from ..fairseq.label_sets import LABEL_SETS
+from ..model_folder import STATE_FILE
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification
 from ..pipeline_ecgfm import recording_scores
 from .finetuning_data import EpochOrder, FinetuneData, LabelledSegments, collate_segments, count_known
 from .monitoring import Interruption, Monitor, NonFiniteError
 from .optimizers import FairseqAdam, build_optimizer, learning_rate_at
-from .run_folder import CHECKPOINTS, STATE_FILE, Checkpoints, writing_to
+from .run_folder import CHECKPOINTS, Checkpoints, writing_to
 from .settings import FinetuneSettings, SettingsError, derived_seed
 from .trainable_weights import FreezeEncoder, add_lora, encoder_parameters, parameter_groups
 

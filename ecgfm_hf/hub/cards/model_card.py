@@ -18,6 +18,7 @@ from ...evaluation import METRICS_FILE
 from ...evaluation.formatting import METRIC_NAMES, count, figure_text, number, text
 from ...evaluation.intervals import RANKING
 from ...evaluation.results import PROBABILITY, RATES, REGRESSION
+from ...fairseq.label_sets import PUBLISHED
 from ...provenance import PROVENANCE_FILE, UNKNOWN, labels_with_withheld_counts, read_steps, splits_of, weights_digest
 from ...utils.errors import ECGFMError
 from .details import CardDetails, placeholder
@@ -28,12 +29,6 @@ if TYPE_CHECKING:
     from ...feature_extraction_ecgfm import ECGFMFeatureExtractor
     from .published import PublishedCheckpoint
 
-# Repositories of the published checkpoints, by the name of the file.
-PUBLISHED = {
-    "mimic_iv_ecg_physionet_pretrained": "wanglab/ecg-fm",
-    "mimic_iv_ecg_finetuned": "wanglab/ecg-fm",
-    "physionet_finetuned": "wanglab/ecg-fm-preprint",
-}
 CLASSIFIER = "ECGFMForMultiLabelClassification"
 _MULTI_LABEL = "multi_label_classification"
 _TAGS = ("ecg", "electrocardiogram", "12-lead-ecg", "ecg-fm", "cardiology", "medical")
@@ -67,6 +62,13 @@ _WORDS = {
         _MULTI_LABEL: "multi-label: labels do not exclude one another",
         "single_label_classification": "single-label: classes exclude one another",
         "regression": "regression",
+    },
+    "standardizations": {
+        "recording": "Each lead is standardised over the whole recording (mean 0, standard deviation 1), so gain and "
+        "offset do not matter.",
+        "all_leads": "All leads are standardised together over the whole recording (mean 0, standard deviation 1), so "
+        "a common gain does not matter.",
+        "none": "The signal is in mV and is not standardised, so units and gains must be right.",
     },
     "policies": {
         "error": "refused",
@@ -517,7 +519,6 @@ def _check_results(results: Mapping[str, Any], config: ECGFMConfig, folder: Path
 
 
 __all__ = [
-    "PUBLISHED",
     "CardError",
     "ModelSummary",
     "build_model_card",

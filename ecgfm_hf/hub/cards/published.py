@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ...configuration_ecgfm import ECGFMConfig
+from ...fairseq.label_sets import PUBLISHED
 from ...utils.errors import ECGFMError
 from .details import CardDetails
-from .model_card import PUBLISHED, ModelSummary, fill_template
+from .model_card import ModelSummary, fill_template
 
 if TYPE_CHECKING:
     from ...modeling_ecgfm import ECGFMPreTrainedModel
