@@ -244,6 +244,12 @@ def test_aberrant_conduction_counts_where_a_report_calls_something_conducted_so(
     assert aberrancy in positives(mimic17, "Atrial fibrillation with aberrantly conducted complexes")
     assert aberrancy not in positives(mimic17, "Atrial fibrillation; aberrantly conducted complexes")
     assert aberrancy not in positives(mimic17, "Ventricular tachycardia; LBBB")
+    assert aberrancy in positives(mimic17, "Sinus tachycardia. Abnormal ventricular conduction pathways")
+
+
+def test_advice_to_reverse_the_leads_is_no_poor_data_quality(mimic17):
+    assert positives(mimic17, "Repeat with reversed leads") == set()
+    assert positives(mimic17, "Limb leads reversed") == {"Poor data quality"}
 
 
 def test_presets_are_new_at_every_call_and_can_be_sent_to_processes():

@@ -49,6 +49,18 @@ DIFFERENCES: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
         (),
     ),
     (
+        "history is not this recording",
+        "Sinus rhythm, history of atrial flutter",
+        ("Sinus rhythm", "Tachycardia", "Atrial flutter", "Accessory pathway conduction"),
+        ("Sinus rhythm",),
+    ),
+    (
+        "what has resolved is not there",
+        "Atrial fibrillation resolved",
+        ("Tachycardia", "Atrial fibrillation", "Accessory pathway conduction"),
+        (),
+    ),
+    (
         "what is denied is not there",
         "Denies infarct",
         ("Infarction",),
@@ -230,11 +242,13 @@ _ABSENCE = {
     "before": [
         *("no", "without", "neither", "free of", "negative for", "{absence|resolution} of", "absent"),
         *("{has|have} replaced", "[is] no longer in", "not [in]", "{rather than|instead of}", "{denies|denied}"),
+        *("[past] {history of|hx of|h/o}", "converted from"),
         *("[very|highly] unlikely to {be|represent}", ", [very|highly] unlikely", ": {no|none|absent|negative}"),
     ],
     "after": [
         *(f"[is|are|was|were] no longer [{_SEEN}]", "longer {seen|present}", f"[is|are|was|were] not {_SEEN}"),
         *("{has|have} {resolved|disappeared|gone}", "{is|are|was|were} {absent|excluded|ruled out|gone}"),
+        *("resolved", "excluded", "{has|have} converted", "in the past", "in history"),
         *("[is|was|has been|have been] replaced by", "ruled out", "[is|are] [very|highly] unlikely"),
         *(f"not {{well|clearly|definitely|reliably}} {_SEEN}", ": {no|none|absent|negative}{,|.}"),
     ],

@@ -105,7 +105,10 @@ CONDUCTION: dict[str, tuple[list[str], list[str]]] = {
     "Short PR interval": ([], ["short pr"]),
     "Prolonged PR interval": ([], ["prolonged pr"]),
     # Bundle branches. With a fast rhythm they stand for aberrant conduction (see the compounds of `mimic17`).
-    "Aberrant ventricular conduction": ([], ["{aberrancy|aberrant {beats}}"]),
+    "Aberrant ventricular conduction": (
+        [],
+        ["{aberrancy|aberrant {beats}}", "abnormal ventricular conduction pathways"],
+    ),
     "Bundle branch block": (["Aberrant ventricular conduction"], []),
     "Right bundle branch block": (["Bundle branch block"], ["right bundle branch block"]),
     "Left bundle branch block": (["Bundle branch block"], ["left bundle branch block"]),
@@ -265,7 +268,9 @@ MYOCARDIUM: dict[str, tuple[list[str], list[str]]] = {
     "Other disease": (
         [],
         [
-            *("pulmonary {disease|hypertension}", "dextrocardia", "cardiomyopathy", "congenital heart disease"),
+            *("pulmonary {disease|hypertension}", "cardiomyopathy", "congenital heart disease"),
+            # The second is advice where the heart may lie on the right, and no doubt about this recording.
+            *("dextrocardia", "repeat with reversed leads"),
             *("valvular disease", "{cva|cerebrovascular accident}", "hypertension"),
         ],
     ),
