@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def distributions(folder: Path) -> list[Path]:
-    """Those of this package in a folder."""
+    """Return the distributions of this package in a folder."""
     return sorted(folder.glob("ecgfm_hf-*.whl")) + sorted(folder.glob("ecgfm_hf-*.tar.gz"))
 
 

@@ -7,7 +7,7 @@ Makes a synthetic cohort, prepares and splits it by patient, pretrains a tiny en
 classifier, evaluates it on held-out patients with intervals, loads it through `AutoModel`, and predicts a real 12-lead
 recording (the DICOM file that comes with pydicom). Every step is an `ecgfm` command that is printed before it runs.
 
-The cohort is SYNTHETIC and the model has learnt nothing else: what it says of a real recording means nothing.
+The cohort is SYNTHETIC and the model has learnt nothing else: its scores of a real recording mean nothing.
 """
 
 import json
@@ -27,7 +27,7 @@ from ecgfm_hf.cli.main import main as ecgfm
 
 # Of 1.9 recordings on average.
 PATIENTS = 420
-# Those of the cohort's labels that a minute of training can teach.
+# The labels of the cohort that can be learnt in a minute of training.
 LABELS = ["sinus bradycardia", "sinus tachycardia", "atrial fibrillation", "premature ventricular contractions"]
 
 
@@ -90,7 +90,7 @@ def main() -> int:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     print(f"\nDone in {time.monotonic() - start:.0f} s. {evaluation}/report.html is the report to look at.")
-    print("The model has only seen SYNTHETIC recordings: what it says of the real one means nothing.")
+    print("The model has only seen SYNTHETIC recordings: its scores of the real one mean nothing.")
     print("For published weights: ecgfm convert --help")
     return 0
 

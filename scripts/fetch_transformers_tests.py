@@ -40,7 +40,7 @@ def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
 
 
 class FetchError(Exception):
-    """What to tell the user."""
+    """An error that is printed."""
 
 
 def download_sdist(version: str, folder: Path) -> Path:
@@ -64,7 +64,7 @@ def download_sdist(version: str, folder: Path) -> Path:
         complaint = (result.stderr or result.stdout).strip().splitlines()
         raise FetchError(
             f"pip could not download the source distribution of transformers {version} (no network?): "
-            + (complaint[-1] if complaint else "it said nothing")
+            + (complaint[-1] if complaint else "no output")
         )
     return archives[0]
 

@@ -6,7 +6,8 @@ How often the 95% intervals hold the truth, by simulation.
 Each simulation draws patients with one or several recordings, of which the label is the patient's and the scores are
 normal and correlated within the patient, so that the truth is known; then it makes intervals as `ecgfm evaluate` does,
 and beside them percentiles, BCa, and the same intervals with recordings drawn in place of patients. A nominal 95%
-interval should hold the truth in 94 to 96 of 100; 2,000 simulations tell that to half a point (one standard error).
+interval should contain the truth in 94 to 96 of 100 simulations. 2,000 simulations measure this with a standard error
+of half a point.
 """
 
 import argparse
@@ -140,7 +141,7 @@ def simulate(case: Case, seed: int, resamples: int) -> dict[str, dict[str, tuple
 
 
 def _blocks_left_out(patients: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """(n, blocks): all recordings once, but for those of a 200th of the patients."""
+    """(n, blocks): all recordings, each time without the recordings of a 200th of the patients."""
     groups = patient_groups(patients.tolist())
     blocks = min(groups.count, _BLOCKS)
     block = generator.permutation(groups.count) % blocks

@@ -13,12 +13,12 @@ draws of 50, 100, 300 and 1,000 labelled recordings:
 - `hand-made features`: logistic regressions on rates, intervals and amplitudes.
 
 Learning rate and number of steps are chosen for `pretrained` and for `scratch` apart, at every number of labels, on
-another draw of other patients (`tune`, judged by `valid`). `studies/paired.py` says how intervals are made.
+another draw of other patients (`tune`, judged by `valid`). For the intervals see `studies/paired.py`.
 
-Everything that was done is kept in WORK_DIR: the same command goes on after an interruption. Figures are in
-WORK_DIR/results.json and WORK_DIR/table.md from the first draw on; `finished` in the former says whether all draws are
+Everything that was done is kept in WORK_DIR: the same command resumes after an interruption. Figures are in
+WORK_DIR/results.json and WORK_DIR/table.md from the first draw on; `finished` in the former shows whether all draws are
 in. `--small` is the same in a minute, to see that it runs (the test suite does): its figures mean nothing.
-`scripts/lora_study.py` goes on from a finished WORK_DIR.
+`scripts/lora_study.py` continues from a finished WORK_DIR.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> int:
     note = options.work_dir / SETTINGS
     content = json.dumps(study.to_dict(), indent=1) + "\n"
     if note.is_file() and note.read_text(encoding="utf-8") != content:
-        print(f"{note} says that {options.work_dir} holds a study of other settings: give another folder")
+        print(f"{note} shows that {options.work_dir} has a study of other settings: give another folder")
         return 2
     note.write_text(content, encoding="utf-8")
     started = time.perf_counter()
@@ -61,7 +61,7 @@ def main() -> int:
         try:
             found = run(study, options.work_dir, pool, options.processes)
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on where it was", file=sys.stderr)
+            print("interrupted; the same command resumes", file=sys.stderr)
             return 130
         finally:
             pool.shutdown(cancel_futures=True)

@@ -6,8 +6,8 @@ LoRA beside the fine-tuning of all weights, on the labelled recordings of the st
 WORK_DIR is one in which `scripts/label_efficiency.py` has finished: cohort, splits, pretrained encoder, draws and the
 result of fine-tuning all weights are its. LoRA's learning rate and then its number of steps are chosen as there, on a
 draw apart (`tune`, judged by `valid`), and the choice is trained on the first draw of `labelled` and judged once by
-`test`. Said are the share of weights that are trained, how much of the macro AUROC is reached with the interval of the
-difference over test patients, and how far the merged model's logits are from the adapters'. Written to
+`test`. The report has the share of weights that are trained, how much of the macro AUROC is reached with the interval
+of the difference over test patients, and how far the merged model's logits are from the adapters'. Written to
 WORK_DIR/lora.json; what was trained before is not trained again.
 """
 

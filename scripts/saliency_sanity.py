@@ -14,7 +14,7 @@ other patients that have such beats, and
    model;
 4. checks that attributions add up to the difference between logits.
 
-Intervals are 95 %, by a bootstrap over recordings. Nothing here says anything about patients.
+Intervals are 95 %, by a bootstrap over recordings. No figure here is about patients.
 """
 
 import argparse
@@ -212,12 +212,12 @@ def main() -> int:
         errors += list(np.abs(attribution.deltas) / np.abs(attribution.logits - attribution.baseline_logits))
 
     print(f"{len(near)} recordings with premature ventricular beats; means and 95 % intervals")
-    for place, what in enumerate(("score", "logit")):
+    for index, what in enumerate(("score", "logit")):
         print(f"fall of the {what} when a tenth of the recording is deleted")
         for name, values in falls.items():
-            print(f"  {name:<38}{_interval([value[place] for value in values])}")
+            print(f"  {name:<38}{_interval([value[index] for value in values])}")
         for name in ("integrated gradients", "attention"):
-            more = [one[place] - other[place] for one, other in zip(falls[name], falls["random"], strict=True)]
+            more = [one[index] - other[index] for one, other in zip(falls[name], falls["random"], strict=True)]
             print(f"  {name + ' less random':<38}{_interval(more)}")
     print(f"share of positive attribution near such beats   {_interval(near)}, of time {np.mean(time_near):.3f}")
     signed, sizes = zip(*correlations, strict=True)

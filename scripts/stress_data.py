@@ -5,7 +5,7 @@ What preparing a store must survive, in full size: damaged files and kills.
 
 Writes a folder with as many sound as damaged recordings, prepares it, and compares every row with what was written;
 then kills `ecgfm prepare`, children and all, at random moments (reading and finishing, one process and two, split and
-not), goes on with it, and compares the store with that of one undisturbed run. `tests/test_prepare_damaged.py` and
+not), resumes it, and compares the store with the store of one undisturbed run. `tests/test_prepare_damaged.py` and
 `tests/test_prepare_resume.py` do the same in small. Exit status 1 if anything is not as it must be.
 """
 
@@ -31,7 +31,7 @@ from killed_runs import content
 from ecgfm_hf.data import PhysioNet2021, RecordingTable, prepare
 from ecgfm_hf.data.store import store_files
 
-# Nothing in a file tells a gain, rate, unit or lead's name that damage has made into another valid one.
+# Damage that makes a gain, rate, unit or lead name into another valid one cannot be recognised in a file.
 UNTELLABLE = ("bits flipped in the header", "header cut off")
 
 
@@ -105,7 +105,7 @@ def compare(folder: DamagedFolder, store: Path, report: dict) -> list[str]:
               if kind not in UNTELLABLE]  # fmt: skip
     kept = Counter(kind for name, kind in folder.damage.items() if name in rows)
     print(f"  damaged and kept, samples as before: {dict(kept)}")
-    print(f"  of these with another gain, rate, unit or lead name that nothing can tell: {dict(other_facts)}")
+    print(f"  of these with another gain, rate, unit or lead name that cannot be recognised: {dict(other_facts)}")
     if any((samples_of(row) == CANARY_VALUE).any() for row in rows.values()):
         wrong.append("samples from outside of the folder")
     counts = report["recordings"]
@@ -153,11 +153,11 @@ def stress_kills(base: Path, kills: int, seed: int) -> list[str]:
                     wrong.append(f"{name}: ended with {process.returncode}")
                     return wrong
                 if content(out) != wanted:
-                    wrong.append(f"{name}: another store than that of one run, after {dict(done)}")
+                    wrong.append(f"{name}: another store than one run writes, after {dict(done)}")
                 shutil.rmtree(out)
             status = _command(folder.root, out, "--num-proc", processes, *split).wait()
             if status or content(out) != wanted:
-                wrong.append(f"{name}: another store than that of one run, after {dict(done)} (exit {status})")
+                wrong.append(f"{name}: another store than one run writes, after {dict(done)} (exit {status})")
             print(f"{name}: {dict(done)} kills, then {len(wanted['rows'])} files as of one run")
             shutil.rmtree(out)
     return wrong

@@ -108,8 +108,8 @@ def stress_store(base: Path, model_dir: Path, options: argparse.Namespace) -> li
         while process.poll() is None:
             # At the end the parts are joined and removed.
             finished = max(count_parts(output), own[-1][2] if own else 0)
-            if (held := resident_gb(process.pid)) is not None:
-                own.append((finished / num_parts, held, finished))
+            if (memory := resident_gb(process.pid)) is not None:
+                own.append((finished / num_parts, memory, finished))
             if target is not None and finished > target:
                 time.sleep(float(rng.uniform(0, 1)))
                 os.killpg(process.pid, signal.SIGKILL)
@@ -130,21 +130,21 @@ def stress_store(base: Path, model_dir: Path, options: argparse.Namespace) -> li
 
 
 def check_memory(memory: list[list[tuple[float, float, int]]]) -> list[str]:
-    """Whether the longest run held at its end what it held at its beginning."""
+    """Whether the memory of the longest run grew from its beginning to its end."""
     own = max(memory, key=lambda run: run[-1][0] - run[0][0] if run else 0)
     # Loading the model and the first parts are no part of it.
     beginning = own[0][0]
     several = sorted({share for share, *_ in own if share > beginning})[1:]
     if not several:
-        return ["too few recordings to tell whether memory grows"]
-    done, held, _ = np.array([one for one in own if one[0] >= several[0]]).T
-    print(f"memory of the run that did most ({done[0]:.0%} to {done[-1]:.0%} of the recordings), GB held at:")
+        return ["too few recordings to see whether memory grows"]
+    done, memory, _ = np.array([one for one in own if one[0] >= several[0]]).T
+    print(f"memory of the run that did most ({done[0]:.0%} to {done[-1]:.0%} of the recordings), GB at:")
     for share in np.linspace(0, 1, 11):
-        place = min(int(share * len(held)), len(held) - 1)
-        print(f"  {done[place]:6.1%}  {held[place]:.3f}")
-    fifth = max(len(held) // 5, 1)
-    early, late = float(np.median(held[:fifth])), float(np.median(held[-fifth:]))
-    print(f"  median of the first fifth {early:.3f}, of the last {late:.3f}, largest {held.max():.3f}")
+        index = min(int(share * len(memory)), len(memory) - 1)
+        print(f"  {done[index]:6.1%}  {memory[index]:.3f}")
+    fifth = max(len(memory) // 5, 1)
+    early, late = float(np.median(memory[:fifth])), float(np.median(memory[-fifth:]))
+    print(f"  median of the first fifth {early:.3f}, of the last {late:.3f}, largest {memory.max():.3f}")
     return [f"memory grew from {early:.3f} to {late:.3f} GB"] if late > 1.1 * early + 0.02 else []
 
 
@@ -165,7 +165,7 @@ def check_rows(store: Path, model_dir: Path, output: Path, count: int, rng: np.r
     if named != [name_of(number) for number in range(count) if is_short(number)]:
         wrong.append("the failures named are not the short recordings")
     chosen = np.sort(rng.choice(len(found), min(50, len(found)), replace=False))
-    wanted = {found[place]: table["embedding"][int(place)].as_py() for place in chosen}
+    wanted = {found[index]: table["embedding"][int(index)].as_py() for index in chosen}
     given = [record_from_row(row) for row in rows_of(store, set(wanted))]
     again = embed(model_dir, given)
     difference = max(
@@ -222,9 +222,9 @@ def as_record(one) -> ECGRecord:
 def rows_of(store: Path, names: set[str]) -> Iterator[dict]:
     for path in sorted((store / "data").iterdir()):
         for batch in pq.ParquetFile(path).iter_batches(64):
-            for place, name in enumerate(batch["recording_id"].to_pylist()):
+            for index, name in enumerate(batch["recording_id"].to_pylist()):
                 if name in names:
-                    yield batch.slice(place, 1).to_pylist()[0]
+                    yield batch.slice(index, 1).to_pylist()[0]
 
 
 def name_of(number: int) -> str:

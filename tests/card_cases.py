@@ -35,7 +35,7 @@ def tiny_config(names=LABELS, **fields):
         **MODEL,
         "mask_time_prob": 0.0,
         "id2label": dict(enumerate(names)),
-        "label2id": {name: place for place, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
         "problem_type": "multi_label_classification",
         **fields,
     }
@@ -52,7 +52,7 @@ def write_model(folder, config):
 def fine_tuned(folder):
     """The folder of a fine-tuned model as `ecgfm finetune` leaves it, with the fixture's facts."""
     config = tiny_config(
-        # Of one label only few patients have it, so that no weights are told.
+        # One label has only few patients, so that no weights are reported.
         pos_weight=None,
         label_aggregation={"pacing rhythm": "max"},
         label_thresholds={"atrial fibrillation": 0.41, "1st degree av block": 0.52},

@@ -49,15 +49,15 @@ def write_folder(base: Path, sound: int, damaged: int, num_samples: int = 250, s
     number = 0
     while sound or damaged:
         is_damaged = bool(damaged) and (not sound or bool(rng.random() < damaged / (sound + damaged)))
-        place = folder.root / "training" / ("georgia" if number % 2 else "ptb-xl") / f"g{number // 500 + 1}"
-        place.mkdir(parents=True, exist_ok=True)
+        directory = folder.root / "training" / ("georgia" if number % 2 else "ptb-xl") / f"g{number // 500 + 1}"
+        directory.mkdir(parents=True, exist_ok=True)
         name = f"E{number:06d}"
         samples = rng.integers(-2000, 2000, (12, num_samples)).astype(np.int16)
-        write_record(place, samples, name=name, suffix=".mat", offset=24, comments=COMMENTS)
+        write_record(directory, samples, name=name, suffix=".mat", offset=24, comments=COMMENTS)
         folder.samples[name] = samples
         if is_damaged:
             kind = kinds[len(folder.damage) % len(kinds)]
-            DAMAGE[kind](place / name, rng, folder.outside)
+            DAMAGE[kind](directory / name, rng, folder.outside)
             folder.damage[name] = kind
         sound, damaged = sound - (not is_damaged), damaged - is_damaged
         number += 1

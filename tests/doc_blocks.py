@@ -45,20 +45,20 @@ def blocks_of(page: Path) -> Iterator[Block]:
         above = text[: fence.start()].rstrip()
         comment = above[above.rfind("<!--") :] if above.endswith("-->") else ""
         found = _COMMENT.fullmatch(comment)
-        kind, said = found.groups() if found else (None, "")
+        kind, reason = found.groups() if found else (None, "")
         smaller = {}
         if kind == "smaller":
-            for part in said.split(";"):
+            for part in reason.split(";"):
                 command, *arguments = shlex.split(part)
                 smaller[command] = arguments
         line = text.count("\n", 0, fence.start()) + 1
-        yield Block(page.name, line, fence[1], fence[2], said if kind == "not run" else None, smaller)
+        yield Block(page.name, line, fence[1], fence[2], reason if kind == "not run" else None, smaller)
 
 
 def stand_ins_of(page: Path) -> list[str]:
     """What `<!-- stands in: A, B -->` says that a reader of the page has."""
-    found = [said for kind, said in _COMMENT.findall(page.read_text(encoding="utf-8")) if kind == "stands in"]
-    return [name.strip() for said in found for name in said.split(",")]
+    found = [reason for kind, reason in _COMMENT.findall(page.read_text(encoding="utf-8")) if kind == "stands in"]
+    return [name.strip() for reason in found for name in reason.split(",")]
 
 
 def command_lines(block: Block) -> list[str]:

@@ -53,7 +53,7 @@ def train_in_memory(model, data, settings, folder):
 
 
 def make_store(folder, patients=20, **split):
-    """A prepared store; split by patient unless told."""
+    """A prepared store; split by patient by default."""
     from ecgfm_hf.data import load_arrays
 
     found, labels = recordings(patients)
@@ -69,6 +69,6 @@ def plant_leak(store, into, patient):
 
     (path,) = (store / "data").glob(f"{into}-*.parquet")
     table = pq.read_table(path)
-    place = table.column_names.index("patient_id")
-    pq.write_table(table.set_column(place, "patient_id", pa.array([patient] * table.num_rows, pa.string())), path)
+    column = table.column_names.index("patient_id")
+    pq.write_table(table.set_column(column, "patient_id", pa.array([patient] * table.num_rows, pa.string())), path)
     write_store_checksums(store)

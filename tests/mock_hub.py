@@ -1,8 +1,8 @@
 """
 A mock of the Hugging Face Hub on the loopback address: enough of its HTTP for huggingface_hub to push and pull.
 
-It keeps what it is given in memory, remembers what it was asked, and fails as told. It is a mock: it shows that our
-side speaks with the real client over real HTTP, not what the real Hub accepts.
+It keeps what it is given in memory, records what was requested, and fails as configured. It is a mock: it shows that
+our side speaks with the real client over real HTTP, not what the real Hub accepts.
 """
 
 import base64

@@ -198,11 +198,11 @@ async def answers_slowly(scope, receive, send):
 HEAD = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 
 
-@pytest.mark.parametrize("said", [b"", HEAD, HEAD + b"\r\n" + HEAD], ids=["nothing", "half a head", "half a second"])
-def test_who_does_not_say_what_is_asked_for_is_hung_up_on(said):
+@pytest.mark.parametrize("sent", [b"", HEAD, HEAD + b"\r\n" + HEAD], ids=["nothing", "half a head", "half a second"])
+def test_a_client_whose_request_is_incomplete_is_disconnected(sent):
     with served(answers_slowly, patience=0.5) as port, socket.create_connection(("127.0.0.1", port)) as client:
         client.settimeout(60)
-        client.sendall(said)
+        client.sendall(sent)
         with contextlib.suppress(ConnectionResetError):
             while client.recv(1000):
                 pass

@@ -17,7 +17,7 @@ from ecgfm_hf.app.reader_process import _read
 from ecgfm_hf.app.uploads import stored_bytes
 from ecgfm_hf.cli.main import main
 
-NOTHING = ("", "", "", "")  # said of a file
+NOTHING = ("", "", "", "")  # options of a file
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{3}} `4` $$5$$ \u202eback"
 
 
@@ -241,15 +241,15 @@ def test_policies_and_facts_reach_the_reader_and_the_model(scorer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("options", "expected"),
     [
         (("fast", "", "", ""), "the sampling rate must be a number, found: fast"),
         (("", "", "", "1.5"), "the exam must be a whole number, found: 1.5"),
         (("", "", '"I', ""), "lead names must look like I,II,III"),
     ],
 )
-def test_what_is_reported_of_a_file_and_makes_no_sense_is_refused(scorer, tmp_path, told, expected):
-    assert expected in scorer.read("s", dropped(scorer, tmp_path), told, {})["refused"]
+def test_what_is_reported_of_a_file_and_makes_no_sense_is_refused(scorer, tmp_path, options, expected):
+    assert expected in scorer.read("s", dropped(scorer, tmp_path), options, {})["refused"]
     assert stored_bytes(scorer._folder) == 0
     assert parse_file_options(*NOTHING) == {}
     assert parse_file_options("", "", "", "0") == {"exam_id": 0}

@@ -253,34 +253,34 @@ NAMED = {
 }
 
 
-def hide(place, payload):
-    if place == "top":
+def hide(position, payload):
+    if position == "top":
         return payload
-    if place == "model":
+    if position == "model":
         return content(model={"layer_norm.weight": payload})
-    if place == "cfg":
+    if position == "cfg":
         return content(cfg={"model": {"data": payload}})
-    if place == "extra_state":
+    if position == "extra_state":
         return content(extra_state={"metrics": {"valid": [payload]}})
-    if place == "object array":
+    if position == "object array":
         array = np.empty(2, dtype=object)
         array[1] = payload
         return content(extra_state={"scores": array})
-    if place == "record array":
+    if position == "record array":
         array = np.empty(2, dtype=[("a", "f8"), ("b", "O")])
         array["b"][0] = payload
         return content(extra_state={"scores": array})
-    if place == "namespace":
+    if position == "namespace":
         return content(args=argparse.Namespace(arch="wav2vec2_cmsc", data=payload))
-    if place == "namespace in an array in a namespace":
+    if position == "namespace in an array in a namespace":
         array = np.empty(1, dtype=object)
         array[0] = argparse.Namespace(payload=payload)
         return content(args=argparse.Namespace(nested=[array]))
-    raise AssertionError(place)
+    raise AssertionError(position)
 
 
-PLACES = ["top", "model", "cfg", "extra_state", "object array", "record array", "namespace"]
-PLACES.append("namespace in an array in a namespace")
+POSITIONS = ["top", "model", "cfg", "extra_state", "object array", "record array", "namespace"]
+POSITIONS.append("namespace in an array in a namespace")
 
 
 def test_the_payloads_of_these_tests_do_run_where_nothing_stops_them(tmp_path):
@@ -292,11 +292,11 @@ def test_the_payloads_of_these_tests_do_run_where_nothing_stops_them(tmp_path):
 
 
 @formats
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("name", list(NAMED))
-def test_a_malicious_file_is_refused_and_nothing_in_it_runs(tmp_path, zipped, place, name):
+def test_a_malicious_file_is_refused_and_nothing_in_it_runs(tmp_path, zipped, position, name):
     marker = tmp_path / "marker"
-    path = write(tmp_path / "c.pt", hide(place, payloads(marker)[name]), zipped)
+    path = write(tmp_path / "c.pt", hide(position, payloads(marker)[name]), zipped)
     with pytest.raises(CheckpointError, match="nothing in the file was run") as caught:
         load_fairseq_checkpoint(path)
     assert not any(tmp_path.glob("marker*"))

@@ -349,10 +349,10 @@ def test_where_settings_and_tensors_disagree_the_tensors_win_with_a_warning(edit
     expected = settings_of("pretrain").config.to_dict()
     settings = settings_of(edit("pretrain", model={setting: value}))
     assert settings.config.to_dict() == expected
-    told = [warning for warning in settings.warnings if setting in warning]
-    assert told
-    assert repr(value) in told[0]
-    assert repr(seen) in told[0]
+    found = [warning for warning in settings.warnings if setting in warning]
+    assert found
+    assert repr(value) in found[0]
+    assert repr(seen) in found[0]
 
 
 def test_a_checkpoint_that_agrees_with_itself_gives_no_warning():

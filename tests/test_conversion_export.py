@@ -1,4 +1,4 @@
-"""Model folders back to fairseq-signals checkpoints: what comes back equal, what is told, what is refused."""
+"""Model folders back to fairseq-signals checkpoints: what comes back equal, what is reported, what is refused."""
 
 import json
 from pathlib import Path

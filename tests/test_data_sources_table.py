@@ -1,4 +1,4 @@
-"""A user's own table: what it may say, how its ids and files meet, and what it must be told."""
+"""A user's own table: what it may contain, how its ids and files are matched, and what is reported."""
 
 import os
 from datetime import datetime

@@ -36,7 +36,7 @@ def test_accelerate_takes_a_configuration(path):
     pytest.importorskip("accelerate")
     from accelerate.commands.config.config_args import load_config_from_file
 
-    # It refuses keys that it does not know.
+    # It refuses unknown keys.
     config = load_config_from_file(str(path))
     assert config.distributed_type.value == "MULTI_GPU"
     assert config.num_processes == yaml_of(path)["num_processes"]

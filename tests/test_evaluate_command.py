@@ -73,8 +73,8 @@ def test_three_files_are_written_and_their_figures_are_those_of_the_predictions(
     assert len(predictions) == found["recordings"] == 52
     assert found["patients"] == len(set(predictions.patient_ids))
     assert sum(found["left_out"].values()) == 8
-    for place, name in enumerate("AB"):
-        truth, scores = predictions.labels[:, place], predictions.scores[:, place]
+    for index, name in enumerate("AB"):
+        truth, scores = predictions.labels[:, index], predictions.scores[:, index]
         metrics = found["per_label"][name]["metrics"]
         assert metrics["auroc"]["value"] == pytest.approx(roc_auc_score(truth, scores), abs=1e-12)
         assert metrics["average_precision"]["value"] == pytest.approx(average_precision_score(truth, scores), abs=1e-12)
@@ -120,13 +120,13 @@ def test_a_model_differs_from_itself_by_nothing(evaluated):
 
 def test_what_is_printed_says_what_it_is(store, model_dir, tmp_path, capsys):
     assert evaluate(model_dir, store, "--output", tmp_path / "o") == 0
-    said = capsys.readouterr().out
-    assert "AUROC" in said
-    assert "AUPRC" in said
-    assert "macro" in said
-    assert "not for clinical use" in said
-    assert "a score, not a probability" in said
-    assert "ids of recordings and patients" in said
+    printed = capsys.readouterr().out
+    assert "AUROC" in printed
+    assert "AUPRC" in printed
+    assert "macro" in printed
+    assert "not for clinical use" in printed
+    assert "a score, not a probability" in printed
+    assert "ids of recordings and patients" in printed
 
 
 def test_names_cannot_reach_the_terminal_and_long_ones_are_cut():
@@ -168,9 +168,9 @@ def test_a_run_that_cannot_write_leaves_what_was_there(store, model_dir, tmp_pat
 def test_labels_that_the_data_lacks_are_named(store, tmp_path, tiny_config, capsys):
     three = write_model(tmp_path / "three", tiny_config())
     assert evaluate(three, store, "--output", tmp_path / "o") == 2
-    said = capsys.readouterr().err
-    assert "no label C (found: A, B)" in said
-    assert "--labels A,B" in said
+    printed = capsys.readouterr().err
+    assert "no label C (found: A, B)" in printed
+    assert "--labels A,B" in printed
     assert evaluate(three, store, "--output", tmp_path / "o", "--labels", "B,A", "--smallest-cell", 1) == 0
     found = results_of(tmp_path / "o")
     assert found["labels"] == ["B", "A"]
@@ -257,7 +257,7 @@ def test_models_on_different_recordings_are_not_compared(evaluated, tmp_path, ca
 def test_a_single_label_is_judged_by_the_column_of_its_class(store, tmp_path, tiny_config, capsys):
     names = {0: "M", 1: "F"}
     settings = {"problem_type": "single_label_classification", "id2label": names}
-    config = tiny_config(**settings, label2id={name: place for place, name in names.items()})
+    config = tiny_config(**settings, label2id={name: index for index, name in names.items()})
     model = write_model(tmp_path / "model", config)
     rows = load_prepared(store, "all")
     classes = {one: "MF"[int(one.rpartition("-")[2]) % 2] for one in rows["recording_id"]}
@@ -270,7 +270,7 @@ def test_a_single_label_is_judged_by_the_column_of_its_class(store, tmp_path, ti
     found = results_of(tmp_path / "o")
     stored = Predictions.from_parquet(tmp_path / "o" / PREDICTIONS_FILE)
     expected = [classes[one] for one in stored.recording_ids]
-    assert [stored.label_names[place] for place in stored.labels.argmax(axis=1)] == expected
+    assert [stored.label_names[index] for index in stored.labels.argmax(axis=1)] == expected
     right = stored.scores.argmax(axis=1) == stored.labels.argmax(axis=1)
     assert found["macro"]["accuracy"]["value"] == pytest.approx(right.mean())
 
@@ -286,7 +286,7 @@ def test_a_regression_is_judged_by_its_values(store, tmp_path, tiny_config):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["no-such-folder", "STORE"], "no-such-folder"),
         (["MODEL", "no-such-store"], "no-such-store"),
@@ -294,9 +294,9 @@ def test_a_regression_is_judged_by_its_values(store, tmp_path, tiny_config):
         (["MODEL", "STORE", "--compare", "STORE/report.json"], "report.json"),
     ],
 )
-def test_what_cannot_be_evaluated_is_named(store, model_dir, tmp_path, monkeypatch, capsys, arguments, said):
+def test_what_cannot_be_evaluated_is_named(store, model_dir, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
-    places = {"MODEL": str(model_dir), "STORE": str(store)}
-    given = [places.get(a, a.replace("STORE/", f"{store}/")) for a in arguments]
+    paths = {"MODEL": str(model_dir), "STORE": str(store)}
+    given = [paths.get(a, a.replace("STORE/", f"{store}/")) for a in arguments]
     assert evaluate(*given) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

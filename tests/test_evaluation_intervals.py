@@ -239,8 +239,8 @@ def test_differences_are_paired():
     first, second = (ev.ranking_statistics(labels, values) for values in (scores, worse))
     found = ev.bootstrap_difference(first, second, patients)["auroc"]
     np.testing.assert_allclose(found.values, ev.auroc(labels, worse) - ev.auroc(labels, scores))
-    alone = ev.bootstrap_intervals(first, patients)["auroc"]
-    assert (found.high - found.low < 0.5 * (alone.high - alone.low)).all()
+    single = ev.bootstrap_intervals(first, patients)["auroc"]
+    assert (found.high - found.low < 0.5 * (single.high - single.low)).all()
     swapped = ev.bootstrap_difference(second, first, patients)["auroc"]
     np.testing.assert_allclose([swapped.low, swapped.high], [-found.high, -found.low])
     same = ev.bootstrap_difference(first, first, patients)["auroc"]
@@ -282,9 +282,9 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     case = script.Case("small", 100, 3, 0.3, 0.85, 0.5)
     truth = script.truth(case)["auroc"]
     runs = [script.simulate(case, seed, resamples=100)["auroc"] for seed in range(120)]
-    held = {how: np.mean([run[how][0] <= truth <= run[how][1] for run in runs]) for how in runs[0]}
-    assert held["interval"] >= 0.89
-    assert held["over_recordings"] < held["interval"] - 0.03
+    covered = {how: np.mean([run[how][0] <= truth <= run[how][1] for run in runs]) for how in runs[0]}
+    assert covered["interval"] >= 0.89
+    assert covered["over_recordings"] < covered["interval"] - 0.03
 
 
 @pytest.mark.parametrize(

@@ -87,16 +87,16 @@ def test_decisions_equal_scikit_learn():
     labels = (generator.random((80, 4)) < 0.3).astype(float)
     positive = generator.random((80, 4)) < 0.4
     labels[generator.random(labels.shape) < 0.1] = np.nan
-    for place in range(4):
-        known = ~np.isnan(labels[:, place])
-        true, given = labels[known, place], positive[known, place]
+    for index in range(4):
+        known = ~np.isnan(labels[:, index])
+        true, given = labels[known, index], positive[known, index]
         for function, expected in (
             (ev.sensitivity, sk.recall_score(true, given)),
             (ev.specificity, sk.recall_score(true, given, pos_label=0)),
             (ev.ppv, sk.precision_score(true, given)),
             (ev.f1, sk.f1_score(true, given)),
         ):
-            assert function(labels, positive)[place] == pytest.approx(expected)
+            assert function(labels, positive)[index] == pytest.approx(expected)
 
 
 def test_decisions_about_nothing_are_undefined():

@@ -1,4 +1,4 @@
-"""What is told of predictions, and what is not: figures, small counts, the page."""
+"""What is reported of predictions, and what is withheld: figures, small counts, the page."""
 
 import itertools
 import json
@@ -38,7 +38,7 @@ def made(n=400, prevalence=(0.3, 0.2), seed=0, patients=None, **changes) -> Pred
     given = {
         "recording_ids": [f"r{number}" for number in range(n)],
         "patient_ids": [f"p{person}" for person in people],
-        "label_names": tuple(f"label {place}" for place in range(len(prevalence))),
+        "label_names": tuple(f"label {index}" for index in range(len(prevalence))),
         "scores": 1 / (1 + np.exp(1 - 2 * labels - rng.standard_normal(labels.shape))),
         "labels": labels,
         "facts": {
@@ -97,6 +97,9 @@ def test_unknown_facts_are_a_group_and_a_single_group_is_none():
     found = evaluate_predictions(made(facts={"age": age, "sex": np.full(400, "F", dtype=object)}), **QUICK)["subgroups"]
     assert [(group["group"], group["recordings"]) for group in found["age"]] == [("40 to 59", 300), ("unknown", 100)]
     assert "sex" not in found
+    at_the_bounds = np.repeat([17.9, 18.0, 39.9, 40.0, 59.9, 60.0, 79.9, 80.0], 50)
+    found = evaluate_predictions(made(facts={"age": at_the_bounds}), **QUICK)["subgroups"]
+    assert [group["recordings"] for group in found["age"]] == [50, 100, 100, 100, 50]
 
 
 def test_a_label_of_one_class_is_excluded_from_means_and_counted():
@@ -105,7 +108,7 @@ def test_a_label_of_one_class_is_excluded_from_means_and_counted():
     assert found["macro"]["auroc"]["labels"] == 2
     assert found["macro"]["auroc"]["left_out"] == 1
     assert found["per_label"]["label 1"]["metrics"] == {}
-    both = [found["per_label"][f"label {place}"]["metrics"]["auroc"]["value"] for place in (0, 2)]
+    both = [found["per_label"][f"label {index}"]["metrics"]["auroc"]["value"] for index in (0, 2)]
     assert found["macro"]["auroc"]["value"] == pytest.approx(np.mean(both), abs=6e-4)
     assert any("undefined metric" in note for note in found["notes"])
 
@@ -184,12 +187,12 @@ def test_figures_are_written_with_as_many_digits_as_they_bear(value, shown):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def possible_counts(told, total, smallest):
-    """What each cell could be, to a reader who knows the rule, the total and what is told."""
+def possible_counts(reported, total, smallest):
+    """What each cell could be, to a reader of the report with the rule and the total."""
     few, unlimited = f"<{smallest}", range(1, total + 1)
-    known_few = few in told
+    known_few = few in reported
     options = []
-    for one in told:
+    for one in reported:
         if isinstance(one, int):
             options.append([one])
         elif one == few:
@@ -197,29 +200,29 @@ def possible_counts(told, total, smallest):
         else:
             options.append(range(smallest, total + 1) if known_few else unlimited)
     fits = [counts for counts in itertools.product(*options[:-1]) if total - sum(counts) in options[-1]]
-    return [{counts[place] for counts in fits} for place in range(len(told) - 1)] + [{total - sum(c) for c in fits}]
+    return [{counts[index] for counts in fits} for index in range(len(reported) - 1)] + [{total - sum(c) for c in fits}]
 
 
 def group_counts(patients, masks, smallest):
     """What is shown of groups that make up all recordings."""
-    groups = {str(place): Cell(patients[rows]) for place, rows in enumerate(masks)}
+    groups = {str(index): Cell(patients[rows]) for index, rows in enumerate(masks)}
     return list(redact({"recordings": Cell(patients), "sources": groups}, smallest)["sources"].values())
 
 
 @given(sizes=st.lists(st.integers(0, 14), min_size=2, max_size=4), smallest=st.integers(2, 6))
 @settings(max_examples=600, deadline=None)
 def test_no_small_count_follows_from_the_total_and_what_is_reported(sizes, smallest):
-    assume(sum(sizes) >= smallest)  # a total that may be told
+    assume(sum(sizes) >= smallest)  # a total that may be reported
     number_of = np.repeat(np.arange(len(sizes)), sizes)
-    told = group_counts(np.arange(len(number_of)), [number_of == place for place in range(len(sizes))], smallest)
-    for size, one in zip(sizes, told, strict=True):
+    reported = group_counts(np.arange(len(number_of)), [number_of == index for index in range(len(sizes))], smallest)
+    for size, one in zip(sizes, reported, strict=True):
         assert one in (size, f"<{smallest}", "withheld")
         assert not (isinstance(one, int) and 0 < one < smallest)
         assert (one == 0) == (size == 0)
     if not any(0 < size < smallest for size in sizes):
-        assert told == sizes
+        assert reported == sizes
     else:
-        for size, could_be in zip(sizes, possible_counts(told, sum(sizes), smallest), strict=True):
+        for size, could_be in zip(sizes, possible_counts(reported, sum(sizes), smallest), strict=True):
             if 0 < size < smallest:
                 # Every small number is left open, unless the total itself is hardly more than one.
                 assert could_be >= set(range(1, min(smallest, sum(sizes) - len([s for s in sizes if s]) + 2)))
@@ -248,9 +251,9 @@ def test_labels_with_few_patients_on_a_side_have_no_figures():
     assert not any("there are no figures" in note for note in found["notes"])
     only_rare = made(n=500, prevalence=(0.3,), labels=rare[:, None])
     assert any("there are no figures" in note for note in evaluate_predictions(only_rare, **QUICK)["notes"])
-    told = evaluate_predictions(predictions, smallest_cell=1, **QUICK)["per_label"]["label 1"]
-    assert told["counts"]["positive"] == 9
-    assert told["metrics"]["auroc"]["value"] is not None
+    reported = evaluate_predictions(predictions, smallest_cell=1, **QUICK)["per_label"]["label 1"]
+    assert reported["counts"]["positive"] == 9
+    assert reported["metrics"]["auroc"]["value"] is not None
 
 
 def test_rates_that_would_give_a_small_count_away_are_bounds_that_hold_them():
@@ -258,9 +261,9 @@ def test_rates_that_would_give_a_small_count_away_are_bounds_that_hold_them():
     truth, scores = predictions.labels[:, 0], predictions.scores[:, 0]
     threshold = float(np.sort(scores[truth == 1])[4])  # four positives are missed
     hidden = evaluate_predictions(predictions, thresholds={"label 0": threshold}, **QUICK)
-    told = evaluate_predictions(predictions, thresholds={"label 0": threshold}, smallest_cell=1, **QUICK)
-    hidden, told = (one["per_label"]["label 0"]["decisions"] for one in (hidden, told))
-    assert told["counts"]["false_negative"] == 4
+    reported = evaluate_predictions(predictions, thresholds={"label 0": threshold}, smallest_cell=1, **QUICK)
+    hidden, reported = (one["per_label"]["label 0"]["decisions"] for one in (hidden, reported))
+    assert reported["counts"]["false_negative"] == 4
     assert hidden["counts"]["false_negative"] == "<10"
     assert hidden["counts"]["true_positive"] == "withheld"
     positives = int(truth.sum())
@@ -268,9 +271,9 @@ def test_rates_that_would_give_a_small_count_away_are_bounds_that_hold_them():
     assert (low, high) == pytest.approx((1 - 9 / positives, 1 - 1 / positives), abs=1e-4)
     for rate in ("sensitivity", "ppv", "f1"):
         low, high = hidden["metrics"][rate]["bounds"]
-        assert low < told["metrics"][rate]["value"] < high
+        assert low < reported["metrics"][rate]["value"] < high
         assert set(hidden["metrics"][rate]) == {"bounds"}
-    assert hidden["metrics"]["specificity"] == told["metrics"]["specificity"]
+    assert hidden["metrics"]["specificity"] == reported["metrics"]["specificity"]
 
 
 def test_a_rare_class_does_not_follow_from_the_others():
@@ -299,10 +302,10 @@ def test_a_class_whose_count_is_withheld_has_nothing_that_it_follows_from():
     assert sum(fits_counts(value, 3, positives, n) for positives in range(86, 95)) >= 8
 
 
-def fits_counts(told, decimals, positives, n):
-    """Whether an AUROC of so many positives can be what is told."""
+def fits_counts(reported, decimals, positives, n):
+    """Whether an AUROC of so many positives can be the reported one."""
     steps = 2 * positives * (n - positives)
-    return abs(round(told * steps) / steps - told) <= 0.5 * 10**-decimals
+    return abs(round(reported * steps) / steps - reported) <= 0.5 * 10**-decimals
 
 
 @given(seed=st.integers(0, 10**6), group=st.integers(40, 300), share=st.floats(0.1, 0.9), others=st.integers(1, 9))
@@ -455,10 +458,10 @@ def test_a_mean_of_rates_of_which_one_is_bounded_is_bounded_too():
     truth, scores = predictions.labels[:, 0], predictions.scores[:, 0]
     limits = {"label 0": float(np.sort(scores[truth == 1])[4]), "label 1": 0.5}  # four positives are missed
     hidden = evaluate_predictions(predictions, thresholds=limits, **QUICK)["macro"]["sensitivity"]
-    told = evaluate_predictions(predictions, thresholds=limits, smallest_cell=1, **QUICK)["macro"]["sensitivity"]
+    reported = evaluate_predictions(predictions, thresholds=limits, smallest_cell=1, **QUICK)["macro"]["sensitivity"]
     assert "value" not in hidden
     low, high = hidden["bounds"]
-    assert low < told["value"] < high
+    assert low < reported["value"] < high
 
 
 def test_the_sensitivity_at_a_fixed_specificity_is_reported_as_chosen_here():
@@ -466,8 +469,8 @@ def test_the_sensitivity_at_a_fixed_specificity_is_reported_as_chosen_here():
     found = evaluate_predictions(predictions, **QUICK)
     values = sensitivity_at_specificity(predictions.labels, predictions.scores, 0.95)
     per_label = found["per_label"].values()
-    told = [label["metrics"]["sensitivity_at_specificity"]["value"] for label in per_label]
-    assert told == pytest.approx(values.tolist())
+    reported = [label["metrics"]["sensitivity_at_specificity"]["value"] for label in per_label]
+    assert reported == pytest.approx(values.tolist())
     assert found["macro"]["sensitivity_at_specificity"]["value"] == pytest.approx(values.mean())
     assert any("chosen on these very recordings" in note for note in found["notes"])
 
@@ -632,7 +635,15 @@ def test_a_regression_has_errors_and_no_decisions():
     metrics = found["per_label"]["age"]["metrics"]
     assert metrics["mean_absolute_error"]["value"] == pytest.approx(np.abs(error).mean())
     assert metrics["bias"]["value"] == pytest.approx(error.mean())
-    assert found["subgroups"]["sex"][0]["per_label"]["age"]["bias"]["value"] is not None
+    group = found["subgroups"]["sex"][0]
+    assert group["per_label"]["age"]["bias"]["value"] == group["macro"]["bias"]["value"] is not None
+    # Errors of quantities in different units have no mean.
+    two = {name: np.tile(getattr(predictions, name), 2) for name in ("labels", "scores")}
+    several = evaluate_predictions(
+        replace(predictions, label_names=("age", "axis"), calibrated=(False, False), **two), **QUICK
+    )["subgroups"]
+    assert several["sex"][0]["macro"] == {}
+    assert several["sex"][0]["per_label"].keys() == {"age", "axis"}
     shares = [share for row in found["per_label"]["age"]["curves"]["density"]["shares"] for share in row]
     assert all(share is None or share == 0 or share * 400 > 9.9 for share in shares)
     page = html_report(found)
@@ -693,8 +704,8 @@ def test_a_comparison_shows_no_more_digits_than_the_figures_themselves():
     scores = np.full((n, 3), 0.2) + 0.4 * labels[np.random.default_rng(0).permutation(n)]
     predictions = made(n, (0.3,) * 3, labels=labels, scores=scores, problem_type="single_label_classification")
     hidden = compare_predictions(predictions, predictions, **QUICK)["per_label"]["label 1"]["auroc"]["first"]
-    alone = evaluate_predictions(predictions, **QUICK)["per_label"]["label 1"]["metrics"]["auroc"]["value"]
-    assert hidden == alone == round(hidden, 3)
+    single = evaluate_predictions(predictions, **QUICK)["per_label"]["label 1"]["metrics"]["auroc"]["value"]
+    assert hidden == single == round(hidden, 3)
 
 
 def test_a_comparison_keeps_small_counts_too():

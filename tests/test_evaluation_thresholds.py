@@ -150,8 +150,10 @@ def test_labels_that_cannot_be_calibrated_are_named(caplog):
     names = ["no positives", "no negatives", "one score", "falling"]
     assert ev.fit_calibration(labels, scores, label_names=names) == [None] * 4
     assert ev.fit_calibration(labels, scores, how="temperature")[2:] == [None, None]
-    said = [record.getMessage() for record in caplog.records[:4]]
-    for name, reason, message in zip(names, ("0 positives", "0 negatives", "the same", "do not score higher"), said):  # noqa: B905
+    messages = [record.getMessage() for record in caplog.records[:4]]
+    for name, reason, message in zip(
+        names, ("0 positives", "0 negatives", "the same", "do not score higher"), messages, strict=False
+    ):
         assert message.startswith(f"{name} is not calibrated")
         assert reason in message
 

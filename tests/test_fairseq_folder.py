@@ -402,11 +402,11 @@ def test_the_root_of_a_manifest_is_never_opened(tmp_path, folder):
         load_fairseq_folder(moved)
 
 
-@pytest.mark.parametrize("place", [".", "segmented", "segs", "manifests/segs"])
-def test_segments_are_found_where_folders_have_them(tmp_path, folder, place):
+@pytest.mark.parametrize("subfolder", [".", "segmented", "segs", "manifests/segs"])
+def test_segments_are_found_where_folders_have_them(tmp_path, folder, subfolder):
     moved = tmp_path / "moved"
     shutil.copytree(folder / "manifests", moved / "manifests")
-    shutil.copytree(folder / "segmented", moved / place, dirs_exist_ok=True)
+    shutil.copytree(folder / "segmented", moved / subfolder, dirs_exist_ok=True)
     manifest = moved / "manifests" / "train.tsv"
     manifest.write_text(manifest.read_text().replace("/segmented/", "/segs/"))
     assert len(load_fairseq_folder(moved)) == 4

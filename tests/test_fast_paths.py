@@ -1,4 +1,4 @@
-"""Number types, int8, compiled layers, ONNX: near float32, chosen by what the device can do, told and recorded."""
+"""Number types, int8, compiled layers, ONNX: near float32, chosen by what the device can do, printed and recorded."""
 
 import importlib.util
 import json
@@ -171,8 +171,8 @@ def test_a_segments_bfloat16_positions_do_not_depend_on_what_it_runs_with(tiny_c
     embedding = ECGFMPositionalConvEmbedding(config).bfloat16().eval()
     frames = torch.randn(6, 40, 192, dtype=torch.bfloat16)
     together = embedding(frames)
-    alone = torch.cat([embedding(frame[None]) for frame in frames])
-    assert torch.equal(alone, together)
+    single = torch.cat([embedding(frame[None]) for frame in frames])
+    assert torch.equal(single, together)
 
 
 @needs_torchao
@@ -208,8 +208,8 @@ def test_int8_scores_of_a_segment_depend_little_on_what_it_runs_with(processor, 
     # One that would move a scale that all share.
     segments[0] *= 50
     together = torch.sigmoid(quantised(segments).logits)
-    alone = torch.cat([torch.sigmoid(quantised(segment[None]).logits) for segment in segments])
-    assert (together - alone).abs().max() < 1e-3
+    single = torch.cat([torch.sigmoid(quantised(segment[None]).logits) for segment in segments])
+    assert (together - single).abs().max() < 1e-3
 
 
 @needs_torchao
@@ -241,7 +241,7 @@ def test_compiled_layers_answer_as_the_others_and_the_last_batch_is_filled_up(mo
     found = np.concatenate([logits for _, logits, _ in runner.run(read)])
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert sizes == [2, 2, 2]
-    assert all(layer._compiled_call_impl is None for layer in model.ecgfm.encoder.layers), "the model is left alone"
+    assert all(layer._compiled_call_impl is None for layer in model.ecgfm.encoder.layers), "the model is left single"
     shared = zip(runner._model.parameters(), model.parameters(), strict=True)
     assert all(one is other for one, other in shared), "no second copy of the weights"
 
@@ -264,9 +264,9 @@ def test_the_onnx_folder_scores_recordings_without_torch(model_dir, tmp_path, ca
 
     out = tmp_path / "onnx"
     assert ecgfm(["export-onnx", str(model_dir), str(out)]) == 0
-    said = capsys.readouterr()
-    assert "difference, logits" in said.out
-    assert said.err == ""
+    printed = capsys.readouterr()
+    assert "difference, logits" in printed.out
+    assert printed.err == ""
     session = onnxruntime.InferenceSession(out / "model.onnx")
     extractor, config = ECGFMFeatureExtractor.from_pretrained(out), ECGFMConfig.from_pretrained(out)
     pipe = load_pipeline(model_dir)

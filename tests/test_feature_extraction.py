@@ -159,8 +159,8 @@ class TestSegments:
         assert output.recording_index.tolist() == [0, 1, 1, 1, 2, 2]
         assert output.segment_start.tolist() == [0, 0, 2500, 5000, 0, 2500]
         for i, (rate, one) in enumerate(zip([500, 250, 400], recordings, strict=True)):
-            alone = run(extract, one, rate, names[i]).input_values
-            np.testing.assert_array_equal(output.input_values[output.recording_index == i], alone)
+            single = run(extract, one, rate, names[i]).input_values
+            np.testing.assert_array_equal(output.input_values[output.recording_index == i], single)
 
     @pytest.mark.parametrize("as_type", [np.stack, list, tuple, lambda x: torch.from_numpy(np.stack(x))])
     def test_collections(self, extract, as_type):
@@ -211,6 +211,10 @@ class TestLeads:
         )
         prepared = extract.prepare_recording(millivolts * scale[:, None] + 0, 500, LEADS, units)
         undone = prepared.segments * prepared.std[:, None] + prepared.mean[:, None]
+        np.testing.assert_allclose(np.concatenate(undone, axis=1), millivolts, atol=1e-6)
+        millivolts[7] = 0.25  # a constant lead keeps its level, too
+        dead = extract.prepare_recording(millivolts * scale[:, None], 500, LEADS, units)
+        undone = dead.segments * dead.std[:, None] + dead.mean[:, None]
         np.testing.assert_allclose(np.concatenate(undone, axis=1), millivolts, atol=1e-6)
 
     def test_order_is_by_name_regardless_of_the_case(self, extract):

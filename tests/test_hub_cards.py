@@ -54,7 +54,7 @@ def card_of(hub, name="lab/rhythms"):
 
 def test_a_card_is_built_filled_in_by_hand_and_pushed(hub, folder, tmp_path, capsys):
     push = ["push", str(folder), "lab/rhythms"]
-    # Nobody has said what only a person knows.
+    # Without the details that only a person can state.
     assert main([*push, "--dry-run"]) == 1
     assert "section 'Intended use': fill in intended_use" in capsys.readouterr().err
     evaluation = evaluation_of(folder, tmp_path / "evaluation")

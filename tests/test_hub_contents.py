@@ -325,8 +325,8 @@ def test_a_card_that_shows_small_groups_is_refused_unless_the_smallest_cell_is_r
 def test_weights_of_positives_that_reveal_withheld_counts_are_refused(folder):
     edit_json(folder / "config.json", pos_weight=[4.0, 9.0, 600.0])
     assert problems(folder) == ()
-    told, few = {"positive": 20, "negative": 80}, {"positive": "<10", "negative": "withheld"}
-    train = {"recordings": 100, "patients": 100, "labels": {"A": told, "B": told, "C": few}}
+    many, few = {"positive": 20, "negative": 80}, {"positive": "<10", "negative": "withheld"}
+    train = {"recordings": 100, "patients": 100, "labels": {"A": many, "B": many, "C": few}}
     add_step(folder, "fine-tuning", {"data": {"splits": {"train": train}}})
     (problem,) = [problem for problem in problems(folder) if "pos_weight" in problem]
     assert "pos_weight reveals counts of few patients for C, which provenance.json withholds" in problem

@@ -224,10 +224,10 @@ def test_an_interrupted_upload_is_tried_again(how, hub, folder):
 
 
 @pytest.mark.parametrize("how", [DROP, LOSE, 502])
-@pytest.mark.parametrize("place", ["/repos/create", "/branch/", "/commit/", "^/api/models/me/model/revision"])
-def test_whatever_is_interrupted_is_tried_again_and_done_once(how, place, hub, folder):
+@pytest.mark.parametrize("path", ["/repos/create", "/branch/", "/commit/", "^/api/models/me/model/revision"])
+def test_whatever_is_interrupted_is_tried_again_and_done_once(how, path, hub, folder):
     for method in ("GET", "POST"):
-        hub.fail(method, place, how)
+        hub.fail(method, path, how)
     done = push_folder(folder, "me/model", revision="trial")
     commits = hub.repositories["me/model"].branches["trial"]
     assert len(commits) == 2
@@ -247,7 +247,7 @@ def test_a_push_that_died_after_the_upload_continues_without_it(hub, folder):
 
 
 @pytest.mark.parametrize(
-    ("place", "status", "message"),
+    ("path", "status", "message"),
     [
         ("/repos/create", 401, "rejects the access token.*hf auth login"),
         ("/preupload/", 403, "cannot write to me/model"),
@@ -257,8 +257,8 @@ def test_a_push_that_died_after_the_upload_continues_without_it(hub, folder):
         ("/validate-yaml", 400, "me/model"),
     ],
 )
-def test_a_refusal_is_explained_and_leaves_the_repository_as_it_was(place, status, message, hub, folder):
-    hub.fail("POST", place, status)
+def test_a_refusal_is_explained_and_leaves_the_repository_as_it_was(path, status, message, hub, folder):
+    hub.fail("POST", path, status)
     with pytest.raises(PushError, match=message) as caught:
         push_folder(folder, "me/model")
     assert TOKEN not in str(caught.value)

@@ -31,17 +31,17 @@ def pushed(tmp_path_factory, checkpoint_path):
     import datasets
 
     datasets.disable_progress_bars()
-    place = tmp_path_factory.mktemp("runs") / FOLDER
-    place.mkdir()
+    root = tmp_path_factory.mktemp("runs") / FOLDER
+    root.mkdir()
     with pytest.MonkeyPatch.context() as patch, mock_hub(namespaces=("lab",)) as hub:
-        patch.setenv("HOME", str(place))
+        patch.setenv("HOME", str(root))
         for name in ("USER", "LOGNAME", "USERNAME"):
             patch.setenv(name, USER)
         patch.setenv("HOSTNAME", HOST)
         patch.setattr("socket.gethostname", lambda: HOST)
-        patch.setattr("datasets.config.HF_DATASETS_CACHE", place / "cache")
-        store = make_store(place / "store")
-        shutil.copy(checkpoint_path("finetune"), place / "published.pt")
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", root / "cache")
+        store = make_store(root / "store")
+        shutil.copy(checkpoint_path("finetune"), root / "published.pt")
         pretraining = ["max_steps=2", "per_device_train_batch_size=8", "use_cpu=true", f"model={json.dumps(MODEL)}"]
         finetuning = [
             "labels=[slow,fast]",
@@ -51,13 +51,13 @@ def pushed(tmp_path_factory, checkpoint_path):
             f"model={json.dumps(TINY_MODEL)}",
         ]
         for command in (
-            ["convert", place / "published.pt", place / "converted", "--heads", "4", *INPUT_OPTIONS],
+            ["convert", root / "published.pt", root / "converted", "--heads", "4", *INPUT_OPTIONS],
             [
                 "pretrain",
                 "--config",
                 "pretrain_tiny",
                 f"data={store}",
-                f"output_dir={place / 'pretrained'}",
+                f"output_dir={root / 'pretrained'}",
                 *pretraining,
             ],
             [
@@ -65,42 +65,42 @@ def pushed(tmp_path_factory, checkpoint_path):
                 "--config",
                 "finetune_small",
                 f"data={store}",
-                f"output_dir={place / 'finetuned'}",
+                f"output_dir={root / 'finetuned'}",
                 *finetuning,
             ],
-            ["probe", place / "pretrained", store, "--output", place / "probed", "--labels", "slow,fast"],
+            ["probe", root / "pretrained", store, "--output", root / "probed", "--labels", "slow,fast"],
         ):
             assert main([str(part) for part in command]) == 0, command
         # The machine as it would be named in a run's files, were one to write it.
-        assert str(store) in (place / "finetuned" / "settings.yaml").read_text()
+        assert str(store) in (root / "finetuned" / "settings.yaml").read_text()
         for name in ("converted", "pretrained", "finetuned", "probed"):
-            card = build_model_card(place / name, repo_id=f"lab/{name}", **DETAILS)
-            (place / name / "README.md").write_text(card, encoding="utf-8")
-            assert main(["push", str(place / name), f"lab/{name}"]) == 0, name
-        yield hub, place
+            card = build_model_card(root / name, repo_id=f"lab/{name}", **DETAILS)
+            (root / name / "README.md").write_text(card, encoding="utf-8")
+            assert main(["push", str(root / name), f"lab/{name}"]) == 0, name
+        yield hub, root
 
 
 @pytest.mark.parametrize("name", ["converted", "pretrained", "finetuned", "probed"])
 def test_what_a_run_pushes_has_no_path_and_no_name_of_user_or_host(name, pushed):
-    hub, place = pushed
+    hub, root = pushed
     files = hub.files(f"lab/{name}")
     whole = {"config.json", "model.safetensors", "preprocessor_config.json", "provenance.json", "README.md", "LICENSE"}
     assert whole <= set(files)
     for file, content in files.items():
-        for secret in (str(place), str(place.parent), USER, HOST, FOLDER):
+        for secret in (str(root), str(root.parent), USER, HOST, FOLDER):
             assert secret.encode().lower() not in content.lower(), (file, secret)
 
 
 def test_what_a_run_pushes_has_no_ids_and_no_file_of_the_run(pushed):
-    hub, place = pushed
+    hub, root = pushed
     for name in ("converted", "pretrained", "finetuned", "probed"):
         for file, content in hub.files(f"lab/{name}").items():
             assert re.search(r"training_ids|settings|metrics|checkpoint|optimizer|parquet", file) is None
             if not file.endswith(".safetensors"):
                 assert re.search(rb"\b[rp]0_\d", content) is None, file
     # They are there to be left.
-    assert (place / "finetuned" / "training_ids.do-not-share.json").is_file()
-    assert (place / "finetuned" / "checkpoints").is_dir()
+    assert (root / "finetuned" / "training_ids.do-not-share.json").is_file()
+    assert (root / "finetuned" / "checkpoints").is_dir()
 
 
 def test_everything_that_was_sent_is_in_the_repositories(pushed):

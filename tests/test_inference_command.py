@@ -45,10 +45,10 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("files")
     rng = np.random.default_rng(5)
     for number in range(6):
-        place = root / ("", "deep", "deep/er")[number % 3]
-        place.mkdir(parents=True, exist_ok=True)
+        parent = root / ("", "deep", "deep/er")[number % 3]
+        parent.mkdir(parents=True, exist_ok=True)
         samples = rng.integers(-2000, 2000, (12, 2500 * (1 + number % 2))).astype(np.int16)
-        write_record(place, samples, name=f"e{number}", suffix=".mat", offset=24)
+        write_record(parent, samples, name=f"e{number}", suffix=".mat", offset=24)
     (root / "RECORDS").write_text("e0\n")
     (root / "notes.txt").write_text("nothing")
     (root / "labels.csv").write_text("path,recording_id,AF\ndeep/e1.hea,one,1\ne0,zero,0\nnowhere.hea,gone,\n")
@@ -203,8 +203,8 @@ def test_embeddings_are_those_of_the_python_call(model_dir, store, tmp_path):
     for row, segments in zip(rows, expected, strict=True):
         np.testing.assert_allclose(row["embedding"], segments.mean(axis=0), atol=EQUAL)
     rows = rows_of(cut)
-    places = [(f"r{n}", segment) for n, one in enumerate(expected) for segment in range(len(one))]
-    assert [(row["recording_id"], row["segment"]) for row in rows] == places
+    indices = [(f"r{n}", segment) for n, one in enumerate(expected) for segment in range(len(one))]
+    assert [(row["recording_id"], row["segment"]) for row in rows] == indices
     np.testing.assert_allclose([row["embedding"] for row in rows], np.concatenate(expected), atol=EQUAL)
     layer = embed(model_dir, given, layer=1, short_recordings="pad")
     np.testing.assert_allclose([row["embedding"] for row in rows_of(deep)], layer, atol=EQUAL)
@@ -329,9 +329,9 @@ def test_embed_refuses_layers_and_outputs_that_there_are_not(model_dir, store, t
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(model_dir, store, tmp_path):
-    alone, shared = tmp_path / "alone.parquet", tmp_path / "shared.parquet"
+    single, shared = tmp_path / "single.parquet", tmp_path / "shared.parquet"
     given = ["predict", str(store), "--model", str(model_dir), "--short-recordings", "pad", "--part-size", "3"]
-    assert ecgfm([*given, "--output", str(alone)]) == 0
+    assert ecgfm([*given, "--output", str(single)]) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = subprocess.run(
         [*command, "-m", "ecgfm_hf.cli", *given, "--output", str(shared)],
@@ -341,7 +341,7 @@ def test_two_processes_write_what_one_writes(model_dir, store, tmp_path):
         timeout=300,
     )
     assert run.returncode == 0, run.stderr
-    rows, expected = rows_of(shared), rows_of(alone)
+    rows, expected = rows_of(shared), rows_of(single)
     assert [row["recording_id"] for row in rows] == [f"r{n}" for n in range(10)]
     for row, other in zip(rows, expected, strict=True):
         assert scores_of(row) == pytest.approx(scores_of(other), abs=EQUAL)

@@ -47,11 +47,11 @@ def test_a_recording_has_the_mean_of_its_segments_embeddings(model_dir):
 def test_paths_arrays_records_and_lists_are_one_recording_each(model_dir):
     record = read_ecg(DICOM)
     as_array = {name: getattr(record, name) for name in ("signal", "sampling_rate", "lead_names")}
-    alone = embed(model_dir, DICOM)
+    single = embed(model_dir, DICOM)
     together = embed(model_dir, [DICOM, as_array, record, as_pipeline_input(recordings((5,))[0])], batch_size=3)
     assert together.shape == (4, 32)
     for one in (*together[:3], embed(model_dir, as_array), embed(model_dir, record)):
-        np.testing.assert_allclose(one, alone, atol=EQUAL)
+        np.testing.assert_allclose(one, single, atol=EQUAL)
     per_segment = embed(model_dir, [DICOM, as_pipeline_input(recordings((5,))[0])], per_segment=True, num_workers=1)
     assert [len(one) for one in per_segment] == [2, 1]
     assert embed(model_dir, []).shape == (0, 32)
@@ -167,7 +167,7 @@ def test_map_shows_each_recording_in_its_labels_colour(embeddings, scatters, tmp
 
 
 def test_map_takes_the_table_that_the_embeddings_were_made_by(tmp_path, scatters):
-    """Own names of columns, and recordings that are known by their files alone: ids are as `ecgfm embed` gave them."""
+    """Own names of columns, and recordings with only files as ids: they are as `ecgfm embed` gave them."""
     ids = [f"ward/{number:03d}" for number in range(12)]
     vectors = np.random.default_rng(0).standard_normal((12, 4)).tolist()
     table = {"recording_id": ids, "embedding": pa.array(vectors, pa.list_(pa.float32(), 4))}

@@ -90,11 +90,11 @@ def test_a_recording_that_kills_its_reader_is_named_and_all_others_are_read(fold
 def test_what_cannot_be_read_of_a_store_is_named(store, given, tmp_path):
     extractor = ECGFMFeatureExtractor()
     source = find_recordings([str(store)], extractor)
-    place = 4
+    position = 4
     if given == "inputs":
         source = DatasetSource(as_model_inputs(load_prepared(store, "all", cache_dir=tmp_path), extractor))
-        place = 3  # the fourth that is not too short
-    found = source.failed(place, "why")
+        position = 3  # the fourth that is not too short
+    found = source.failed(position, "why")
     assert (found.row, found.recording_id, found.patient_id, found.failure) == (4, "r4", "p4", "why")
 
 

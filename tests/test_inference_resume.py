@@ -44,15 +44,15 @@ def embed(model_dir, store):
 
 @pytest.fixture
 def read(monkeypatch):
-    """The places that are read."""
-    places = []
+    """The indices that are read."""
+    indices = []
 
     def noting(self, given, original=StoreSource.read):
-        places.extend(given)
+        indices.extend(given)
         return original(self, given)
 
     monkeypatch.setattr(StoreSource, "read", noting)
-    return places
+    return indices
 
 
 def killed_at(change, embed, folder):
@@ -103,9 +103,9 @@ def test_finished_parts_are_not_run_again(embed, tmp_path, read, capsys):
     read.clear()
     assert embed(output) == 1, "the failures count although nothing was run"
     assert read == []
-    told = capsys.readouterr().err
-    assert "complete already" in told
-    assert f" written to {output}" not in told[told.index("complete already") :]
+    printed = capsys.readouterr().err
+    assert "complete already" in printed
+    assert f" written to {output}" not in printed[printed.index("complete already") :]
     assert embed(output, "--overwrite") == 1
     assert read == list(range(10))
 
@@ -142,13 +142,13 @@ def test_a_run_with_another_model_data_or_setting_is_refused(
         }[change]
     before = output.read_bytes() if finished else None
     assert embed(output, *options, **changed) == 2
-    told = {
+    expected = {
         "data": "recordings",
         "weights": "differs in: model",
         "policy": "short_recordings (error, now pad)",
         "layer": "layer (None, now 1)",
     }
-    assert told.get(change, change.replace(" ", "_")) in capsys.readouterr().err
+    assert expected.get(change, change.replace(" ", "_")) in capsys.readouterr().err
     if finished:
         assert output.read_bytes() == before
     assert embed(output, *options, "--overwrite", **changed) == (0 if change == "policy" else 1)

@@ -137,9 +137,9 @@ def test_the_grid_has_lines_every_millimetre_and_the_traces_begin_on_a_strong_on
 
 def test_leads_stand_in_four_columns_of_three_above_a_strip_of_lead_ii():
     axes = plot_ecg(made_up_record()).axes[0]
-    places = [(text.get_text(), *text.get_position()) for text in axes.texts if text.get_text() in LEADS]
-    rows = sorted({round(y, 3) for *_, y in places})
-    layout = [[name for name, x, y in sorted(places, key=lambda p: p[1]) if round(y, 3) == row] for row in rows]
+    positions = [(text.get_text(), *text.get_position()) for text in axes.texts if text.get_text() in LEADS]
+    rows = sorted({round(y, 3) for *_, y in positions})
+    layout = [[name for name, x, y in sorted(positions, key=lambda p: p[1]) if round(y, 3) == row] for row in rows]
     assert layout == [["I", "aVR", "V1", "V4"], ["II", "aVL", "V2", "V5"], ["III", "aVF", "V3", "V6"], ["II"]]
 
 
@@ -306,12 +306,12 @@ def test_without_thresholds_nothing_is_positive_and_that_is_reported(config):
 def test_warnings_of_the_recording_are_printed_before_the_notes(config):
     scores, warnings = {"rhythm": 0.5, "beats": 0.1}, ["lead V2 is constant (dead): set to 0", "seconds\nwere dropped"]
     shown = texts(plot_prediction(made_up_record(), scores, [], config, warnings=warnings))
-    said = shown.index("2 warnings: lead V2 is constant (dead): set to 0; seconds were dropped")
-    assert shown[said + 1].startswith("* beats: ")
+    first = shown.index("2 warnings: lead V2 is constant (dead): set to 0; seconds were dropped")
+    assert shown[first + 1].startswith("* beats: ")
     shown = texts(plot_prediction(made_up_record(), scores, [], config, warnings=warnings * 50))
-    said = next(number for number, text in enumerate(shown) if text.startswith("100 warnings: "))
-    assert shown[said + 2].endswith(" …")
-    assert shown[said + 3].startswith("* beats: ")
+    first = next(number for number, text in enumerate(shown) if text.startswith("100 warnings: "))
+    assert shown[first + 2].endswith(" …")
+    assert shown[first + 3].startswith("* beats: ")
 
 
 def test_labels_that_differ_in_their_beginning_or_end_alone_are_distinguished():

@@ -286,9 +286,9 @@ def test_the_command_writes_a_classifier_with_calibration_thresholds_and_a_note_
 ):
     out = tmp_path / "probe"
     assert run(folder, store, "--output", out, "--min-cases", "1", "--cache", tmp_path / "kept") == 0
-    told = capsys.readouterr().out
-    assert "macro AUROC" in told
-    assert "never: not in the model" in told
+    printed = capsys.readouterr().out
+    assert "macro AUROC" in printed
+    assert "never: not in the model" in printed
     model = load_pipeline(out).model
     assert model.config.label_names == ["fast", "amount"]
     assert set(model.config.label_thresholds) == set(model.config.label_calibration) == {"fast", "amount"}

@@ -73,8 +73,10 @@ def test_device_maps_with_offload_give_the_same_scores(classifier, folder, tmp_p
     inside = ["ecgfm.encoder.pos_conv_embed", "ecgfm.encoder.layer_norm", "ecgfm.encoder.layers"]
     parts = ["ecgfm.feature_extractor", "ecgfm.feature_projection", "classifier"]
     parts += ["ecgfm.encoder"] if part == "ecgfm.encoder" else inside
-    places = {one: "disk" if one == part else "cpu" for one in parts} if part else {"": "disk"}
-    model = ECGFMForMultiLabelClassification.from_pretrained(folder, device_map=places, offload_folder=tmp_path / "off")
+    devices = {one: "disk" if one == part else "cpu" for one in parts} if part else {"": "disk"}
+    model = ECGFMForMultiLabelClassification.from_pretrained(
+        folder, device_map=devices, offload_folder=tmp_path / "off"
+    )
     torch.testing.assert_close(scores(model), scores(classifier), atol=1e-6, rtol=0)
 
 

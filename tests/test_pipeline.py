@@ -101,10 +101,10 @@ def test_aggregation_is_per_label(model_dir, with_config):
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_answers_do_not_depend_on_the_batch(model_dir, batch_size):
     given = [recording(seconds=s, seed=i) for i, s in enumerate((10.0, 5.0, 23.0))]
-    alone = [load_pipeline(model_dir, batch_size=1)(one) for one in given]
+    single = [load_pipeline(model_dir, batch_size=1)(one) for one in given]
     together = load_pipeline(model_dir, batch_size=batch_size)(given)
     assert [answer["segments"] for answer in together] == [2, 1, 4]
-    for found, expected in zip(together, alone, strict=True):
+    for found, expected in zip(together, single, strict=True):
         assert list(found["scores"].values()) == pytest.approx(list(expected["scores"].values()), abs=1e-5)
 
 
@@ -115,17 +115,17 @@ def test_short_recording_is_an_error_unless_admitted_and_then_padding_has_no_inf
         pipe(given)
     answer = pipe(given, short_recordings="pad")
     signal = given["signal"]
-    alone = (signal - signal.mean(1, keepdims=True)) / signal.std(1, keepdims=True)
+    single = (signal - signal.mean(1, keepdims=True)) / signal.std(1, keepdims=True)
     with torch.no_grad():
-        expected = pipe.model(torch.from_numpy(alone[None]).float()).logits.sigmoid()[0]
+        expected = pipe.model(torch.from_numpy(single[None]).float()).logits.sigmoid()[0]
     assert list(answer["scores"].values()) == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def test_short_and_long_recordings_share_a_batch(model_dir):
     given = [recording(seconds=s, seed=i) for i, s in enumerate((3.0, 10.0, 4.0))]
     pipe = load_pipeline(model_dir, short_recordings="pad")
-    together, alone = pipe(given, batch_size=4), [pipe(one, batch_size=1) for one in given]
-    for found, expected in zip(together, alone, strict=True):
+    together, single = pipe(given, batch_size=4), [pipe(one, batch_size=1) for one in given]
+    for found, expected in zip(together, single, strict=True):
         assert list(found["scores"].values()) == pytest.approx(list(expected["scores"].values()), abs=1e-6)
 
 
@@ -360,7 +360,7 @@ def test_predict_takes_what_files_do_not_say_themselves(model_dir, tmp_path, cap
     rows = [",".join(map(repr, column)) for column in samples.T.tolist()]
     (tmp_path / "a.csv").write_text("\n".join([",".join(record.lead_names), *rows]) + "\n")
     files = [DICOM, str(tmp_path / "a.npy"), str(tmp_path / "a.csv")]
-    told = [
+    options = [
         "--precision",
         "float32",
         "--sampling-rate",
@@ -370,7 +370,7 @@ def test_predict_takes_what_files_do_not_say_themselves(model_dir, tmp_path, cap
         "--lead-names",
         ",".join(record.lead_names),
     ]
-    assert ecgfm(["predict", *files, "--model", str(model_dir), "--format", "json", *told]) == 0
+    assert ecgfm(["predict", *files, "--model", str(model_dir), "--format", "json", *options]) == 0
     answers = [list(answer["scores"].values()) for answer in json.loads(capsys.readouterr().out)]
     np.testing.assert_allclose(answers[1], answers[0], atol=1e-5)
     np.testing.assert_allclose(answers[2], answers[0], atol=1e-5)
@@ -423,8 +423,8 @@ def test_command_passes_its_policies_on(model_dir, tmp_path, capsys):
     allowed = [*arguments, "--missing-leads", "zero", "--short-recordings", "pad"]
     assert ecgfm(allowed) == 0
     out = capsys.readouterr().out
-    for told in ("constant", "missing lead", "padded"):
-        assert any(line.startswith(str(tmp_path)) and told in line for line in out.splitlines()), told
+    for warning in ("constant", "missing lead", "padded"):
+        assert any(line.startswith(str(tmp_path)) and warning in line for line in out.splitlines()), warning
     assert ecgfm([*allowed, "--constant-leads", "error"]) == 1
 
 

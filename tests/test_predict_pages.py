@@ -48,11 +48,11 @@ def test_labels_that_the_model_lacks_are_named_before_the_first_recording(predic
 def test_a_page_that_cannot_be_drawn_is_a_named_failure_and_the_answer_stays(predict, tmp_path, capsys):
     # Nothing was recorded at the hundredth second.
     assert predict("--plot", tmp_path / "pages", "--plot-start", 100) == 1
-    said = capsys.readouterr()
-    assert "r0: no page: " in said.err
-    assert "LABEL_0" in said.out
+    printed = capsys.readouterr()
+    assert "r0: no page: " in printed.err
+    assert "LABEL_0" in printed.out
 
 
-def test_pages_do_not_go_with_parquet(predict, tmp_path, capsys):
+def test_pages_are_refused_with_parquet_output(predict, tmp_path, capsys):
     assert predict("--plot", tmp_path / "pages", "--output", tmp_path / "scores.parquet") == 2
-    assert "Parquet" in capsys.readouterr().err
+    assert "--plot needs scores that are printed or written to a file other than .parquet" in capsys.readouterr().err

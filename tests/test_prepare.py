@@ -1,4 +1,4 @@
-"""From files and a table to a store: rows, account, splits, labels, pseudonyms, and what a user must be told."""
+"""From files and a table to a store: rows, account, splits, labels, pseudonyms, and warnings."""
 
 import csv
 import json
@@ -221,9 +221,9 @@ def test_unknown_patients_need_an_assumption_which_report_and_card_repeat(tmp_pa
     report = prepare(
         PhysioNet2021(root), tmp_path / "store", PrepareSettings(SplitSettings("grouped", assume_independent=True))
     )
-    told = [sentence for sentence in report["splits"]["assumptions"] if "different patients" in sentence]
-    assert told
-    assert told[0] in (tmp_path / "store" / "README.md").read_text()
+    stated = [sentence for sentence in report["splits"]["assumptions"] if "different patients" in sentence]
+    assert stated
+    assert stated[0] in (tmp_path / "store" / "README.md").read_text()
 
 
 def test_a_published_split_is_found_by_the_names_it_uses(cohort, tmp_path):

@@ -79,10 +79,10 @@ def test_a_folder_with_damage_of_every_kind_is_prepared_without_it(tmp_path, ope
 
 def test_two_processes_find_what_one_finds(tmp_path):
     folder = write_folder(tmp_path, sound=100, damaged=len(DAMAGE), seed=1)
-    alone = prepare(PhysioNet2021(folder.root), tmp_path / "alone")
+    single = prepare(PhysioNet2021(folder.root), tmp_path / "single")
     together = prepare(PhysioNet2021(folder.root), tmp_path / "together", num_proc=2)
-    assert alone | {"written": None} == together | {"written": None}
-    assert rows_of(tmp_path / "alone") == rows_of(tmp_path / "together")
+    assert single | {"written": None} == together | {"written": None}
+    assert rows_of(tmp_path / "single") == rows_of(tmp_path / "together")
 
 
 def test_a_table_that_names_damaged_files_and_files_elsewhere(tmp_path, opened):
@@ -163,10 +163,10 @@ def test_files_of_other_formats_never_stop_a_run(tmp_path):
     leads = " ".join(LEADS)
     lines = ["path,recording_id,sampling_rate,units,lead_names"]
     for name in FILES:
-        said = (
+        cells = (
             ("500", "mV", leads if name.endswith(".npy") else "") if name.endswith((".npy", ".csv")) else ("", "", "")
         )
-        lines.append(",".join((name, name, *said)))
+        lines.append(",".join((name, name, *cells)))
     table.write_text("\n".join(lines) + "\n")
     report = prepare(RecordingTable(root, table), tmp_path / "store")
     rows = {row["recording_id"]: row for row in rows_of(tmp_path / "store")}

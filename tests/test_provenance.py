@@ -1,4 +1,4 @@
-"""What is noted beside weights: the history of steps, nothing that tells a place or few patients."""
+"""What is recorded beside weights: the history of steps, without paths or small counts."""
 
 import json
 from pathlib import PurePosixPath
@@ -124,8 +124,8 @@ def test_counts_of_few_patients_are_not_told():
     assert found["labels"]["a"] == {"positive": "<10", "negative": "withheld", "unknown": 0}
     assert found["sexes"] == {"F": "withheld", "M": "<10"}
     assert found["age"] == [50, 50, 50]
-    told = facts(patients, [n < 40 for n in range(100)])
-    assert told["labels"]["a"] == {"positive": 40, "negative": 60, "unknown": 0}
+    exact = facts(patients, [n < 40 for n in range(100)])
+    assert exact["labels"]["a"] == {"positive": 40, "negative": 60, "unknown": 0}
 
 
 def test_of_fewer_than_ten_patients_nothing_is_reported():

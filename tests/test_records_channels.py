@@ -122,6 +122,13 @@ def test_a_skew_is_undone_and_its_end_is_missing(tmp_path):
     assert np.array_equal(signal[0], x[0] / 1000)
     assert np.array_equal(signal[1, :-3], x[1, 3:] / 1000)
     assert np.isnan(signal[1, -3:]).all()
+    # Format 8 has no value of its own for a missing sample.
+    path, x = write_record(tmp_path, random_samples("8", leads=2), format_="8", leads=("I", "II"))
+    lines = path.read_text().splitlines()
+    put(path, "\n".join([*lines[:2], lines[2].replace(" 8 1000", " 8:3 1000")]))
+    signal = read_ecg(path).signal
+    assert np.array_equal(signal[1, :-3], x[1, 3:] / 1000)
+    assert np.isnan(signal[1, -3:]).all()
 
 
 def test_checksums_that_are_absent_or_0_are_a_warning_and_wrong_ones_an_error(tmp_path):
@@ -179,12 +186,15 @@ def test_segments_are_joined_and_gaps_are_missing(tmp_path):
 
 def test_signal_files_of_several_formats_are_read(tmp_path):
     x, y = random_samples("16", leads=1), random_samples("24", leads=1, seed=2)
+    x[0, 5] = -(2**15)  # a missing sample
     lines = ["rec 2 500 500"]
     for suffix, kind, row, name in (("a", "16", x[0], "I"), ("b", "24", y[0], "II")):
         put(tmp_path / f"{suffix}.dat", encode(row[:, None], kind))
         lines.append(f"{suffix}.dat {kind} 1000/mV 24 0 {row[0]} {checksums(row[None])[0]} 0 {name}")
     put(tmp_path / "rec.hea", "\n".join(lines) + "\n")
-    assert np.array_equal(read_ecg(tmp_path / "rec.hea").samples, np.concatenate([x, y]))
+    record = read_ecg(tmp_path / "rec.hea")
+    assert np.isnan(record.signal[0, 5])
+    assert np.array_equal(np.delete(record.samples, 5, axis=1), np.delete(np.concatenate([x, y]), 5, axis=1))
 
 
 def test_a_folder_in_the_records_name_is_the_headers_own(tmp_path):

@@ -184,8 +184,8 @@ def test_a_header_that_points_outside_its_folder_is_refused(tmp_path, name, form
     folder = tmp_path / "folder"
     (folder / "sub").mkdir(parents=True)
     path, samples = write_record(folder, format_=format_)
-    for place in (tmp_path, folder / "sub"):
-        (place / "secret.dat").write_bytes(encode(samples.T, format_))
+    for directory in (tmp_path, folder / "sub"):
+        (directory / "secret.dat").write_bytes(encode(samples.T, format_))
     edit(path, "rec.dat", f"{tmp_path}{name}" if name == "/secret.dat" else name, count=12)
     refused(path, "signal 1", "header's own folder")
 

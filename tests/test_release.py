@@ -56,19 +56,19 @@ def test_the_sdist_holds_tests_documents_and_scripts(distributions):
 
 def test_an_installed_wheel_runs_outside_of_the_checkout(distributions, tmp_path):
     # Beside the dependencies that are here, ahead of the checkout.
-    place = tmp_path / "installed"
+    target = tmp_path / "installed"
     with zipfile.ZipFile(distributions[0]) as wheel:
-        wheel.extractall(place)
+        wheel.extractall(target)
     program = (
         "import sys, ecgfm_hf, ecgfm_hf.cli.main as cli\n"
-        f"assert ecgfm_hf.__file__.startswith({str(place)!r}), ecgfm_hf.__file__\n"
+        f"assert ecgfm_hf.__file__.startswith({str(target)!r}), ecgfm_hf.__file__\n"
         "from ecgfm_hf.labeler import Labeler\n"
         "from ecgfm_hf.training import find_recipe\n"
         "assert Labeler.from_preset('mimic17').row('Sinus rhythm')\n"
         "assert find_recipe('pretrain_tiny').is_file()\n"
         "sys.exit(cli.main(['--version']))\n"
     )
-    environment = {"PYTHONPATH": str(place), "PATH": "", "HF_HUB_OFFLINE": "1"}
+    environment = {"PYTHONPATH": str(target), "PATH": "", "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
     )

@@ -127,7 +127,7 @@ def millivolts(num_samples=5000):
 @pytest.mark.parametrize("name", KINDS)
 def test_limb_leads_stay_what_i_and_ii_make_of_them_in_any_lead_order(name):
     order = [7, 3, 0, 2, 11, 1, 4, 5, 6, 8, 9, 10]
-    names, signal = [STANDARD_LEADS[place] for place in order], millivolts()[order]
+    names, signal = [STANDARD_LEADS[index] for index in order], millivolts()[order]
     before = signal.copy()
     noisy = KINDS[name]()(signal, RATE, names, np.random.default_rng(1))
     np.testing.assert_array_equal(signal, before)
@@ -155,7 +155,7 @@ def test_a_faulty_lead_i_or_ii_reaches_no_other_lead(name, lead, fault):
     signal = millivolts()
     signal[lead] = 0.0 if fault == "constant" else np.nan
     noisy = KINDS[name](max_amplitude=0.01)(signal, RATE, STANDARD_LEADS, np.random.default_rng(1))
-    others = [place for place in range(12) if place != lead]
+    others = [index for index in range(12) if index != lead]
     # Noise of their own, and nothing that lead I or II would make of them.
     change = np.abs(noisy - signal)[others].max(axis=1)
     assert ((change > 0) & (change < 0.15)).all()
@@ -249,13 +249,13 @@ def test_draws_depend_on_seed_epoch_and_item_only(store):
 def test_segments_of_a_pair_are_masked_each_for_itself_and_as_alone(store):
     settings = {"random_lead_masking": {}}
     pairs, singles = (augmented(store, settings, pairs=pairs)[0] for pairs in (True, False))
-    alone = values_of(singles[number] for number in range(len(singles)))
+    single = values_of(singles[number] for number in range(len(singles)))
     together = values_of(pairs[number] for number in range(len(pairs)))
     masks = []
     for (recording, segment), values in together.items():
-        for place in (0, 1):
-            np.testing.assert_array_equal(values[place], alone[recording, segment + place])
-            masks.append(tuple((values[place] == 0).all(axis=-1)))
+        for index in (0, 1):
+            np.testing.assert_array_equal(values[index], single[recording, segment + index])
+            masks.append(tuple((values[index] == 0).all(axis=-1)))
     assert len(set(masks)) > 20
 
 

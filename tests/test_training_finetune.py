@@ -153,7 +153,7 @@ def test_multi_label_learns_and_is_judged_by_recordings(store, tmp_path):
         scores.append(recording_scores(logits, result.model.config))
         truth.append([row["slow"], row["fast"]])
     scores = np.array([[found["slow"], found["fast"]] for found in scores])
-    expected = np.mean([roc_auc_score(np.array(truth)[:, place], scores[:, place]) for place in (0, 1)])
+    expected = np.mean([roc_auc_score(np.array(truth)[:, index], scores[:, index]) for index in (0, 1)])
     assert result.metrics["auroc_macro"] == pytest.approx(expected, abs=1e-6)
     share = np.mean(store["train"]["fast"][:])
     settings = settings_for(labels=["slow", "fast"])

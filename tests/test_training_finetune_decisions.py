@@ -67,9 +67,9 @@ def test_calibration_undoes_the_weights_and_thresholds_are_of_what_it_gives(vali
     weights = [4.0, 200.0, 2.0, 1.5]
     points = fit_operating_points(["good", "few", "chance", "fine"], targets, scores, weights, settings)
     assert points.calibration.keys() == points.thresholds.keys() == {"good", "fine"}
-    for place, name in ((0, "good"), (3, "fine")):
-        label, score = targets[:, [place]], scores[:, [place]]
-        fits = fit_calibration(label, score, [weights[place]], how=how)
+    for index, name in ((0, "good"), (3, "fine")):
+        label, score = targets[:, [index]], scores[:, [index]]
+        fits = fit_calibration(label, score, [weights[index]], how=how)
         assert points.calibration[name] == pytest.approx(fits[0])
         expected = fit_thresholds(label, apply_calibration(score, fits), "sensitivity", 0.9)
         assert points.thresholds[name] == pytest.approx(expected[0])

@@ -371,10 +371,16 @@ def test_a_folder_that_another_run_is_at_work_in_is_refused(workplace, tmp_path,
 
 def test_validation_of_one_class_chooses_nothing_and_stops_nothing(workplace, tmp_path):
     rows, labels = recordings(20)
-    held = {f"p0_{number}" for number in range(4)}
-    labels = {"fast": [1 if row["patient_id"] in held else v for row, v in zip(rows, labels["fast"], strict=True)]}
+    validation_patients = {f"p0_{number}" for number in range(4)}
+    labels = {
+        "fast": [
+            1 if row["patient_id"] in validation_patients else v for row, v in zip(rows, labels["fast"], strict=True)
+        ]
+    }
     split = tmp_path / "split.csv"
-    lines = [f"{row['recording_id']},{'valid' if row['patient_id'] in held else 'train'}" for row in rows]
+    lines = [
+        f"{row['recording_id']},{'valid' if row['patient_id'] in validation_patients else 'train'}" for row in rows
+    ]
     split.write_text("\n".join(["save_file,split", *lines]) + "\n")
     load_arrays(rows, tmp_path / "store", labels, split_csv=split, progress=False)
     settings = settings_for(

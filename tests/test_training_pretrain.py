@@ -275,9 +275,9 @@ def test_gradient_is_the_sum_over_micro_batches_weighted_by_masked_frames(settin
     model = updater.bare
     model.set_gumbel_temperature(model.gumbel_temperature_at(0))
     losses, counts = [], []
-    for place, batch in enumerate(batches):
-        mask = updater.mask("train", 0, place, batch)
-        output, _ = updater.forward("train", 0, place, batch, mask)
+    for index, batch in enumerate(batches):
+        mask = updater.mask("train", 0, index, batch)
+        output, _ = updater.forward("train", 0, index, batch, mask)
         losses.append(output.loss)
         counts.append(int(mask.sum()))
     assert len(set(counts)) > 1
@@ -475,9 +475,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(settings, tmp_path, what, monke
     original = trainer.updater.forward
     good = {}
 
-    def forward(kind, number, place, batch, mask):
-        output, batch = original(kind, number, place, batch, mask)
-        if number == 2 and kind == "train" and place == 1:
+    def forward(kind, number, index, batch, mask):
+        output, batch = original(kind, number, index, batch, mask)
+        if number == 2 and kind == "train" and index == 1:
             good.update({name: p.detach().clone() for name, p in trainer.updater.bare.named_parameters()})
             if what == "loss":
                 output.loss = output.loss * float("nan")
@@ -513,7 +513,7 @@ def test_validation_is_the_same_every_time_and_changes_nothing(settings, tmp_pat
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What is left and told
+# Outputs and reports
 # ----------------------------------------------------------------------------------------------------------------------
 
 

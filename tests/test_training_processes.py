@@ -38,7 +38,7 @@ def given_by_recording(updater):
     def generator(recording, what):
         return torch.Generator().manual_seed(sum(map(ord, recording + what)))
 
-    def mask(kind, number, place, batch):
+    def mask(kind, number, index, batch):
         # Of each segment, as both of a pair have the recording's.
         rows = []
         for recording in batch.recording_ids:
@@ -278,9 +278,9 @@ def test_two_processes_with_two_micro_batches_equal_the_weighted_sum(workplace, 
     updater.bare.set_gumbel_temperature(updater.bare.gumbel_temperature_at(0))
     batches = train_batches(trainer.train_data, trainer.settings, 0, 0, 0, 1)
     weighted, counts = [], []
-    for place, batch in zip(range(4), batches, strict=False):
-        mask = updater.mask("train", 0, place, batch)
-        output, _ = updater.forward("train", 0, place, batch, mask)
+    for index, batch in zip(range(4), batches, strict=False):
+        mask = updater.mask("train", 0, index, batch)
+        output, _ = updater.forward("train", 0, index, batch, mask)
         counts.append(int(mask.sum()))
         weighted.append(counts[-1] * output.loss)
     assert len(set(counts)) > 1
@@ -315,9 +315,9 @@ def test_cmsc_across_processes_is_that_of_one_batch_with_its_gradient(workplace,
     model.set_gumbel_temperature(model.gumbel_temperature_at(0))
     batches = train_batches(trainer.train_data, trainer.settings, 0, 0, 0, 1)
     total, count, embeddings, ids, halves = 0.0, 0, [], [], []
-    for place, batch in zip(range(2), batches, strict=False):
-        mask = updater.mask("train", 0, place, batch)
-        output, _ = updater.forward("train", 0, place, batch, mask)
+    for index, batch in zip(range(2), batches, strict=False):
+        mask = updater.mask("train", 0, index, batch)
+        output, _ = updater.forward("train", 0, index, batch, mask)
         total = total + int(mask.sum()) * (output.loss - output.cmsc_loss)
         count += int(mask.sum())
         embeddings.append(output.pooler_output)

@@ -241,7 +241,7 @@ def _original_batches(folder: Path, mask: Callable, rng) -> Iterator[list]:
     paths = sorted(folder.glob("*.mat"))
     order = rng.permutation(len(paths)).tolist()
     for first in range(0, len(order) - BATCH + 1, BATCH):
-        yield [mask(loadmat(paths[place])["feats"].astype("float32"), {}) for place in order[first : first + BATCH]]
+        yield [mask(loadmat(paths[index])["feats"].astype("float32"), {}) for index in order[first : first + BATCH]]
 
 
 def _segments_per_s(batches: Iterator[list]) -> float:

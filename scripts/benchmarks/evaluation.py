@@ -95,10 +95,10 @@ def _loop(labels, scores, patients):
     rows_of = np.split(np.argsort(patients, kind="stable"), np.flatnonzero(np.diff(np.sort(patients))) + 1)
     values = np.full(labels.shape[1], np.nan)
     for _ in range(LOOP_RESAMPLES):
-        rows = np.concatenate([rows_of[place] for place in generator.integers(len(rows_of), size=len(rows_of))])
-        for place in range(labels.shape[1]):
-            true, score = labels[rows, place], scores[rows, place]
+        rows = np.concatenate([rows_of[index] for index in generator.integers(len(rows_of), size=len(rows_of))])
+        for index in range(labels.shape[1]):
+            true, score = labels[rows, index], scores[rows, index]
             if 0 < true.sum() < len(true):
-                values[place] = roc_auc_score(true, score)
+                values[index] = roc_auc_score(true, score)
                 average_precision_score(true, score)
     return values

@@ -16,7 +16,7 @@ LABELS = 17
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the figures of every path, after those of float32, which the scores are compared with."""
+    """Print the figures of every path. float32 comes first; the other scores are compared with it."""
     paths = [REFERENCE, *(path for path in INFERENCE_PATHS if path in options.paths and path != REFERENCE)]
     with tempfile.TemporaryDirectory(prefix="ecgfm-benchmark-") as scratch:
         cases = [

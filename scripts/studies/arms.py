@@ -90,14 +90,14 @@ def run_cell(study: Study, folder: StudyFolder, cell: Cell) -> dict:
     np.save(scratch.with_suffix(".partial.npy"), scores)
     os.replace(scratch.with_suffix(".partial.npy"), path.with_suffix(".npy"))
     scratch.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    os.replace(scratch, path)  # last: it says that the scores are there
+    os.replace(scratch, path)  # last: its presence means that the scores are complete
     shutil.rmtree(run_dir, ignore_errors=True)
     return found
 
 
 def adapters_differ_by(settings: FinetuneSettings, split: Split, run_dir: Path, merged: torch.nn.Module) -> list[float]:
     """
-    How far the logits of the merged model, and of the same saved and loaded again, are at most from those of the
+    How far the logits of the merged model, and of the same saved and loaded again, are at most from the logits of the
     adapters that were saved, on the model that training began from (float32, 32 segments).
     """
     from peft import PeftModel

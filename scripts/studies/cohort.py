@@ -20,7 +20,7 @@ SPLITS = ("labelled", "tune", "valid", "test")
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """Where everything of a study is kept, and is found again when it is started anew."""
+    """The folder of a study. A study that is started again finds its results there."""
 
     path: Path
 
@@ -81,7 +81,7 @@ def save_random(study: Study, folder: StudyFolder) -> None:
 
 
 def pretrain(study: Study, folder: StudyFolder) -> None:
-    """Pretrains, or goes on where that was interrupted."""
+    """Pretrain, or resume an interrupted pretraining."""
     from ecgfm_hf.training import Pretrainer
 
     result = Pretrainer(pretrain_settings(study, folder)).run()
@@ -127,7 +127,7 @@ class Split:
 
     @cached_property
     def segments(self) -> np.ndarray:
-        """(all segments, leads, samples) float32; those of a recording together."""
+        """(all segments, leads, samples) float32; the segments of a recording together."""
         return np.load(self._path, mmap_mode="r")
 
     @property
@@ -137,7 +137,7 @@ class Split:
 
 
 class SegmentsOfRows:
-    """The segments of some recordings, as `LabelledSegments` reads them; rows are numbered anew."""
+    """The segments of some recordings, as `LabelledSegments` reads them; rows are renumbered."""
 
     def __init__(self, split: Split, rows: Sequence[int] | np.ndarray):
         each = split.per_recording
@@ -157,8 +157,8 @@ def draw_rows(split: Split, size: int, draws: int, seed: int, least_patients: in
     Recordings to train on, several times.
 
     Patients come in random order, all of their recordings together but for the last one's; no two draws share a
-    patient. A draw in which some label has fewer than `least_patients` patients with it, or without it, is drawn anew:
-    nobody would train on it.
+    patient. A draw in which some label has fewer than `least_patients` patients with it, or without it, is drawn again:
+    such a draw is unfit for training.
 
     Args:
         split ([`Split`])

@@ -19,7 +19,7 @@ _NEIGHBOURS = ((1, 5), (1, 2), (2, 5), (0, 4), (6, 7), (7, 8), (8, 9), (9, 10), 
 
 def handmade_features(recording: np.ndarray) -> dict[str, float]:
     """
-    Features of one recording by name, all finite; 0 where one cannot be measured, which `beats` tells.
+    Features of one recording by name, all finite; 0 where one cannot be measured (see `beats`).
 
     Args:
         recording (`np.ndarray` (12, samples)): mV at 500 Hz, leads in the order of `LEADS`, 5 s or longer.
@@ -55,7 +55,7 @@ def r_peaks(clean: np.ndarray) -> np.ndarray:
     """Samples (beats,) at which QRS complexes peak, in all leads together."""
     band = signal.sosfiltfilt(signal.butter(2, (6, 28), "bandpass", fs=RATE, output="sos"), clean[list(_INDEPENDENT)])
     energy = ndimage.uniform_filter1d(np.sqrt(np.square(band).sum(axis=0)), _samples(0.09))
-    # The usual height of a complex: that of the largest in each 2 s, which hold one at 30 beats a minute.
+    # The usual height of a complex: the largest in each 2 s, which contain one complex at 30 beats per minute.
     width = _samples(2.0)
     tops = [energy[start : start + width].max() for start in range(0, len(energy) - width + 1, width)]
     height = float(np.median(tops))

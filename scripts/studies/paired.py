@@ -8,7 +8,7 @@ test set. The variance of the mean over D draws is taken as
 
 with s^2 the variance between draws (all judged by the whole test set) and v the variance of the mean under a bootstrap
 of the test patients, the same resample for all draws. Intervals are mean +- t * root of that, t the 97.5% point of
-Student's t with degrees of freedom after Satterthwaite, D - 1 if draws alone varied. A difference of two arms is taken
+Student's t with degrees of freedom after Satterthwaite, D - 1 if only draws varied. A difference of two arms is taken
 draw by draw and resample by resample first: both saw the same recordings and are judged by the same patients.
 
 What they leave out: there is one pretrained encoder, one cohort and one choice of hyper-parameters.

@@ -10,7 +10,7 @@ PRETRAINED, SCRATCH = "pretrained", "scratch"
 PROBE, RANDOM_PROBE, FEATURES = "probe of pretrained", "probe of random", "hand-made features"
 FINETUNED_ARMS, FITTED_ARMS = (PRETRAINED, SCRATCH), (PROBE, RANDOM_PROBE, FEATURES)
 ARMS = (*FINETUNED_ARMS, *FITTED_ARMS)
-# Judged by `lora_study.py` alone, beside `PRETRAINED`.
+# Only for `lora_study.py`, in comparison with `PRETRAINED`.
 LORA = "LoRA"
 # As docs/own-data.md has them, within 2% of the tiny model: most of that is for the convolutions. Scales
 # are `lora_alpha` / sqrt(rank): 1, 2 and 4, so that few ranks learn as fast as many.
