@@ -1,7 +1,7 @@
 """Recordings as their files hold them: `read_ecg(path)` gives an `ECGRecord` or an `ECGReadError`.
 
 `read_code_15(path)` iterates over the exams of a CODE-15% file. Nothing is imported until it is asked for, and a
-format's library (wfdb, pydicom, h5py, ecgdatakit) only when a file needs it.
+format's library (soundfile, pydicom, h5py, ecgdatakit) only when a file needs it.
 """
 
 import lazy_loader
