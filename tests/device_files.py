@@ -1,7 +1,8 @@
 """Files of ECG devices made for tests, from the formats' public descriptions and with no reader's code involved.
 
 EDF: Kemp et al. 1992, edfplus.info. aECG: HL7 V3 R1-2004. MUSE XML: GE's restecg.dtd. Sierra: Philips' published
-schema, its XLI compression as the open sierra-ecg-tools describe it. SCP-ECG: EN 1064. Names in them are made up.
+schema, its XLI compression as the open sierra-ecg-tools describe it. Mortara: the attributes that BRAVEHEART and
+EDFbrowser read. SCP-ECG: EN 1064. Names in them are made up.
 """
 
 import base64
@@ -249,12 +250,33 @@ def _wave(kind, x, leads):
 
 
 # Writer, leads, microvolts of a step, Hz
+def mortara(x, leads=LEADS, units_per_mv=400, rate=500, **change):
+    """Mortara ELI XML: a CHANNEL a lead, samples in base64 in its attribute DATA; median beats before."""
+
+    def channel(tag, name, row):
+        fixed = {"OFFSET": 0, "BITS": 16, "FORMAT": "SIGNED", "UNITS_PER_MV": units_per_mv, "DURATION": len(row)}
+        fixed |= {"SAMPLE_FREQ": rate, "NAME": name, "ENCODING": "BASE64", **change}
+        fixed["DATA"] = base64.b64encode(row.astype("<i2").tobytes()).decode()
+        attributes = " ".join(f'{key}="{value}"' for key, value in fixed.items())
+        return f"<{tag} {attributes}/>"
+
+    rows = list(zip(leads, x, strict=True))
+    beats = "".join(channel("TYPICAL_CYCLE_CHANNEL", name, row[:9]) for name, row in rows)
+    cycle = f'<TYPICAL_CYCLE BITS="16" FORMAT="SIGNED" UNITS_PER_MV="400" SAMPLE_FREQ="500" ENCODING="BASE64">{beats}'
+    return (
+        f'<?xml version="1.0" encoding="UTF-8"?><ECG ACQUISITION_TIME="20190305102030" AGE="67" AGE_UNITS="Y">'
+        f'<SUBJECT LAST_NAME="{NAME}" GENDER="Female" DOB="19510502"/><SOURCE MODEL="ELI250c" TYPE="STD-12"/>'
+        f"{cycle}</TYPICAL_CYCLE>{''.join(channel('CHANNEL', name, row) for name, row in rows)}</ECG>"
+    ).encode()
+
+
 DEVICES = {
     "edf": (edf, LEADS, 0.1, 250.0),
     "aecg": (aecg, LEADS, 2.5, 500.0),
     "muse": (muse, EIGHT, 4.88, 500.0),
     "sierra": (sierra, LEADS, 5.0, 500.0),
     "xli": (lambda x, **k: sierra(x, xli=True, **k), LEADS, 5.0, 500.0),
+    "mortara": (mortara, LEADS, 2.5, 500.0),
     "scp": (scp, LEADS, 2.5, 500.0),
     **{
         f"scp{bits}{n}": (lambda x, h=bits, n=n: scp(x, huffman=h, differences=n), LEADS, 2.5, 500.0)

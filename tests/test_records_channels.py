@@ -11,6 +11,7 @@ from wfdb_files import checksums, edit, encode, header_lines, random_samples, wr
 
 from ecgfm_hf.records import ECGReadError, read_ecg
 from ecgfm_hf.records.reading import recognise
+from ecgfm_hf.records.store_rows import record_from_row, row_from_record
 from ecgfm_hf.synthetic import SyntheticCohort
 
 X = device_files.samples()
@@ -37,6 +38,8 @@ def test_a_calibration_pulse_is_cut_off_with_its_line_and_named(tmp_path, at_sta
     assert np.array_equal(record.samples, x)
     assert "calibration pulse of 1 mV in all leads" in record.warnings[0]
     assert f"0.4 s at the {'beginning' if at_start else 'end'}" in record.warnings[0]
+    again = record_from_row(row_from_record(record, path="a.xml", source="table"))
+    assert record.start_s == again.start_s == (0.4 if at_start else 0)
     path, _ = write_record(tmp_path, with_pulse(x, at_start=at_start), calibration="200(0)/mV")
     assert np.array_equal(read_ecg(path).samples, x)
 
@@ -242,8 +245,10 @@ def test_ishne_gives_back_what_was_written_and_its_checksum_counts(tmp_path):
     with pytest.raises(ECGReadError, match="checksum"):
         read_ecg(damaged)
     assert np.array_equal(read_ecg(damaged, checksums="ignore").samples, X)
-    with pytest.raises(ECGReadError, match="truncated"):
-        read_ecg(put(tmp_path / "c.ecg", content[:-1]))
+    for cut in (1, 24, 6000):
+        with pytest.raises(ECGReadError, match="truncated"):
+            read_ecg(put(tmp_path / "c.ecg", content[:-cut]))
+    assert np.array_equal(read_ecg(tmp_path / "c.ecg", checksums="ignore").samples, X[:, :250])
 
 
 def test_scp_ranges_from_0_and_damaged_statements_are_read(tmp_path):
@@ -256,6 +261,11 @@ def test_scp_ranges_from_0_and_damaged_statements_are_read(tmp_path):
     assert np.array_equal(record.samples, X)
     with pytest.raises(ECGReadError, match="CRC of section 3"):
         read_ecg(tmp_path / "a.scp")
+    for index in (2, 10**6):  # where the table of sections has the patient's
+        moved = content[:38] + index.to_bytes(4, "little") + content[42:]
+        record = read_ecg(put(tmp_path / "b.scp", moved), checksums="ignore")
+        assert np.array_equal(record.samples, X)
+        assert "section 1 (patient and time) is damaged and not used" in record.warnings
 
 
 def test_files_that_are_not_read_are_named_with_what_to_do(tmp_path):
@@ -267,6 +277,8 @@ def test_files_that_are_not_read_are_named_with_what_to_do(tmp_path):
         ("a.xml", pointer, "git lfs pull"),
         ("a.mwf", b"@ MFR something", "MFER file, which is not supported; export it as DICOM"),
         ("a.bdf", b"\xffBIOSEMI", "BDF file"),
+        ("a.ECG", b"90A", "without the mark ISHNE1.0 .* export it as DICOM"),
+        ("a.SCP", b"0\x9d\0\0\xf0r@\xfd\0\0L\0", "not by EN 1064 .* export it as DICOM"),
         ("b.xml", "<html><body/></html>", "XML whose root element 'html'"),
     ]:
         if content is not None:

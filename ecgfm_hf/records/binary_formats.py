@@ -219,9 +219,14 @@ def read_ishne(path: str, checksums: str = "verify") -> Channels:
     if rest:
         raise ECGReadError(f"{path}: truncated, the last sample has {rest} bytes, expected {2 * count} ({count} leads)")
     samples = np.frombuffer(content, "<i2", offset=start).reshape(-1, count)
-    # Declared in samples of one lead or of all, or as the recorder's largest.
+    # Recorders declare the samples of one lead, or of all.
     if declared not in (len(samples), samples.size):
-        warnings.append(f"the header declares {declared} samples, found {len(samples)} of each lead")
+        found = f"the header declares {declared} samples, found {len(samples)} of each lead"
+        if declared > len(samples) and checksums != "ignore":
+            raise ECGReadError(
+                f"{path}: truncated, {found}; get the file again, or read what is there with checksums='ignore'"
+            )
+        warnings.append(found)
     sex = struct.unpack_from("<h", content, 128)[0]
     day, month, year = struct.unpack_from("<3h", content, 138)
     hour, minute, second = struct.unpack_from("<3h", content, 150)

@@ -127,6 +127,14 @@ _REFUSED = (
     (_mark(0, b"@ MFR"), "an MFER file, which is not supported; export it as DICOM, aECG or EDF"),
     (_suffix(".mwf", ".mfer"), "an MFER file, which is not supported; export it as DICOM, aECG or EDF"),
     (_mark(0, b"ANN  1.0"), "ISHNE annotations without samples, expected the .ecg file beside it"),
+    (
+        _suffix(".scp"),
+        "a .scp file that is not by EN 1064 (Heal Force and others write their own); export it as DICOM, aECG or EDF",
+    ),
+    (
+        _suffix(".ecg"),
+        "a .ecg file without the mark ISHNE1.0 (Contec and others write their own); export it as DICOM, aECG or EDF",
+    ),
     (_suffix(".dcm", ".dicom"), "not a DICOM file, expected the mark 'DICM' at byte 128"),
 )
 _SUPPORTED = (

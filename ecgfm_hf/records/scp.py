@@ -55,6 +55,9 @@ class _Lead(NamedTuple):
     code: int
 
 
+_PATIENT_DAMAGED = "section 1 (patient and time) is damaged and not used"
+
+
 class _Signal(NamedTuple):
     """A section of signals: nanovolts of a step, microseconds between samples, and a row per lead."""
 
@@ -72,7 +75,7 @@ class _Reader:
         self.sections = self._sections()
         wrong = [number for number in sorted(self.sections) if not self._crc_agrees(number)]
         if 1 in wrong:  # of the patient only
-            self.warnings.append("section 1 (patient and time) is damaged and not used")
+            self.warnings.append(_PATIENT_DAMAGED)
             del self.sections[1]
             wrong.remove(1)
         if wrong:
@@ -126,11 +129,14 @@ class _Reader:
             number, length, index = struct.unpack_from("<HII", content, at)
             if number not in (1, *_SIGNAL_SECTIONS) or length <= _SECTION_HEADER:
                 continue
-            offset = index - 1
-            if index == 0 or offset + length > len(content):
-                raise self.error(f"section {number} ({length} bytes at byte {index}) lies outside of the file")
-            stated, own_length = struct.unpack_from("<HI", content, offset + 2)
+            offset, is_inside = index - 1, 0 < index <= len(content) - length + 1
+            stated, own_length = struct.unpack_from("<HI", content, offset + 2) if is_inside else (None, 0)
             if stated != number:
+                if number == 1:
+                    self.warnings.append(_PATIENT_DAMAGED)
+                    continue
+                if not is_inside:
+                    raise self.error(f"section {number} ({length} bytes at byte {index}) lies outside of the file")
                 raise self.error(f"found section {stated} where the table has section {number}")
             found[number] = (offset, min(length, own_length) if own_length > _SECTION_HEADER else length)
         for number, what in ((3, "definition of leads"), (6, "rhythm data")):
