@@ -68,6 +68,8 @@ _HF_KEYS = {"feature_extractor_type", "auto_map", "processor_class", "transforme
 # No ECG recorder is slower or faster. A period, a rate in kHz or a number of samples is outside this range.
 _MIN_RATE, _MAX_RATE = 25, 50_000
 _MIN_MV, _MAX_MV = 0.01, 50.0  # of the widest lead, peak to peak
+# How the warning ends where more than half of the leads are flat, or 0 for being missing.
+MOST_LEADS_EMPTY = "calibration and thresholds are not valid for this recording"
 # Squares of larger or smaller values would over- or underflow. In no unit are such values voltages.
 _LARGEST_SAMPLE, _SMALLEST_RANGE = 1e100, 1e-100
 
@@ -332,7 +334,7 @@ def _clean_nan(signal: np.ndarray, leads: tuple[str, ...], policy: str, live: np
             raise ValueError(f"lead {leads[row]} has infinite samples (or any above {_LARGEST_SAMPLE:g})")
         found = f"lead {leads[row]} has {bad.sum()} NaN in {len(bad)} samples"
         if policy == "error":
-            raise ValueError(f"{found} (nan_samples='zero' or 'interpolate' would allow it)")
+            raise ValueError(f"{found} (nan_samples='interpolate' or nan_samples='zero' would allow it)")
         if policy == "interpolate":
             if bad.all():
                 raise ValueError(f"{found}: there is nothing to interpolate between")
@@ -753,11 +755,8 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
             _drop_constant(signal, flat, wanted, constant_leads, live, warnings)
         if not live.any():
             raise ValueError("no lead carries a signal, so there is nothing to score (every lead is flat, or set to 0)")
-        if 2 * live.sum() < len(wanted):
-            warnings.append(
-                f"only {live.sum()} of {len(wanted)} leads carry a signal: scores, calibration and thresholds are not "
-                "valid for such a recording"
-            )
+        if 2 * live.sum() < len(wanted):  # first, since pages have room for a few warnings only
+            warnings.insert(0, f"only {live.sum()} of {len(wanted)} leads carry a signal: {MOST_LEADS_EMPTY}")
         mean, std = standardise(signal)
         if constant.any():
             mean += [level[plan.leads.index(lead)] if lead in plan.leads else 0.0 for lead in wanted]

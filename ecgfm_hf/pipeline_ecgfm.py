@@ -10,6 +10,8 @@ import torch
 from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
 
+from .feature_extraction_ecgfm import MOST_LEADS_EMPTY
+
 if TYPE_CHECKING:
     from .configuration_ecgfm import ECGFMConfig
 
@@ -50,12 +52,25 @@ def recording_scores(segment_logits: np.ndarray, config: "ECGFMConfig") -> dict[
     return result
 
 
-def positive_labels(scores: dict[str, float], config: "ECGFMConfig") -> list[str] | None:
-    """Return the labels whose score reaches their threshold; `None` if the config has no thresholds."""
+def positive_labels(scores: dict[str, float], config: "ECGFMConfig", warnings: Iterable[str] = ()) -> list[str] | None:
+    """
+    Return the labels whose score reaches their threshold.
+
+    `None` if the config has no thresholds, or if the recording's `warnings` show that they are not valid for it.
+    """
     thresholds = config.label_thresholds
-    if not thresholds:
+    if not thresholds or not is_calibration_valid(warnings):
         return None
     return [label for label, score in scores.items() if label in thresholds and score >= thresholds[label]]
+
+
+def is_calibration_valid(warnings: Iterable[str]) -> bool:
+    """
+    Return whether calibration and thresholds are valid for a recording with these warnings.
+
+    They are not where more than half of the leads carry no signal: none were fitted to such recordings.
+    """
+    return not any(warning.endswith(MOST_LEADS_EMPTY) for warning in warnings)
 
 
 def recording_answer(
@@ -63,6 +78,8 @@ def recording_answer(
 ) -> dict[str, Any]:
     """
     Return the answer for one recording: its scores, positive labels, number of segments and warnings.
+
+    Where more than half of the leads carry no signal, `positive` is `None`, and the first warning says why.
 
     Args:
         recording (`str`, *optional*): The recording's name.
@@ -73,18 +90,23 @@ def recording_answer(
     Returns:
         `dict` with the keys `recording`, `scores`, `positive`, `segments`, `warnings`, as the pipeline returns it.
     """
-    scores = recording_scores(segment_logits, config)
+    scores, found = recording_scores(segment_logits, config), list(warnings)
     return {
         "recording": recording,
         "scores": scores,
-        "positive": positive_labels(scores, config),
+        "positive": positive_labels(scores, config, found),
         "segments": len(segment_logits),
-        "warnings": list(warnings),
+        "warnings": found,
     }
 
 
 def segment_answers(
-    segment_logits: np.ndarray, segment_seconds: float, valid_seconds: float, config: "ECGFMConfig"
+    segment_logits: np.ndarray,
+    segment_seconds: float,
+    valid_seconds: float,
+    config: "ECGFMConfig",
+    warnings: Iterable[str] = (),
+    start_s: float = 0.0,
 ) -> list[dict[str, Any]]:
     """
     Return an answer for each segment of a recording, as if the recording were this segment.
@@ -96,16 +118,28 @@ def segment_answers(
         segment_seconds (`float`): From the start of a segment to the start of the next.
         valid_seconds (`float`): Of each segment that are no padding.
         config (`ECGFMConfig`)
+        warnings: Of the recording.
+        start_s (`float`): Of the first segment.
 
     Returns:
         `list[dict]` with the keys `segment` (from 0), `start_s` and `end_s` in the recording, `scores`, `positive`.
     """
-    found = []
-    for number, logits in enumerate(segment_logits):
-        scores, start = recording_scores(logits[None], config), number * segment_seconds
-        times = {"segment": number, "start_s": start, "end_s": start + valid_seconds}
-        found.append({**times, "scores": scores, "positive": positive_labels(scores, config)})
+    found, warnings = [], list(warnings)
+    times = segment_times(len(segment_logits), segment_seconds, valid_seconds, start_s)
+    for time, logits in zip(times, segment_logits, strict=True):
+        scores = recording_scores(logits[None], config)
+        found.append({**time, "scores": scores, "positive": positive_labels(scores, config, warnings)})
     return found
+
+
+def segment_times(
+    count: int, segment_seconds: float, valid_seconds: float, start_s: float = 0.0
+) -> list[dict[str, float]]:
+    """Return `segment` (from 0), `start_s` and `end_s` of each segment; arguments as in [`segment_answers`]."""
+    starts = [start_s + number * segment_seconds for number in range(count)]
+    return [
+        {"segment": number, "start_s": start, "end_s": start + valid_seconds} for number, start in enumerate(starts)
+    ]
 
 
 def _sigmoid(values: np.ndarray) -> np.ndarray:
@@ -153,8 +187,9 @@ class ECGClassificationPipeline(ChunkPipeline):
     `nan_samples`, `constant_leads`, `short_recordings`; and `batch_size`, in segments.
 
     Output for each recording: `{"recording": name, "scores": {label: float}, "positive": [label, ...] or None,
-    "segments": int, "warnings": [str, ...]}`. `positive` is `None` unless the config has thresholds. With
-    `per_segment=True` also `"by_segment"`: a list with an answer for each segment, as [`segment_answers`] gives it.
+    "segments": int, "warnings": [str, ...]}`. `positive` is `None` unless the config has thresholds that are valid for
+    the recording ([`is_calibration_valid`]). With `per_segment=True` also `"by_segment"`: a list with an answer for
+    each segment, as [`segment_answers`] gives it.
 
     With `short_recordings="pad"`, a recording shorter than a segment is run at its true length, so padding has no
     effect on its scores. The model is put into evaluation mode. An error about one of several recordings begins
@@ -227,6 +262,7 @@ class ECGClassificationPipeline(ChunkPipeline):
     def _segments(self, inputs: Any, label: str, policies: dict[str, Any]) -> Iterator[dict[str, Any]]:
         recording = self._recording(inputs)
         name, found = recording.pop("recording", None), recording.pop("warnings", ())
+        start_s = recording.pop("start_s", 0.0)
         # One recording at a time: two in one array would be averaged.
         segments, valid_samples, warnings, *_ = self.feature_extractor.prepare_recording(
             recording.pop("signal"), **recording, name=label if name is None else str(name), **policies
@@ -239,6 +275,7 @@ class ECGClassificationPipeline(ChunkPipeline):
                 "attention_mask": mask,
                 "recording": name,
                 "warnings": [*found, *warnings],
+                "start_s": start_s,
             }
 
     @staticmethod
@@ -263,6 +300,7 @@ class ECGClassificationPipeline(ChunkPipeline):
                 "units": "mV",
                 "recording": os.fspath(inputs.path),
                 "warnings": inputs.warnings,
+                "start_s": inputs.start_s,
             }
         if not isinstance(inputs, Mapping):
             raise ValueError(f"a recording must be a path, a record or a dictionary, found: {type(inputs).__name__}")
@@ -295,8 +333,23 @@ class ECGClassificationPipeline(ChunkPipeline):
         if per_segment:
             extractor = self.feature_extractor
             valid_seconds = int(first["lengths"][0]) / extractor.sampling_rate
-            answer["by_segment"] = segment_answers(logits, extractor.segment_seconds, valid_seconds, self.model.config)
+            answer["by_segment"] = segment_answers(
+                logits,
+                extractor.segment_seconds,
+                valid_seconds,
+                self.model.config,
+                answer["warnings"],
+                first["start_s"],
+            )
         return answer
 
 
-__all__ = ["ECGClassificationPipeline", "positive_labels", "recording_answer", "recording_scores", "segment_answers"]
+__all__ = [
+    "ECGClassificationPipeline",
+    "is_calibration_valid",
+    "positive_labels",
+    "recording_answer",
+    "recording_scores",
+    "segment_answers",
+    "segment_times",
+]

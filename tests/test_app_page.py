@@ -6,6 +6,8 @@ import re
 import socket
 from types import SimpleNamespace
 
+import device_files
+import numpy as np
 import pytest
 from inference_cases import write_model
 from wfdb_files import random_samples, write_record
@@ -111,9 +113,27 @@ def test_a_probability_is_only_what_was_calibrated(scorer, tmp_path):
     assert re.findall(r'style="left:([\d.]+)%', scores) == ["0.0", "100.0"]
 
 
+def test_where_most_leads_are_empty_no_value_is_a_probability_and_nothing_positive(scorer, tmp_path):
+    samples = random_samples(samples=5000)
+    samples[:7] = 0
+    found = scorer.read("s", dropped(scorer, tmp_path, samples=samples), NOTHING, {})
+    assert "only 5 of 12 leads carry a signal" in found["notes"]
+    assert "calibration and thresholds are not valid for this recording" in found["scores"]
+    for call in ("probability</small>", "ecg-positive", "ecg-reached", "Threshold", "reached</small>"):
+        assert call not in found["scores"]
+
+
+def test_warnings_of_the_reader_are_on_the_page_and_times_are_those_of_the_file(scorer, tmp_path):
+    pulse = np.repeat([0, 200, 0], [50, 100, 50])
+    samples = np.concatenate([np.tile(pulse, (12, 1)), device_files.samples(count=5000)], axis=1)
+    found = scorer.read("s", dropped(scorer, tmp_path, samples=samples, calibration="200(0)/mV"), NOTHING, {})
+    assert "calibration pulse of 1 mV in all leads" in found["notes"]
+    assert re.findall(r"[\d.]+ to [\d.]+ s", found["scores"]) == ["0.4 to 5.4 s", "5.4 to 10.4 s"]
+
+
 def test_without_thresholds_nothing_is_positive(tiny_config):
     scores = {"A": 0.9, "B": 0.1, "C": 0.2}
-    table = html.scores_table({"scores": scores, "positive": None, "segments": 1}, tiny_config())
+    table = html.scores_table({"scores": scores, "positive": None, "segments": 1, "warnings": []}, tiny_config())
     assert "not a probability" in table
     assert "no thresholds" in table
     assert "ecg-positive" not in table
@@ -122,7 +142,8 @@ def test_without_thresholds_nothing_is_positive(tiny_config):
 
 def test_values_of_a_regression_are_no_scores(tiny_config):
     config = tiny_config(problem_type="regression")
-    table = html.scores_table({"scores": {"A": 61.25, "B": -3.0, "C": 0.5}, "positive": None, "segments": 1}, config)
+    scores = {"A": 61.25, "B": -3.0, "C": 0.5}
+    table = html.scores_table({"scores": scores, "positive": None, "segments": 1, "warnings": []}, config)
     assert "Predicted values" in table
     assert "61.25" in table
     assert "ecg-bar" not in table
@@ -273,7 +294,7 @@ def test_nothing_from_outside_is_markup(tiny_config):
         html.refusal(HOSTILE),
         html.notes("x", [HOSTILE]),
         html.picture(b"", HOSTILE + '"'),
-        html.scores_table({"scores": {HOSTILE: 0.5}, "positive": None, "segments": 1}, config),
+        html.scores_table({"scores": {HOSTILE: 0.5}, "positive": None, "segments": 1, "warnings": []}, config),
     ]
     for piece in pieces:
         assert "<img src=x" not in piece

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import device_files
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -131,6 +132,21 @@ def test_segments_get_rows_of_their_own_that_agree_with_the_pipelines(model_dir,
     assert predict(path, "--model", model_dir, "--logits") == 2
 
 
+def test_segments_after_a_pulse_that_was_cut_off_have_the_files_times(model_dir, tmp_path, capsys):
+    pulse = np.repeat([0, 200, 0], [50, 100, 50])
+    samples = np.concatenate([np.tile(pulse, (12, 1)), device_files.samples(count=5000)], axis=1)
+    path, _ = write_record(tmp_path, samples, calibration="200(0)/mV")
+    times, out = [(0.4, 5.4), (5.4, 10.4)], tmp_path / "out.parquet"
+    answer = load_pipeline(model_dir)(str(path), per_segment=True)
+    assert [(one["start_s"], one["end_s"]) for one in answer["by_segment"]] == times
+    assert ecgfm(["prepare", "table", str(tmp_path), str(tmp_path / "store")]) == 0
+    for given in (path, tmp_path / "store"):
+        for command in ("predict", "embed"):
+            run = [command, str(given), "--model", str(model_dir), "--per-segment", "--output", str(out), "--overwrite"]
+            assert ecgfm(run) == 0
+            assert [(row["start_s"], row["end_s"]) for row in rows_of(out)] == times
+
+
 def test_a_padded_recordings_segment_ends_where_it_does(model_dir, tmp_path):
     path, _ = write_record(tmp_path, np.random.default_rng(0).integers(-99, 99, (12, 1500)).astype(np.int16))
     (segment,) = load_pipeline(model_dir, short_recordings="pad")(str(path), per_segment=True)["by_segment"]
@@ -205,6 +221,7 @@ def test_embeddings_are_those_of_the_python_call(model_dir, store, tmp_path):
     rows = rows_of(cut)
     indices = [(f"r{n}", segment) for n, one in enumerate(expected) for segment in range(len(one))]
     assert [(row["recording_id"], row["segment"]) for row in rows] == indices
+    assert [(row["start_s"], row["end_s"]) for row in rows[:4]] == [(0, 5), (5, 10), (0, 5), (0, 5)]
     np.testing.assert_allclose([row["embedding"] for row in rows], np.concatenate(expected), atol=EQUAL)
     layer = embed(model_dir, given, layer=1, short_recordings="pad")
     np.testing.assert_allclose([row["embedding"] for row in rows_of(deep)], layer, atol=EQUAL)

@@ -303,6 +303,15 @@ def test_without_thresholds_nothing_is_positive_and_that_is_reported(config):
     assert any("the model has no thresholds" in text for text in texts(figure))
 
 
+def test_where_most_leads_are_empty_the_page_draws_no_thresholds_and_no_probabilities(config):
+    warnings = ["only 5 of 12 leads carry a signal: calibration and thresholds are not valid for this recording"]
+    figure = plot_prediction(made_up_record(), {"rhythm": 0.9, "beats": 0.1}, None, config, warnings=warnings)
+    assert "calibration and thresholds are not valid for this recording" in texts(figure)
+    assert not any("probabilit" in text or text == " p" for text in texts(figure))
+    assert not [line for line in figure.axes[0].lines if np.ptp(line.get_ydata()) == pytest.approx(3.0)]
+    assert config.label_thresholds, "the model's own config is not changed"
+
+
 def test_warnings_of_the_recording_are_printed_before_the_notes(config):
     scores, warnings = {"rhythm": 0.5, "beats": 0.1}, ["lead V2 is constant (dead): set to 0", "seconds\nwere dropped"]
     shown = texts(plot_prediction(made_up_record(), scores, [], config, warnings=warnings))

@@ -7,12 +7,15 @@ import math
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
+from openpyxl import load_workbook
 from pydicom.data import get_testdata_file
 from transformers import AutoProcessor
 from transformers import pipeline as transformers_pipeline
+from wfdb_files import write_record
 
 from ecgfm_hf import (
     ECGClassificationPipeline,
@@ -144,6 +147,42 @@ def test_calibration_acts_on_the_recordings_score_and_thresholds_on_the_calibrat
     score = pipe(recording())["scores"]["A"]
     assert odds * weight == pytest.approx(score / (1 - score), rel=1e-6)
     assert answer["positive"] == ["A"]
+
+
+def test_where_most_leads_are_empty_nothing_is_positive_and_every_output_has_the_reason(with_config, tmp_path, capsys):
+    folder = with_config(
+        label_thresholds={"A": 0.0, "B": 0.0, "C": 0.0},
+        label_calibration={label: {"slope": 1.0, "intercept": 0.0} for label in "ABC"},
+    )
+    pipe, reason = load_pipeline(folder), "only 5 of 12 leads carry a signal: calibration and thresholds are not valid"
+    samples = np.random.default_rng(2).integers(-900, 900, (12, 5000)).astype(np.int16)
+    samples[5:11] = 0
+    half, _ = write_record(tmp_path, samples, name="half")
+    assert pipe(str(half))["positive"] == ["A", "B", "C"]
+    samples[4] = 0
+    path, _ = write_record(tmp_path, samples, name="most")
+    answer = pipe(str(path), per_segment=True)
+    assert answer["warnings"][0].startswith(reason)
+    assert [one["positive"] for one in (answer, *answer["by_segment"])] == [None] * 3
+    given = recording() | {"lead_names": ["I", "II", "V1", "V2", "V3"], "signal": recording()["signal"][:5]}
+    assert pipe(given, missing_leads="zero")["positive"] is None
+    for format_ in ("table", "csv", "tsv", "json", "xlsx", "parquet"):
+        out = tmp_path / f"scores.{'txt' if format_ == 'table' else format_}"
+        for options in ([], ["--per-segment"]):
+            assert (
+                ecgfm(["predict", str(path), "--model", str(folder), "--output", str(out), *options, "--overwrite"])
+                == 0
+            )
+            if format_ == "parquet":
+                rows = pq.read_table(out).to_pylist()
+                assert all(row["positive"] is None and row["warnings"][0].startswith(reason) for row in rows)
+            elif format_ == "xlsx":
+                rows = list(load_workbook(out)["scores"].values)[1:]
+                assert all(row[-1].startswith(reason) for row in rows)
+            else:
+                written = out.read_text()
+                assert written.count(reason) == (1 if format_ == "table" else len(options) + 1)
+                assert "0*" not in written
 
 
 def test_threshold_is_reached_at_equality():

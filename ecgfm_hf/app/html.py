@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ..configuration_ecgfm import ECGFMConfig
+from ..pipeline_ecgfm import is_calibration_valid
 
 # Characters that Markdown and Gradio would interpret.
 _TEMPLATE_CHARACTERS = str.maketrans({character: f"&#{ord(character)};" for character in "{}$`*_[]\\"})
@@ -85,8 +86,9 @@ def downloads(json_text: str, pdf: bytes, title: str) -> str:
 def scores_table(answer: dict[str, Any], config: ECGFMConfig) -> str:
     """Return a table of the scores: a row per label, in the model's order, with bar, value, threshold and note."""
     regression = config.problem_type == "regression"
-    calibration = {} if regression else config.label_calibration or {}
-    thresholds = {} if regression else config.label_thresholds or {}
+    valid = is_calibration_valid(answer["warnings"])
+    calibration = {} if regression or not valid else config.label_calibration or {}
+    thresholds = {} if regression or not valid else config.label_thresholds or {}
     positive, label_notes = answer["positive"] or (), config.label_notes or {}
     rows = [
         {
@@ -105,6 +107,7 @@ def scores_table(answer: dict[str, Any], config: ECGFMConfig) -> str:
         "scores.html",
         rows=rows,
         regression=regression,
+        valid=valid,
         calibrated=sum(bool(row["calibrated"]) for row in rows),
         has_thresholds=bool(thresholds),
         segments=answer["segments"],
@@ -117,7 +120,7 @@ def segments_table(answer: dict[str, Any], config: ECGFMConfig) -> str:
         "segments.html",
         segments=answer["by_segment"],
         labels=config.label_names,
-        has_thresholds=bool(config.label_thresholds),
+        has_thresholds=bool(config.label_thresholds) and is_calibration_valid(answer["warnings"]),
     )
 
 

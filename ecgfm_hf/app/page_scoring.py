@@ -236,14 +236,8 @@ def score_recording(
     pipeline: ECGClassificationPipeline, record: ECGRecord, title: str, policies: dict[str, Any]
 ) -> ScoredRecording:
     """Score a recording. `ValueError` if the feature extractor refuses it."""
-    recording = {
-        "signal": record.signal,
-        "sampling_rate": record.sampling_rate,
-        "lead_names": list(record.lead_names),
-        "units": "mV",
-        "recording": title,
-    }
-    return ScoredRecording(record, title, pipeline(recording, per_segment=True, **policies), policies)
+    # The title is the record's path: see `PageScorer.read`.
+    return ScoredRecording(record, title, pipeline(record, per_segment=True, **policies), policies)
 
 
 def saliency_choices(label_names: Sequence[str]) -> list[tuple[str, str]]:

@@ -284,7 +284,12 @@ def embed(
     ],
     options: RecordingOptions,
     per_segment: Annotated[
-        bool, typer.Option("--per-segment", help="Write a row per segment (default: their mean, a row per recording).")
+        bool,
+        typer.Option(
+            "--per-segment",
+            help="Write a row per segment, with its start and end in seconds (default: their mean, a row per "
+            "recording).",
+        ),
     ] = False,
     layer: Annotated[
         int,
@@ -439,7 +444,7 @@ def _embed(name: str, output: str, options: RecordingOptions, layer: int, per_se
         extractor,
         _source(options, extractor, output, inspect=False),
         embedding_schema(model.config.hidden_size, per_segment),
-        lambda read, _, embeddings: embedding_rows(read, embeddings, per_segment),
+        lambda read, _, embeddings: embedding_rows(read, embeddings, per_segment, extractor),
         layer=chosen,
         per_segment=per_segment,
     )

@@ -11,9 +11,10 @@ import torch
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..model_folder import load_feature_extractor, load_model
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMForPreTraining, ECGFMModel
+from ..pipeline_ecgfm import segment_times
 from ..records.record import ECGRecord
 from ..utils.precision import resolve_device, resolve_precision, weights_dtype
-from .model_runner import ID_COLUMNS, ModelRunner
+from .model_runner import ID_COLUMNS, SEGMENT_COLUMNS, ModelRunner
 from .read_ahead import ReadRecording, read_in_order
 from .recording_sources import PythonSource, RecordingInput
 
@@ -123,16 +124,25 @@ def load_encoder(
 
 
 def embedding_schema(hidden_size: int, per_segment: bool) -> pa.Schema:
-    """Return the columns of embedding rows: ids, `segment` (index) or `segments` (count), and `embedding`."""
-    segment = "segment" if per_segment else "segments"
-    return pa.schema([*ID_COLUMNS, (segment, pa.int32()), ("embedding", pa.list_(pa.float32(), hidden_size))])
+    """
+    Return the columns of embedding rows: ids, `segments` (count), and `embedding`.
+
+    Rows per segment have `segment` (from 0), `start_s` and `end_s` instead of `segments`.
+    """
+    segments = SEGMENT_COLUMNS if per_segment else (("segments", pa.int32()),)
+    return pa.schema([*ID_COLUMNS, *segments, ("embedding", pa.list_(pa.float32(), hidden_size))])
 
 
-def embedding_rows(read: ReadRecording, embeddings: np.ndarray, per_segment: bool) -> list[dict[str, Any]]:
+def embedding_rows(
+    read: ReadRecording, embeddings: np.ndarray, per_segment: bool, extractor: ECGFMFeatureExtractor
+) -> list[dict[str, Any]]:
     """Return a recording's rows with the columns of [`embedding_schema`], one or one per segment."""
     ids = {"recording_id": read.recording_id, "patient_id": read.patient_id}
     if per_segment:
-        return [ids | {"segment": number, "embedding": row} for number, row in enumerate(embeddings)]
+        assert read.segments is not None  # they have run
+        valid_seconds = read.segments.shape[2] / extractor.sampling_rate
+        times = segment_times(len(embeddings), extractor.segment_seconds, valid_seconds, read.start_s)
+        return [ids | time | {"embedding": row} for time, row in zip(times, embeddings, strict=True)]
     return [ids | {"segments": len(embeddings), "embedding": _mean_embedding(embeddings)}]
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 UNCALIBRATED = "score, uncalibrated; not for clinical use"
 CALIBRATED = "calibrated; not for clinical use"
 ID_COLUMNS = (("recording_id", pa.string()), ("patient_id", pa.string()))
+SEGMENT_COLUMNS = (("segment", pa.int32()), ("start_s", pa.float64()), ("end_s", pa.float64()))
 
 
 @dataclass(frozen=True)
@@ -261,9 +262,8 @@ def score_schema(config: ECGFMConfig, per_segment: bool = False, logits: bool = 
     texts = pa.list_(pa.string())
     if not per_segment:
         return pa.schema([*ID_COLUMNS, *scores, ("positive", texts), ("segments", pa.int32()), ("warnings", texts)])
-    times = [("segment", pa.int32()), ("start_s", pa.float64()), ("end_s", pa.float64())]
     scores += [(f"logit:{name}", pa.float32()) for name in config.label_names if logits]
-    return pa.schema([*ID_COLUMNS, *times, *scores, ("positive", texts), ("warnings", texts)])
+    return pa.schema([*ID_COLUMNS, *SEGMENT_COLUMNS, *scores, ("positive", texts), ("warnings", texts)])
 
 
 def score_rows(read: ReadRecording, logits: np.ndarray, config: ECGFMConfig) -> list[dict[str, Any]]:
@@ -283,17 +283,19 @@ def segment_answers_of(
 ) -> list[dict[str, Any]]:
     """Return an answer per segment: as [`segment_answers`], with the recording's name, warnings, and `logits`."""
     assert read.segments is not None  # they have run
-    valid_seconds = read.segments.shape[2] / extractor.sampling_rate
+    valid_seconds, warnings = read.segments.shape[2] / extractor.sampling_rate, list(read.warnings)
     names = config.label_names
     return [
         {
             "recording": read.recording_id,
             **answer,
             "logits": dict(zip(names, own.tolist(), strict=True)),
-            "warnings": list(read.warnings),
+            "warnings": warnings,
         }
         for answer, own in zip(
-            segment_answers(logits, extractor.segment_seconds, valid_seconds, config), logits, strict=True
+            segment_answers(logits, extractor.segment_seconds, valid_seconds, config, warnings, read.start_s),
+            logits,
+            strict=True,
         )
     ]
 
@@ -316,6 +318,7 @@ def _stacked(rows: list[np.ndarray | None]) -> np.ndarray | None:
 __all__ = [
     "CALIBRATED",
     "ID_COLUMNS",
+    "SEGMENT_COLUMNS",
     "UNCALIBRATED",
     "ModelRunner",
     "RecordingOutput",

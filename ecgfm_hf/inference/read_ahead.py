@@ -32,6 +32,7 @@ class ReadRecording:
         warnings: From the feature extractor.
         failure: Why there are no segments; None on success.
         path: The file that it was read from, where known.
+        start_s: Seconds of the file before the first segment.
     """
 
     row: int
@@ -41,6 +42,7 @@ class ReadRecording:
     warnings: tuple[str, ...] = ()
     failure: str | None = None
     path: str | None = None
+    start_s: float = 0.0
 
 
 class RecordingSource(Protocol):
@@ -83,7 +85,7 @@ def prepare_record(
     )
     segments = prepared.segments[:, :, : prepared.valid_samples]
     warnings = (*record.warnings, *prepared.warnings)
-    return ReadRecording(row, recording_id, patient_id, segments, warnings, path=record.path)
+    return ReadRecording(row, recording_id, patient_id, segments, warnings, path=record.path, start_s=record.start_s)
 
 
 def failed_recording(

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 # A recording in Python: a path, a dictionary as the pipeline takes it, or a record.
 RecordingInput = str | os.PathLike | Mapping[str, Any] | ECGRecord
 
+_STORE_COLUMNS = (*SIGNAL_COLUMNS, "start_s")
 _READ_TOGETHER = 4  # recordings that a worker reads at a time, where they lie in files of their own
 _UNREADABLE = (OSError, pa.ArrowException)  # errors of a damaged Parquet file
 # What a table may give for files whose format does not contain it; a table's index prefixes these with "_".
@@ -188,7 +189,7 @@ class StoreSource:
         """Read and preprocess recordings of one row group. One that cannot be read comes back with its `failure`."""
         group = self._group(indices[0])
         try:
-            rows = self._rows(group, SIGNAL_COLUMNS)
+            rows = self._rows(group, _STORE_COLUMNS)
         except _UNREADABLE as error:
             if getattr(error, "errno", None) is not None:  # the file cannot be opened now: no fault of its content
                 raise
@@ -198,7 +199,7 @@ class StoreSource:
     def record(self, index: int) -> ECGRecord:
         """Read a recording as its row contains it."""
         group = self._group(index)
-        return record_from_row(self._row(self._rows(group, SIGNAL_COLUMNS), index, group))
+        return record_from_row(self._row(self._rows(group, _STORE_COLUMNS), index, group))
 
     def failed(self, index: int, reason: str) -> ReadRecording:
         """Return the recording as failed for this reason, without reading its signal."""

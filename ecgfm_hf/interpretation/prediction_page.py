@@ -1,10 +1,13 @@
 """A page with a recording, its scores and thresholds, and notes on labels."""
 
+import copy
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..configuration_ecgfm import ECGFMConfig
+from ..feature_extraction_ecgfm import MOST_LEADS_EMPTY
+from ..pipeline_ecgfm import is_calibration_valid
 from ..records.record import ECGRecord
 from .ecg_page import draw_ecg, draw_foot, draw_head, grid_box
 from .paper import FAINT_INK, INK, SIZES, Box, fit_label, new_sheet, write
@@ -72,7 +75,8 @@ def draw_scores(
 
     A value is called a probability only if the config calibrates it. Below are the recording's warnings and the label
     notes, positive labels first. If not all labels fit, the positive ones and the highest scores are shown, and the
-    heading gives their number.
+    heading gives their number. Where the warnings show that calibration and thresholds are not valid, the heading has
+    this instead of thresholds.
     """
     notes = {label: " ".join(text.split()) for label, text in (config.label_notes or {}).items() if label in scores}
     small_print = [*_warned(warnings, box), *_noted(notes, positive, box)]
@@ -80,7 +84,11 @@ def draw_scores(
     notes_height = min(0.35 * box.height, 1.5 + _NOTE_HEIGHT * len(small_print)) if small_print else 0.0
     lines = max(1, int((box.height - 6 - notes_height) / _LINE_HEIGHT))
     labels = _chosen(scores, positive, columns * lines)
-    _draw_heading(axes, box, scores, len(labels), positive, config)
+    is_valid = is_calibration_valid(warnings)
+    if not is_valid:
+        config = copy.copy(config)
+        config.label_calibration = config.label_thresholds = None
+    _draw_heading(axes, box, scores, len(labels), positive, config, is_valid)
     width = (box.width - 8 * (columns - 1)) / columns
     lines = min(lines, -(-len(labels) // columns))
     for number, label in enumerate(labels):
@@ -108,6 +116,7 @@ def _draw_heading(
     shown: int,
     positive: Sequence[str] | None,
     config: ECGFMConfig,
+    is_valid: bool,
 ) -> None:
     calibrated = sum(_calibrated(config, label) for label in scores)
     if config.problem_type == "regression":
@@ -119,7 +128,9 @@ def _draw_heading(
     else:
         title, explanation = "Scores", "uncalibrated: not probabilities"
     parts = [explanation] if explanation else []
-    if config.problem_type != "regression":
+    if not is_valid:
+        parts = [MOST_LEADS_EMPTY]
+    elif config.problem_type != "regression":
         parts.append("the model has no thresholds" if positive is None else "tick: threshold, bold: at or above it")
     if shown < len(scores):
         parts.append(f"{shown} of {len(scores)} labels shown, the highest")

@@ -108,11 +108,11 @@ def record_of(
         samples, gain, baseline, units = np.stack(chosen), gain[rows], baseline[rows], tuple(units[row] for row in rows)
     elif len(samples) != len(found.names):
         raise ECGReadError(f"{found.path}: found {len(samples)} rows of samples for {len(found.names)} lead names")
-    warnings = (*found.warnings, *choice.warnings)
+    warnings, start_s = (*found.warnings, *choice.warnings), 0.0
     pulse = find_calibration_pulse(samples, gain, baseline, units, choice.names, rates[rows[0]])
     if pulse is not None:
-        samples, warning = _without_pulse(samples, pulse, rates[rows[0]])
-        warnings = (*warnings, warning)
+        samples, first, warning = _without_pulse(samples, pulse, rates[rows[0]])
+        warnings, start_s = (*warnings, warning), first / rates[rows[0]]
     return ECGRecord(
         recording_id=file_stem(found.path) if found.recording_id is None else found.recording_id,
         path=found.path,
@@ -127,6 +127,7 @@ def record_of(
         sex=found.sex,
         diagnoses=tuple(found.diagnoses),
         time=found.time,
+        start_s=start_s,
         warnings=warnings,
     )
 
@@ -339,15 +340,19 @@ def _pulse_in(part: np.ndarray, names: Sequence[str], rate: float) -> Pulse | No
     return None
 
 
-def _without_pulse(samples: np.ndarray, pulse: Pulse, rate: float) -> tuple[np.ndarray, str]:
-    """Return the longer part of the recording before or after a pulse, and a warning."""
+def _without_pulse(samples: np.ndarray, pulse: Pulse, rate: float) -> tuple[np.ndarray, int, str]:
+    """Return the longer part of the recording before or after a pulse, its first sample's number, and a warning."""
     keep = slice(0, pulse.first) if pulse.first >= samples.shape[1] - pulse.last else slice(pulse.last, None)
     kept = samples[:, keep]
     seconds = (samples.shape[1] - kept.shape[1]) / rate
     where = "end" if keep.start == 0 else "beginning"
-    return kept, (
-        f"calibration pulse of 1 mV in all leads at {pulse.start / rate:.3f} to {pulse.end / rate:.3f} s: "
-        f"{math.ceil(seconds * 1000) / 1000:g} s at the {where} of the recording are excluded"
+    return (
+        kept,
+        keep.start,
+        (
+            f"calibration pulse of 1 mV in all leads at {pulse.start / rate:.3f} to {pulse.end / rate:.3f} s: "
+            f"{math.ceil(seconds * 1000) / 1000:g} s at the {where} of the recording are excluded"
+        ),
     )
 
 

@@ -57,6 +57,8 @@ class ECGRecord:
         time: when the recording was made, without a time zone, or None.
         report: text of the interpretation. No reader fills it from a file, since it may hold names.
         patient_id: given by the caller only, for example from a dataset's own table.
+        start_s: seconds of the file before the first sample, where a calibration pulse was cut off; times of segments
+            count from the file's beginning.
         warnings: what a reader did that its user should see: channels left out or renamed, a calibration pulse cut off,
             checks that the file does not allow.
 
@@ -79,6 +81,7 @@ class ECGRecord:
     time: datetime | None = None
     report: str | None = None
     patient_id: str | None = None
+    start_s: float = 0.0
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "gain": pa.list_(pa.float64()),
     "baseline": pa.list_(pa.float64()),
     "missing_value": pa.int64(),
+    "start_s": pa.float64(),
     "nan_samples": pa.list_(pa.int64()),
     "constant": pa.list_(pa.bool_()),
     "clipped": pa.list_(pa.bool_()),
@@ -147,6 +148,7 @@ def row_from_record(record: ECGRecord, **facts: Any) -> dict[str, Any]:
         "gain": record.gain.tolist(),
         "baseline": record.baseline.tolist(),
         "missing_value": record.missing_value,
+        "start_s": record.start_s,
         "warnings": list(record.warnings),
         **quality_facts(record),
     }
@@ -185,6 +187,7 @@ def record_from_row(row: Mapping[str, Any]) -> ECGRecord:
         time=None if row.get("time") is None else datetime.fromisoformat(row["time"]),
         report=row.get("report"),
         patient_id=row.get("patient_id"),
+        start_s=row.get("start_s") or 0.0,
         warnings=tuple(row.get("warnings") or ()),
     )
 
