@@ -30,7 +30,9 @@ class Repository:
 
     def commit(self, branch, title, files):
         parents = self.branches[branch]
-        sha = hashlib.sha1(f"{parents[-1][0]}{title}{sorted(files)}{len(parents)}".encode()).hexdigest()
+        # Of the content too: clients keep files of a commit in a cache that outlives this process.
+        contents = {name: hashlib.sha1(content).hexdigest() for name, content in sorted(files.items())}
+        sha = hashlib.sha1(f"{parents[-1][0]}{title}{contents}{len(parents)}".encode()).hexdigest()
         parents.append((sha, title, files))
         return sha
 
