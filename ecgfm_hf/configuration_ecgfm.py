@@ -129,7 +129,7 @@ class ECGFMConfig(PreTrainedConfig):
             Span masking in pretraining: share of frames (before overlaps), frames a span, least number of spans. The
             mask embedding exists only where `mask_time_prob > 0`.
         feature_grad_multiplier (`float`, defaults to 0.1):
-            Factor on the gradient that reaches the convolutional feature encoder; 0 freezes it.
+            Factor on the gradient that reaches the convolutional feature encoder; 0 and below freeze it.
         num_codevectors_per_group, num_codevector_groups, codevector_dim (`int`):
             The quantizer's codebook; `codevector_dim` is the width of all groups together.
         proj_codevector_dim (`int`, defaults to 256):

@@ -288,7 +288,7 @@ class ECGFMFeatureEncoder(nn.Module):
         else:
             hidden_states = self._convolve(input_values, valid)
         factor = float(self.config.feature_grad_multiplier)
-        if hidden_states.requires_grad and factor not in (0.0, 1.0):
+        if hidden_states.requires_grad and 0.0 < factor != 1.0:
             hidden_states = _ScaleGradient.apply(hidden_states, factor)
         return hidden_states
 
@@ -808,7 +808,7 @@ class ECGFMPreTrainedModel(PreTrainedModel):
 
         The graph stays, since saliency needs the input's gradient.
         """
-        if self.config.feature_grad_multiplier == 0:
+        if self.config.feature_grad_multiplier <= 0:
             self.freeze_feature_encoder()
 
     def check_fitted(self) -> None:

@@ -239,7 +239,7 @@ def conv_gradient(path, folder):
 def test_a_gradient_multiplier_of_0_or_less_freezes_the_convolutions_as_in_fairseq_signals(edit, tmp_path, stated):
     """There: `if feature_grad_mult > 0: scale the gradient, else: run the convolutions without gradients`."""
     path = edit("finetune", model={"feature_grad_mult": stated})
-    assert settings_of(path).config.feature_grad_multiplier == max(stated, 0)
+    assert settings_of(path).config.feature_grad_multiplier == stated
     found = conv_gradient(path, tmp_path / "out")
     if stated <= 0:
         assert found is None
@@ -463,6 +463,21 @@ def test_without_settings_the_pretrained_checkpoint_is_needed(edit):
     with pytest.raises(CheckpointError, match="holds no settings"):
         settings_of(path)
     assert settings_of(path, like=FIXTURES / "pretrain.pt").config.num_attention_heads == 4
+
+
+def test_heads_are_enough_for_a_file_without_settings(edit, tmp_path):
+    """The rest is as in the published models, and warnings list it."""
+    path = edit("finetune", lambda content: content.pop("cfg"))
+    report = convert_checkpoint(path, tmp_path / "out", heads=4, verify=True)
+    assert report.largest_difference < 2e-6
+    assert report.config.conv_stride == [2] * 4
+    for assumed in ("post-norm layers are assumed", "strides of the convolutions are assumed"):
+        assert any(assumed in warning for warning in report.warnings)
+    inputs = torch.randn(2, 12, 500)
+    convert_checkpoint(FIXTURES / "finetune.pt", tmp_path / "whole")
+    with torch.no_grad():
+        found, expected = (load_model(tmp_path / name)(inputs).logits for name in ("out", "whole"))
+    assert torch.equal(found, expected)
 
 
 def test_only_model_and_model_settings_are_required(edit):

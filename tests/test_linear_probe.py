@@ -1,6 +1,7 @@
 """Linear probing: embeddings computed once, heads that are what scikit-learn fits, a model folder like any other."""
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -360,7 +361,12 @@ def test_the_command_writes_no_model_where_it_cannot_note_what_was_seen(store, f
 
 def test_the_command_without_validation_decides_nothing(store, folder, tmp_path, capsys):
     assert run(folder, store, "--output", tmp_path / "out", "--valid-split", "none", "--labels", "fast") == 0
-    assert "no validation split" in capsys.readouterr().out
+    whole = capsys.readouterr().out
+    assert "no validation split" in whole
+    half = [*("--output", tmp_path / "half", "--valid-split", "none", "--labels", "fast"), "--train-fraction", "0.5"]
+    assert run(folder, store, *half) == 0
+    count, of_half = (int(re.search(r"on (\d+) recordings", text)[1]) for text in (whole, capsys.readouterr().out))
+    assert count / 2 <= of_half <= count / 2 + 1
     config = load_pipeline(tmp_path / "out").model.config
     assert config.label_thresholds is None
     assert config.label_calibration is None

@@ -1,6 +1,7 @@
 """Splits and filters: the original's where that is sane, and properties that hold for any table."""
 
 import csv
+import math
 import os
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
@@ -17,6 +18,7 @@ from ecgfm_hf.data.splits import (
     SplitError,
     SplitSettings,
     check_patients,
+    draw_patients,
     import_split,
     match_published_splits,
     read_split_csv,
@@ -493,3 +495,21 @@ def test_ids_of_a_store_are_taken_as_they_are():
     assert settings.apply({"recording_id": ["1", "1.0"]}).ids == ("1", "1.0")
     with pytest.raises(SplitError):
         split_recordings(["1", "1.0"], strategy="random", fractions={"train": 1.0})
+
+
+def test_shares_of_patients_are_nested_seeded_and_whole():
+    random = np.random.default_rng(0)
+    patients = [f"p{n}" for n in random.integers(0, 40, 300)] + [None] * 10
+    ids = [f"r{n}" for n in range(310)]
+    chosen = {share: set(draw_patients(ids, patients, share, seed=3)) for share in (0.05, 0.1, 0.5, 1.0)}
+    assert chosen[0.05] < chosen[0.1] < chosen[0.5] < chosen[1.0] == set(range(310))
+    for share, rows in chosen.items():
+        people = {patients[row] or ids[row] for row in rows}
+        assert len(people) == math.ceil(share * 50)
+        assert all(row in rows for row in range(310) if (patients[row] or ids[row]) in people)
+    assert chosen[0.5] != set(draw_patients(ids, patients, 0.5, seed=4))
+    order = random.permutation(310)
+    again = draw_patients([ids[i] for i in order], [patients[i] for i in order], 0.5, seed=3)
+    assert {ids[order[row]] for row in again} == {ids[row] for row in chosen[0.5]}
+    with pytest.raises(SplitError, match="above 0 and at most 1, found: 0"):
+        draw_patients(ids, patients, 0, seed=3)

@@ -57,6 +57,19 @@ def run(store, folder, valid=True, **changes):
     return train_in_memory(model, data, settings, folder)
 
 
+def test_a_share_of_the_training_patients_is_drawn_and_validation_stays_whole(store):
+    found = {share: prepared(store, settings_for(train_fraction=share))[1] for share in (0.25, 0.5, 1.0)}
+    ids = {share: set(data.datasets["train"]["recording_id"]) for share, data in found.items()}
+    people = {share: set(data.datasets["train"]["patient_id"]) for share, data in found.items()}
+    assert ids[0.25] < ids[0.5] < ids[1.0] == set(store["train"]["recording_id"])
+    assert len(people[0.5]) == -(-len(people[1.0]) // 2)
+    assert ids[0.5] == {r["recording_id"] for r in store["train"] if r["patient_id"] in people[0.5]}
+    assert found[0.5].datasets["valid"]["recording_id"] == store["valid"]["recording_id"]
+    assert f"train_fraction=0.5: {len(ids[0.5])} of {len(ids[1.0])} recordings are used" in found[0.5].notes
+    with pytest.raises(SettingsError, match=r"train_fraction must be .* at most 1, found: 1\.5"):
+        settings_for(train_fraction=1.5)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # The gradient of an update
 # ----------------------------------------------------------------------------------------------------------------------

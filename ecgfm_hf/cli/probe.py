@@ -40,6 +40,14 @@ def probe(
             help="Split for the printed figures, calibration and thresholds; `none` does without.",
         ),
     ] = "valid",
+    train_fraction: Annotated[
+        float,
+        typer.Option(
+            "--train-fraction",
+            metavar="F",
+            help="Share of the training patients to use, drawn by the seed; a larger share contains a smaller one.",
+        ),
+    ] = 1.0,
     regression: Annotated[bool, typer.Option("--regression", help="The labels are values, not classes.")] = False,
     thresholds: Annotated[
         str,
@@ -63,7 +71,7 @@ def probe(
         ),
     ] = 5,
     folds: Annotated[int, typer.Option("--folds", metavar="N", help="Folds of the cross-validation.")] = 5,
-    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the folds.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the folds and of --train-fraction.")] = 0,
     cache: Annotated[
         Path | None,
         typer.Option("--cache", metavar="DIR", help="Keep embeddings here, so that the next heads take seconds."),
@@ -90,6 +98,7 @@ def probe(
         init_from=str(model),
         labels=chosen,
         train_split=split,
+        train_fraction=train_fraction,
         valid_split=None if valid_split == "none" else valid_split,
         problem_type="regression" if regression else "multi_label_classification",
         thresholds=thresholds,

@@ -14,6 +14,8 @@ sort like its rows give its splits. Differences:
 """
 
 import csv
+import hashlib
+import math
 import os
 import re
 from collections import Counter
@@ -190,6 +192,35 @@ def split_recordings(
         recordings, tuple(splits), names, strategy, int(seed) if draws else None, sizes, excluded, {}, boundaries
     )
     return finish_split(found, people, assumptions)
+
+
+def draw_patients(ids: Sequence[Any], patients: Sequence[Any], fraction: float, seed: int) -> np.ndarray:
+    """
+    Return the indices of the recordings of a share of the patients, in order, for studies of label efficiency.
+
+    Subsets are nested: with the same seed a larger share contains a smaller one. A recording without a patient counts
+    as a patient of its own.
+
+    Args:
+        ids, patients (sequences): Of the recordings; a patient may be None.
+        fraction (`float`): Above 0, at most 1; of the patients, rounded up.
+        seed (`int`)
+
+    Raises:
+        `SplitError`: another fraction.
+    """
+    if not 0 < fraction <= 1:
+        raise SplitError(f"the fraction must be above 0 and at most 1, found: {fraction}")
+    groups = [
+        ("recording", str(name)) if (person := canonical_id(patient)) is None else ("patient", person)
+        for name, patient in zip(ids, patients, strict=True)
+    ]
+    rank = {
+        group: hashlib.blake2b("\x1f".join((str(seed), *group)).encode(), digest_size=8).digest()
+        for group in set(groups)
+    }
+    chosen = set(sorted(rank, key=lambda group: (rank[group], group))[: math.ceil(fraction * len(rank) - 1e-9)])
+    return np.flatnonzero([group in chosen for group in groups])
 
 
 def check_patients(splits: Sequence[str | None], patients: Sequence[Any]) -> None:

@@ -24,12 +24,13 @@ from .state_dict import FAIRSEQ_PREFIX, ModelKind, model_kind, read_architecture
 
 # fairseq-signals' defaults. If the settings contradict the tensors with exactly these values, its user left them
 # untouched, and other settings that equal their defaults mean nothing either.
+_PUBLISHED_CONVOLUTIONS = [(256, 2, 2)] * 4
 _DEFAULT_ARCHITECTURE = {
     "encoder_layers": 12,
     "encoder_embed_dim": 768,
     "encoder_ffn_embed_dim": 3072,
     "in_d": 12,
-    "conv_feature_layers": [(256, 2, 2)] * 4,
+    "conv_feature_layers": _PUBLISHED_CONVOLUTIONS,
     "conv_bias": False,
     "extractor_mode": "default",
     "conv_pos": 128,
@@ -142,11 +143,12 @@ class _SettingsReader:
         self.architecture = read_architecture(checkpoint.tensors)
         self.pretraining = self.architecture.kind == "pretraining"
         self.warnings: list[str] = []
-        if not self.section and like is None:
+        if not self.section and like is None and heads is None:
             raise CheckpointError(
                 "the file holds no settings (neither 'cfg' with 'model' nor 'args'); pass the pretrained checkpoint "
-                "that it started from (like='PRETRAINED.pt')"
+                "that it started from (like='PRETRAINED.pt'), or the number of attention heads (heads=N)"
             )
+        self.section = self.section or "cfg.model"
         self.heads = heads
         self.like: dict[str, Any] | None = None if like is None else self._settings_of_like(checkpoint, like)
 
@@ -372,6 +374,9 @@ class _SettingsReader:
                     "checkpoint are used"
                 )
             return given
+        if layers is None and self.heads is not None and kernels == [k for _, k, _ in _PUBLISHED_CONVOLUTIONS]:
+            self.warnings.append("the strides of the convolutions are assumed to be those of the published models, 2")
+            return [stride for *_, stride in _PUBLISHED_CONVOLUTIONS]
         if stated is None:
             found = "is missing" if layers is None else f"is {self.model_cfg['conv_feature_layers']!r}"
             raise CheckpointError(
@@ -449,8 +454,6 @@ class _SettingsReader:
             ours: self._number(self.model_cfg, theirs, published if self.pretraining else 0.0)
             for theirs, ours, published in _REGULARISATION
         }
-        # fairseq-signals freezes the convolutions at 0 and below; as a factor, a negative value would turn gradients.
-        fields["feature_grad_multiplier"] = max(fields["feature_grad_multiplier"], 0.0)
         return fields
 
     def _masking(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ _REPORTED += ("per_device_train_batch_size", "gradient_accumulation_steps", "num
 _REPORTED += ("early_stopping_patience", "optim", "learning_rate", "layer_decay", "adam_beta1", "adam_beta2")
 _REPORTED += ("adam_epsilon", "weight_decay", "max_grad_norm", "lr_scheduler_type", "warmup_steps")
 _REPORTED += ("final_learning_rate", "thresholds", "calibration", "min_cases", "seed", "bf16", "fp16")
-_REPORTED += ("eval_strategy", "eval_steps", "training_args")
+_REPORTED += ("eval_strategy", "eval_steps", "training_args", "train_fraction")
 
 
 @dataclass(frozen=True)

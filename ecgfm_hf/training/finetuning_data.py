@@ -14,6 +14,7 @@ from ..data import loading
 from ..data.finetuning_targets import UNKNOWN_CLASS, TargetColumns, read_targets, untrainable
 from ..data.leakage import check_splits
 from ..data.model_inputs import ModelInputs, as_model_inputs
+from ..data.splits import draw_patients
 from ..data.store import DataError, content_digest, load_prepared, read_report, store_files
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from .augmentations import build_augmentations
@@ -108,6 +109,12 @@ def _make_data(
     settings: FinetuneSettings,
     content: str = "",
 ) -> FinetuneData:
+    subset: list[str] = []
+    if settings.train_fraction < 1:
+        whole = datasets["train"]
+        chosen_rows = draw_patients(whole["recording_id"], whole["patient_id"], settings.train_fraction, settings.seed)
+        datasets = {**datasets, "train": whole.select(chosen_rows)}
+        subset = [f"train_fraction={settings.train_fraction:g}: {len(chosen_rows)} of {len(whole)} recordings are used"]
     columns = TargetColumns(settings.problem_type, settings.labels, settings.classes, settings.targets)
     targets = read_targets(datasets, columns)
     try:
@@ -116,7 +123,7 @@ def _make_data(
         raise SettingsError(f"augmentations: {error}") from None
     segments: dict[str, LabelledSegments] = {}
     rows: dict[str, np.ndarray] = {}
-    notes: list[str] = []
+    notes = subset
     digest = hashlib.sha256(repr((targets.names, content)).encode())
     for split, dataset in datasets.items():
         known = np.flatnonzero(targets.known(split))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.leakage import check_splits, check_training_ids, write_training_ids
+from ..data.splits import draw_patients
 from ..data.store import load_prepared
 from ..inference.predictions import Predictions
 from ..model_folder import load_feature_extractor, load_model, save_model_folder
@@ -20,7 +21,7 @@ from .operating_points import fit_operating_points
 from .settings import FinetuneSettings
 
 # Settings that model cards report.
-_REPORTED = ("thresholds", "calibration", "min_cases", "folds", "seed", "precision")
+_REPORTED = ("thresholds", "calibration", "min_cases", "folds", "seed", "precision", "train_fraction")
 
 
 @dataclass(kw_only=True)
@@ -35,6 +36,8 @@ class ProbeSettings:
         labels (`list[str]`, *optional*): By default all label columns of the store.
         train_split, valid_split (`str`): Splits to fit heads on, and to fit calibration and thresholds on. Without
             `valid_split` (None) there are none.
+        train_fraction (`float`): Share of the training patients to use, drawn by `seed`; a larger share contains a
+            smaller one.
         problem_type (`str`): `"multi_label_classification"` or `"regression"`.
         thresholds, calibration, min_cases: As of [`FinetuneSettings`].
         folds (`int`), seed (`int`): Of the cross-validation.
@@ -52,6 +55,7 @@ class ProbeSettings:
     labels: list[str] | None = None
     train_split: str = "train"
     valid_split: str | None = "valid"
+    train_fraction: float = 1.0
     problem_type: str = "multi_label_classification"
     thresholds: str = "youden"
     calibration: str = "platt"
@@ -69,6 +73,8 @@ class ProbeSettings:
             raise SettingsError(
                 f"valid_split (--valid-split) must be another one than train_split (--split), found: {self.train_split}"
             )
+        if not 0 < self.train_fraction <= 1:
+            raise SettingsError(f"train_fraction must be above 0 and at most 1, found: {self.train_fraction}")
         self.rules()
 
     def rules(self) -> FinetuneSettings:
@@ -140,6 +146,10 @@ class Prober:
         names = [name for name in (settings.train_split, settings.valid_split) if name is not None]
         splits = {name: load_prepared(settings.data, name) for name in names}
         check_splits(splits)
+        if settings.train_fraction < 1:
+            rows = splits[settings.train_split]
+            chosen = draw_patients(rows["recording_id"], rows["patient_id"], settings.train_fraction, settings.seed)
+            splits[settings.train_split] = rows.select(chosen)
         train, *others = [
             embed_split(
                 encoder,

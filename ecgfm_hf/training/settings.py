@@ -350,6 +350,7 @@ class FinetuneSettings(RunSettings):
     source: str | None = None
     prepare: dict[str, Any] = field(default_factory=dict)
     test_split: str | None = "test"
+    train_fraction: float = 1.0
     # Task
     problem_type: str = "multi_label_classification"
     labels: list[str] | None = None
@@ -383,6 +384,8 @@ class FinetuneSettings(RunSettings):
             raise SettingsError(
                 "resume_from_checkpoint must be true or false in fine-tuning, which is resumed in its own output_dir"
             )
+        if not 0 < self.train_fraction <= 1:
+            raise SettingsError(f"train_fraction must be above 0 and at most 1, found: {self.train_fraction}")
         self._check_task()
         check_model_fields({k: v for k, v in self.model.items() if k not in _DECIDED_ELSEWHERE})
         if decided := sorted(_DECIDED_ELSEWHERE & self.model.keys()):

@@ -45,7 +45,7 @@ def add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> nn.Module:
     except (TypeError, ValueError) as error:
         raise SettingsError(f"lora: {error}") from None
     trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
-    if model.config.feature_grad_multiplier == 0 and any(_CONVOLUTIONS in name for name in trained):
+    if model.config.feature_grad_multiplier <= 0 and any(_CONVOLUTIONS in name for name in trained):
         raise SettingsError(
             "lora.target_modules adapts the convolutions, but no gradient reaches them: set "
             "model.feature_grad_multiplier=1.0, or exclude them"
