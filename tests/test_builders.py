@@ -1,6 +1,7 @@
 """The builders of 🤗 datasets: the rows of a store, in its cache or streamed."""
 
 import logging
+import os
 
 import pytest
 from test_prepare import AF, challenge_folder, rows_of
@@ -44,3 +45,9 @@ def test_the_cache_notices_that_the_folder_changed(root, tmp_path):
     challenge_folder(root, {"E900": AF})
     later = RecordingTableBuilder(root, cache_dir=tmp_path / "cache")
     assert first.cache_dir == again.cache_dir != later.cache_dir
+    header = next(root.rglob("E900.hea"))
+    times, content = header.stat(), header.read_text()
+    header.write_text(content.replace("1000.0(0)/mV", "2000.0(0)/mV"))
+    os.utime(header, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert header.read_text() != content
+    assert RecordingTableBuilder(root, cache_dir=tmp_path / "cache").cache_dir != later.cache_dir

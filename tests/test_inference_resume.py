@@ -17,6 +17,7 @@ from wfdb_files import write_record
 from ecgfm_hf.cli.main import main as ecgfm
 from ecgfm_hf.inference import ParquetRun
 from ecgfm_hf.inference.recording_sources import StoreSource
+from ecgfm_hf.utils.resumable_parts import Task
 
 PART = 3  # of 10 recordings: four parts
 
@@ -226,7 +227,48 @@ def test_a_changed_signal_file_is_another_recording(model_dir, tmp_path, capsys)
     path.write_bytes(path.read_bytes()[::-1])
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # neither size nor time say that it has changed
     assert ecgfm(given) == 2
-    assert "differs in: recordings" in capsys.readouterr().err
+    assert "the content of one of the 2 recordings from" in (error := capsys.readouterr().err)
+    assert "has changed" in error
+
+
+@pytest.mark.parametrize("changed", ["e1.hea", "e1.dat", "e7.hea"])
+def test_a_file_that_changed_after_a_kill_is_noticed_in_finished_parts_only(model_dir, tmp_path, capsys, changed):
+    rng = np.random.default_rng(0)
+    (tmp_path / "files").mkdir()
+    for name in [f"e{number}" for number in range(8)]:
+        write_record(tmp_path / "files", rng.integers(-2000, 2000, (12, 2500)).astype(np.int16), name=name)
+    output = tmp_path / "out.parquet"
+    given = ["embed", str(tmp_path / "files"), "--model", str(model_dir), "--output", str(output), "--part-size", "4"]
+
+    def killed():
+        torch.set_num_threads(1)
+        finish = Task.finish
+
+        def finish_first(task, write):
+            if task.number == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return finish(task, write)
+
+        Task.finish = finish_first
+        ecgfm(given)
+
+    assert wait(start(killed, tmp_path)) == -signal.SIGKILL
+    path = tmp_path / "files" / changed
+    before, content = path.stat(), path.read_bytes()
+    path.write_bytes(content.replace(b"1000.0(0)/mV", b"2000.0(0)/mV") if changed.endswith("hea") else content[::-1])
+    assert path.stat().st_size == before.st_size
+    assert path.read_bytes() != content
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    if changed == "e7.hea":  # not read yet
+        assert ecgfm(given) == 0
+        return
+    assert ecgfm(given) == 2
+    error = capsys.readouterr().err
+    assert f"one of the 4 recordings from {tmp_path / 'files' / 'e0'}" in error
+    assert "has changed since" in error
+    assert not output.exists()
+    path.write_bytes(content)
+    assert ecgfm(given) == 0
 
 
 def test_a_stamp_goes_by_the_content_of_all_files_of_a_recording(tmp_path):
@@ -292,7 +334,8 @@ def test_a_header_that_was_mended_is_another_recording_by_any_name(model_dir, tm
         (tmp_path / "e0.hea").write_text(header.replace("1000.0(0)/mV", "2000.0(0)/mV"))
         assert (tmp_path / "e0.hea").read_text() != header
         assert ecgfm(given) == 2
-        assert "differs in: recordings" in capsys.readouterr().err
+        assert "the content of" in (error := capsys.readouterr().err)
+        assert "has changed since" in error
         (tmp_path / "e0.hea").write_text(header)
 
 

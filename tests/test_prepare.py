@@ -499,7 +499,7 @@ def test_other_arrays_under_the_same_ids_are_another_preparation(tmp_path):
     signal = np.random.default_rng(0).normal(size=(12, 2500))
     load_arrays([record | {"signal": signal}], tmp_path / "store")
     load_arrays([record | {"signal": signal.copy()}], tmp_path / "store")
-    with pytest.raises(DataError, match="other files"):
+    with pytest.raises(ResumeError, match="the content of a has changed since"):
         load_arrays([record | {"signal": signal + 1e-9}], tmp_path / "store")
 
 
@@ -627,20 +627,23 @@ def test_changed_files_and_another_folder_are_another_preparation(tmp_path):
     other = challenge_folder(tmp_path / "other", {"E2": AF, "E1": AF})  # the same names, each with the other's samples
     report = prepare(PhysioNet2021(root), tmp_path / "store")
     assert prepare(PhysioNet2021(copy), tmp_path / "store") == report
-    with pytest.raises(DataError, match="other files"):
+    changed = "the content of one of the 2 recordings from E1 to E2 has changed since"
+    with pytest.raises(ResumeError, match=changed):
         prepare(PhysioNet2021(other), tmp_path / "store")
     signals = next(root.rglob("E1.mat"))
     content = signals.read_bytes()
     signals.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(DataError, match="other files"):
+    with pytest.raises(ResumeError, match=changed):
         prepare(PhysioNet2021(root), tmp_path / "store")
     header = next(root.rglob("E1.hea"))
     header.write_text(header.read_text().replace("1000.0(0)/mV", "500.0(0)/mV"))
-    with pytest.raises(DataError, match="other files"):
+    with pytest.raises(ResumeError, match=changed):
         prepare(PhysioNet2021(root), tmp_path / "store")
-    prepare(PhysioNet2021(root), tmp_path / "begun", shard=(0, 1))
+    prepare(PhysioNet2021(root), tmp_path / "begun", shard=(1, 2))  # nothing was read
     header.write_text(header.read_text().replace("500.0(0)/mV", "250.0(0)/mV"))
-    with pytest.raises(ResumeError, match="differs in: recordings"):
+    prepare(PhysioNet2021(root), tmp_path / "begun", shard=(0, 1))
+    header.write_text(header.read_text().replace("250.0(0)/mV", "200.0(0)/mV"))
+    with pytest.raises(ResumeError, match=changed):
         prepare(PhysioNet2021(root), tmp_path / "begun")
 
 

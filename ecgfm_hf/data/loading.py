@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
+from ..utils.resumable_parts import content_digest
 from .exclusion import Excluded, exclude
 from .preparation import PrepareSettings, build_index, prepare, row_of, table_digest
 from .sources.arrays import Arrays
@@ -196,13 +197,14 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
     def __init__(self, root: str | os.PathLike, *, cache_dir: str | os.PathLike | None = None, **options: Any):
         self.source = self.source_class(root, **options)
         self._index = build_index(self.source, PrepareSettings())
+        stamps = content_digest(self.source.stamps(self._index.table))
         super().__init__(
             cache_dir=None if cache_dir is None else str(cache_dir),
             dataset_name=self.source.name,
             config_name="default",
             root=str(Path(root).resolve()),
             options=json.dumps(self.source.settings, default=str, sort_keys=True),
-            content=table_digest(self._index.table),
+            content=table_digest(self._index.table) + stamps,
         )
 
     def excluded(self) -> list[Excluded]:

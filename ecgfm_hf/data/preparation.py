@@ -1,7 +1,7 @@
 """
 From a source to a store: index the recordings, read them part by part, split them.
 
-    OUT/.ecgfm-work/plan.json   the preparation's settings and a digest of its files
+    OUT/.ecgfm-work/plan.json   the preparation's settings and a digest of its list of recordings
     OUT/.ecgfm-work/parts-*/    the recordings, part by part; see `utils/resumable_parts.py`
     OUT/.ecgfm-work/finished/   the complete store, before it is moved into OUT; see `store_assembly.py`
 
@@ -30,7 +30,15 @@ from tqdm import tqdm
 from ..records.record import ECGRecord
 from ..records.store_rows import row_from_record
 from ..utils.files import atomic_path
-from ..utils.resumable_parts import ItemWatch, LocalExecutor, PartAccount, ResumableParts, Task, exclusive
+from ..utils.resumable_parts import (
+    ItemWatch,
+    LocalExecutor,
+    PartAccount,
+    ResumableParts,
+    Task,
+    content_digest,
+    exclusive,
+)
 from .exclusion import Excluded, exclude, filter_recordings
 from .report import StoreOrigin, define_labels_of, store_report
 from .sources.base import Source, SourceIndex
@@ -110,7 +118,7 @@ def prepare(
         The report, as in `report.json`; None for a shard.
 
     Raises:
-        `ResumeError`: `out` has an unfinished store of another preparation.
+        `ResumeError`: `out` has an unfinished store of another preparation, or a file has changed since.
         `DataError`, `SplitError`: the store cannot be written as asked for.
 
     Recordings that cannot be read raise nothing: the report lists them.
@@ -132,21 +140,21 @@ def prepare(
     settings.split.check(index.table, published)
     described = _describe(source, settings)
     plan = described | {"split": settings.split.to_json(), "recordings": table_digest(index.table)}
-    parts = ResumableParts(work, plan, index.table.num_rows, part_size(index.table.num_rows))
+    writer = RecordingWriter(source, index.table, settings.pseudonymise)
+    parts = ResumableParts(work, plan, index.table.num_rows, part_size(index.table.num_rows), writer.stamps)
     if overwrite:
         _clear(out)
-    finished = _finished_report(out, parts.digest)
+    finished = _finished_report(out, parts, shard)
     if finished is None:
         parts.claim()
         if salt is not None and overwrite and settings.salt_file is None:
             _create_salt(work / "salt", salt)
         # Look again: another process may have completed the store, and removed its work folder, just before.
-        finished = _finished_report(out, parts.digest)
+        finished = _finished_report(out, parts, shard)
     if finished is not None:
         remove_leftovers(out)
         return None if shard else finished
     try:
-        writer = RecordingWriter(source, index.table, settings.pseudonymise)
         parts.run(LocalExecutor(writer, num_proc), shard=shard or (0, 1), progress=progress, description=source.name)
         if shard is not None:
             return None
@@ -156,13 +164,14 @@ def prepare(
             codes = Counter[str]()
             for account in accounts:
                 codes.update(account.counts)
+            made_by = {"plan": parts.digest, "contents": [account.content for account in accounts]}
             return assemble_store(
                 out,
                 work,
                 parts.paths,
                 source.label_names,
                 settings.split,
-                StoreOrigin(described | {"plan": parts.digest}, index.excluded + excluded, index.notes, codes),
+                StoreOrigin(described | made_by, index.excluded + excluded, index.notes, codes),
                 published=published,
                 originals=_originals(index) if settings.pseudonymise else None,
                 num_proc=num_proc,
@@ -170,7 +179,7 @@ def prepare(
             )
     except FileNotFoundError:
         # Another process that prepares the same store may have completed it meanwhile.
-        finished = _finished_report(out, parts.digest)
+        finished = _finished_report(out, parts, shard)
         if finished is None:
             raise
         return None if shard else finished
@@ -196,8 +205,14 @@ class RecordingWriter:
     index: pa.Table
     pseudonyms: bool = False
 
+    def stamps(self, task: Task) -> list[tuple[str, str]]:
+        """Return the id of each recording of a part with a text that changes with the content of its files."""
+        rows = self.index.slice(task.start, task.stop - task.start)
+        return list(zip(rows["recording_id"].to_pylist(), self.source.stamps(rows), strict=True))
+
     def __call__(self, task: Task, path: Path, watch: ItemWatch) -> PartAccount:
         source, codes, account = self.source, Counter[str](), PartAccount()
+        account.content = content_digest(stamp for _, stamp in self.stamps(task))
 
         def entries() -> Iterator[dict[str, Any]]:
             for entry in self.index.slice(task.start, task.stop - task.start).to_pylist():
@@ -294,10 +309,6 @@ def build_index(source: Source, settings: PrepareSettings, salt: bytes | None = 
         table = table.append_column(
             "_split", pa.array(match_published_splits(table, source.name, settings.split.published))
         )
-    # With changed files, or another folder with files of the same names, it is another preparation.
-    stamps = source.stamps(table)
-    if stamps is not None:
-        table = table.append_column("_stamp", pa.array(stamps, pa.string()))
     if settings.pseudonymise:
         salt = b"" if salt is None else salt
         # Ids stay in memory beside their pseudonyms, because splits are drawn by ids. They are never written.
@@ -399,15 +410,16 @@ def _clear(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _finished_report(out: Path, plan: str) -> dict[str, Any] | None:
+def _finished_report(out: Path, parts: ResumableParts, shard: tuple[int, int] | None) -> dict[str, Any] | None:
     if not (out / REPORT_FILE).is_file():
         return None
     report = read_report(out)
-    if report["plan"] != plan:
+    if report["plan"] != parts.digest:
         raise DataError(
             f"{out} has a store of another preparation or of other files. Give a new folder, or discard the store with "
             "overwrite=True"
         )
+    parts.check_contents(report["contents"], out, shard or (0, 1))
     return report
 
 

@@ -34,7 +34,7 @@ class StoreOrigin:
     What is known of a store before it is split.
 
     Args:
-        settings (mapping): Begins the report: source, settings, `plan` (a digest); JSON-able.
+        settings (mapping): Begins the report: source, settings, `plan` and `contents` (digests); JSON-able.
         excluded (sequence of [`Excluded`]): Recordings that were not read, or that could not be.
         notes (sequence of `str`): Sentences for the report.
         codes (mapping of `str` to `int`): Diagnosis codes, with the number of recordings that have them.

@@ -35,6 +35,7 @@ from ..utils.resumable_parts import (
     ResumableParts,
     ResumeError,
     Task,
+    content_digest,
     exclusive,
     exit_with_parent,
     plan_differences,
@@ -45,7 +46,7 @@ from .read_ahead import ReadRecording, read_in_order
 from .recording_sources import FileSource, StoreSource
 
 _METADATA = b"ecgfm_inference"
-_FORMAT = 1
+_FORMAT = 2
 # The first line of a list of failures, by which one is recognised.
 FAILURES_HEADER = "recording_id,path,reason\n"
 _NO_PART_OF_THE_MODEL = ("_name_or_path", "transformers_version")
@@ -182,7 +183,9 @@ class ParquetRun:
         self.num_workers, self.progress = num_workers, progress
         self.processes = processes or Processes()
         work = output.with_name(f"{output.name}.parts")
-        self.parts = ResumableParts(work, {**plan, "format": _FORMAT}, len(source), part_size)
+        self.parts = ResumableParts(
+            work, {**plan, "format": _FORMAT}, len(source), part_size, lambda task: source.stamps(task.start, task.stop)
+        )
 
     def run(self, overwrite: bool = False) -> RunResult:
         """
@@ -241,6 +244,7 @@ class ParquetRun:
                 f"{self.output} is of a run that differs in: {'; '.join(differences)}. Give another output, or replace "
                 "it with overwrite=True"
             )
+        self.parts.check_contents(metadata["contents"], self.output, (self.processes.rank, self.processes.count))
         if self.processes.is_main:  # a kill may have come just before this
             self.parts.remove()
         failures = self.failures_file if metadata["failed"] else None
@@ -268,7 +272,8 @@ class ParquetRun:
                     write_failures(scratch, (tuple(failure.values()) for failure in failures))
             else:
                 self._remove_failures()
-            about = json.dumps({"plan": self.parts.plan, "failed": len(failures)})
+            contents = [account.content for account in accounts]
+            about = json.dumps({"plan": self.parts.plan, "failed": len(failures), "contents": contents})
             schema = self.schema.with_metadata({**(self.schema.metadata or {}), _METADATA: about.encode()})
             # Last: with it the run is complete.
             tables = (pq.read_table(path, schema=self.schema) for path in self.parts.paths)
@@ -303,15 +308,18 @@ class _ModelExecutor:
         for task in tasks:
             rows: list[dict[str, Any]] = []
             failures: list[dict[str, str | None]] = []
+            stamps: list[str] = []
             for read, logits, embeddings in self._runner.run(islice(recordings, task.stop - task.start)):
                 if read.failure is None:
                     rows += self._to_rows(read, logits, embeddings)
                 else:
                     failures.append({"recording_id": read.recording_id, "path": read.path, "reason": read.failure})
+                stamps.append(read.stamp)
                 advance(1)
             columns = [_column([row[column.name] for row in rows], column.type) for column in self._schema]
             table = pa.table(columns, schema=self._schema)
-            yield task.finish(partial(_write_table, table, PartAccount(table.num_rows, failures)))
+            account = PartAccount(table.num_rows, failures, content=content_digest(stamps))
+            yield task.finish(partial(_write_table, table, account))
 
 
 def _write_table(table: pa.Table, account: PartAccount, path: Path) -> PartAccount:
@@ -322,7 +330,10 @@ def _write_table(table: pa.Table, account: PartAccount, path: Path) -> PartAccou
 def plan_of(
     model: PreTrainedModel, extractor: ECGFMFeatureExtractor, source: FileSource | StoreSource, **settings: Any
 ) -> dict[str, Any]:
-    """Return all that decides the rows: weights and config, preprocessing, recordings, and `settings`."""
+    """
+    Return all that decides the rows, besides the content of files: weights and config, preprocessing, the list of
+    recordings, and `settings`.
+    """
     # The folder of a model does not matter.
     config = {name: value for name, value in model.config.to_dict().items() if name not in _NO_PART_OF_THE_MODEL}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())

@@ -33,6 +33,7 @@ class ReadRecording:
         failure: Why there are no segments; None on success.
         path: The file that it was read from, where known.
         start_s: Seconds of the file before the first segment.
+        stamp: Changes with the content of its files; taken before they were read. Empty where there are none.
     """
 
     row: int
@@ -43,6 +44,7 @@ class ReadRecording:
     failure: str | None = None
     path: str | None = None
     start_s: float = 0.0
+    stamp: str = ""
 
 
 class RecordingSource(Protocol):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.exclusion import Excluded
-from ..data.sources.base import inside, recording_stamps
+from ..data.sources.base import inside, recording_stamp, recording_stamps
 from ..data.sources.table import RecordingTable
 from ..data.store import (
     DATA_FOLDER,
@@ -94,20 +94,24 @@ class FileSource:
     def failed(self, index: int, reason: str) -> ReadRecording:
         """Return the recording as failed for this reason, without reading its file."""
         row = self._row(index)
-        return failed_recording(index, row["recording_id"], row["patient_id"], reason, _displayed(row["path"]))
+        failed = failed_recording(index, row["recording_id"], row["patient_id"], reason, _displayed(row["path"]))
+        return replace(failed, stamp=self.stamps(index, index + 1)[0][1])
 
     def fingerprint(self) -> str:
-        """Return a digest that changes with the list of files and with the content of any of them."""
+        """Return a digest of the list of files and their arguments. No file is read; see [`stamps`] for content."""
         digest = hashlib.sha256(repr(sorted(self._arguments.items())).encode())
-        stamps: dict[bytes | None, str] = {None: ""}
         for batch in self._table.to_batches(max_chunksize=10_000):
-            # One file may hold many recordings.
-            new = {path: os.fsdecode(path) for path in batch["path"].to_pylist() if path not in stamps}
-            found = recording_stamps(new.values())
-            stamps |= {path: found[name] for path, name in new.items()}
             for row in batch.to_pylist():
-                digest.update(repr((*row.values(), stamps[row["path"]])).encode("utf-8", "backslashreplace"))
+                digest.update(repr(tuple(row.values())).encode("utf-8", "backslashreplace"))
         return digest.hexdigest()
+
+    def stamps(self, start: int, stop: int) -> list[tuple[str, str]]:
+        """Return the id of each of these recordings with a text that changes with the content of its files."""
+        rows = self._table.slice(start, stop - start).select(["recording_id", "path"]).to_pylist()
+        stamp_of = recording_stamps(os.fsdecode(row["path"]) for row in rows if row["path"] is not None)
+        return [
+            (row["recording_id"], "" if row["path"] is None else stamp_of[os.fsdecode(row["path"])]) for row in rows
+        ]
 
     def paths(self) -> Iterator[str]:
         """Yield the file of each recording that has one."""
@@ -129,12 +133,13 @@ class FileSource:
     def _read(self, index: int) -> ReadRecording:
         row = self._row(index)
         ids, path = (row["recording_id"], row["patient_id"]), _displayed(row["path"])
+        stamp = "" if row["path"] is None else recording_stamp(os.fsdecode(row["path"]))
         try:
             recording = prepare_record(index, *ids, self.record(index), self._extractor, inspect=self._inspect)
-            return replace(recording, path=path)
         # A damaged file may raise any error of a reader or its library. The other files must still be answered.
         except Exception as error:
-            return failed_recording(index, *ids, error, path)
+            recording = failed_recording(index, *ids, error, path)
+        return replace(recording, path=path, stamp=stamp)
 
 
 class StoreSource:
@@ -213,6 +218,10 @@ class StoreSource:
     def fingerprint(self) -> str:
         """Return a digest of the stores' content; see [`content_digest`]."""
         return content_digest(self.files)
+
+    def stamps(self, start: int, stop: int) -> list[tuple[str, str]]:
+        """Return an empty stamp for each recording: the fingerprint covers the content."""
+        return [("", "")] * (stop - start)
 
     def _group(self, index: int) -> int:
         """Return the row group of a recording, counted over all files."""

@@ -8,6 +8,9 @@ Work that is done part by part: it can be killed at any time, shared among proce
 
 A part is a range of items, so what is in it follows from the plan and not from the process that wrote it. DIGEST is the
 plan's: what a run of another plan still writes, after its output was overwritten, never gets among these parts.
+
+The plan does not cover the content of the items' files, which would all have to be read before the first part. A part's
+account has a digest of those that the part was made of; a run that finds the part finished compares it.
 """
 
 import hashlib
@@ -18,7 +21,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -54,12 +57,14 @@ class PartAccount:
         rows: Rows in the part's file.
         failures: A mapping for each item without rows, with at least its reason; JSON-able.
         counts: Further counts.
+        content: Digest of the items' files, taken before they were read; see [`content_digest`].
         sha256: Of the part's file.
     """
 
     rows: int = 0
     failures: list[dict[str, str | None]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    content: str = ""
     sha256: str = ""
 
 
@@ -106,6 +111,15 @@ class ItemWatch:
 PartWriter = Callable[[Task, Path, ItemWatch], PartAccount]
 
 
+# Returns each item of a part with its name and a stamp, a text that changes with the content of its files.
+ItemStamps = Callable[[Task], Sequence[tuple[str, str]]]
+
+
+def content_digest(stamps: Iterable[str]) -> str:
+    """Return the digest of a part's items from the stamps of all, in order."""
+    return hashlib.sha256("\n".join(stamps).encode("utf-8", "backslashreplace")).hexdigest()[:32]
+
+
 class Executor(Protocol):
     """What works through parts. [`LocalExecutor`] does it in this process or in several on this machine."""
 
@@ -122,10 +136,11 @@ class ResumableParts:
         plan: All that decides the result: JSON-able, and the same in every process that shares the run.
         num_items: Number of items.
         part_size: Items a part; the last may have fewer.
+        stamps: Of a part's items as their files are now.
     """
 
-    def __init__(self, work: Path, plan: Mapping[str, Any], num_items: int, part_size: int):
-        self.work = work
+    def __init__(self, work: Path, plan: Mapping[str, Any], num_items: int, part_size: int, stamps: ItemStamps):
+        self.work, self._stamps = work, stamps
         self.plan: dict[str, Any] = json.loads(json.dumps({**plan, "num_items": num_items, "part_size": part_size}))
         self.num_items = num_items
         self.digest = hashlib.sha256(json.dumps(self.plan, sort_keys=True).encode()).hexdigest()[:32]
@@ -192,13 +207,19 @@ class ResumableParts:
             progress: Whether to show a progress bar, with `description` and `unit`.
 
         Raises:
+            [`ResumeError`]: a file has changed since a finished part was made of it.
             `FileNotFoundError`: another process removed the work folder, such as one that finished the same run.
         """
         from tqdm import tqdm
 
         index, count = shard
         share = self.tasks[index::count]
-        missing = [task for task in share if self.account(task) is None]
+        missing = []
+        for task in share:
+            if (account := self.account(task)) is None:
+                missing.append(task)
+            else:
+                self._check_content(task, account.content, self.work)
         total, remaining = (sum(task.stop - task.start for task in tasks) for tasks in (share, missing))
         with tqdm(
             total=total, initial=total - remaining, unit=unit, desc=description, disable=not progress
@@ -218,6 +239,28 @@ class ResumableParts:
             pass
         logger.warning("%s or its account is damaged: the part is computed again", task.path)
         return None
+
+    def check_contents(self, contents: Sequence[str], output: Path, shard: tuple[int, int] = (0, 1)) -> None:
+        """
+        Raise [`ResumeError`] where a file has changed since a complete output was made of it.
+
+        Args:
+            contents: `content` of each part's account.
+            output: For the message.
+            shard: As in [`run`]: which parts to check.
+        """
+        for task, content in list(zip(self.tasks, contents, strict=True))[shard[0] :: shard[1]]:
+            self._check_content(task, content, output)
+
+    def _check_content(self, task: Task, content: str, output: Path) -> None:
+        stamps = self._stamps(task)
+        if content_digest(stamp for _, stamp in stamps) != content:
+            first, last = stamps[0][0], stamps[-1][0]
+            which = f"{first}" if len(stamps) == 1 else f"one of the {len(stamps)} recordings from {first} to {last}"
+            raise ResumeError(
+                f"the content of {which} has changed since {output} was written: restore it, give another output, or "
+                "discard the earlier results with overwrite=True"
+            )
 
     def accounts(self) -> list[PartAccount]:
         """Return the accounts of all parts, in order. `FileNotFoundError` where one is not finished."""
@@ -434,6 +477,7 @@ def _sha256(path: Path) -> str:
 
 __all__ = [
     "Executor",
+    "ItemStamps",
     "ItemWatch",
     "LocalExecutor",
     "PartAccount",
@@ -441,6 +485,7 @@ __all__ = [
     "ResumableParts",
     "ResumeError",
     "Task",
+    "content_digest",
     "exclusive",
     "exit_with_parent",
     "map_in_processes",

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from ..store import DataError
 _SIGNALS = (".mat", ".dat")
 _LONGEST_HEADER = 1 << 20
 _THREADS = 8  # that read files to compute their digests
+# Files of this size may have many recordings: their digests are remembered while their times stay the same.
+_LARGE_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -88,15 +91,15 @@ class Source(ABC):
             except (ECGReadError, OSError, ValueError) as error:
                 yield entry, error
 
-    def stamps(self, table: pa.Table) -> list[str] | None:
+    def stamps(self, table: pa.Table) -> list[str]:
         """
-        Return a text for each row that changes when a file of its recording does; None where there are no files.
+        Return a text for each row that changes when a file of its recording does; empty where there are no files.
 
         See [`recording_stamp`]. A copy of a dataset counts as the same.
         """
         root = getattr(self, "root", None)
         if root is None:
-            return None
+            return [""] * table.num_rows
         paths = table["path"].to_pylist()
         stamp_of = recording_stamps((os.path.join(root, path) for path in paths), root)
         return [stamp_of[os.path.join(root, path)] for path in paths]
@@ -148,9 +151,16 @@ def _file_stamp(file: str, root: str | os.PathLike | None) -> str:
         about = f"{os.path.basename(file)} {status.st_size}"
         if not stat.S_ISREG(status.st_mode) or not (root is None or _is_inside(root, file)):
             return f"{about} {status.st_mtime_ns}"
-        return f"{about} {file_checksum(file, 'xxh3_128')}"
+        if status.st_size < _LARGE_BYTES:
+            return f"{about} {file_checksum(file, 'xxh3_128')}"
+        return f"{about} {_large_file_checksum(file, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)}"
     except (OSError, ValueError):  # no such file, not a possible name, or one that may not be read
         return ""
+
+
+@lru_cache(maxsize=64)
+def _large_file_checksum(file: str, *_: int) -> str:
+    return file_checksum(file, "xxh3_128")
 
 
 def _is_inside(root: str | os.PathLike, path: str) -> bool:
