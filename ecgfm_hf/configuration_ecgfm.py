@@ -152,8 +152,8 @@ class ECGFMConfig(PreTrainedConfig):
             `sigmoid(a * logit(score) + b)` of the recording's score. `{"slope": 1.0, "intercept": -ln w}` only undoes
             the shift of a `pos_weight` w.
         label_fingerprint (`str`, *optional*):
-            Hash of the head's weights that thresholds and calibration were fitted to. Saving a classifier writes it.
-            If the weights differ at loading, thresholds and calibration are dropped. Assigning either clears the hash.
+            Hashes of the weights that thresholds and calibration were fitted to. Saving a classifier writes them.
+            If the weights differ at loading, thresholds and calibration are dropped. Assigning either clears them.
         label_notes (`dict[str, str]`, *optional*):
             Warnings for users of a label, by label name.
 
@@ -295,10 +295,20 @@ class ECGFMConfig(PreTrainedConfig):
         """Drop thresholds and calibration, with a warning: training changes the weights that they were fitted to."""
         self._drop(_FITTED_FIELDS, "weights that are trained further")
 
-    def check_fitted_to_weights(self, fingerprint: str | None) -> None:
-        """Drop thresholds and calibration, with a warning, unless they belong to a head of this fingerprint."""
-        if self.label_fingerprint is not None and self.label_fingerprint != fingerprint:
-            self._drop(_FITTED_FIELDS, "the weights of this head: scores are neither calibrated nor judged")
+    def check_fitted_to_weights(self, fingerprint: str) -> None:
+        """
+        Drop thresholds and calibration, with a warning, unless they belong to weights of this fingerprint.
+
+        It has two hashes of the weights, and two as they are after rounding to float16. An empty one is unknown.
+        """
+        if self.label_fingerprint is None:
+            return
+        own, found = self.label_fingerprint.split(" "), fingerprint.split(" ")[:2]
+        if len(own) != 4 or not any(
+            all(not one or not other or one == other for one, other in zip(pair, found, strict=True))
+            for pair in (own[:2], own[2:])
+        ):
+            self._drop(_FITTED_FIELDS, "these weights: scores are neither calibrated nor judged")
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "ECGFMConfig":

@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -674,6 +674,17 @@ def _check_unused(arguments: dict[str, None]) -> None:
             raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
 
 
+def _sample_hash(weights: Sequence[torch.Tensor], rounded_to: torch.dtype) -> str:
+    """Return a hash of 256 numbers or more of each weight, to bfloat16; empty if one is quantised or sharded."""
+    if not all(type(weight.data) is torch.Tensor and weight.is_floating_point() for weight in weights):
+        return ""
+    digest = hashlib.sha256()
+    for weight in weights:
+        sample = weight.flatten()[:: max(1, weight.numel() // 256)].cpu()
+        digest.update(sample.to(rounded_to).to(torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
 def _copy_code(source: Path, target: Path) -> None:
     if source.resolve() != target.resolve():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -1322,29 +1333,38 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
         if wrong.numel():
             raise ValueError(f"labels of a {problem_type} must be {expected}; found: {wrong.flatten()[0].item():g}")
 
-    def head_fingerprint(self) -> str | None:
+    def weights_fingerprint(self) -> str | None:
         """
-        Return a hash of the head's weights, rounded to bfloat16; `None` where they are quantised or not in memory.
+        Return hashes of a sample of each weight, encoder and head; `None` where weights are not in memory.
 
-        A model in float32 and its copy in bfloat16 have the same hash. Training changes it: at a learning rate of 1e-5
-        one step moves some percent of the weights to another bfloat16 number.
+        One hash is of biases and norms, one of matrices (empty where these are quantised). They are made of numbers
+        rounded to bfloat16, so that a copy in bfloat16 has the same; the same two after rounding to float16 follow.
+        Training changes them: at a learning rate of 1e-5 one step moves some percent of the weights to another bfloat16
+        number.
         """
-        tensors = [self.classifier.weight.detach(), self.classifier.bias.detach()]
-        if any(type(tensor.data) is not torch.Tensor or tensor.is_meta for tensor in tensors):
-            return None
-        rounded = torch.cat([tensor.to("cpu", torch.bfloat16).flatten() for tensor in tensors])
-        return hashlib.sha256(rounded.view(torch.int16).numpy().tobytes()).hexdigest()
+        vectors: list[torch.Tensor] = []
+        matrices: list[torch.Tensor] = []
+        for _, weight in sorted(self.named_parameters()):
+            if weight.is_meta:
+                return None
+            (vectors if weight.ndim < 2 else matrices).append(weight.detach())
+        hashes = [
+            _sample_hash(weights, then) for then in (torch.bfloat16, torch.float16) for weights in (vectors, matrices)
+        ]
+        return " ".join(hashes)
 
     def check_fitted(self) -> None:
-        # Offloaded weights come from the files as they are.
-        if self.config.label_fingerprint is not None and not self.classifier.weight.is_meta:
-            self.config.check_fitted_to_weights(self.head_fingerprint())
+        if self.config.label_fingerprint is not None:
+            found = self.weights_fingerprint()
+            # Offloaded weights come from the files as they are.
+            if found is not None:
+                self.config.check_fitted_to_weights(found)
 
     def _stamp_fitted(self) -> None:
         # An existing fingerprint stays, even if the weights have changed since.
         config = self.config
         if config.label_fingerprint is None and (config.label_thresholds or config.label_calibration):
-            config.label_fingerprint = self.head_fingerprint()
+            config.label_fingerprint = self.weights_fingerprint()
 
     def _freeze_untrained(self) -> None:
         super()._freeze_untrained()

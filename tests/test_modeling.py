@@ -275,7 +275,7 @@ def fitted(tiny_config, tmp_path):
     return tmp_path / "fitted"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_thresholds_and_calibration_stay_with_their_weights_in_any_precision(fitted, dtype, tmp_path):
     model = ECGFMForMultiLabelClassification.from_pretrained(fitted, dtype=dtype)
     assert model.config.label_thresholds == FITTED["label_thresholds"]
@@ -297,6 +297,75 @@ def test_thresholds_and_calibration_of_other_weights_are_dropped(fitted, optimiz
     trained.save_pretrained(tmp_path / "fitted again")
     again = ECGFMForMultiLabelClassification.from_pretrained(tmp_path / "fitted again")
     assert again.config.label_thresholds == {"A": 0.25}
+
+
+def test_thresholds_of_an_encoder_that_was_trained_under_a_frozen_head_are_dropped_with_one_warning(
+    fitted, tmp_path, caplog
+):
+    model = ECGFMForMultiLabelClassification.from_pretrained(fitted).train()
+    model.classifier.requires_grad_(False)
+    model(torch.randn(2, 12, 400)).logits.square().sum().backward()  # not the model's own loss
+    torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-5).step()
+    model.save_pretrained(tmp_path / "trained")
+    trained = ECGFMForMultiLabelClassification.from_pretrained(tmp_path / "trained")
+    assert trained.config.label_thresholds is trained.config.label_calibration is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "label_thresholds, label_calibration dropped from the config: not made for these weights: scores are neither "
+        "calibrated nor judged"
+    ]
+    assert torch.equal(
+        trained.classifier.weight, ECGFMForMultiLabelClassification.from_pretrained(fitted).classifier.weight
+    )
+
+
+def test_thresholds_are_dropped_where_an_adapter_of_the_encoder_is_active_or_merged(fitted, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = ECGFMForMultiLabelClassification.from_pretrained(fitted)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False, r=2))
+    merged = adapted.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    assert merged.config.label_thresholds == FITTED["label_thresholds"]  # until they are used
+    for model in (ECGFMForMultiLabelClassification.from_pretrained(tmp_path / "merged"), merged):
+        model.check_fitted()  # as the pipeline does
+        assert model.config.label_thresholds is model.config.label_calibration is None
+    adapted = peft.get_peft_model(
+        ECGFMForMultiLabelClassification.from_pretrained(fitted), peft.LoraConfig(target_modules=["q_proj"], r=2)
+    )
+    adapted.check_fitted()
+    assert adapted.config.label_thresholds is None
+
+
+def test_thresholds_stay_with_int8_and_change_with_what_int8_leaves(fitted):
+    pytest.importorskip("torchao")
+    from ecgfm_hf.utils.precision import with_precision
+
+    model = with_precision(ECGFMForMultiLabelClassification.from_pretrained(fitted), "int8")
+    model.check_fitted()
+    assert model.config.label_thresholds == FITTED["label_thresholds"]
+    with torch.no_grad():
+        model.classifier.bias += 1e-2
+    model.check_fitted()
+    assert model.config.label_thresholds is None
+
+
+def test_the_trainer_drops_thresholds_with_one_warning_and_answers_are_scores(fitted, tmp_path, caplog):
+    from transformers import Trainer, TrainingArguments
+
+    from ecgfm_hf.inference.model_runner import UNCALIBRATED, score_note
+
+    data = [{"input_values": torch.randn(12, 400), "labels": torch.ones(3)} for _ in range(2)]
+    arguments = TrainingArguments(
+        str(tmp_path / "run"), num_train_epochs=2, report_to=[], use_cpu=True, save_strategy="no"
+    )
+    trainer = Trainer(ECGFMForMultiLabelClassification.from_pretrained(fitted), arguments, train_dataset=data)
+    trainer.train()
+    trainer.save_model(tmp_path / "trained")
+    trained = ECGFMForMultiLabelClassification.from_pretrained(tmp_path / "trained")
+    assert trained.config.label_thresholds is trained.config.label_calibration is None
+    assert score_note(trained.config) == UNCALIBRATED
+    assert [record.getMessage() for record in caplog.records if "label_thresholds" in record.getMessage()] == [
+        "label_thresholds, label_calibration dropped from the config: not made for weights that are trained further"
+    ]
 
 
 def test_embedding_comes_on_request(tiny_config):
