@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from killed_runs import damage_file
 from safetensors.torch import load_file, save_file
 
 from ecgfm_hf import (
@@ -20,6 +21,7 @@ from ecgfm_hf import (
 )
 from ecgfm_hf.cli.main import main
 from ecgfm_hf.model_folder import ModelFolderError, ModelNotFoundError, load_feature_extractor, load_model
+from ecgfm_hf.training.run_folder import Checkpoints
 from ecgfm_hf.utils.errors import ECGFMError
 
 CLASSES = {"encoder": ECGFMModel, "pretraining": ECGFMForPreTraining, "classifier": ECGFMForMultiLabelClassification}
@@ -195,3 +197,18 @@ def test_verify_finds_a_flipped_bit_of_a_model_folder(folders, tmp_path, capsys,
         assert main(["verify", "--update", str(tmp_path)]) == 0
     (folder / name).unlink()
     assert main(["verify", str(folder)]) == (2 if name == "checksums.json" else 1)
+
+
+def test_verify_never_accepts_a_damaged_checkpoint(folders, tmp_path, capsys):
+    model = shutil.copytree(folders["classifier"], tmp_path / "model")
+    checkpoints = Checkpoints(tmp_path / "checkpoints", finetunes=True, limit=None)
+    (checkpoints.begin(7) / "optimizer.pt").write_bytes(bytes(100))
+    checkpoints.finish(7)
+    damage_file(checkpoints.path(7) / "optimizer.pt")
+    (model / "model.safetensors").unlink()
+    for _ in range(2):
+        assert main(["verify", "--update", str(tmp_path)]) == 1
+        shown = capsys.readouterr().out.splitlines()
+        assert "digests are never updated" in shown[0]
+        assert "the checkpoint before" in shown[0]
+        assert shown[1] == f"{model}: unchanged"

@@ -15,7 +15,7 @@ def verify(
         typer.Argument(metavar="DIR", help="Model folder, store or run; folders below it are verified, too."),
         Reads(),
     ],
-    update: Annotated[bool, typer.Option("--update", help="Accept the files as they are: write new digests.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Write new digests of models: accept the files.")] = False,
 ) -> int:
     """
     Compare a folder's files with the digests in its checksums.json.
@@ -34,9 +34,10 @@ def verify(
     problems = 0
     for found in folders:
         try:
-            if update:
-                update_checksums(found)
             changed = changed_files(found)
+            if update and changed:
+                update_checksums(found)
+                changed = changed_files(found)
         except (OSError, ValueError) as error:
             changed = [f"{CHECKSUMS_FILE} cannot be used ({error})"]
         for text in changed:

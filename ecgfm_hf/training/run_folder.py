@@ -86,7 +86,7 @@ class Checkpoints:
         writing, target = self.writing_path(update), self.path(update)
         found = list(writing.rglob("*"))
         files = [path.relative_to(writing).as_posix() for path in found if path.is_file()]
-        write_checksums(writing, [name for name in files if name != CHECKSUMS_FILE])
+        write_checksums(writing, [name for name in files if name != CHECKSUMS_FILE], is_checkpoint=True)
         for path in (*found, writing):
             sync(path)
         shutil.rmtree(target, ignore_errors=True)

@@ -3,6 +3,8 @@ Digests of a folder's files, written beside them: what damage on a disk or in a 
 
     FOLDER/checksums.json    {"format": 1, "algorithm": "sha256", "files": {"model.safetensors": "9f86...", ...}}
 
+Only a model's files may change. Further keys, a store's or a checkpoint's, mean that its files never do.
+
 Stores use XXH3 (128 bits), which takes a twentieth of the time of reading them; SHA-256 would take a quarter. Either
 notices every accident. Neither protects against someone who writes new digests as well.
 """
@@ -51,9 +53,9 @@ def file_checksum(path: str | os.PathLike[str], algorithm: str = "sha256", start
 
 
 def write_checksums(
-    folder: str | os.PathLike[str], names: Iterable[str], algorithm: str = "sha256", **more: Mapping[str, str]
+    folder: str | os.PathLike[str], names: Iterable[str], algorithm: str = "sha256", **more: Mapping[str, str] | bool
 ) -> None:
-    """Write `checksums.json` with the digests of these files (paths within the folder), and with other mappings."""
+    """Write `checksums.json` with the digests of these files (paths within the folder), and with further keys."""
     names = sorted(names)
     with ThreadPoolExecutor(_THREADS) as pool:
         digests = pool.map(lambda name: file_checksum(Path(folder) / name, algorithm), names)
@@ -119,10 +121,13 @@ def find_checksums(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def update_checksums(folder: str | os.PathLike[str]) -> None:
-    """Write new digests of the same files; files that no longer exist are dropped. `ValueError` for a store."""
+    """Write new digests of the same files; missing ones are dropped. `ValueError` for a store or checkpoint."""
     content = read_checksums(folder)
     if content.keys() - {"format", "algorithm", "files"}:
-        raise ValueError("only a model's files are meant to change; prepare a store again")
+        raise ValueError(
+            "its digests are never updated: prepare a damaged store again, or remove a damaged checkpoint, so that the "
+            "run is resumed from the checkpoint before"
+        )
     names = [name for name in content["files"] if (Path(folder) / name).is_file()]
     write_checksums(folder, names, content["algorithm"])
 
