@@ -167,6 +167,29 @@ def test_loading_is_strict_both_ways(edit, tmp_path, change, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda model: model.update(mask_emb=model["mask_emb"].to(torch.float8_e4m3fn)),
+            "is of type torch.float8_e4m3fn",
+        ),
+        (lambda model: model.update(mask_emb=model["mask_emb"].to(torch.int8)), "is of type torch.int8"),
+        (lambda model: model.update(mask_emb=torch.empty(32, device="meta")), "is not an ordinary dense tensor"),
+    ],
+)
+def test_weights_that_are_no_ordinary_numbers_are_refused_by_name(edit, change, message):
+    path = edit("pretrain", lambda content: change(content["model"]))
+    with pytest.raises(CheckpointError, match=f"edited.pt: tensor mask_emb {message}"):
+        load_fairseq_checkpoint(path)
+
+
+def test_a_setting_without_readable_numbers_is_refused(edit):
+    path = edit("pretrain", lambda content: content["cfg"]["model"].update(dropout=torch.empty(3, device="meta")))
+    with pytest.raises(CheckpointError, match="its settings hold a tensor without readable values"):
+        load_fairseq_checkpoint(path)
+
+
 # Settings
 
 

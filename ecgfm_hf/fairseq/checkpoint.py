@@ -32,6 +32,7 @@ OWN_KEY = "ecgfm_hf"
 _TRAINING_SECTIONS = ("optimization", "lr_scheduler")
 TRAINING_KEYS = ("last_optimizer_state", "optimizer_history", "extra_state")
 _MAX_CONV_LAYERS = 64
+_WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MAX_NESTING = 20
 _MAX_SETTINGS = 100_000
 _MAX_SCANNED_BYTES = 64 * 2**20
@@ -351,8 +352,10 @@ def _state_dict(path: Path, model: Any) -> dict[str, torch.Tensor]:
         # A view with strides of 0 can claim any size; copying it would fill the memory.
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise CheckpointError(f"{path}: tensor {_show(name)} claims {tensor.numel()} values, but stores fewer")
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{path}: tensor {_show(name)} is of type {tensor.dtype}, expected floating point")
+        if tensor.dtype not in _WEIGHT_TYPES:
+            raise CheckpointError(
+                f"{path}: tensor {_show(name)} is of type {tensor.dtype}, expected floating point of 16, 32 or 64 bits"
+            )
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: tensor {_show(name)} holds NaN or infinity, as after a diverged training")
         tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
@@ -385,8 +388,8 @@ def _settings(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
                     "task_cfg": {**flat, "_name": flat.get("task")},
                     "settings_name": "args",
                 }
-    except _TooDeep:
-        raise CheckpointError(f"{path}: its settings are nested too deeply, or too many, for a configuration") from None
+    except _NoSettings as error:
+        raise CheckpointError(f"{path}: its settings {error}") from None
     return settings
 
 
@@ -403,8 +406,8 @@ def _section(value: Any) -> Any:
     return value if isinstance(value, dict) else {}
 
 
-class _TooDeep(Exception):
-    pass
+class _NoSettings(Exception):
+    """Settings that cannot be those of a training; the message follows "its settings"."""
 
 
 def _plain(value: Any) -> Any:
@@ -419,7 +422,7 @@ def _plain(value: Any) -> Any:
         nonlocal budget
         budget -= 1
         if depth > _MAX_NESTING or budget < 0:
-            raise _TooDeep
+            raise _NoSettings("are nested too deeply, or too many, for a configuration")
         if isinstance(value, _StoredNamespace):
             value = _section(value)
         if isinstance(value, (dict, OrderedDict)):
@@ -429,6 +432,8 @@ def _plain(value: Any) -> Any:
         if isinstance(value, _StoredArray):
             return value.numbers()
         if isinstance(value, torch.Tensor):
+            if value.is_meta or value.is_quantized:
+                raise _NoSettings("hold a tensor without readable values, expected numbers")
             return value.tolist() if value.numel() <= 4096 and value.layout == torch.strided else None
         return value if value is None or type(value) in (bool, int, float, str) else None
 
