@@ -97,7 +97,7 @@ def test_unknown_facts_are_a_group_and_a_single_group_is_none():
     found = evaluate_predictions(made(facts={"age": age, "sex": np.full(400, "F", dtype=object)}), **QUICK)["subgroups"]
     assert [(group["group"], group["recordings"]) for group in found["age"]] == [("40 to 59", 300), ("unknown", 100)]
     assert "sex" not in found
-    at_the_bounds = np.repeat([17.9, 18.0, 39.9, 40.0, 59.9, 60.0, 79.9, 80.0], 50)
+    at_the_bounds = np.repeat([0.0, 17.9, 18.0, 39.9, 40.0, 59.9, 60.0, 79.9, 80.0], [25, 25, *[50] * 7])
     found = evaluate_predictions(made(facts={"age": at_the_bounds}), **QUICK)["subgroups"]
     assert [group["recordings"] for group in found["age"]] == [50, 100, 100, 100, 50]
 
