@@ -88,59 +88,99 @@ class CustomPipelines(dict):
 @strict
 class ECGFMConfig(PreTrainedConfig):
     r"""
-    Architecture, pretraining objective and label semantics of an ECG-FM model.
+    Configuration of an ECG-FM model: architecture, pretraining objective and labels.
 
-    The defaults are the published base model (90.9 M parameters with its pretraining modules); see [`ECGFMConfig.base`]
-    and [`ECGFMConfig.large`]. Names follow `Wav2Vec2Config` wherever it has the thing.
+    The defaults are the published base model (90.9 million parameters with its pretraining modules); see
+    [`ECGFMConfig.base`] and [`ECGFMConfig.large`]. Names follow `Wav2Vec2Config` where both have the setting. All other
+    settings are those of `PreTrainedConfig`.
 
     Args:
-        num_leads (`int`, defaults to 12):
+        num_leads (`int`, *optional*, defaults to 12):
             Leads (input channels) of a recording, 1 to 12.
-        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act:
-            The transformer encoder. `hidden_size` must be a multiple of `num_attention_heads`.
-        hidden_dropout, activation_dropout, attention_dropout (`float`):
-            Dropout on the outputs of attention and feed-forward blocks, after the feed-forward activation, and on the
-            attention weights.
-        feat_proj_dropout (`float`, defaults to 0.1):
-            Dropout on the encoder's input (`dropout_input` in fairseq-signals).
-        feat_quantizer_dropout (`float`, defaults to 0.1):
+        hidden_size (`int`, *optional*, defaults to 768):
+            Width of the transformer, a multiple of `num_attention_heads`.
+        num_hidden_layers (`int`, *optional*, defaults to 12):
+            Transformer layers.
+        num_attention_heads (`int`, *optional*, defaults to 12):
+            Attention heads of each layer.
+        intermediate_size (`int`, *optional*, defaults to 3072):
+            Width of the feed-forward blocks.
+        hidden_act (`str`, *optional*, defaults to `"gelu"`):
+            Activation of the feed-forward blocks.
+        hidden_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout on the outputs of attention and feed-forward blocks, and on the encoder's input.
+        activation_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout after the activation of the feed-forward blocks.
+        attention_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout on the attention weights.
+        feat_proj_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout on the projected features (`dropout_input` in fairseq-signals).
+        feat_quantizer_dropout (`float`, *optional*, defaults to 0.1):
             Dropout on the features that the quantizer sees (`dropout_features` in fairseq-signals).
-        final_dropout (`float`, defaults to 0.0):
+        final_dropout (`float`, *optional*, defaults to 0.0):
             Dropout on the pooled embedding before the classification head.
-        layerdrop (`float`, defaults to 0.0):
+        layerdrop (`float`, *optional*, defaults to 0.0):
             Probability of skipping a whole encoder layer in training.
-        initializer_range (`float`, defaults to 0.02):
+        initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial weights of the transformer's linear layers.
-        layer_norm_eps (`float`, defaults to 1e-5)
-        feat_extract_norm (`str`, defaults to `"group"`):
+        layer_norm_eps (`float`, *optional*, defaults to 1e-5):
+            Epsilon of the layer norms.
+        feat_extract_norm (`str`, *optional*, defaults to `"group"`):
             `"group"`: one group norm per channel, so over time, after the first convolution only (as published);
             `"layer"`: a layer norm over channels after every convolution.
-        feat_extract_activation (`str`, defaults to `"gelu"`)
-        conv_dim, conv_kernel, conv_stride (sequences of `int`), conv_bias (`bool`):
-            The convolutional feature encoder, one entry a layer.
-        num_conv_pos_embeddings, num_conv_pos_embedding_groups (`int`):
-            Kernel size and groups of the convolutional position embedding.
-        do_stable_layer_norm (`bool`, defaults to `False`):
+        feat_extract_activation (`str`, *optional*, defaults to `"gelu"`):
+            Activation after every convolution.
+        conv_dim (sequence of `int`, *optional*, defaults to `(256, 256, 256, 256)`):
+            Channels of each convolution. Its length is the number of convolutions.
+        conv_kernel (sequence of `int`, *optional*, defaults to `(2, 2, 2, 2)`):
+            Kernel size of each convolution.
+        conv_stride (sequence of `int`, *optional*, defaults to `(2, 2, 2, 2)`):
+            Stride of each convolution. A frame is as many samples as their product.
+        conv_bias (`bool`, *optional*, defaults to `False`):
+            Whether the convolutions have a bias.
+        num_conv_pos_embeddings (`int`, *optional*, defaults to 128):
+            Kernel size of the convolutional position embedding, in frames.
+        num_conv_pos_embedding_groups (`int`, *optional*, defaults to 16):
+            Groups of the convolutional position embedding.
+        do_stable_layer_norm (`bool`, *optional*, defaults to `False`):
             Pre-norm transformer layers (`layer_norm_first` in fairseq-signals) instead of post-norm.
-        padding_safe (`bool`, defaults to `False`):
+        padding_safe (`bool`, *optional*, defaults to `False`):
             With `True`, padding has no effect on the output: the first norm takes its statistics over valid positions,
-            and padded frames are zeroed before the position embedding. `False` is the original's behaviour.
-        mask_time_prob, mask_time_length, mask_time_min_masks:
-            Span masking in pretraining: share of frames (before overlaps), frames a span, least number of spans. The
-            mask embedding exists only where `mask_time_prob > 0`.
-        feature_grad_multiplier (`float`, defaults to 0.1):
+            and padded frames are zeroed before the position embedding. `False` is fairseq-signals' behaviour.
+        mask_time_prob (`float`, *optional*, defaults to 0.65):
+            Share of frames that pretraining masks, before overlaps. The mask embedding exists only above 0.
+        mask_time_length (`int`, *optional*, defaults to 10):
+            Frames of a masked span.
+        mask_time_min_masks (`int`, *optional*, defaults to 2):
+            Least number of masked spans.
+        feature_grad_multiplier (`float`, *optional*, defaults to 0.1):
             Factor on the gradient that reaches the convolutional feature encoder; 0 and below freeze it.
-        num_codevectors_per_group, num_codevector_groups, codevector_dim (`int`):
-            The quantizer's codebook; `codevector_dim` is the width of all groups together.
-        proj_codevector_dim (`int`, defaults to 256):
+        num_codevectors_per_group (`int`, *optional*, defaults to 320):
+            Codes of each group of the quantizer's codebook.
+        num_codevector_groups (`int`, *optional*, defaults to 2):
+            Groups of the codebook.
+        codevector_dim (`int`, *optional*, defaults to 256):
+            Width of the quantized vectors, of all groups together.
+        proj_codevector_dim (`int`, *optional*, defaults to 256):
             Width in which predictions and quantized targets are compared.
-        num_negatives (`int`, defaults to 100), contrastive_logits_temperature (`float`, defaults to 0.1):
-            Negatives a masked frame, drawn from the same segment's other masked frames, and the temperature.
-        max_gumbel_temperature, min_gumbel_temperature, gumbel_temperature_decay (`float`):
-            Temperature of the quantizer after `n` updates: `max(max * decay ** n, min)`.
-        diversity_loss_weight (`float`, defaults to 0.1), feature_penalty_weight (`float`, defaults to 10.0),
-        cmsc_loss_weight (`float`, defaults to 1.0), cmsc_temperature (`float`, defaults to 0.1):
-            Weights of the objective's other parts, and CMSC's temperature.
+        num_negatives (`int`, *optional*, defaults to 100):
+            Negatives of a masked frame, drawn from the other masked frames of its segment.
+        contrastive_logits_temperature (`float`, *optional*, defaults to 0.1):
+            Temperature of the contrastive loss.
+        max_gumbel_temperature (`float`, *optional*, defaults to 2.0):
+            Temperature of the quantizer at the first update. After `n` updates it is `max(max * decay ** n, min)`.
+        min_gumbel_temperature (`float`, *optional*, defaults to 0.5):
+            Lowest temperature of the quantizer.
+        gumbel_temperature_decay (`float`, *optional*, defaults to 0.999995):
+            Decay of the temperature with each update.
+        diversity_loss_weight (`float`, *optional*, defaults to 0.1):
+            Weight of the codebook diversity in the objective.
+        feature_penalty_weight (`float`, *optional*, defaults to 10.0):
+            Weight of the penalty on large features.
+        cmsc_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of contrastive multi-segment coding (CMSC).
+        cmsc_temperature (`float`, *optional*, defaults to 0.1):
+            Temperature of CMSC.
         pos_weight (list of `float`, *optional*):
             Weight of positive targets in the binary cross entropy, one per label.
         label_aggregation (`dict[str, str]`, *optional*):
@@ -163,6 +203,14 @@ class ECGFMConfig(PreTrainedConfig):
 
     Raises:
         `ValueError` or huggingface_hub's strict dataclass errors for impossible values, naming field and value.
+
+    Example:
+
+        >>> from ecgfm_hf import ECGFMConfig, ECGFMModel
+        >>> config = ECGFMConfig(num_hidden_layers=2)  # the base model with two layers
+        >>> model = ECGFMModel(config)  # random weights
+        >>> model.config.num_hidden_layers
+        2
     """
 
     model_type = "ecgfm"

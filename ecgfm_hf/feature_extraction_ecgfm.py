@@ -497,6 +497,16 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
 
     Raises:
         ValueError, TypeError: another value, or an unknown setting.
+
+    Example:
+
+        >>> import numpy as np
+        >>> from ecgfm_hf import ECGFMFeatureExtractor
+        >>> extractor = ECGFMFeatureExtractor()
+        >>> signal = np.random.default_rng(0).normal(size=(12, 4000))  # 10 s at 400 Hz
+        >>> inputs = extractor(signal, sampling_rate=400, lead_names=extractor.lead_names, units="mV")
+        >>> inputs["input_values"].shape
+        (2, 12, 2500)
     """
 
     model_input_names = ["input_values", "attention_mask"]

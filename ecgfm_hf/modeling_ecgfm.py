@@ -848,7 +848,15 @@ class ECGFMPreTrainedModel(PreTrainedModel):
 
 
 class ECGFMModel(ECGFMPreTrainedModel):
-    """The encoder: standardised segments in, frames and the published embedding out. Never masks by itself."""
+    """
+    The ECG-FM encoder: standardised segments in, frames and the published embedding out. It has no head.
+
+    Inherits from `PreTrainedModel` (loading, saving, resizing and pushing) and is a `torch.nn.Module`.
+
+    Args:
+        config ([`ECGFMConfig`]):
+            Architecture and settings. A model made from a config has random weights; `from_pretrained` loads weights.
+    """
 
     # AutoModel also loads the encoder from folders of the other two classes, without their heads.
     _keys_to_ignore_on_load_unexpected = [*PRETRAINING_HEADS, r"^classifier\."]
@@ -891,6 +899,18 @@ class ECGFMModel(ECGFMPreTrainedModel):
 
         Raises:
             `ValueError`: wrong shapes, too few samples, a mask for a model without mask embedding.
+
+        Example:
+
+            >>> import torch
+            >>> from ecgfm_hf import ECGFMConfig, ECGFMModel
+            >>> config = ECGFMConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+            >>> model = ECGFMModel(config).eval()  # from_pretrained(FOLDER) loads weights
+            >>> input_values = torch.randn(2, 12, 2500)  # from the feature extractor
+            >>> with torch.no_grad():
+            ...     output = model(input_values)
+            >>> output.last_hidden_state.shape, output.pooler_output.shape
+            (torch.Size([2, 156, 32]), torch.Size([2, 32]))
         """
         _check_unused(unused)
         config = self.config
@@ -1012,10 +1032,17 @@ class ECGFMGumbelQuantizer(nn.Module):
 
 class ECGFMForPreTraining(ECGFMPreTrainedModel):
     """
-    The pretraining objective W2V + CMSC. Random lead masking, its third part, is an augmentation of the input.
+    The ECG-FM encoder with its pretraining objective, W2V + CMSC. Random lead masking, the third part of the published
+    pretraining, is an augmentation of the input.
 
     Its parts are, per masked frame, InfoNCE against negatives of the same segment, codebook diversity and a penalty on
     large features; and CMSC, which pulls the embeddings of two adjacent segments of one recording together.
+
+    Inherits from `PreTrainedModel` (loading, saving, resizing and pushing) and is a `torch.nn.Module`.
+
+    Args:
+        config ([`ECGFMConfig`]):
+            Architecture and settings. A model made from a config has random weights; `from_pretrained` loads weights.
     """
 
     def __init__(self, config: ECGFMConfig):
@@ -1073,6 +1100,21 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
         Raises:
             `ValueError`: wrong shapes, rows with different numbers of masked frames or fewer than two, only one of
             `patient_ids` and `segment_ids`, no positive pair.
+
+        Example:
+
+            >>> import torch
+            >>> from ecgfm_hf import ECGFMConfig, ECGFMForPreTraining
+            >>> config = ECGFMConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+            >>> model = ECGFMForPreTraining(config).train()  # from_pretrained(FOLDER) loads weights
+            >>> input_values = torch.randn(2, 12, 2500)  # from the feature extractor
+            >>> mask = torch.zeros(2, 156, dtype=torch.bool)
+            >>> mask[:, 20:80] = True
+            >>> pair = {"patient_ids": torch.tensor([7, 7]), "segment_ids": torch.tensor([0, 1])}
+            >>> output = model(input_values, mask_time_indices=mask, **pair)
+            >>> output.loss.backward()
+            >>> output.num_masked_frames
+            tensor(120)
         """
         _check_unused(unused)
         return_dict = self.config.return_dict if return_dict is None else return_dict
@@ -1219,10 +1261,16 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
 
 class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
     """
-    A linear head on the published embedding.
+    The ECG-FM encoder with a linear head on the published embedding: several labels, one class, or regression.
 
     `config.problem_type` chooses the loss: `"multi_label_classification"`, `"single_label_classification"` or
     `"regression"`; without it the shape of the labels decides.
+
+    Inherits from `PreTrainedModel` (loading, saving, resizing and pushing) and is a `torch.nn.Module`.
+
+    Args:
+        config ([`ECGFMConfig`]):
+            Architecture and settings. A model made from a config has random weights; `from_pretrained` loads weights.
     """
 
     _keys_to_ignore_on_load_unexpected = PRETRAINING_HEADS
@@ -1265,6 +1313,19 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
         Raises:
             `ValueError`: `labels` of the wrong shape; targets outside 0 to 1, or class numbers with fractions, where
                 they are on the CPU.
+
+        Example:
+
+            >>> import torch
+            >>> from ecgfm_hf import ECGFMConfig, ECGFMForMultiLabelClassification
+            >>> config = ECGFMConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_labels=3)
+            >>> model = ECGFMForMultiLabelClassification(config).train()  # from_pretrained(FOLDER) loads weights
+            >>> input_values = torch.randn(2, 12, 2500)  # from the feature extractor
+            >>> labels = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, float("nan")]])  # NaN is unknown
+            >>> output = model(input_values, labels=labels)
+            >>> output.loss.backward()
+            >>> output.logits.shape
+            torch.Size([2, 3])
         """
         _check_unused(unused)
         return_dict = self.config.return_dict if return_dict is None else return_dict

@@ -1,5 +1,6 @@
 """Every code block of README and docs runs, or says why it cannot."""
 
+import doctest
 import re
 import shlex
 from pathlib import Path
@@ -18,6 +19,8 @@ from doc_blocks import (
     stand_ins_of,
 )
 from doc_stand_ins import StandIns
+
+import ecgfm_hf
 
 # How many blocks of each page are not run. A block more has to be written here, where somebody looks at it.
 NOT_RUN = {
@@ -90,6 +93,15 @@ def test_every_block_says_its_language():
     known = {"bash", "python", "yaml", "text", "{eval-rst}", "{toctree}", "{image}", "{include}"}
     strange = [f"{_name(block)}: {block.language!r}" for block in BLOCKS if block.language not in known]
     assert not strange
+
+
+def test_examples_in_docstrings_of_the_classes_run():
+    names = ("Config", "FeatureExtractor", "Model", "ForPreTraining", "ForMultiLabelClassification")
+    for name in names:
+        found = doctest.DocTestFinder().find(getattr(ecgfm_hf, f"ECGFM{name}"), name, globs={})
+        results = [doctest.DocTestRunner().run(test) for test in found if test.examples]
+        assert results, f"ECGFM{name} has no example"
+        assert sum(result.failed for result in results) == 0, name
 
 
 def test_extras_that_pages_name_exist():
