@@ -10,7 +10,7 @@ from transformers.utils import logging
 from transformers.utils.versions import require_version
 
 # Older releases fail in the next line, or later, with an ImportError that does not name the version.
-require_version("transformers>=5.4", "ECG-FM needs it. To install it: pip install 'transformers>=5.4'")
+require_version("transformers>=5.6.2", "ECG-FM needs it. To install it: pip install 'transformers>=5.6.2'")
 
 from transformers.configuration_utils import PreTrainedConfig  # noqa: E402
 

@@ -854,16 +854,14 @@ DIFFERENCES = {
     ),
     ("trainer_infers_the_problem_type", "wav2vec2"): (AssertionError, "", "Wav2Vec2 ignores the problem type"),
     ("peft_folder_in_auto_classes", "wav2vec2"): (ValueError, "adapter_attn_dim", "Wav2Vec2 has other adapters"),
-    ("peft_auto_model", "ecgfm"): (ValueError, "allowlist", "PEFT imports other packages only where it is told to"),
+    ("peft_auto_model", "ecgfm"): (ValueError, "allowlist", "PEFT imports other packages only if they are allowed"),
     ("peft_merge_of_the_position_convolution", "ecgfm"): (NotImplementedError, "groups", "PEFT's limit, as below"),
     ("peft_merge_of_the_position_convolution", "wav2vec2"): (NotImplementedError, "groups", "PEFT's limit"),
 }
 
 
 # By recipe: the transformers from which it works with either model, and the reason.
-_SINCE = {
-    "device_map_with_the_disk": ("5.5", "transformers 5.4 leaves a device_map of the disk only on the meta device")
-}
+_SINCE = {"device_map_with_the_disk": ("5.23", "transformers 5.12 and older leave weights on the meta device")}
 
 # Those of several seconds.
 _SLOW = (
@@ -878,6 +876,8 @@ _SLOW = (
 @pytest.mark.parametrize("which", ["ecgfm", "wav2vec2"])
 def test_recipe(which, name, kits, tmp_path):
     torch.manual_seed(0)
+    if (name, which) == ("peft_auto_model", "ecgfm") and Version(peft.__version__) < Version("0.20"):
+        pytest.skip("older versions of PEFT import every package")
     since, reason = _SINCE.get(name, ("0", ""))
     if Version(transformers.__version__) < Version(since):
         pytest.skip(reason)
