@@ -185,7 +185,7 @@ def test_predictions_hold_scores_beside_labels_and_facts(model_dir, model, datas
     assert np.isnan(found.labels[:, 1]).all()
     np.testing.assert_array_equal(found.labels[:, 2], labels["C"])
     np.testing.assert_array_equal(found.facts["age"], [40, 41, np.nan, 44, 45, 47, 48, 49])
-    assert found.facts["sex"].tolist() == ["female"] * 8
+    assert found.facts["sex"].tolist() == ["F"] * 8
     outputs = list(run_recordings(model, as_model_inputs(dataset, extractor)))
     for row, output in zip(found.scores, outputs, strict=True):
         assert row.tolist() == pytest.approx(list(recording_scores(output.logits, model.config).values()), abs=EQUAL)
