@@ -12,11 +12,12 @@ import scipy.io
 from ecgfm_hf import ECGFMFeatureExtractor
 from ecgfm_hf.cli.main import main
 from ecgfm_hf.data.labels import read_label_csv
-from ecgfm_hf.data.store import row_from_record
-from ecgfm_hf.fairseq import FairseqFolder, FairseqFolderError, export_fairseq_folder, load_fairseq_folder
+from ecgfm_hf.data.model_inputs import as_model_inputs
+from ecgfm_hf.data.opening import load_prepared
+from ecgfm_hf.data.store import DataError, row_from_record
+from ecgfm_hf.fairseq import FairseqFolder, FairseqFolderError, export_fairseq_folder
 from ecgfm_hf.fairseq.manifests import (
-    read_cmsc_manifest,
-    read_manifest,
+    Manifest,
     read_segment,
     write_cmsc_manifest,
     write_manifest,
@@ -35,6 +36,11 @@ def _shared(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"no reference data: {path} is missing (set ECGFM_SHARED)")
     return path
+
+
+def items_of(folder, split="train", pairs=False, **places):
+    """The items of a split of a processed folder."""
+    return as_model_inputs(load_prepared(folder, split, pairs=pairs, **places), ECGFMFeatureExtractor(), pairs=pairs)
 
 
 def recording(name, seconds=10, rate=500, seed=0, leads=STANDARD_LEADS, **facts):
@@ -97,7 +103,7 @@ def test_segments_come_back_as_the_extractor_made_them_with_their_labels(folder,
         for row in (rows["train"][0], rows["train"][1])
         for number, values in enumerate(prepared(row))
     ]
-    found = load_fairseq_folder(folder, "train")
+    found = items_of(folder, "train")
     assert len(found) == len(expected) == 4
     for item, (row, number, values) in zip(found, expected, strict=True):
         assert list(item) == ["input_values", "segment", "recording_id", "patient_id", "labels"]
@@ -108,14 +114,14 @@ def test_segments_come_back_as_the_extractor_made_them_with_their_labels(folder,
 
 
 def test_pairs_come_back_with_their_patients_and_also_where_a_label_is_unknown(folder, rows):
-    found = list(load_fairseq_folder(folder, "train", pairs=True))
+    found = list(items_of(folder, "train", pairs=True))
     assert [item["recording_id"] for item in found] == ["a", "b", "c"]
     assert [item["patient_id"] for item in found] == ["p1", "p1", "p2"]
     for item, row in zip(found, rows["train"], strict=True):
         assert list(item) == ["input_values", "segment", "recording_id", "patient_id"]
         assert item["segment"] == 0
         np.testing.assert_array_equal(item["input_values"], prepared(row))
-    (only,) = load_fairseq_folder(folder, "valid", pairs=True)
+    (only,) = items_of(folder, "valid", pairs=True)
     assert (only["recording_id"], only["patient_id"]) == ("d/d", None)
 
 
@@ -129,7 +135,7 @@ def test_items_are_those_of_the_store_s_own_model_inputs(folder, rows, pairs):
     for name in ("A", "B"):  # the type of a store's labels
         store = store.cast_column(name, datasets.ClassLabel(names=["absent", "present"]))
     expected = as_model_inputs(store, ECGFMFeatureExtractor(), pairs=pairs)
-    found = load_fairseq_folder(folder, "train", pairs=pairs)
+    found = items_of(folder, "train", pairs=pairs)
     assert len(found) == len(expected) > 0
     for item, other in zip(found, (expected[number] for number in range(len(expected))), strict=True):
         assert item.keys() == other.keys()
@@ -150,7 +156,7 @@ def test_the_report_counts_what_is_in_no_manifest(tmp_path, rows):
 
 def test_a_folder_read_and_a_torch_loader_agree(folder):
     torch_data = pytest.importorskip("torch.utils.data")
-    loader = torch_data.DataLoader(load_fairseq_folder(folder, "train"), batch_size=4)
+    loader = torch_data.DataLoader(items_of(folder, "train"), batch_size=4)
     (batch,) = loader
     assert batch["input_values"].shape == (4, 12, 2500)
     assert batch["labels"].shape == (4, 2)
@@ -158,7 +164,7 @@ def test_a_folder_read_and_a_torch_loader_agree(folder):
 
 
 def test_items_are_indexed_as_in_a_list(folder):
-    found = load_fairseq_folder(folder, "train")
+    found = items_of(folder, "train")
     assert found[-1]["recording_id"] == "b"
     with pytest.raises(IndexError):
         found[len(found)]
@@ -248,14 +254,14 @@ def test_a_label_without_positives_gives_no_weights_and_a_note_that_names_it(tmp
     assert not (tmp_path / "out" / "labels" / "pos_weight.txt").exists()
     (note,) = report.warnings
     assert "no positives in train for 'B'" in note
-    assert load_fairseq_folder(tmp_path / "out")[0]["labels"].tolist() == [1, 0]
+    assert items_of(tmp_path / "out")[0]["labels"].tolist() == [1, 0]
 
 
 def test_without_labels_every_recording_is_in_the_manifests(tmp_path, rows):
     for row in rows["train"]:
         del row["A"], row["B"]
     export_fairseq_folder({"train": rows["train"]}, tmp_path / "out")
-    found = load_fairseq_folder(tmp_path / "out")
+    found = items_of(tmp_path / "out")
     assert len(found) == 6
     assert "labels" not in found[0]
     assert not (tmp_path / "out" / "labels").exists()
@@ -270,7 +276,7 @@ def test_rows_without_splits_are_one_split_called_all(tmp_path, rows):
         "pos_count_all",
         "pos_percent_all",
     ]
-    assert len(load_fairseq_folder(tmp_path / "out", "all", pairs=True)) == 3
+    assert len(items_of(tmp_path / "out", "all", pairs=True)) == 3
     assert FairseqFolder(tmp_path / "out").label_names == ("A", "B")
 
 
@@ -282,7 +288,7 @@ def test_null_labels_of_other_libraries_are_unknown_too(tmp_path, rows):
 def test_manifests_can_point_to_where_the_folder_will_be(tmp_path, rows):
     export_fairseq_folder(rows, tmp_path / "out", root="/scratch/ecg/segmented")
     assert (tmp_path / "out" / "manifests" / "train.tsv").read_text().startswith("\t/scratch/ecg/segmented/\n")
-    assert len(load_fairseq_folder(tmp_path / "out")) == 4  # all the same
+    assert len(items_of(tmp_path / "out")) == 4  # all the same
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path, rows):
@@ -298,7 +304,7 @@ def test_ids_that_are_no_file_names_or_differ_in_case_only_keep_apart(tmp_path):
     export_fairseq_folder({"train": rows}, tmp_path / "out")
     files = sorted(path.name for path in (tmp_path / "out" / "segmented").iterdir())
     assert len({name.lower() for name in files}) == len(names)
-    assert [item["recording_id"] for item in load_fairseq_folder(tmp_path / "out")][:4] == names[:4]
+    assert [item["recording_id"] for item in items_of(tmp_path / "out")][:4] == names[:4]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
@@ -325,7 +331,7 @@ def test_recordings_that_the_extractor_refuses_are_errors_or_skipped(tmp_path, r
     report = export_fairseq_folder(rows, tmp_path / "out", errors="skip")
     assert [name for name, _ in report.skipped] == ["short", "lacking", "broken"]
     assert "missing lead V6" in report.skipped[1][1]
-    assert len(load_fairseq_folder(tmp_path / "out")) == 4
+    assert len(items_of(tmp_path / "out")) == 4
 
 
 def test_padding_which_a_segment_s_file_cannot_say_is_skipped(tmp_path):
@@ -379,27 +385,34 @@ def test_nothing_to_export_is_an_error(tmp_path):
 )
 def test_names_that_lead_out_of_the_folder_are_refused_with_their_line(tmp_path, folder, name):
     (folder / "manifests" / "train.tsv").write_text(f"\t/d/\na_0.mat\t2500\n{name}\t2500\n")
-    with pytest.raises(FairseqFolderError, match=r"train\.tsv, line 3: .*expected a file below"):
-        load_fairseq_folder(folder)
+    with pytest.raises(DataError, match=r"train\.tsv, line 3: .*expected a file below"):
+        items_of(folder)
     (folder / "manifests" / "cmsc" / "train.tsv").write_text(f"/d/\nmat\n{name.removesuffix('_0.mat')}\t2500\t0\t0,1\n")
-    with pytest.raises(FairseqFolderError, match=r"train\.tsv, line 3: .*expected a file below"):
-        load_fairseq_folder(folder, pairs=True)
+    with pytest.raises(DataError, match=r"train\.tsv, line 3: .*expected a file below"):
+        items_of(folder, pairs=True)
 
 
 def test_links_that_lead_out_of_the_folder_are_not_followed(tmp_path, folder):
     inside = folder / "segmented" / "a_0.mat"
     shutil.move(inside, tmp_path / "elsewhere.mat")
     inside.symlink_to(tmp_path / "elsewhere.mat")
-    with pytest.raises(FairseqFolderError, match=r"train\.tsv, line 2: .*leads out of"):
-        load_fairseq_folder(folder)[0]
+    with pytest.raises(ValueError, match=r"a_0\.mat leads out of"):
+        items_of(folder)[0]
 
 
-def test_the_root_of_a_manifest_is_never_opened(tmp_path, folder):
+def test_a_moved_folder_s_own_segments_come_before_the_root_of_its_manifest(tmp_path, folder):
     moved = tmp_path / "moved"
     shutil.copytree(folder, moved)
     (moved / "segmented" / "a_0.mat").unlink()
-    with pytest.raises(FairseqFolderError, match=r"line 2: .*moved/segmented/a_0\.mat: no such file"):
-        load_fairseq_folder(moved)
+    with pytest.raises(DataError, match=r"line 2: .*moved/segmented/a_0\.mat: no such file"):
+        items_of(moved)
+
+
+def test_segments_that_are_elsewhere_are_found_by_the_root_in_the_manifest(tmp_path, folder):
+    shutil.copytree(folder / "manifests", tmp_path / "lists")
+    for place, pairs in ((tmp_path / "lists", False), (tmp_path / "lists", True), (tmp_path / "lists" / "cmsc", True)):
+        found = items_of(place, pairs=pairs)
+        np.testing.assert_array_equal(found[1]["input_values"], items_of(folder, pairs=pairs)[1]["input_values"])
 
 
 @pytest.mark.parametrize("subfolder", [".", "segmented", "segs", "manifests/segs"])
@@ -409,14 +422,14 @@ def test_segments_are_found_where_folders_have_them(tmp_path, folder, subfolder)
     shutil.copytree(folder / "segmented", moved / subfolder, dirs_exist_ok=True)
     manifest = moved / "manifests" / "train.tsv"
     manifest.write_text(manifest.read_text().replace("/segmented/", "/segs/"))
-    assert len(load_fairseq_folder(moved)) == 4
+    assert len(items_of(moved)) == 4
 
 
 def test_segments_are_found_below_a_root_that_is_given(tmp_path, folder):
     shutil.move(folder / "segmented", tmp_path / "far")
-    with pytest.raises(FairseqFolderError, match=r"a_0\.mat is in none of .*segmented.*as root"):
-        load_fairseq_folder(folder)
-    assert len(load_fairseq_folder(folder, root=tmp_path / "far")) == 4
+    with pytest.raises(DataError, match=r"a_0\.mat is in none of .*segmented.*root=FOLDER"):
+        items_of(folder)
+    assert len(items_of(folder, root=tmp_path / "far")) == 4
 
 
 def test_a_manifest_of_several_sources_is_read_below_their_common_root(tmp_path, folder):
@@ -424,7 +437,7 @@ def test_a_manifest_of_several_sources_is_read_below_their_common_root(tmp_path,
     shutil.move(folder / "segmented", folder / "one" / "segmented")
     text = "\t/d/\none/segmented/a_0.mat\t2500\none/segmented/b_1.mat\t2500\n"
     (folder / "manifests" / "train.tsv").write_text(text)
-    found = load_fairseq_folder(folder)
+    found = items_of(folder)
     assert [(item["recording_id"], item["segment"]) for item in found] == [("a", 0), ("b", 1)]
 
 
@@ -441,14 +454,14 @@ def test_a_manifest_of_several_sources_is_read_below_their_common_root(tmp_path,
 )
 def test_damaged_manifests_are_refused_by_their_line(folder, text, message):
     (folder / "manifests" / "train.tsv").write_text(text)
-    with pytest.raises(FairseqFolderError, match=message):
-        load_fairseq_folder(folder)
+    with pytest.raises(DataError, match=message):
+        items_of(folder)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("/d/\n", "line 1"),
+        ("/d/\n", "line 2: found ''"),
         ("/d/\nhdf5\na\t2500\t0\t0,1\n", "line 2: found 'hdf5', expected the extension mat"),
         ("/d/\nmat\na\t2500\t0,1\n", "line 3: .*expected 4 cells"),
         ("/d/\nmat\na\t2500\t0\t0,x\n", "line 3: found 'x', expected a whole number"),
@@ -456,57 +469,31 @@ def test_damaged_manifests_are_refused_by_their_line(folder, text, message):
 )
 def test_damaged_cmsc_manifests_are_refused_by_their_line(folder, text, message):
     (folder / "manifests" / "cmsc" / "train.tsv").write_text(text)
-    with pytest.raises(FairseqFolderError, match=message):
-        load_fairseq_folder(folder, pairs=True)
+    with pytest.raises(DataError, match=message):
+        items_of(folder, pairs=True)
 
 
 def test_recordings_of_many_segments_give_pairs_two_by_two(tmp_path):
     export_fairseq_folder({"train": [recording("long", seconds=25, seed=1)]}, tmp_path / "out")
-    found = load_fairseq_folder(tmp_path / "out", pairs=True)
+    found = items_of(tmp_path / "out", pairs=True)
     assert [item["segment"] for item in found] == [0, 2]
-    assert found.unpaired == 1
 
 
 # Damaged files
 
 
-def damage(folder):
-    """Four ways to spoil a segment, by file."""
-    segmented = folder / "segmented"
-    whole = (segmented / "a_0.mat").read_bytes()
-    (segmented / "a_0.mat").write_bytes(whole[: len(whole) // 2])
-    (segmented / "a_1.mat").unlink()
-    content = {key: value for key, value in scipy.io.loadmat(segmented / "b_0.mat").items() if not key.startswith("__")}
-    content["feats"][4, 7] = np.nan
-    write_mat(segmented / "b_0.mat", content)
-
-
 def test_a_missing_segment_is_an_error_at_once_and_names_the_line(folder):
-    damage(folder)
-    with pytest.raises(FairseqFolderError, match=r"train\.tsv, line 3: .*a_1\.mat: no such file"):
-        load_fairseq_folder(folder)
+    (folder / "segmented" / "a_1.mat").unlink()
+    with pytest.raises(DataError, match=r"train\.tsv, line 3: .*a_1\.mat: no such file"):
+        items_of(folder)
 
 
-def test_a_damaged_segment_is_an_error_when_it_is_read_and_names_the_line(folder):
+def test_a_damaged_segment_is_an_error_when_it_is_read_and_is_named(folder):
     (folder / "segmented" / "b_0.mat").write_bytes(b"MATLAB 5.0" + bytes(200))
-    found = load_fairseq_folder(folder)
+    found = items_of(folder)
     assert found[0]["recording_id"] == "a"
-    with pytest.raises(FairseqFolderError, match=r"train\.tsv, line 4: .*b_0\.mat: damaged MATLAB header"):
+    with pytest.raises(ECGReadError, match=r"segmented/b_0\.mat: damaged MATLAB header"):
         found[2]
-
-
-def test_lines_that_give_nothing_are_skipped_and_accounted_for_if_asked(folder):
-    damage(folder)
-    found = load_fairseq_folder(folder, errors="skip")
-    assert [(item["recording_id"], item["segment"]) for item in found] == [("b", 1)]
-    assert [(left.line, left.recording_id) for left in found.skipped] == [(2, "a"), (3, "a"), (4, "b")]
-    reasons = [left.reason for left in found.skipped]
-    for reason, text in zip(
-        reasons, ("truncated", "no such file", "lead aVL has samples that are not finite"), strict=True
-    ):
-        assert text in reason
-    pairs = load_fairseq_folder(folder, pairs=True, errors="skip")
-    assert ([item["recording_id"] for item in pairs], len(pairs.skipped)) == (["c"], 2)
 
 
 @pytest.mark.parametrize(
@@ -516,9 +503,8 @@ def test_lines_that_give_nothing_are_skipped_and_accounted_for_if_asked(folder):
         ({"segment_i": np.array([[1]])}, "has segment_i 1, expected 0"),
         ({"feats": np.zeros((12, 100))}, "has 100 samples, expected 2500"),
         ({"feats": np.zeros((8, 2500))}, r"found feats of shape \(8, 2500\)"),
-        ({"idx": np.array([[99]])}, "idx is 99, but y.npy has rows 0 to 4"),
+        ({"idx": np.array([[99]])}, "has idx 99, expected 0"),
         ({"idx": np.array([[0.5]])}, "found idx 0.5, expected a whole number"),
-        ({"idx": None}, "idx is None"),
         ({"std": None}, "no std, so it was not standardised"),
     ],
 )
@@ -526,8 +512,8 @@ def test_a_segment_that_contradicts_its_folder_is_refused(folder, change, messag
     path = folder / "segmented" / "a_0.mat"
     content = {key: value for key, value in scipy.io.loadmat(path).items() if not key.startswith("__")}
     write_mat(path, {key: value for key, value in (content | change).items() if value is not None})
-    with pytest.raises(FairseqFolderError, match=rf"train\.tsv, line 2: .*{message}"):
-        load_fairseq_folder(folder)[0]
+    with pytest.raises(ECGReadError, match=rf"a_0\.mat.*{message}"):
+        items_of(folder)[0]
 
 
 def test_files_as_scipy_writes_them_are_read_compressed_or_not(tmp_path):
@@ -556,10 +542,51 @@ def test_every_truncation_of_a_segment_is_refused(tmp_path):
 # Labels
 
 
+def test_labels_are_found_by_the_numbers_in_the_files_where_no_table_has_them(tmp_path, folder):
+    for table in (*folder.glob("*.csv"), *(folder / "labels").glob("meta*.csv")):
+        table.unlink()
+    found = items_of(folder / "manifests", labels=folder / "labels" / "y.npy")
+    assert [item["labels"].tolist() for item in found] == [[1, 0], [1, 0], [0, 1], [0, 1]]
+    write_mat(folder / "segmented" / "b_0.mat", _content(folder / "segmented" / "b_0.mat") | {"idx": np.array([[99]])})
+    with pytest.raises(DataError, match=r"train\.tsv, line 4: idx is 99, but y.npy has rows 0 to 4"):
+        items_of(folder)
+
+
+def test_patients_are_read_from_the_files_where_no_table_has_them(folder):
+    (folder / "meta.csv").unlink()
+    for name in ("a_0", "b_0"):
+        path = folder / "segmented" / f"{name}.mat"
+        write_mat(path, _content(path) | {"patient_id": np.array([[41]])})
+    assert [item["patient_id"] for item in items_of(folder)] == ["41"] * 4
+
+
+def test_unknown_patients_are_reported_since_no_check_finds_them_in_two_splits(folder, caplog):
+    load_prepared(folder, "train")
+    assert not caplog.messages
+    load_prepared(folder)
+    assert "valid: no patient is known" in caplog.text
+
+
+def test_lines_of_one_recording_that_are_apart_are_one_recording(folder):
+    (folder / "manifests" / "train.tsv").write_text("\t/d/\na_1.mat\t2500\nb_0.mat\t2500\na_0.mat\t2500\n")
+    assert [(item["recording_id"], item["segment"]) for item in items_of(folder)] == [("a", 1), ("a", 0), ("b", 0)]
+
+
+def test_one_number_for_two_recordings_of_a_name_is_refused(folder):
+    with open(folder / "meta.csv", "a") as file:
+        file.write("9,a.mat,other" + "," * 20 + "\n")
+    with pytest.raises(DataError, match=r"meta.csv"):
+        items_of(folder)
+
+
+def _content(path):
+    return {key: value for key, value in scipy.io.loadmat(path).items() if not key.startswith("__")}
+
+
 def test_recordings_that_were_not_labelled_have_unknown_labels_not_zeros(folder):
     text = (folder / "manifests" / "train.tsv").read_text()
     (folder / "manifests" / "train.tsv").write_text(text + "c_0.mat\t2500\n")
-    labels = load_fairseq_folder(folder)[4]["labels"]
+    labels = items_of(folder)[4]["labels"]
     assert np.isnan(labels).all()
     assert labels.shape == (2,)
 
@@ -589,11 +616,9 @@ def test_the_folder_states_splits_labels_and_weights(folder):
     found = FairseqFolder(folder)
     assert (found.splits, found.label_names, found.pos_weight.tolist()) == (("train", "valid"), ("A", "B"), [1, 1])
     with pytest.raises(FairseqFolderError, match=r"test\.tsv: no such manifest"):
-        found.dataset("test")
+        found.manifest("test")
     with pytest.raises(FairseqFolderError, match="cannot be the name of a split"):
-        found.dataset("../train")
-    with pytest.raises(ValueError, match="errors is 'ignore', expected"):
-        found.dataset("train", errors="ignore")
+        found.manifest("../train")
     with pytest.raises(FairseqFolderError, match="no such folder"):
         FairseqFolder(folder / "gone")
 
@@ -608,9 +633,9 @@ def run(*arguments):
 @pytest.fixture
 def opened(monkeypatch, rows):
     """Has the command find these rows in place of a store."""
-    from ecgfm_hf.data import store
+    from ecgfm_hf.data import opening
 
-    monkeypatch.setattr(store, "load_prepared", lambda path, streaming: rows)
+    monkeypatch.setattr(opening, "load_prepared", lambda path, streaming: rows)
 
 
 def test_the_command_exports_and_accounts(tmp_path, capsys, opened, rows):
@@ -643,9 +668,13 @@ def test_the_command_s_usage_errors(tmp_path, monkeypatch, capsys, arguments, me
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_the_original_s_manifests_are_written_as_they_were_read(tmp_path, split):
     folder = _shared("golden", "splits", "labels_bool_missing", "manifests")
-    plain, cmsc = read_manifest(folder / f"{split}.tsv"), read_cmsc_manifest(folder / "cmsc" / f"{split}.tsv")
-    write_manifest(tmp_path / "plain", "/d/seg", [(entry.files[0], entry.samples) for entry in plain.entries])
-    write_cmsc_manifest(tmp_path / "cmsc", "/d/seg", [(e.recording, e.samples, e.segments) for e in cmsc.entries])
+    plain, cmsc = (
+        [row for batch in Manifest(file).batches() for row in batch.to_pylist()]
+        for file in (folder / f"{split}.tsv", folder / "cmsc" / f"{split}.tsv")
+    )
+    segments = [(f"{row['name']}_{number}.mat", row["samples"]) for row in plain for number in row["segments"]]
+    write_manifest(tmp_path / "plain", "/d/seg", segments)
+    write_cmsc_manifest(tmp_path / "cmsc", "/d/seg", [(row["name"], row["samples"], row["segments"]) for row in cmsc])
     assert (tmp_path / "plain").read_bytes() == (folder / f"{split}.tsv").read_bytes()
     assert (tmp_path / "cmsc").read_bytes() == (folder / "cmsc" / f"{split}.tsv").read_bytes()
 
@@ -678,7 +707,7 @@ def test_the_original_s_segments_are_read_as_they_are(tmp_path):
     write_manifest(
         tmp_path / "manifests" / "train.tsv", "/x", [(row["path"], int(row["sample_size"])) for row in segments]
     )
-    found = load_fairseq_folder(tmp_path, root=code_15 / "segmented", labels=code_15 / "labels")
+    found = items_of(tmp_path, root=code_15 / "segmented", labels=code_15 / "labels")
     assert len(found) == len(segments) == 14
     for item, row in zip(found, segments, strict=True):
         expected = scipy.io.loadmat(code_15 / "segmented" / row["path"])

@@ -16,6 +16,7 @@ from .options import (
     DeviceOption,
     NumWorkersOption,
     PrecisionOption,
+    RootOption,
     SeedOption,
     failing_with,
     parse_names,
@@ -39,7 +40,10 @@ def evaluate(
     ],
     dataset: Annotated[
         str | None,
-        typer.Argument(metavar="DATASET", help="Store that `ecgfm prepare` wrote; omit it for stored predictions."),
+        typer.Argument(
+            metavar="DATASET",
+            help="Store, or processed folder of fairseq-signals; none for stored predictions.",
+        ),
         Reads(),
     ] = None,
     split: Annotated[str, typer.Option("--split", metavar="NAME", help="Split of the dataset.")] = "test",
@@ -56,9 +60,14 @@ def evaluate(
     ] = None,
     targets: Annotated[
         str | None,
-        typer.Option("--targets", metavar="CSV", help="True values by recording_id, instead of the dataset's labels."),
+        typer.Option(
+            "--targets",
+            metavar="CSV",
+            help="True values by recording_id, instead of the dataset's labels; or a processed folder's y.npy.",
+        ),
         Reads(),
     ] = None,
+    root: RootOption = None,
     class_column: Annotated[
         str | None,
         typer.Option(
@@ -124,6 +133,7 @@ def evaluate(
             labels=chosen,
             targets=targets,
             class_column=class_column,
+            root=root,
             thresholds=thresholds,
             allow_seen=allow_seen,
             batch_size=batch_size,

@@ -62,7 +62,7 @@ def export_fairseq(
     given = {"missing_leads": missing_leads, "nan_samples": nan_samples, "constant_leads": constant_leads}
     policies: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     with quiet_libraries(datasets_too=True):
-        from ..data.store import load_prepared
+        from ..data.opening import load_prepared
         from ..fairseq import export_fairseq_folder
         from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 

@@ -70,7 +70,7 @@ def _inspect(
     inputs: list[str], options: ReadingOptions, model: str | None, as_json: bool, plot: Path | None, plot_start: float
 ) -> int:
     from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
-    from ..inference.recording_sources import StoreSource, find_recordings
+    from ..inference.recording_sources import FileSource, StoreSource, find_recordings
     from ..model_folder import load_feature_extractor
     from ..records import ECGReadError
     from ..records.reading import format_name
@@ -89,7 +89,8 @@ def _inspect(
         name = source.failed(index, "").recording_id
         try:
             record = source.record(index)
-            format_ = "store" if isinstance(source, StoreSource) else format_name(record.path)
+            stored = "store" if isinstance(source, StoreSource) else "processed folder of fairseq-signals"
+            format_ = format_name(record.path) if isinstance(source, FileSource) else stored
         except ECGReadError as error:
             described = {"recording": name, "error": str(error).removeprefix(f"{name}: ")}
         else:

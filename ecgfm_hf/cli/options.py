@@ -56,6 +56,15 @@ ColumnsOption = Annotated[
         "that the table has no such column.",
     ),
 ]
+RootOption = Annotated[
+    str | None,
+    typer.Option(
+        "--root",
+        metavar="DIR",
+        help="Folder of a processed folder's segments, where it is not beside its manifests or as they name it.",
+    ),
+    Reads(),
+]
 StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder that `ecgfm prepare` wrote."), Reads()]
 
 

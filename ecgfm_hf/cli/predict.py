@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
-    from ..inference import FileSource, ModelRunner, StoreSource
+    from ..inference import FileSource, FolderSource, ModelRunner, StoreSource
     from ..inference.read_ahead import ReadRecording
     from ..modeling_ecgfm import ECGFMPreTrainedModel
 
@@ -103,7 +103,7 @@ class RecordingOptions(ReadingOptions):
         typer.Option(
             "--root",
             metavar="DIR",
-            help="Folder of the table's paths (default: the table's folder).",
+            help="Folder of the table's paths (default: the table's folder), or of a processed folder's segments.",
             rich_help_panel=_MORE,
         ),
         Reads(),
@@ -111,7 +111,12 @@ class RecordingOptions(ReadingOptions):
     columns: ColumnsOption = None
     split: Annotated[
         str | None,
-        typer.Option("--split", metavar="NAME", help="Split of the stores (default: all).", rich_help_panel=_MORE),
+        typer.Option(
+            "--split",
+            metavar="NAME",
+            help="Split of stores and processed folders (default: all).",
+            rich_help_panel=_MORE,
+        ),
     ] = None
     batch_size: BatchSizeOption = 8
     workers: Annotated[
@@ -463,9 +468,9 @@ def _check_outputs(output: str | None, options: RecordingOptions) -> None:
 
 def _source(
     options: RecordingOptions, extractor: "ECGFMFeatureExtractor", output: str | None, inspect: bool
-) -> "FileSource | StoreSource":
+) -> "FileSource | StoreSource | FolderSource":
     """Return the recordings; an error where an output would replace one that a list or a table names."""
-    from ..inference.recording_sources import FileSource, find_recordings, read_list
+    from ..inference.recording_sources import StoreSource, find_recordings, read_list
 
     inputs = list(options.inputs or ())
     if options.list_file == "-":
@@ -487,7 +492,7 @@ def _source(
     )
     # Without --overwrite, only outputs of this command are replaced, which are no recordings.
     written = [path for path in (output, options.failures) if options.overwrite and path and os.path.isfile(path)]
-    if written and isinstance(source, FileSource):
+    if written and not isinstance(source, StoreSource):
         read = [file for path in source.paths() for file in (path, *companions(path))]
         for path in written:
             check_output(path, read, overwrite=True)
@@ -501,7 +506,7 @@ def _write_parquet(
     model: "ECGFMPreTrainedModel",
     runner: "ModelRunner",
     extractor: "ECGFMFeatureExtractor",
-    source: "FileSource | StoreSource",
+    source: "FileSource | StoreSource | FolderSource",
     schema: "pa.Schema",
     to_rows: Callable[..., list[dict[str, Any]]],
     **settings: Any,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..configuration_ecgfm import ECGFMConfig
     from ..inference.model_runner import ModelRunner
     from ..inference.read_ahead import ReadRecording
-    from ..inference.recording_sources import FileSource, StoreSource
+    from ..inference.recording_sources import FileSource, FolderSource, StoreSource
     from ..records import ECGRecord
 
 _Answers = list[dict[str, Any]]
@@ -80,7 +80,7 @@ def is_answers(path: Path) -> bool:
 
 def print_answers(
     runner: "ModelRunner",
-    source: "FileSource | StoreSource",
+    source: "FileSource | StoreSource | FolderSource",
     config: "ECGFMConfig",
     format: str,
     output: str | None,

@@ -33,13 +33,14 @@ _SOURCES = {
     "code_15": "Code15",
     "ptb_xl": "PTBXL",
     "table": "RecordingTable",
+    "fairseq": "FairseqFolderSource",
 }
 _KNOWN, _PRIVACY, _SPLIT = "What is known of the recordings", "Privacy", "Split"
 _TABLE = "The table and its labels"
 
 _Strategy = Literal["random", "grouped", "temporal", "grouped_temporal"]
 _STRATEGY_HELP = "grouped: by patient (default: one split, all)."
-_SPLIT_HELP = "grouped: by patient; published: the source's own, of ptb_xl (default: one split, all)."
+_SPLIT_HELP = "grouped: by patient; published: the own one of ptb_xl and fairseq (default: one split, all; of fairseq: published)."
 
 
 def _is_store(path: Path) -> bool:
@@ -188,8 +189,12 @@ class TableOptions:
 @expand_options
 def prepare(
     source: Annotated[
-        Literal["mimic_iv_ecg", "physionet2021", "code_15", "ptb_xl", "table"],
-        typer.Argument(metavar="SOURCE", help="mimic_iv_ecg, physionet2021, code_15, ptb_xl or table."),
+        Literal["mimic_iv_ecg", "physionet2021", "code_15", "ptb_xl", "table", "fairseq"],
+        typer.Argument(
+            metavar="SOURCE",
+            help="mimic_iv_ecg, physionet2021, code_15, ptb_xl, table, or fairseq: a processed folder of "
+            "fairseq-signals.",
+        ),
     ],
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="The dataset's folder."), Reads()],
     out: Annotated[
@@ -229,7 +234,7 @@ def prepare(
         typer.Option(
             "--labels",
             metavar="LABELS",
-            help="table: label columns A,B,...; mimic_iv_ecg: a CSV, or mimic17 to label the reports.",
+            help="table: label columns A,B,...; mimic_iv_ecg: a CSV, or mimic17 to label the reports; fairseq: y.npy.",
             rich_help_panel=_KNOWN,
         ),
         Reads(),
@@ -267,6 +272,16 @@ def prepare(
             help="ptb_xl: statements with less do not count (default: 0, all count).",
             rich_help_panel=_KNOWN,
         ),
+    ] = None,
+    segments: Annotated[
+        Path | None,
+        typer.Option(
+            "--segments",
+            metavar="DIR",
+            help="fairseq: folder of the segments, where it is not beside the manifests or as they name it.",
+            rich_help_panel=_KNOWN,
+        ),
+        Reads(),
     ] = None,
     sampling_rate: Annotated[
         float | None,
@@ -377,6 +392,7 @@ def prepare(
             "statements": statements,
             "likelihood": likelihood,
             "patients": patients,
+            "segments": segments,
             "sampling_rate": sampling_rate,
             "units": units,
             "lead_names": parse_names(lead_names, "--lead-names"),
@@ -386,6 +402,8 @@ def prepare(
             **table_options.arguments(),
         },
     )
+    if source == "fairseq" and split_options.split_csv is None:
+        strategy = strategy or "published"
     split = split_options.settings(strategy, found)
     from ..data import PrepareSettings
     from ..data import prepare as prepare_store

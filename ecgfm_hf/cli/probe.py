@@ -9,7 +9,7 @@ from .options import (
     BatchSizeOption,
     NumWorkersOption,
     PrecisionOption,
-    StoreArgument,
+    RootOption,
     parse_names,
     quiet_libraries,
     show_progress,
@@ -25,12 +25,24 @@ def probe(
     model: Annotated[
         Path, typer.Argument(metavar="MODEL", help="Model folder; its encoder is used, not its head."), Reads()
     ],
-    store: StoreArgument,
+    store: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="Store that `ecgfm prepare` wrote, or a processed folder of fairseq-signals."
+        ),
+        Reads(),
+    ],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the classifier."), Writes()],
     labels: Annotated[
         str | None,
         typer.Option("--labels", metavar="A,B", help="Default: all label columns of the store."),
     ] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option("--targets", metavar="FILE", help="The labels of a processed folder: its y.npy."),
+        Reads(),
+    ] = None,
+    root: RootOption = None,
     split: Annotated[str, typer.Option("--split", metavar="NAME", help="Split that heads are fitted on.")] = "train",
     valid_split: Annotated[
         str,
@@ -97,6 +109,8 @@ def probe(
         output_dir=str(output),
         init_from=str(model),
         labels=chosen,
+        targets=targets,
+        root=root,
         train_split=split,
         train_fraction=train_fraction,
         valid_split=None if valid_split == "none" else valid_split,

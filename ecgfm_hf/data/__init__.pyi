@@ -22,12 +22,14 @@ from .loading import load_table as load_table
 from .model_inputs import ModelInputs as ModelInputs
 from .model_inputs import as_model_inputs as as_model_inputs
 from .model_inputs import collate_items as collate_items
+from .opening import load_prepared as load_prepared
 from .preparation import PrepareSettings as PrepareSettings
 from .preparation import prepare as prepare
 from .sources.arrays import Arrays as Arrays
 from .sources.base import Source as Source
 from .sources.base import SourceIndex as SourceIndex
 from .sources.code_15 import Code15 as Code15
+from .sources.fairseq_folder import FairseqFolderSource as FairseqFolderSource
 from .sources.mimic_iv_ecg import MimicIVECG as MimicIVECG
 from .sources.physionet2021 import PhysioNet2021 as PhysioNet2021
 from .sources.ptb_xl import PTBXL as PTBXL
@@ -40,6 +42,5 @@ from .splits import read_split_csv as read_split_csv
 from .splits import split_recordings as split_recordings
 from .store import DataError as DataError
 from .store import label_columns as label_columns
-from .store import load_prepared as load_prepared
 from .store import read_report as read_report
 from .store import record_from_row as record_from_row

@@ -18,6 +18,7 @@ import datasets
 
 from ..utils.resumable_parts import content_digest
 from .exclusion import Excluded, exclude
+from .opening import load_prepared
 from .preparation import PrepareSettings, build_index, prepare, row_of, table_digest
 from .sources.arrays import Arrays
 from .sources.base import Source
@@ -27,7 +28,7 @@ from .sources.physionet2021 import PhysioNet2021
 from .sources.ptb_xl import PTBXL
 from .sources.table import RecordingTable
 from .splits import SplitSettings, read_split_csv
-from .store import load_prepared, store_schema
+from .store import store_schema
 
 if TYPE_CHECKING:
     from datasets import DatasetDict, IterableDatasetDict

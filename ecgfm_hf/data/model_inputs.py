@@ -2,11 +2,13 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
 
+from ..fairseq.folder_reading import IDX, SEGMENT_FILES, read_segments, segment_number
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..records.record import ECGRecord
 from ..records.store_rows import COLUMNS, SIGNAL_COLUMNS, label_columns, record_from_row
@@ -96,7 +98,8 @@ class ModelInputs:
         counts, self.skipped = _item_counts(dataset, reader)
         self.recordings = np.repeat(np.arange(len(counts)), counts)
         self._first_item = np.concatenate([[0], np.cumsum(counts)])
-        self._rows = dataset.select_columns([*SIGNAL_COLUMNS, *reader.label_names]).with_format("arrow")
+        columns = [*SIGNAL_COLUMNS, *reader.label_names, *_segment_columns(dataset)]
+        self._rows = dataset.select_columns(columns).with_format("arrow")
         _warn_skipped(self.skipped, len(counts))
 
     def __len__(self) -> int:
@@ -167,6 +170,30 @@ class _Reader:
 
     def items(self, row: Mapping[str, Any], indices: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Return the items of a row: all, or those with these indices."""
+        width = 2 if self.pairs else 1
+        known = {"recording_id": row["recording_id"], "patient_id": row["patient_id"]}
+        if self.label_names:
+            labels = [row[name] for name in self.label_names]
+            known["labels"] = np.array([np.nan if value is None else value for value in labels], dtype=np.float32)
+        items = []
+        for values, segment in self._values(row, width, indices):
+            item = {"input_values": values, "segment": segment, **known}
+            if self._transform is not None:
+                # Items do not overlap, so a transform may work in place.
+                item["input_values"] = self._transform(values, item)
+            items.append(item)
+        return items
+
+    def _values(
+        self, row: Mapping[str, Any], width: int, indices: Sequence[int] | None
+    ) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield the input values of a row's items, and the number of the first segment of each."""
+        if files := row.get(SEGMENT_FILES):
+            for index in range(len(files) // width) if indices is None else indices:
+                own = files[width * index : width * (index + 1)]
+                values = read_segments(own, row, self.feature_extractor)
+                yield (values if self.pairs else values[0]), segment_number(own[0])
+            return
         record = record_from_row(row)
         signal = record.signal
         if self._signal_transform is not None:
@@ -175,20 +202,8 @@ class _Reader:
         segments = self.feature_extractor.prepare_recording(
             signal, record.sampling_rate, record.lead_names, "mV", name=record.path, inspect=False
         ).segments
-        width = 2 if self.pairs else 1
-        known = {"recording_id": row["recording_id"], "patient_id": row["patient_id"]}
-        if self.label_names:
-            labels = [row[name] for name in self.label_names]
-            known["labels"] = np.array([np.nan if value is None else value for value in labels], dtype=np.float32)
-        items = []
         for index in range(len(segments) // width) if indices is None else indices:
-            values = segments[2 * index : 2 * index + 2] if self.pairs else segments[index]
-            item = {"input_values": values, "segment": width * index, **known}
-            if self._transform is not None:
-                # Items do not overlap, so a transform may work in place.
-                item["input_values"] = self._transform(values, item)
-            items.append(item)
-        return items
+            yield (segments[2 * index : 2 * index + 2] if self.pairs else segments[index]), width * index
 
     def stream(self, dataset: "IterableDataset") -> "IterableDataset":
         reported: set[str] = set()
@@ -199,7 +214,7 @@ class _Reader:
             for number in range(len(batch["recording_id"])):
                 row = {name: column[number] for name, column in batch.items()}
                 known = [row[name] for name in _REFUSAL_COLUMNS]
-                reason = self.feature_extractor.refusal(*known)
+                reason = None if row.get(SEGMENT_FILES) else self.feature_extractor.refusal(*known)
                 if reason is not None:
                     if reason not in reported:
                         reported.add(reason)
@@ -211,19 +226,32 @@ class _Reader:
             return out
 
         dataset = dataset.with_format(None)
-        columns = list(dict.fromkeys([*SIGNAL_COLUMNS, *_REFUSAL_COLUMNS, *self.label_names]))
+        own = (*SIGNAL_COLUMNS, *_REFUSAL_COLUMNS, *self.label_names, *_segment_columns(dataset))
+        columns = list(dict.fromkeys(own))
         selected = dataset.select_columns(columns)
         return selected.map(expand, batched=True, batch_size=_STREAM_BATCH, remove_columns=columns)
+
+
+def _segment_columns(dataset: "Dataset | IterableDataset") -> tuple[str, ...]:
+    """Return the columns of recordings that are segments in files, where the dataset has them."""
+    return (SEGMENT_FILES, IDX) if SEGMENT_FILES in (dataset.column_names or ()) else ()
 
 
 def _item_counts(dataset: "Dataset", reader: _Reader) -> tuple[np.ndarray, dict[str, int]]:
     """Return the number of items of each row, 0 where the extractor refuses it, and the refused rows by reason."""
     extractor = reader.feature_extractor
     counts, refused = np.zeros(len(dataset), dtype=np.int64), Counter[str]()
-    known = dataset.select_columns(list(_REFUSAL_COLUMNS)).with_format("arrow")
+    known = dataset.select_columns([*_REFUSAL_COLUMNS, *_segment_columns(dataset)]).with_format("arrow")
     start = 0
     for table in known.iter(batch_size=10_000):
-        for row, columns in enumerate(table.to_pylist()):
+        files = np.zeros(table.num_rows, dtype=np.int64)
+        if SEGMENT_FILES in table.column_names:
+            files = pc.fill_null(pc.list_value_length(table[SEGMENT_FILES]), 0).to_numpy()
+            counts[start : start + table.num_rows] = files // (2 if reader.pairs else 1)
+            single = int(((files > 0) & (counts[start : start + table.num_rows] == 0)).sum())
+            refused.update({"only one segment long": single} if single else {})
+        others = np.flatnonzero(files == 0)
+        for row, columns in zip(others.tolist(), table.take(others).to_pylist(), strict=True):
             reason = extractor.refusal(*(columns[name] for name in _REFUSAL_COLUMNS))
             if reason is None:
                 counts[start + row] = reader.num_items(columns["num_samples"], columns["sampling_rate"])

@@ -12,14 +12,9 @@ times faster than nested lists. Nothing is preprocessed, so another setting of t
 preparation, and the two neighbouring segments for CMSC are two slices of one row.
 """
 
-import atexit
-import functools
 import hashlib
 import json
 import os
-import shutil
-import stat
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +36,7 @@ from ..utils.integrity import CHECKSUMS_FILE, changed_files, file_checksum, read
 from .splits import UNSPLIT
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
+    from datasets import Dataset, IterableDataset
 
 DATA_FOLDER, REPORT_FILE, LABEL_DEF_FILE, CARD_FILE = "data", "report.json", "label_def.csv", "README.md"
 # Exists while a store is being prepared.
@@ -253,133 +248,6 @@ def store_files(store: str | Path) -> dict[str, list[Path]]:
     return found
 
 
-def load_prepared(
-    store: str | Path | Sequence[str | Path],
-    split: str | None = None,
-    *,
-    streaming: bool = False,
-    cache_dir: str | Path | None = None,
-) -> "Dataset | DatasetDict | IterableDataset | IterableDatasetDict":
-    """
-    Open a store that `ecgfm prepare` wrote, or several one after the other.
-
-    Args:
-        store (`str` or `Path`, or a sequence of them): Several stores with different labels give all labels; a
-            label that a store does not have is None (unknown) there, never 0.
-        split (`str`, *optional*): Defaults to all splits, as a dictionary.
-        streaming (`bool`): Read the Parquet files from first to last, without a copy. Otherwise 🤗 datasets writes an
-            uncompressed, memory-mapped copy, so that rows can be read in any order.
-        cache_dir (`str` or `Path`, *optional*): Folder to keep that copy in. By default it goes to a folder for
-            temporary files (`TMPDIR`) that only this user can read, and is removed when the process ends.
-
-    Returns:
-        `Dataset` or `DatasetDict` (their `Iterable` kin if streaming) with `COLUMNS` and one column per label: 1, 0 or
-        None for unknown. [`record_from_row`] gives the recording of a row, [`as_model_inputs`] a model's input.
-
-    Raises:
-        `DataError`: no store, an unfinished or damaged one, no such split.
-    """
-    if not isinstance(store, str | os.PathLike):
-        return _load_several(list(store), split, streaming, cache_dir)
-    from datasets import load_dataset_builder
-    from pyarrow.dataset import ParquetFragmentScanOptions
-
-    files = store_files(store)
-    if split is not None and split not in files:
-        raise DataError(f"{store} has no split {split!r}, only {', '.join(files)}")
-    wanted = {name: paths for name, paths in files.items() if split in (None, name)}
-    paths = [path for found in wanted.values() for path in found]
-    content = content_digest(paths)
-    # 🤗 datasets reserves the name `all`.
-    their_name = {name: "train" if name == UNSPLIT else name for name in files}
-    builder = load_dataset_builder(
-        "parquet",
-        data_files={their_name[name]: [str(path) for path in found] for name, found in wanted.items()},
-        cache_dir=str(Path(private_folder() if cache_dir is None else cache_dir) / content[:16]),
-        # Otherwise Arrow fetches whole files ahead, which fills the memory and is slower from a disk.
-        fragment_scan_options=ParquetFragmentScanOptions(pre_buffer=False) if streaming else None,
-    )
-    their_split = None if split is None else their_name[split]
-    data: Any  # of four kinds
-    if streaming:
-        # Verifying the checksums of pages while reading would take 12% of the time, this 1 to 2%.
-        check_files(store, paths)
-        data = builder.as_streaming_dataset(split=their_split)
-    else:
-        if not os.path.isdir(builder.cache_dir):
-            # Before the copy is made. It takes less time than verifying the checksums of pages, and covers all bytes.
-            check_files(store, paths)
-        builder.download_and_prepare()
-        data = builder.as_dataset(split=their_split)
-        # 🤗 datasets goes by files' names and times, which a changed file may share with the one before.
-        for name, dataset in {"": data}.items() if split is not None else data.items():
-            dataset._fingerprint = hashlib.sha256(f"{content} {name or split}".encode()).hexdigest()[:16]
-    if split is not None or UNSPLIT not in files:
-        return data
-    return type(data)({UNSPLIT: data["train"]})
-
-
-@functools.cache
-def private_folder() -> Path:
-    """
-    Return a folder for temporary files that only this user can read, removed when the process ends.
-
-    The processes that one launcher started on this machine share it, so that one of them makes the copy that all read.
-    """
-    rank, owner = os.environ.get("LOCAL_RANK"), os.getpid()
-    if rank is None:
-        folder = Path(tempfile.mkdtemp(prefix="ecgfm-"))
-    else:
-        name = f"ecgfm-{os.getuid()}-{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
-        folder = Path(tempfile.gettempdir()) / name
-        folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.lstat()
-        if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) != 0o700 or not stat.S_ISDIR(status.st_mode):
-            raise DataError(f"{folder} is not private to this user: remove it, or set TMPDIR to another folder")
-    if rank in (None, "0"):
-        # Files stay readable to processes that have them open. A forked child does not own the folder.
-        atexit.register(_remove_own, folder, owner)
-    return folder
-
-
-def _remove_own(folder: Path, owner: int) -> None:
-    if os.getpid() == owner:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _load_several(
-    stores: list[str | Path], split: str | None, streaming: bool, cache_dir: str | Path | None
-) -> "Dataset | DatasetDict | IterableDataset | IterableDatasetDict":
-    import datasets
-
-    splits = dict.fromkeys(name for store in stores for name in store_files(store) if split in (None, name))
-    if not splits:
-        raise DataError(f"no store has a split {split!r}: {', '.join(map(str, stores))}")
-    features = datasets.Features.from_arrow_schema(
-        store_schema(list(dict.fromkeys(label for store in stores for label in read_report(store)["label_counts"])))
-    )
-    joined = {}
-    for name in splits:
-        found = [
-            _with_columns(load_prepared(store, name, streaming=streaming, cache_dir=cache_dir), features, streaming)
-            for store in stores
-            if name in store_files(store)
-        ]
-        joined[name] = datasets.concatenate_datasets(found)
-    if split is not None:
-        return joined[split]
-    return (datasets.IterableDatasetDict if streaming else datasets.DatasetDict)(joined)
-
-
-def _with_columns(dataset: "Any", features: "Features", streaming: bool) -> "Any":
-    """Return the dataset with null columns for missing labels."""
-    missing = [name for name in features if name not in dataset.column_names]
-    if not streaming:
-        return dataset  # concatenating fills in nulls
-    # A stream does not: it would read columns that the files do not have.
-    return dataset.map(lambda row: row | dict.fromkeys(missing), features=features) if missing else dataset
-
-
 __all__ = [
     "CARD_FILE",
     "CHECKSUMS_FILE",
@@ -398,8 +266,6 @@ __all__ = [
     "content_digest",
     "default_labels",
     "label_columns",
-    "load_prepared",
-    "private_folder",
     "quality_facts",
     "read_report",
     "record_from_row",

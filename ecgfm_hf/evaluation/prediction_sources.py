@@ -61,6 +61,7 @@ def load_predictions(
     labels: Sequence[str] | None = None,
     targets: str | None = None,
     class_column: str | None = None,
+    root: str | None = None,
     thresholds: str | None = None,
     allow_seen: bool = False,
     batch_size: int = 16,
@@ -74,11 +75,13 @@ def load_predictions(
 
     Args:
         source (`str`): Folder or Hub repository of a classifier, or a file that [`Predictions.to_parquet`] wrote.
-        dataset (`str`, *optional*): The store that a model is run on. A file needs none.
+        dataset (`str`, *optional*): The store or processed folder that a model is run on. A file needs none.
         split (`str`): Split of the store.
         labels (sequence of `str`, *optional*): Labels to evaluate, in this order. Defaults to all of the model's.
-        targets (`str`, *optional*): A CSV table of true values by `recording_id`, instead of the store's labels.
+        targets (`str`, *optional*): A CSV table of true values by `recording_id`, instead of the store's labels; or
+            the labels of a processed folder (`y.npy`).
         class_column (`str`, *optional*): For a single label: the column that has the class.
+        root (`str`, *optional*): The folder of a processed folder's segments, where it is not beside its manifests.
         thresholds (`str`, *optional*): The model whose thresholds are used. Defaults to the model's own; a file has
             none.
         allow_seen (`bool`): Whether to accept recordings or patients that the model has seen, with a warning.
@@ -103,10 +106,13 @@ def load_predictions(
         notes = ["From stored predictions: whether the model has seen these patients was not checked."]
         loaded = LoadedPredictions(_name(source), predictions, stored=True, notes=notes)
     elif dataset is None:
-        raise EvaluateError(f"a DATASET is needed to run the model {source} on: a store that `ecgfm prepare` wrote")
+        raise EvaluateError(
+            f"a DATASET is needed to run the model {source} on: a store that `ecgfm prepare` wrote, or a "
+            "processed folder of fairseq-signals"
+        )
     else:
         running = _Running(batch_size=batch_size, num_workers=num_workers, precision=precision, progress=progress)
-        truth = _Truth(dataset, split, targets, class_column)
+        truth = _Truth(dataset, split, targets, class_column, root)
         loaded = _predict(source, truth, labels, allow_seen, device, running)
     if thresholds is not None:
         loaded.thresholds = dict(ECGFMConfig.from_pretrained(thresholds).label_thresholds or {})
@@ -132,13 +138,14 @@ def _predict(
     from safetensors import SafetensorError
 
     from ..data import as_model_inputs, load_prepared
+    from ..data.opening import label_file
     from ..inference import predict_recordings
     from ..model_folder import load_pipeline
     from ..provenance import weights_digest
     from ..utils.precision import keep_freed_memory
 
     keep_freed_memory()
-    dataset = load_prepared(truth.store, truth.split)
+    dataset = load_prepared(truth.store, truth.split, root=truth.root, labels=label_file(truth.targets))
     try:
         pipeline = load_pipeline(model_path, device=device)
     # AssertionError: a torch without CUDA.
@@ -203,17 +210,20 @@ class _Truth:
     split: str
     targets: str | None
     class_column: str | None
+    root: str | None = None
 
     def read(self, config: ECGFMConfig, names: list[str], dataset: "Dataset") -> np.ndarray:
         """Return the true values of each row of the dataset, (rows, L), NaN where unknown."""
         from ..data import label_columns
         from ..data.finetuning_targets import TargetColumns, read_targets
+        from ..data.opening import label_file
 
         problem_type = config.problem_type or "multi_label_classification"
         columns = names if self.class_column is None else [self.class_column]
         if self.class_column is not None and problem_type != "single_label_classification":
             raise EvaluateError(f"class_column= is for models of a single label; this model's is {problem_type}")
-        if self.targets is None and (missing := [name for name in columns if name not in dataset.column_names]):
+        table = None if label_file(self.targets) else self.targets
+        if table is None and (missing := [name for name in columns if name not in dataset.column_names]):
             shared = [name for name in columns if name in dataset.column_names]
             hint = f"; labels={shared} evaluates the others" if shared else ""
             if problem_type == "single_label_classification":
@@ -224,7 +234,7 @@ class _Truth:
                 f"matched by name{hint}"
             )
         classes = None if self.class_column is None else names
-        wanted = TargetColumns(problem_type, columns, classes, self.targets)
+        wanted = TargetColumns(problem_type, columns, classes, table)
         values = read_targets({self.split: dataset}, wanted).values[self.split]
         if values.ndim == 1:  # class numbers, negative where unknown
             return np.where(values[:, None] < 0, np.nan, values[:, None] == np.arange(len(names)))

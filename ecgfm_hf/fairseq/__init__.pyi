@@ -9,9 +9,6 @@ from .export_checkpoint import ExportReport as ExportReport
 from .export_checkpoint import export_fairseq_checkpoint as export_fairseq_checkpoint
 from .export_checkpoint import fairseq_settings as fairseq_settings
 from .folder_reading import FairseqFolder as FairseqFolder
-from .folder_reading import FairseqSegments as FairseqSegments
-from .folder_reading import SkippedLine as SkippedLine
-from .folder_reading import load_fairseq_folder as load_fairseq_folder
 from .folder_writing import ExportedFolder as ExportedFolder
 from .folder_writing import export_fairseq_folder as export_fairseq_folder
 from .label_sets import LABEL_SETS as LABEL_SETS

@@ -5,26 +5,36 @@ There are two kinds of manifests. Classification (`manifests/train.tsv`): the ro
 `file<TAB>samples` of each segment. CMSC (`manifests/cmsc/train.tsv`): the root, the files' extension, then
 `name<TAB>samples<TAB>group of leads<TAB>0,1` of each recording, whose files are `name_0.mat` and `name_1.mat`.
 
-The root is an absolute path on the machine that wrote the file. Only its last part is used, and no file is opened by
-it.
+A manifest may have millions of lines. It is read in batches of Arrow arrays, a row a recording.
 """
 
+import itertools
 import os
 import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from ..feature_extraction_ecgfm import STANDARD_LEADS
 from ..records.matlab import feats_of, number_of, read_mat
 from ..records.record import ECGReadError
 from ..utils.errors import ECGFMError
 
-_SEGMENT_FILE = re.compile(r"(?P<recording>.+)_(?P<segment>0|[1-9]\d{0,5})\.mat")
+# A line in order; what does not match is examined again for the message.
+_SEGMENT_LINE = re.compile(r"([^\t]+)_(0|[1-9]\d{0,5})\.mat\t(\d{1,9})\r?\n?", re.ASCII)
+_RECORDING_LINE = re.compile(r"([^\t]+)\t(\d{1,9})\t[^\t]*\t(\d{1,9}(?:,\d{1,9})*)\r?\n?", re.ASCII)
 _LONGEST_LINE = 4096
+_LONGEST_EXTENSION = 6
+_ROWS = 200_000  # recordings in a batch
+# A recording of a manifest: the line that names it first, its name below the root, its segments' numbers, the samples
+# of each segment.
+ROWS = pa.schema(
+    [("line", pa.int32()), ("name", pa.string()), ("segments", pa.list_(pa.int32())), ("samples", pa.int32())]
+)
 # Variables of a segment's file; `patient_id` is in older files only.
 _VARIABLES = ("feats", "curr_sample_rate", "mean", "std", "segment_i", "idx", "patient_id")
 _MAT_TEXT = b"MATLAB 5.0 MAT-file, a segment in the format of fairseq-signals"
@@ -39,80 +49,115 @@ class FairseqFolderError(ECGFMError, ValueError):
     """
 
 
-class ManifestEntry(NamedTuple):
-    """One item of a manifest: a segment, or the two segments of a pair."""
-
-    line: int
-    files: tuple[str, ...]
-    recording: str
-    segments: tuple[int, ...]
-    samples: int
-
-
-class Manifest(NamedTuple):
+class Manifest:
     """
-    A manifest.
+    A manifest of either kind, opened: only its first lines are read.
 
-    Args:
-        path: The file.
-        root_name: The last part of its root folder.
-        entries: Its items in order.
-        unpaired: Segments without a partner in a CMSC manifest.
-    """
-
-    path: Path
-    root_name: str
-    entries: list[ManifestEntry]
-    unpaired: int = 0
-
-
-def read_manifest(path: str | Path) -> Manifest:
-    """
-    Read a classification manifest.
+    Attributes:
+        path (`Path`): The file.
+        root (`str`): Its root folder, as the file has it.
+        is_cmsc (`bool`): Whether each line is a recording with its segments' numbers.
 
     Raises:
-        `FairseqFolderError`: no such file, a line of another form, a name that leads out of the folder.
+        `FairseqFolderError`: no such file, no root, another extension than `mat`.
     """
-    path = Path(path)
-    root, lines = _lines(path, header=1)
-    entries = []
-    for number, line in lines:
-        name, samples = _cells(path, number, line, 2)
-        _check_name(path, number, name)
-        match = _SEGMENT_FILE.fullmatch(PurePosixPath(name).name)
-        if match is None:
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FairseqFolderError(f"{path}: no such manifest")
+        with self._open() as file:
+            first, second = self._text(file), self._text(file)
+        self.root = first.strip()
+        cells = second.rstrip("\r\n").split("\t")
+        in_cmsc = self.path.absolute().parent.name == "cmsc"
+        self.is_cmsc = in_cmsc or (len(cells) == 1 and 0 < len(second.strip()) < _LONGEST_EXTENSION)
+        if not self.root or "\t" in self.root:
             raise FairseqFolderError(
-                f"{path}, line {number}: found {name!r}, expected a segment's file (RECORDING_0.mat)"
+                f"{path}, line 1: found {first.rstrip()[:80]!r}, expected the segments' root folder"
             )
-        segments = (int(match["segment"]),)
-        entries.append(ManifestEntry(number, (name,), match["recording"], segments, _count(path, number, samples)))
-    return Manifest(path, _last_part(root), entries)
+        if self.is_cmsc and second.strip() != "mat":
+            raise FairseqFolderError(f"{path}, line 2: found {second.strip()[:80]!r}, expected the extension mat")
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """
+        Yield the recordings in order, with columns as [`ROWS`]. Lines of one recording must follow one another.
+
+        Raises:
+            `FairseqFolderError`: a line of another form, a name that leads out of the folder.
+        """
+        rows = self._recordings() if self.is_cmsc else self._grouped_segments()
+        while batch := list(itertools.islice(rows, _ROWS)):
+            columns = zip(*batch, strict=True)
+            yield pa.record_batch(
+                [pa.array(column, field.type) for column, field in zip(columns, ROWS, strict=True)], schema=ROWS
+            )
+
+    def _recordings(self) -> Iterator[tuple[int, str, list[int], int]]:
+        for number, line in self._lines(header=2):
+            found = _RECORDING_LINE.fullmatch(line)
+            if found is None or not _is_inside(found[1]) or len(line) > _LONGEST_LINE:
+                raise self._refused_line(number, line)
+            yield number, found[1], [int(cell) for cell in found[3].split(",")], int(found[2])
+
+    def _grouped_segments(self) -> Iterator[tuple[int, str, list[int], int]]:
+        first, name, segments, samples = 0, "", [], 0
+        for number, line in self._lines(header=1):
+            found = _SEGMENT_LINE.fullmatch(line)
+            if found is None or len(line) > _LONGEST_LINE:
+                raise self._refused_line(number, line)
+            if found[1] == name and int(found[3]) == samples:
+                segments.append(int(found[2]))
+                continue
+            if not _is_inside(found[1]):
+                raise self._refused_line(number, line)
+            if segments:
+                yield first, name, segments, samples
+            first, name, segments, samples = number, found[1], [int(found[2])], int(found[3])
+        if segments:
+            yield first, name, segments, samples
+
+    def _lines(self, header: int) -> Iterator[tuple[int, str]]:
+        with self._open() as file:
+            for _ in range(header):
+                file.readline()
+            try:
+                for number, line in enumerate(file, header + 1):
+                    if not line.isspace():
+                        yield number, line
+            except UnicodeDecodeError as error:
+                raise FairseqFolderError(f"{self.path} is not text in UTF-8: {error}") from None
+
+    def _open(self) -> IO[str]:
+        return open(self.path, encoding="utf-8-sig", newline="\n")
+
+    def _text(self, file: IO[str]) -> str:
+        try:
+            return file.readline(_LONGEST_LINE)
+        except UnicodeDecodeError as error:
+            raise FairseqFolderError(f"{self.path} is not text in UTF-8: {error}") from None
+
+    def _refused_line(self, number: int, line: str) -> FairseqFolderError:
+        count = 4 if self.is_cmsc else 2
+        cells = line.rstrip("\r\n").split("\t")
+        found, expected = line.rstrip()[:80], f"{count} cells between tabs"
+        if len(cells) == count and len(line) <= _LONGEST_LINE:
+            numbers = [cells[1], *(cells[3].split(",") if self.is_cmsc else ())]
+            wrong = [cell for cell in numbers if not re.fullmatch(r"\d{1,9}", cell, re.ASCII)]
+            if not _is_inside(cells[0]):
+                found, expected = cells[0], "a file below the segments' folder"
+            elif wrong:
+                found, expected = wrong[0][:40], "a whole number"
+            else:
+                found, expected = cells[0][:80], "a segment's file (RECORDING_0.mat)"
+        return FairseqFolderError(f"{self.path}, line {number}: found {found!r}, expected {expected}")
 
 
-def read_cmsc_manifest(path: str | Path) -> Manifest:
-    """
-    Read a CMSC manifest. A recording's segments form pairs two by two, as in fairseq-signals; an odd one is skipped.
-
-    Raises:
-        `FairseqFolderError`: as [`read_manifest`]; another extension than `mat`.
-    """
-    path = Path(path)
-    root, lines = _lines(path, header=2)
-    entries, unpaired = [], 0
-    for number, line in lines:
-        if number == 2:
-            if line.strip() != "mat":
-                raise FairseqFolderError(f"{path}, line 2: found {line.strip()!r}, expected the extension mat")
-            continue
-        name, samples, _, numbers = _cells(path, number, line, 4)
-        _check_name(path, number, name)
-        segments = [_count(path, number, cell) for cell in numbers.split(",")]
-        unpaired += len(segments) % 2
-        for pair in zip(segments[::2], segments[1::2], strict=False):
-            files = tuple(f"{name}_{segment}.mat" for segment in pair)
-            recording = PurePosixPath(name).name
-            entries.append(ManifestEntry(number, files, recording, pair, _count(path, number, samples)))
-    return Manifest(path, _last_part(root), entries, unpaired)
+def _is_inside(name: str) -> bool:
+    """Return whether a name is a path below a folder, by its text."""
+    parts = name.split("/")
+    outside = name.startswith("~") or ".." in parts or "\\" in name or ":" in parts[0]
+    return not outside and "" not in parts and name.isprintable()
 
 
 def write_manifest(path: str | Path, root: str, segments: Iterable[tuple[str, int]]) -> None:
@@ -141,45 +186,6 @@ def path_below(root: str | Path, name: str) -> str:
     if os.path.commonpath([base, os.path.realpath(path)]) != base:
         raise FairseqFolderError(f"{path} leads out of {root}, which is not followed")
     return path
-
-
-def _lines(path: Path, header: int) -> tuple[str, list[tuple[int, str]]]:
-    """Return the root, and the other lines with their numbers."""
-    if not path.is_file():
-        raise FairseqFolderError(f"{path}: no such manifest")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise FairseqFolderError(f"{path} is not text in UTF-8: {error}") from None
-    lines = text.split("\n")
-    root = lines[0].strip()
-    if len([line for line in lines if line.strip()]) < header or not root or "\t" in root:
-        raise FairseqFolderError(f"{path}, line 1: found {lines[0][:80]!r}, expected the segments' root folder")
-    return root, [(number, line) for number, line in enumerate(lines[1:], 2) if line.strip()]
-
-
-def _cells(path: Path, number: int, line: str, count: int) -> list[str]:
-    cells = line.rstrip("\r").split("\t")
-    if len(cells) != count or len(line) > _LONGEST_LINE:
-        raise FairseqFolderError(f"{path}, line {number}: found {line[:80]!r}, expected {count} cells between tabs")
-    return cells
-
-
-def _check_name(path: Path, number: int, name: str) -> None:
-    parts = name.split("/")
-    outside = name.startswith(("/", "~")) or ".." in parts or "\\" in name or ":" in parts[0]
-    if outside or "" in parts or not name.isprintable():
-        raise FairseqFolderError(f"{path}, line {number}: found {name!r}, expected a file below the segments' folder")
-
-
-def _count(path: Path, number: int, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise FairseqFolderError(f"{path}, line {number}: found {text[:40]!r}, expected a whole number")
-    return int(text)
-
-
-def _last_part(root: str) -> str:
-    return root.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def _with_slash(root: str) -> str:
@@ -273,13 +279,11 @@ def _element(kind: int, data: bytes) -> bytes:
 
 
 __all__ = [
+    "ROWS",
     "FairseqFolderError",
     "Manifest",
-    "ManifestEntry",
     "Segment",
     "path_below",
-    "read_cmsc_manifest",
-    "read_manifest",
     "read_segment",
     "write_cmsc_manifest",
     "write_manifest",

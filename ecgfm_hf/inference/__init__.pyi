@@ -13,5 +13,6 @@ from .predictions import Predictions as Predictions
 from .predictions import PredictionsError as PredictionsError
 from .predictions import predict_recordings as predict_recordings
 from .recording_sources import FileSource as FileSource
+from .recording_sources import FolderSource as FolderSource
 from .recording_sources import StoreSource as StoreSource
 from .recording_sources import find_recordings as find_recordings

@@ -43,7 +43,7 @@ from ..utils.resumable_parts import (
 from ..utils.text import to_cells
 from .model_runner import ModelRunner
 from .read_ahead import ReadRecording, read_in_order
-from .recording_sources import FileSource, StoreSource
+from .recording_sources import FileSource, FolderSource, StoreSource
 
 _METADATA = b"ecgfm_inference"
 _FORMAT = 2
@@ -166,7 +166,7 @@ class ParquetRun:
     def __init__(
         self,
         output: Path,
-        source: FileSource | StoreSource,
+        source: FileSource | StoreSource | FolderSource,
         runner: ModelRunner,
         schema: pa.Schema,
         to_rows: ToRows,
@@ -293,7 +293,7 @@ class _ModelExecutor:
     def __init__(
         self,
         runner: ModelRunner,
-        source: FileSource | StoreSource,
+        source: FileSource | StoreSource | FolderSource,
         schema: pa.Schema,
         to_rows: ToRows,
         num_workers: int,
@@ -328,7 +328,10 @@ def _write_table(table: pa.Table, account: PartAccount, path: Path) -> PartAccou
 
 
 def plan_of(
-    model: PreTrainedModel, extractor: ECGFMFeatureExtractor, source: FileSource | StoreSource, **settings: Any
+    model: PreTrainedModel,
+    extractor: ECGFMFeatureExtractor,
+    source: FileSource | StoreSource | FolderSource,
+    **settings: Any,
 ) -> dict[str, Any]:
     """
     Return all that decides the rows, besides the content of files: weights and config, preprocessing, the list of

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import concatenate_datasets
 
 from ..data.exclusion import Excluded
+from ..data.opening import folder_rows, is_processed_folder, split_names
 from ..data.sources.base import inside, recording_stamp, recording_stamps
 from ..data.sources.table import RecordingTable
 from ..data.store import (
@@ -25,6 +27,7 @@ from ..data.store import (
     content_digest,
     store_files,
 )
+from ..fairseq.folder_reading import IDX, SEGMENT_FILES, FairseqFolder, read_segments, record_from_segments
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor, resampled_length
 from ..pipeline_ecgfm import RECORDING_KEYS
 from ..records.reading import exam_ids, read_ecg, read_with_defaults
@@ -40,6 +43,7 @@ RecordingInput = str | os.PathLike | Mapping[str, Any] | ECGRecord
 
 _STORE_COLUMNS = (*SIGNAL_COLUMNS, "start_s")
 _READ_TOGETHER = 4  # recordings that a worker reads at a time, where they lie in files of their own
+_OF_SEGMENTS = ("recording_id", "patient_id", "path", "age", "sex", "num_samples", SEGMENT_FILES, IDX)
 _UNREADABLE = (OSError, pa.ArrowException)  # errors of a damaged Parquet file
 # What a table may give for files whose format does not contain it; a table's index prefixes these with "_".
 _ARGUMENTS = ("sampling_rate", "units", "lead_names", "exam_id", "rename_leads")
@@ -248,6 +252,91 @@ class StoreSource:
             return failed_recording(index, *ids, error, row["path"])
 
 
+class FolderSource:
+    """
+    The recordings of processed folders of fairseq-signals, whose segments are the model's input as they are.
+
+    Args:
+        folders: The folders.
+        extractor: Whose leads, rate and length the segments must have.
+        split: Which split; all by default.
+        root: The folder of the segments, where it is not beside the manifests.
+
+    Raises:
+        `DataError`: damaged manifests or tables, no such split, equal recording ids.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[str | Path],
+        extractor: ECGFMFeatureExtractor,
+        split: str | None = None,
+        root: str | None = None,
+    ):
+        self._extractor = extractor
+        tables = []
+        for path in folders:
+            if split is not None and split not in (found := split_names(path)):
+                raise DataError(f"{path} has no split {split!r}, only {', '.join(found)}")
+            names = split_names(path) if split is None else (split,)
+            folder = FairseqFolder(path, root=root)
+            tables += [folder_rows(folder, name, check=False).select_columns(list(_OF_SEGMENTS)) for name in names]
+        self._rows = concatenate_datasets(tables).with_format("arrow")
+        counts = self._rows[:]["recording_id"].value_counts()
+        if len(counts) < len(self._rows):
+            repeated = counts.field("values")[int(np.argmax(counts.field("counts")))]
+            raise DataError(
+                f"recording {repeated} is in more than one split or folder: give --split, or run one by one"
+            )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def groups(self, indices: Sequence[int]) -> Iterable[list[int]]:
+        """Split indices into groups that one worker should read at a time."""
+        return in_groups(indices, _READ_TOGETHER)
+
+    def read(self, indices: Sequence[int]) -> list[ReadRecording]:
+        """Read recordings. One that cannot be read comes back with its `failure`."""
+        return [self._read(index, row) for index, row in zip(indices, self._rows[indices].to_pylist(), strict=True)]
+
+    def failed(self, index: int, reason: str) -> ReadRecording:
+        """Return the recording as failed for this reason, without reading its segments."""
+        row = self._row(index)
+        return failed_recording(index, row["recording_id"], row["patient_id"], reason, row["path"])
+
+    def record(self, index: int) -> ECGRecord:
+        """Return a recording in mV, by the mean and std in its segments' files."""
+        return record_from_segments(self._row(index))
+
+    def fingerprint(self) -> str:
+        """Return a digest that changes with the list of recordings and with the content of any segment."""
+        digest = hashlib.sha256()
+        for batch in self._rows.iter(batch_size=10_000):
+            rows = batch.to_pylist()
+            stamps = recording_stamps(file for row in rows for file in row[SEGMENT_FILES])
+            digest.update(
+                repr([(row["recording_id"], [stamps[f] for f in row[SEGMENT_FILES]]) for row in rows]).encode()
+            )
+        return digest.hexdigest()
+
+    def paths(self) -> Iterator[str]:
+        """Yield the file of each segment."""
+        for batch in self._rows.iter(batch_size=10_000):
+            for files in batch[SEGMENT_FILES].to_pylist():
+                yield from files
+
+    def _row(self, index: int) -> dict[str, Any]:
+        return self._rows[[index]].to_pylist()[0]
+
+    def _read(self, index: int, row: Mapping[str, Any]) -> ReadRecording:
+        ids = row["recording_id"], row["patient_id"]
+        try:
+            return ReadRecording(index, *ids, read_segments(row[SEGMENT_FILES], row, self._extractor), path=row["path"])
+        except Exception as error:  # as for files
+            return failed_recording(index, *ids, error, row["path"])
+
+
 class DatasetSource:
     """The recordings of [`ModelInputs`] that have items, each with all of its items."""
 
@@ -360,17 +449,19 @@ def find_recordings(
     split: str | None = None,
     arguments: Mapping[str, Any] | None = None,
     inspect: bool = True,
-) -> FileSource | StoreSource:
+) -> FileSource | StoreSource | FolderSource:
     """
     Find all recordings that a command was given, before any is read.
 
     Args:
-        inputs: Files, folders (searched through; hidden files and links to folders are skipped) or stores.
+        inputs: Files, folders (searched through; hidden files and links to folders are skipped), stores, or processed
+            folders of fairseq-signals.
         extractor: The feature extractor, with its policies.
         table: A CSV or Parquet table with a column `path` or `recording_id`, as for `ecgfm prepare table`.
-        root: The folder that its paths are relative to; by default the table's own folder.
+        root: The folder that its paths are relative to; by default the table's own folder. Of processed folders, the
+            folder of their segments.
         columns: The table's names for our columns, such as `{"path": "file"}`.
-        split: Which split of stores; all by default.
+        split: Which split of stores and processed folders; all by default.
         arguments, inspect: As in [`FileSource`].
 
     Raises:
@@ -381,8 +472,14 @@ def find_recordings(
         if len(stores) < len(inputs) or table is not None:
             raise ValueError(f"{stores[0]} is a store: stores cannot be mixed with files in one run")
         return StoreSource(stores, extractor, split)
+    if processed := [path for path in inputs if os.path.isdir(path) and is_processed_folder(path)]:
+        if len(processed) < len(inputs) or table is not None:
+            raise ValueError(
+                f"{processed[0]} is a processed folder of fairseq-signals: these cannot be mixed with files in one run"
+            )
+        return FolderSource(processed, extractor, split, root)
     if split is not None:
-        raise ValueError("only stores have splits")
+        raise ValueError("only stores and processed folders have splits")
     found: list[dict[str, Any]] = []
     given = {name: value for name, value in (arguments or {}).items() if value is not None and name != "exam_id"}
     exam_id = (arguments or {}).get("exam_id")
@@ -501,6 +598,7 @@ def _valid_samples(inputs: "ModelInputs", rows: np.ndarray) -> np.ndarray:
 __all__ = [
     "DatasetSource",
     "FileSource",
+    "FolderSource",
     "PythonSource",
     "RecordingInput",
     "StoreSource",

@@ -1,4 +1,4 @@
-"""What fine-tuning reads: the splits of a store, as segments with their recordings' targets, in a seeded order."""
+"""What fine-tuning reads: segments of a store or processed folder with their targets, in a seeded order."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +14,9 @@ from ..data import loading
 from ..data.finetuning_targets import UNKNOWN_CLASS, TargetColumns, read_targets, untrainable
 from ..data.leakage import check_splits
 from ..data.model_inputs import ModelInputs, as_model_inputs
+from ..data.opening import data_digest, label_file, load_prepared, split_names
 from ..data.splits import draw_patients
-from ..data.store import DataError, content_digest, load_prepared, read_report, store_files
+from ..data.store import DataError
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from .augmentations import build_augmentations
 from .settings import FinetuneSettings, SettingsError, derived_seed
@@ -97,9 +98,8 @@ def load_finetune_data(settings: FinetuneSettings, feature_extractor: ECGFMFeatu
         [`LeakError`]: a recording or patient in two splits, the test split included.
     """
     splits = _open_splits(settings)
-    files = store_files(store_folder(settings))
     used = [settings.train_split, *([settings.valid_split] if settings.valid_split else [])]
-    content = content_digest([path for split in used for path in files[split]])
+    content = data_digest([store_folder(settings)], used, labels=label_file(settings.targets))
     return _make_data(splits, feature_extractor, settings, content)
 
 
@@ -115,7 +115,8 @@ def _make_data(
         chosen_rows = draw_patients(whole["recording_id"], whole["patient_id"], settings.train_fraction, settings.seed)
         datasets = {**datasets, "train": whole.select(chosen_rows)}
         subset = [f"train_fraction={settings.train_fraction:g}: {len(chosen_rows)} of {len(whole)} recordings are used"]
-    columns = TargetColumns(settings.problem_type, settings.labels, settings.classes, settings.targets)
+    targets_csv = None if label_file(settings.targets) else settings.targets
+    columns = TargetColumns(settings.problem_type, settings.labels, settings.classes, targets_csv)
     targets = read_targets(datasets, columns)
     try:
         transforms = build_augmentations(settings.augmentations, derived_seed(settings.seed, "augment"))
@@ -223,18 +224,21 @@ def _open_splits(settings: FinetuneSettings) -> "dict[str, HFDataset]":
     """Open the splits `train` and, if there is one, `valid` of the run's store."""
     store = _store(settings)
     try:
-        available = list(read_report(store)["splits"]["recordings"])
+        available = split_names(store)
         wanted = {"train": settings.train_split} | ({"valid": settings.valid_split} if settings.valid_split else {})
         if absent := [name for name in wanted.values() if name not in available]:
             raise SettingsError(
                 f"data: {store} has no split {', '.join(absent)}, only {', '.join(available)}: make splits with "
                 "`ecgfm split`; or, without validation, set train_split=NAME valid_split=null"
             )
-        found = {name: load_prepared(store, split) for name, split in wanted.items()}
-        tested = {} if settings.test_split not in available else {"test": load_prepared(store, settings.test_split)}
+        if settings.test_split in available:
+            wanted["test"] = settings.test_split
+        labels = label_file(settings.targets)
+        found = {name: load_prepared(store, split, root=settings.root, labels=labels) for name, split in wanted.items()}
     except (DataError, FileNotFoundError) as error:
         raise SettingsError(f"data: {error}") from None
-    check_splits({**found, **tested})
+    check_splits(found)
+    found.pop("test", None)
     return found
 
 

@@ -23,7 +23,9 @@ import torch
 
 from ..configuration_ecgfm import LABEL_FIELDS
 from ..data.model_inputs import as_model_inputs
+from ..data.sources.base import recording_stamps
 from ..data.store import default_labels
+from ..fairseq.folder_reading import SEGMENT_FILES
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..inference.model_runner import run_recordings
 from ..inference.predictions import Predictions, column_values
@@ -180,6 +182,9 @@ def _fingerprint(
     """Return a digest of all that embeddings depend on. A dataset's fingerprint covers its files and all changes."""
     digest = hashlib.blake2b(digest_size=16)
     settings = {key: value for key, value in model.config.to_dict().items() if key not in LABEL_FIELDS}
+    if SEGMENT_FILES in dataset.column_names:  # whose content the dataset's fingerprint does not cover
+        files = [name for own in dataset[SEGMENT_FILES][:] for name in own or ()]
+        settings["segments"] = hashlib.sha256(repr(sorted(recording_stamps(files).items())).encode()).hexdigest()
     about = [_CACHE_VERSION, precision, dataset._fingerprint, len(dataset), feature_extractor.to_dict(), settings]
     digest.update(json.dumps(about, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):

@@ -2,22 +2,21 @@
 
 import hashlib
 import signal
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset as HFDataset
 from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.model_inputs import ModelInputs, as_model_inputs
-from ..data.store import REPORT_FILE, DataError, content_digest, load_prepared, read_report, store_files
-from ..fairseq.folder_reading import load_fairseq_folder
-from ..fairseq.manifests import FairseqFolderError
+from ..data.opening import data_digest, is_processed_folder, load_prepared, split_names
+from ..data.store import DataError
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from .data_summary import summarize_split
 from .settings import PretrainSettings, SettingsError, derived_seed
@@ -46,7 +45,7 @@ class PairDataset(Dataset):
     Pairs by index, augmented.
 
     Args:
-        pairs: Items as [`as_model_inputs`] (`pairs=True`) or [`load_fairseq_folder`] (`pairs=True`) give them.
+        pairs: Items as [`as_model_inputs`] (`pairs=True`) gives them.
         transform: `(input_values, item) -> input_values`, of an item's (2, leads, samples); what it draws must depend
             on seed, epoch and item only, as in [`build_augmentations`].
         signal_transform: Acts in the dataset; here it only gets the epoch.
@@ -89,8 +88,8 @@ def open_pairs(
     settings: PretrainSettings, feature_extractor: ECGFMFeatureExtractor
 ) -> tuple[PairDataset, PairDataset | None]:
     """
-    Open the training and validation pairs of a store, of several stores (their splits of one name are concatenated), or
-    of a processed folder of fairseq-signals. Only training is augmented.
+    Open the training and validation pairs of a store or a processed folder of fairseq-signals, or of several (their
+    splits of one name are concatenated). Only training is augmented.
 
     Raises:
         [`SettingsError`]: `data` is neither, misses a split, or has no pair; augmentations that it does not allow.
@@ -100,8 +99,7 @@ def open_pairs(
     folders = [Path(folder) for folder in ([settings.data] if isinstance(settings.data, str) else settings.data)]
     if not folders:
         raise SettingsError("data is an empty list, expected a store or several")
-    folder = folders[0]
-    is_store = len(folders) > 1 or (folder / REPORT_FILE).is_file() or not (folder / "manifests").is_dir()
+    processed = [folder for folder in folders if is_processed_folder(folder)]
     named = ", ".join(map(str, folders))
     signal_transform, transform = None, None
     if settings.augmentations:
@@ -113,35 +111,32 @@ def open_pairs(
             )
         except (TypeError, ValueError) as error:
             raise SettingsError(f"augmentations: {error}") from None
-    if signal_transform is not None and not is_store:
+    if signal_transform is not None and processed:
         raise SettingsError(
-            f"{folder} holds standardised segments: augmentations in mV need a store (`ecgfm prepare`); "
+            f"{processed[0]} holds standardised segments: augmentations in mV need a store (`ecgfm prepare`); "
             "random_lead_masking works with both"
         )
     try:
-        if is_store:
-            for store in folders:
-                splits = list(read_report(store)["splits"]["recordings"])
-                if absent := [s for s in (settings.train_split, settings.valid_split) if s and s not in splits]:
-                    raise SettingsError(
-                        f"{store} has no split {', '.join(absent)}, only {', '.join(splits)}: "
-                        "make splits with `ecgfm split`; or, without validation, set train_split=NAME valid_split=null"
-                    )
+        for store in folders:
+            splits = split_names(store)
+            if absent := [s for s in (settings.train_split, settings.valid_split) if s and s not in splits]:
+                raise SettingsError(
+                    f"{store} has no split {', '.join(absent)}, only {', '.join(splits)}: make splits with "
+                    "`ecgfm split`; or, without validation, set train_split=NAME valid_split=null"
+                )
 
         def open_split(
             split: str, transform: Callable | None = None, signal_transform: Callable | None = None
         ) -> PairDataset:
-            if not is_store:
-                return PairDataset(load_fairseq_folder(folder, split, pairs=True), transform, signal_transform)
-            rows = load_prepared(folders if len(folders) > 1 else folder, split)
+            rows = load_prepared(folders, split, root=settings.root, pairs=True)
             pairs = as_model_inputs(rows, feature_extractor, pairs=True, signal_transform=signal_transform)
             summary = summarize_split(rows, np.unique(pairs.recordings))
-            content = content_digest([path for store in folders for path in store_files(store)[split]])
+            content = data_digest(folders, [split], pairs=True)
             return PairDataset(pairs, transform, signal_transform, _fingerprint(rows, pairs, content), summary)
 
         train = open_split(settings.train_split, transform, signal_transform)
         valid = None if settings.valid_split is None else open_split(settings.valid_split)
-    except (DataError, FairseqFolderError, FileNotFoundError) as error:
+    except (DataError, FileNotFoundError) as error:
         raise SettingsError(f"data: {error}") from None
     except DatasetGenerationError as error:
         raise SettingsError(
@@ -158,12 +153,17 @@ def open_pairs(
 
 def _fingerprint(rows: HFDataset, pairs: ModelInputs, content: str) -> str:
     """Return a digest of the recording of each pair and of the store's content."""
-    names = rows.select_columns(["recording_id"]).with_format("arrow")[:]["recording_id"].to_pylist()
-    if len(set(names)) < len(names):
+    names = rows.select_columns(["recording_id"]).with_format("arrow")[:]["recording_id"]
+    if pc.count_distinct(names).as_py() < len(names):
         # Pairs of one id are each other's positives.
-        twice = next(name for name, count in Counter(names).items() if count > 1)
+        counts = pc.value_counts(names)
+        twice = counts.field("values")[int(np.argmax(counts.field("counts")))]
         raise DataError(f"recording {twice} is in more than one store: recording ids must be unique over all stores")
-    return hashlib.blake2b(repr((names, content)).encode() + pairs.recordings.tobytes(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(content.encode(), digest_size=16)
+    for start in range(0, len(names), 10_000):
+        digest.update(repr(names.slice(start, 10_000).to_pylist()).encode())
+    digest.update(pairs.recordings.tobytes())
+    return digest.hexdigest()
 
 
 def epoch_order(num_pairs: int, seed: int, epoch: int) -> np.ndarray:

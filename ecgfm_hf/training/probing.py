@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data.leakage import check_splits, check_training_ids, write_training_ids
+from ..data.opening import load_prepared
 from ..data.splits import draw_patients
-from ..data.store import load_prepared
 from ..inference.predictions import Predictions
 from ..model_folder import load_feature_extractor, load_model, save_model_folder
 from ..modeling_ecgfm import ECGFMModel
@@ -30,10 +30,12 @@ class ProbeSettings:
     Settings of a linear probe; those that fine-tuning has, too, have its names.
 
     Args:
-        data (`str`): The store.
+        data (`str`): The store, or a processed folder of fairseq-signals.
         output_dir (`str`): Folder for the classifier: new or empty, or, with `overwrite`, of another classifier.
         init_from (`str`): Model folder; its encoder is used, a head is not.
         labels (`list[str]`, *optional*): By default all label columns of the store.
+        targets (`str`, *optional*): The labels of a processed folder: its `y.npy`.
+        root (`str`, *optional*): The folder of its segments, where it is not beside its manifests.
         train_split, valid_split (`str`): Splits to fit heads on, and to fit calibration and thresholds on. Without
             `valid_split` (None) there are none.
         train_fraction (`float`): Share of the training patients to use, drawn by `seed`; a larger share contains a
@@ -53,6 +55,8 @@ class ProbeSettings:
     output_dir: str
     init_from: str
     labels: list[str] | None = None
+    targets: str | None = None
+    root: str | None = None
     train_split: str = "train"
     valid_split: str | None = "valid"
     train_fraction: float = 1.0
@@ -144,7 +148,9 @@ class Prober:
         check_training_ids(settings.init_from)
         began = time.monotonic()
         names = [name for name in (settings.train_split, settings.valid_split) if name is not None]
-        splits = {name: load_prepared(settings.data, name) for name in names}
+        splits = {
+            name: load_prepared(settings.data, name, root=settings.root, labels=settings.targets) for name in names
+        }
         check_splits(splits)
         if settings.train_fraction < 1:
             rows = splits[settings.train_split]

@@ -165,6 +165,7 @@ class RunSettings:
     """
 
     # Data
+    root: str | None = None
     output_dir: str | None = None
     train_split: str = "train"
     valid_split: str | None = "valid"

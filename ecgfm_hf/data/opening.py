@@ -1,0 +1,302 @@
+"""
+Open data: stores that `ecgfm prepare` wrote and processed folders of fairseq-signals, as datasets of the same rows.
+
+Whatever reads recordings by split opens them here.
+"""
+
+import atexit
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from ..fairseq.folder_reading import IDX, SEGMENT_FILES, FairseqFolder, is_fairseq_folder
+from ..fairseq.manifests import FairseqFolderError
+from ..records.store_rows import COLUMNS
+from .splits import UNSPLIT
+from .store import REPORT_FILE, DataError, check_files, content_digest, read_report, store_files, store_schema
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
+
+logger = logging.getLogger(__name__)
+
+
+def is_processed_folder(path: str | Path) -> bool:
+    """Return whether a folder is a processed folder of fairseq-signals, and no store."""
+    return not (Path(path) / REPORT_FILE).is_file() and is_fairseq_folder(path)
+
+
+def label_file(targets: str | None) -> str | None:
+    """Return `targets` where it is a processed folder's file of labels (`y.npy`), not a table by recording."""
+    return targets if targets is not None and targets.endswith(".npy") else None
+
+
+def split_names(path: str | Path) -> tuple[str, ...]:
+    """
+    Return the splits of a store or a processed folder.
+
+    Raises:
+        `DataError`: it is neither.
+    """
+    if is_processed_folder(path):
+        return _folder(path, None, None).splits
+    return tuple(read_report(path)["splits"]["recordings"])
+
+
+def data_digest(
+    paths: Sequence[str | Path], splits: Sequence[str], *, labels: str | Path | None = None, pairs: bool = False
+) -> str:
+    """
+    Return a digest of what splits hold: of stores their content, of processed folders their manifests and labels.
+
+    Raises:
+        `DataError`: a path that is neither.
+    """
+    found = []
+    for path in paths:
+        if is_processed_folder(path):
+            try:
+                found.append(_folder(path, None, labels).digest(splits, pairs))
+            except FairseqFolderError as error:
+                raise DataError(str(error)) from error
+        else:
+            files = store_files(path)
+            found.append(content_digest([file for split in splits for file in files.get(split, ())]))
+    return found[0] if len(found) == 1 else hashlib.sha256(repr(found).encode()).hexdigest()
+
+
+def load_prepared(
+    store: str | Path | Sequence[str | Path],
+    split: str | None = None,
+    *,
+    streaming: bool = False,
+    cache_dir: str | Path | None = None,
+    root: str | Path | None = None,
+    labels: str | Path | None = None,
+    pairs: bool = False,
+) -> "Dataset | DatasetDict | IterableDataset | IterableDatasetDict":
+    """
+    Open a store that `ecgfm prepare` wrote, a processed folder of fairseq-signals, or several one after the other.
+
+    The rows of a processed folder have no `signal` but `segment_files`. [`as_model_inputs`] reads these when it needs
+    them, as they are: they were standardised when the folder was made.
+
+    Args:
+        store (`str` or `Path`, or a sequence of them): Several with different labels give all labels; a label that one
+            does not have is None (unknown) there, never 0.
+        split (`str`, *optional*): Defaults to all splits, as a dictionary.
+        streaming (`bool`): Read the Parquet files from first to last, without a copy. Otherwise 🤗 datasets writes an
+            uncompressed, memory-mapped copy, so that rows can be read in any order.
+        cache_dir (`str` or `Path`, *optional*): Folder to keep that copy in. By default it goes to a folder for
+            temporary files (`TMPDIR`) that only this user can read, and is removed when the process ends.
+        root, labels: Of processed folders: see [`FairseqFolder`].
+        pairs (`bool`): Of processed folders, read the manifests of pairs (`cmsc`), which have no labels.
+
+    Returns:
+        `Dataset` or `DatasetDict` (their `Iterable` kin if streaming) with `COLUMNS` and one column per label: 1, 0 or
+        None for unknown. [`record_from_row`] gives the recording of a row, [`as_model_inputs`] a model's input.
+
+    Raises:
+        `DataError`: no store, an unfinished or damaged one, no such split.
+    """
+    if not isinstance(store, str | os.PathLike):
+        return _load_several(list(store), split, streaming, cache_dir, {"root": root, "labels": labels, "pairs": pairs})
+    if is_processed_folder(store):
+        return _load_folder(_folder(store, root, labels), split, streaming, pairs)
+    if root is not None:
+        raise DataError(f"root={root} names the segments of a processed folder, but {store} is none: leave it out")
+    from datasets import load_dataset_builder
+    from pyarrow.dataset import ParquetFragmentScanOptions
+
+    files = store_files(store)
+    if split is not None and split not in files:
+        raise DataError(f"{store} has no split {split!r}, only {', '.join(files)}")
+    wanted = {name: paths for name, paths in files.items() if split in (None, name)}
+    paths = [path for found in wanted.values() for path in found]
+    content = content_digest(paths)
+    # 🤗 datasets reserves the name `all`.
+    their_name = {name: "train" if name == UNSPLIT else name for name in files}
+    builder = load_dataset_builder(
+        "parquet",
+        data_files={their_name[name]: [str(path) for path in found] for name, found in wanted.items()},
+        cache_dir=str(Path(private_folder() if cache_dir is None else cache_dir) / content[:16]),
+        # Otherwise Arrow fetches whole files ahead, which fills the memory and is slower from a disk.
+        fragment_scan_options=ParquetFragmentScanOptions(pre_buffer=False) if streaming else None,
+    )
+    their_split = None if split is None else their_name[split]
+    data: Any  # of four kinds
+    if streaming:
+        # Verifying the checksums of pages while reading would take 12% of the time, this 1 to 2%.
+        check_files(store, paths)
+        data = builder.as_streaming_dataset(split=their_split)
+    else:
+        if not os.path.isdir(builder.cache_dir):
+            # Before the copy is made. It takes less time than verifying the checksums of pages, and covers all bytes.
+            check_files(store, paths)
+        builder.download_and_prepare()
+        data = builder.as_dataset(split=their_split)
+        # 🤗 datasets goes by files' names and times, which a changed file may share with the one before.
+        for name, dataset in {"": data}.items() if split is not None else data.items():
+            dataset._fingerprint = hashlib.sha256(f"{content} {name or split}".encode()).hexdigest()[:16]
+    if split is not None or UNSPLIT not in files:
+        return data
+    return type(data)({UNSPLIT: data["train"]})
+
+
+@functools.cache
+def private_folder() -> Path:
+    """
+    Return a folder for temporary files that only this user can read, removed when the process ends.
+
+    The processes that one launcher started on this machine share it, so that one of them makes the copy that all read.
+    """
+    rank, owner = os.environ.get("LOCAL_RANK"), os.getpid()
+    if rank is None:
+        folder = Path(tempfile.mkdtemp(prefix="ecgfm-"))
+    else:
+        name = f"ecgfm-{os.getuid()}-{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
+        folder = Path(tempfile.gettempdir()) / name
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) != 0o700 or not stat.S_ISDIR(status.st_mode):
+            raise DataError(f"{folder} is not private to this user: remove it, or set TMPDIR to another folder")
+    if rank in (None, "0"):
+        # Files stay readable to processes that have them open. A forked child does not own the folder.
+        atexit.register(_remove_own, folder, owner)
+    return folder
+
+
+def _remove_own(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _load_several(
+    stores: list[str | Path],
+    split: str | None,
+    streaming: bool,
+    cache_dir: str | Path | None,
+    of_folders: dict[str, Any],
+) -> "Dataset | DatasetDict | IterableDataset | IterableDatasetDict":
+    import datasets
+
+    if len(stores) == 1:
+        return load_prepared(stores[0], split, streaming=streaming, cache_dir=cache_dir, **of_folders)
+    splits = dict.fromkeys(name for store in stores for name in split_names(store) if split in (None, name))
+    if not splits:
+        raise DataError(f"no store has a split {split!r}: {', '.join(map(str, stores))}")
+    joined = {}
+    for name in splits:
+        parts = [
+            load_prepared(store, name, streaming=streaming, cache_dir=cache_dir, **_for(store, of_folders))
+            for store in stores
+            if name in split_names(store)
+        ]
+        features = {column: kind for part in parts for column, kind in part.features.items()}
+        labels = [column for column in features if column not in COLUMNS]
+        ordered = datasets.Features({column: features[column] for column in (*COLUMNS, *labels)})
+        joined[name] = datasets.concatenate_datasets([_with_columns(part, ordered, streaming) for part in parts])
+    if split is not None:
+        return joined[split]
+    return (datasets.IterableDatasetDict if streaming else datasets.DatasetDict)(joined)
+
+
+def _for(store: str | Path, of_folders: dict[str, Any]) -> dict[str, Any]:
+    return of_folders if is_processed_folder(store) else {}
+
+
+def _with_columns(dataset: "Any", features: "Features", streaming: bool) -> "Any":
+    """Return the dataset with null columns for missing labels."""
+    missing = [name for name in features if name not in dataset.column_names]
+    if not streaming:
+        return dataset  # concatenating fills in nulls
+    # A stream does not: it would read columns that the files do not have.
+    return dataset.map(lambda row: row | dict.fromkeys(missing), features=features) if missing else dataset
+
+
+def _folder(path: str | Path, root: str | Path | None, labels: str | Path | None) -> FairseqFolder:
+    try:
+        return FairseqFolder(path, root=root, labels=labels)
+    except FairseqFolderError as error:
+        raise DataError(str(error)) from error
+
+
+def _load_folder(
+    folder: FairseqFolder, split: str | None, streaming: bool, pairs: bool
+) -> "Dataset | DatasetDict | IterableDataset | IterableDatasetDict":
+    import datasets
+
+    if split is not None and split not in folder.splits:
+        raise DataError(f"{folder.path} has no split {split!r}, only {', '.join(folder.splits)}")
+    found = {name: folder_rows(folder, name, pairs) for name in folder.splits if split in (None, name)}
+    if unknown := [name for name, rows in found.items() if _no_patient(rows)]:
+        logger.warning(
+            "%s, %s: no patient is known (meta.csv, column patient_id), so no check can find a patient in two splits; "
+            "only recordings are compared",
+            folder.path,
+            ", ".join(unknown),
+        )
+    if streaming:
+        streams = {name: rows.to_iterable_dataset() for name, rows in found.items()}
+        return datasets.IterableDatasetDict(streams) if split is None else streams[split]
+    return datasets.DatasetDict(found) if split is None else found[split]
+
+
+def folder_rows(folder: FairseqFolder, split: str, pairs: bool = False, check: bool = True) -> "Dataset":
+    """
+    Return a split of a processed folder as rows of a store, in a memory-mapped file for temporary data.
+
+    Args:
+        folder: The folder.
+        split: The split.
+        pairs: Read the CMSC manifest.
+        check: Whether a missing segment is an error at once.
+
+    Raises:
+        `DataError`: a damaged manifest, a missing segment; the message names file and line.
+    """
+    from datasets import Dataset, Features, List, Value
+
+    schema = store_schema(() if pairs else folder.label_names)
+    features = Features.from_arrow_schema(schema) | {SEGMENT_FILES: List(Value("string")), IDX: Value("string")}
+    schema = Features(features).arrow_schema
+    handle, path = tempfile.mkstemp(".arrow", dir=private_folder())
+    try:
+        with os.fdopen(handle, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+            for table in folder.recordings(split, pairs, check):
+                columns = [
+                    table[field.name].cast(field.type)
+                    if field.name in table.column_names
+                    else pa.nulls(len(table), field.type)
+                    for field in schema
+                ]
+                writer.write_table(pa.table(columns, schema=schema))
+    except FairseqFolderError as error:
+        raise DataError(str(error)) from error
+    dataset = Dataset.from_file(path)
+    dataset._fingerprint = hashlib.sha256(f"{folder.digest([split], pairs)} {folder.path}".encode()).hexdigest()[:16]
+    return dataset
+
+
+def _no_patient(rows: "Dataset") -> bool:
+    return len(rows) > 0 and rows.data.column("patient_id").null_count == len(rows)
+
+
+__all__ = [
+    "data_digest",
+    "folder_rows",
+    "is_processed_folder",
+    "label_file",
+    "load_prepared",
+    "private_folder",
+    "split_names",
+]
