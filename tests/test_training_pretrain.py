@@ -398,7 +398,7 @@ def test_other_recordings_do_not_continue_a_run_though_they_are_as_many(settings
     Pretrainer(settings(max_steps=1, eval_strategy="no")).run()
     rows = load_prepared(store, "train")
     monkeypatch.setattr(
-        "ecgfm_hf.training.pretraining_data.load_prepared", lambda *_: rows.select(range(len(rows) - 1, -1, -1))
+        "ecgfm_hf.training.pretraining_data.load_prepared", lambda *_, **__: rows.select(range(len(rows) - 1, -1, -1))
     )
     with pytest.raises(SettingsError, match="the data had other recordings, splits or targets"):
         Pretrainer(settings(max_steps=2, eval_strategy="no"))

@@ -76,14 +76,11 @@ def _has_gpu() -> bool:
 def _convert(checkpoint: Path, output: str) -> None:
     """Convert a checkpoint; a folder that it was converted to before is used again."""
     from ..fairseq import convert_checkpoint
-    from ..provenance import file_digest
+    from ..provenance import file_digest, read_steps
     from ..utils.errors import OutputExistsError
 
-    record = Path(output) / ".source.sha256"
-    digest = file_digest(checkpoint)
-    if record.is_file() and record.read_text(encoding="ascii") == digest:
-        return
-    if Path(output).exists():
-        raise OutputExistsError(f"{output} exists and was not converted from {checkpoint}: remove it")
+    if Path(output).is_dir():
+        if [step.get("source_sha256") for step in read_steps(output)] == [file_digest(checkpoint)]:
+            return
+        raise OutputExistsError(f"{output} was not converted from {checkpoint}: remove it")
     convert_checkpoint(checkpoint, output)
-    record.write_text(digest, encoding="ascii")

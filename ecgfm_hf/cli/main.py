@@ -55,7 +55,11 @@ COMMANDS = {
         "Evaluation": {"evaluate": "evaluate"},
         "Integrity": {"verify": "verify"},
         "Sharing": {"card": "card", "push": "push"},
-        "fairseq-signals": {"convert": "convert", "export-fairseq": "export_fairseq"},
+        "fairseq-signals": {
+            "convert": "convert",
+            "export-fairseq": "export_fairseq",
+            "fairseq-hydra-train": "fairseq_hydra_train",
+        },
     }.items()
     for name, module in commands.items()
 }

@@ -128,7 +128,9 @@ class FairseqFolder:
             return
         root = self._segments_root(manifest, every)
         tables, listing, first = self._read_tables(root, every["name"]), _Listing(root), _first_segment(root, every)
-        prefix = f"{root.absolute()}/"
+        prefix, all_names = f"{root.absolute()}/", pc.replace_substring_regex(every["name"], r"^.*/", "")
+        # Sources may have files of one name in their folders.
+        are_unique = pc.count_distinct(all_names).as_py() == len(every)
         for start in range(0, len(every), _ROWS):
             rows = every.slice(start, _ROWS).combine_chunks()
             names, files = rows["name"].combine_chunks(), _segment_files(rows)
@@ -137,7 +139,7 @@ class FairseqFolder:
             columns = _looked_up(tables, names)
             if self._needs_files(manifest, columns, first, len(every), pairs):
                 columns |= _facts_of_files(root, rows, manifest)
-            plain = pc.replace_substring_regex(names, r"^.*/", "")
+            plain = all_names.slice(start, _ROWS).combine_chunks() if are_unique else names
             columns["recording_id"] = pc.coalesce(columns["recording_id"], plain)
             columns["path"] = names
             columns["sampling_rate"] = pa.array(np.full(len(names), first.sampling_rate))
@@ -459,11 +461,13 @@ class _Listing:
     def check(self, manifest: Manifest, rows: pa.Table, files: pa.ListArray) -> None:
         """Raise `FairseqFolderError` with the line of the first file that is missing."""
         folders = pc.unique(pc.replace_substring_regex(files.values, r"[^/]*$", "")).to_pylist()
+        new = [self._names]
         for folder in (name for name in folders if name not in self._folders):
             self._folders.add(folder)
             found = os.listdir(self._root / folder) if (self._root / folder).is_dir() else []
             names = [folder + name for name in found if name.endswith(".mat") and name.isprintable()]
-            self._names = pa.concat_arrays([self._names, pa.array(names, pa.string())])
+            new.append(pa.array(names, pa.string()))
+        self._names = pa.concat_arrays(new)
         there = pc.is_in(files.values, value_set=self._names)
         position = pc.index(there, False).as_py()
         if position < 0:

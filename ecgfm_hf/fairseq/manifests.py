@@ -27,6 +27,7 @@ from ..utils.errors import ECGFMError
 # A line in order; what does not match is examined again for the message.
 _SEGMENT_LINE = re.compile(r"([^\t]+)_(0|[1-9]\d{0,5})\.mat\t(\d{1,9})\r?\n?", re.ASCII)
 _RECORDING_LINE = re.compile(r"([^\t]+)\t(\d{1,9})\t[^\t]*\t(\d{1,9}(?:,\d{1,9})*)\r?\n?", re.ASCII)
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][\w.\-]*(?:/[A-Za-z0-9_][\w.\-]*)*")  # certainly below the folder
 _LONGEST_LINE = 4096
 _LONGEST_EXTENSION = 6
 _ROWS = 200_000  # recordings in a batch
@@ -101,21 +102,22 @@ class Manifest:
             yield number, found[1], [int(cell) for cell in found[3].split(",")], int(found[2])
 
     def _grouped_segments(self) -> Iterator[tuple[int, str, list[int], int]]:
-        first, name, segments, samples = 0, "", [], 0
+        first, name, segments, samples = 0, "", [], ""
         for number, line in self._lines(header=1):
             found = _SEGMENT_LINE.fullmatch(line)
             if found is None or len(line) > _LONGEST_LINE:
                 raise self._refused_line(number, line)
-            if found[1] == name and int(found[3]) == samples:
-                segments.append(int(found[2]))
+            stem, segment, size = found.groups()
+            if stem == name and size == samples:
+                segments.append(int(segment))
                 continue
-            if not _is_inside(found[1]):
+            if not _is_inside(stem):
                 raise self._refused_line(number, line)
             if segments:
-                yield first, name, segments, samples
-            first, name, segments, samples = number, found[1], [int(found[2])], int(found[3])
+                yield first, name, segments, int(samples)
+            first, name, segments, samples = number, stem, [int(segment)], size
         if segments:
-            yield first, name, segments, samples
+            yield first, name, segments, int(samples)
 
     def _lines(self, header: int) -> Iterator[tuple[int, str]]:
         with self._open() as file:
@@ -155,6 +157,8 @@ class Manifest:
 
 def _is_inside(name: str) -> bool:
     """Return whether a name is a path below a folder, by its text."""
+    if _PLAIN_NAME.fullmatch(name):
+        return True
     parts = name.split("/")
     outside = name.startswith("~") or ".." in parts or "\\" in name or ":" in parts[0]
     return not outside and "" not in parts and name.isprintable()

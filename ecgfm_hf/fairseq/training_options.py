@@ -304,8 +304,8 @@ def read_configuration(folder: Path, name: str, overrides: Sequence[str]) -> dic
             raise SettingsError(f"changes look like group.key=value, found: {argument}")
         try:
             found[key] = _scalar(yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise SettingsError(f"{key}: {text!r} is not YAML: {error}") from None
+        except yaml.YAMLError:
+            found[key] = text  # Python source, such as the layers of the convolutions
     return found
 
 
@@ -357,12 +357,13 @@ def translate(options: Mapping[str, Any]) -> TrainingCommand:
         _fit_pairs(options, settings, notes, folder)
     else:
         settings.pop("model.num_leads", None)  # that of the pretrained model
+        settings["label_aggregation"] = {}  # the recipe's are those of its own labels
         _check_labels(options, folder)
         _duration(options, settings, notes, folder)
         path = Path(str(settings.get("init_from") or ""))
         if path.is_file():
             checkpoint = path
-    recipe = "pretrain_base" if command == "pretrain" else "finetune_physionet2021"
+    recipe = "pretrain_base" if command == "pretrain" else "finetune_mimic_iv_ecg"
     first = ("data", "output_dir", "init_from")
     ordered = {name: settings[name] for name in (*first, *sorted(settings.keys() - set(first))) if name in settings}
     return TrainingCommand(command, recipe, ordered, notes, checkpoint)

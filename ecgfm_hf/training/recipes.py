@@ -9,9 +9,11 @@ from typing import Any, TypeVar, overload
 
 import yaml
 
+from ..configuration_ecgfm import ECGFMConfig
+from ..fairseq.training_options import in_our_words
 from ..recipes import RECIPES, recipe_names
 from ..utils.errors import suggestion
-from .settings import PretrainSettings, RunSettings, SettingsError, check_names
+from .settings import RENAMED, PretrainSettings, RunSettings, SettingsError, check_names
 
 Settings = TypeVar("Settings", bound=RunSettings)
 
@@ -112,6 +114,10 @@ def _override(values: dict[str, Any], override: str, settings_class: type) -> No
     except yaml.YAMLError as error:
         raise SettingsError(f"{key}: {text!r} is not YAML: {error}") from None
     first, *rest = key.split(".")
+    known = {spec.name for spec in dataclasses.fields(settings_class)}
+    is_ours = first in known and (first != "model" or ".".join(rest) in ECGFMConfig.__annotations__)
+    if not is_ours and key not in RENAMED and (hint := in_our_words(key, text)):
+        raise SettingsError(hint)
     check_names([first], settings_class)
     # The keys of mappings are checked where they are used.
     nested = [spec.name for spec in dataclasses.fields(settings_class) if "dict" in str(spec.type)]

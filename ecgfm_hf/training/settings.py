@@ -552,7 +552,8 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     called = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
     wanted = ["null" if k is types.NoneType else called.get(typing.get_origin(k) or k, "a list") for k in kinds]
     wanted = ["a number"] if wanted == ["a whole number", "a number"] else wanted
-    raise SettingsError(f"{name} must be {' or '.join(wanted)}, found: {value!r}")
+    bare = f": write {name}={value[0]}" if isinstance(value, list) and len(value) == 1 else ""
+    raise SettingsError(f"{name} must be {' or '.join(wanted)}, found: {value!r}{bare}")
 
 
 __all__ = [
