@@ -32,7 +32,7 @@ NO_PATH = set(
     allow base_model binarise card changes class_column columns dataset_name developers device drop drop_sources
     encoding fractions host intended_use keep keep_leads keep_sources label labels lead_names leads license limitations
     message name negative plot_saliency positive published rename_leads repo repo_id revision separator shard sheet
-    split split_column text_column thresholds training_data units unknown valid_split
+    split split_column text_column thresholds training_data units unknown valid_split config_name
     """,
     )
 )
@@ -83,7 +83,8 @@ def test_every_option_that_may_name_a_path_is_marked_as_input_or_output(command)
 def test_every_setting_that_may_name_a_path_is_checked(settings):
     texts = {field.name for field in dataclasses.fields(settings) if "str" in str(field.type)}
     targets = {"targets"} if settings is FinetuneSettings else set()
-    assert texts - SETTINGS_WITHOUT_PATH == {"data", "init_from", "output_dir", "resume_from_checkpoint", *targets}
+    expected = {"data", "init_from", "output_dir", "resume_from_checkpoint", "root", *targets}
+    assert texts - SETTINGS_WITHOUT_PATH == expected
 
 
 def run_checks(command, **given):

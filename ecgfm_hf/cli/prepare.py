@@ -40,7 +40,7 @@ _TABLE = "The table and its labels"
 
 _Strategy = Literal["random", "grouped", "temporal", "grouped_temporal"]
 _STRATEGY_HELP = "grouped: by patient (default: one split, all)."
-_SPLIT_HELP = "grouped: by patient; published: by the authors (ptb_xl, fairseq) (default: one split, all; for fairseq: published)."
+_SPLIT_HELP = "grouped: by patient; published: as ptb_xl and fairseq have it (default: all; of fairseq, published)."
 
 
 def _is_store(path: Path) -> bool:

@@ -128,7 +128,9 @@ class Prober:
 
     def _check_output(self) -> None:
         settings, output = self.settings, Path(self.settings.output_dir)
-        check_output(output, [settings.init_from, settings.data], overwrite=settings.overwrite)
+        check_output(
+            output, [settings.init_from, settings.data, settings.root, settings.targets], overwrite=settings.overwrite
+        )
         if output.is_dir() and any(output.iterdir()) and not (output / "config.json").is_file():
             raise OutputExistsError(f"{output} is not a model folder: give another folder")
 

@@ -234,6 +234,7 @@ class RunFolder:
             settings.init_from,
             settings.resume_folder,
             getattr(settings, "targets", None),
+            settings.root,
             *([data] if isinstance(data, str) else data or ()),
         ]
         check_output(self.path, inputs, is_own=self._is_own)
