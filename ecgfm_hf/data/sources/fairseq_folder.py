@@ -54,7 +54,7 @@ class FairseqFolderSource(Source):
     def published_split(self) -> dict[str, str]:
         """Return the split of each recording, by the manifests."""
         table = self._table
-        return dict(zip(table["recording_id"].to_pylist(), table["_split"].to_pylist(), strict=True))
+        return dict(zip(table["recording_id"].to_pylist(), table["_of_split"].to_pylist(), strict=True))
 
     def index(self) -> SourceIndex:
         return SourceIndex(self._table)
@@ -69,7 +69,7 @@ class FairseqFolderSource(Source):
                 for table in self._folder.recordings(split, check=False):
                     columns = {name: table[name].cast(COLUMNS.get(name, pa.int8())) for name in wanted}
                     columns |= {"_files": table[SEGMENT_FILES], "_idx": table[IDX]}
-                    parts.append(pa.table(columns | {"_split": pa.repeat(split, len(table))}))
+                    parts.append(pa.table(columns | {"_of_split": pa.repeat(split, len(table))}))
         except FairseqFolderError as error:
             raise DataError(str(error)) from error
         if not parts:
