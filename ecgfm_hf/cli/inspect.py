@@ -70,7 +70,8 @@ def _inspect(
     inputs: list[str], options: ReadingOptions, model: str | None, as_json: bool, plot: Path | None, plot_start: float
 ) -> int:
     from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
-    from ..inference.recording_sources import FileSource, StoreSource, find_recordings
+    from ..inference.recording_inputs import find_recordings
+    from ..inference.recording_sources import FileSource, StoreSource
     from ..model_folder import load_feature_extractor
     from ..records import ECGReadError
     from ..records.reading import format_name

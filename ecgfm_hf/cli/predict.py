@@ -470,7 +470,8 @@ def _source(
     options: RecordingOptions, extractor: "ECGFMFeatureExtractor", output: str | None, inspect: bool
 ) -> "FileSource | StoreSource | FolderSource":
     """Return the recordings; an error where an output would replace one that a list or a table names."""
-    from ..inference.recording_sources import StoreSource, find_recordings, read_list
+    from ..inference.recording_inputs import find_recordings, read_list
+    from ..inference.recording_sources import StoreSource
 
     inputs = list(options.inputs or ())
     if options.list_file == "-":

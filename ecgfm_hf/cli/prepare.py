@@ -44,7 +44,7 @@ _SPLIT_HELP = "grouped: by patient; published: as ptb_xl and fairseq have it (de
 
 
 def _is_store(path: Path) -> bool:
-    from ..inference.recording_sources import is_store
+    from ..inference.recording_inputs import is_store
 
     return is_store(str(path))
 

@@ -12,7 +12,7 @@ from .parquet_run import plan_of as plan_of
 from .predictions import Predictions as Predictions
 from .predictions import PredictionsError as PredictionsError
 from .predictions import predict_recordings as predict_recordings
+from .recording_inputs import find_recordings as find_recordings
 from .recording_sources import FileSource as FileSource
 from .recording_sources import FolderSource as FolderSource
 from .recording_sources import StoreSource as StoreSource
-from .recording_sources import find_recordings as find_recordings

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from ..utils.files import atomic_path
 from ..utils.text import from_cell
-from .recording_sources import is_store
+from .recording_inputs import is_store
 
 # In the metadata of a map, by which an earlier one is recognised.
 MAP_MARK = "ecgfm-hf embed-map"

@@ -1,11 +1,9 @@
-"""Find the recordings to score or embed: files, folders, tables of files, stores, datasets, Python values."""
+"""Where recordings to score or embed are read from: files, stores, processed folders, datasets, Python values."""
 
-import codecs
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import concatenate_datasets
 
-from ..data.exclusion import Excluded
-from ..data.opening import folder_rows, is_processed_folder, split_names
-from ..data.sources.base import inside, recording_stamp, recording_stamps
-from ..data.sources.table import RecordingTable
+from ..data.opening import folder_rows, split_names
+from ..data.sources.base import recording_stamp, recording_stamps
 from ..data.store import (
-    DATA_FOLDER,
-    REPORT_FILE,
-    WORK_FOLDER,
     DataError,
     check_footers,
     content_digest,
@@ -30,7 +23,7 @@ from ..data.store import (
 from ..fairseq.folder_reading import IDX, SEGMENT_FILES, FairseqFolder, read_segments, record_from_segments
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor, resampled_length
 from ..pipeline_ecgfm import RECORDING_KEYS
-from ..records.reading import exam_ids, read_ecg, read_with_defaults
+from ..records.reading import read_ecg, read_with_defaults
 from ..records.record import ECGReadError, ECGRecord
 from ..records.store_rows import SIGNAL_COLUMNS, record_from_row
 from .read_ahead import ReadRecording, failed_recording, in_groups, prepare_record
@@ -47,7 +40,7 @@ _OF_SEGMENTS = ("recording_id", "patient_id", "path", "age", "sex", "num_samples
 _UNREADABLE = (OSError, pa.ArrowException)  # errors of a damaged Parquet file
 # What a table may give for files whose format does not contain it; a table's index prefixes these with "_".
 _ARGUMENTS = ("sampling_rate", "units", "lead_names", "exam_id", "rename_leads")
-_FILES_SCHEMA = pa.schema(
+FILES_SCHEMA = pa.schema(
     [
         ("recording_id", pa.string()),
         ("patient_id", pa.string()),
@@ -67,7 +60,7 @@ class FileSource:
     Files, each opened when it is read.
 
     Args:
-        table (`pa.Table`): Columns as `_FILES_SCHEMA`, a row per recording; `failure` where one is known before
+        table (`pa.Table`): Columns as `FILES_SCHEMA`, a row per recording; `failure` where one is known before
             reading. An Arrow table, since workers that count references to a list's items would copy all its memory.
         extractor: The feature extractor, with its policies.
         arguments: Of `read_ecg`, for all files: `rename_leads`, `leads`, `checksums`, and what formats do not contain.
@@ -98,7 +91,7 @@ class FileSource:
     def failed(self, index: int, reason: str) -> ReadRecording:
         """Return the recording as failed for this reason, without reading its file."""
         row = self._row(index)
-        failed = failed_recording(index, row["recording_id"], row["patient_id"], reason, _displayed(row["path"]))
+        failed = failed_recording(index, row["recording_id"], row["patient_id"], reason, displayed(row["path"]))
         return replace(failed, stamp=self.stamps(index, index + 1)[0][1])
 
     def fingerprint(self) -> str:
@@ -136,7 +129,7 @@ class FileSource:
 
     def _read(self, index: int) -> ReadRecording:
         row = self._row(index)
-        ids, path = (row["recording_id"], row["patient_id"]), _displayed(row["path"])
+        ids, path = (row["recording_id"], row["patient_id"]), displayed(row["path"])
         stamp = "" if row["path"] is None else recording_stamp(os.fsdecode(row["path"]))
         try:
             recording = prepare_record(index, *ids, self.record(index), self._extractor, inspect=self._inspect)
@@ -303,22 +296,26 @@ class FolderSource:
     def failed(self, index: int, reason: str) -> ReadRecording:
         """Return the recording as failed for this reason, without reading its segments."""
         row = self._row(index)
-        return failed_recording(index, row["recording_id"], row["patient_id"], reason, row["path"])
+        failed = failed_recording(index, row["recording_id"], row["patient_id"], reason, row["path"])
+        return replace(failed, stamp=_segment_stamp(row))
 
     def record(self, index: int) -> ECGRecord:
         """Return a recording in mV, by the mean and std in its segments' files."""
         return record_from_segments(self._row(index))
 
     def fingerprint(self) -> str:
-        """Return a digest that changes with the list of recordings and with the content of any segment."""
+        """Return a digest of the list of recordings. No segment is read; see [`stamps`] for content."""
         digest = hashlib.sha256()
         for batch in self._rows.iter(batch_size=10_000):
-            rows = batch.to_pylist()
-            stamps = recording_stamps(file for row in rows for file in row[SEGMENT_FILES])
-            digest.update(
-                repr([(row["recording_id"], [stamps[f] for f in row[SEGMENT_FILES]]) for row in rows]).encode()
-            )
+            for row in batch.to_pylist():
+                names = [os.path.basename(file) for file in row[SEGMENT_FILES]]
+                digest.update(repr((row["recording_id"], names)).encode("utf-8", "backslashreplace"))
         return digest.hexdigest()
+
+    def stamps(self, start: int, stop: int) -> list[tuple[str, str]]:
+        """Return the id of each of these recordings with a text that changes with the content of its segments."""
+        rows = self._rows[start:stop].to_pylist()
+        return [(row["recording_id"], _segment_stamp(row)) for row in rows]
 
     def paths(self) -> Iterator[str]:
         """Yield the file of each segment."""
@@ -331,10 +328,17 @@ class FolderSource:
 
     def _read(self, index: int, row: Mapping[str, Any]) -> ReadRecording:
         ids = row["recording_id"], row["patient_id"]
+        stamp = _segment_stamp(row)
         try:
-            return ReadRecording(index, *ids, read_segments(row[SEGMENT_FILES], row, self._extractor), path=row["path"])
+            segments = read_segments(row[SEGMENT_FILES], row, self._extractor)
         except Exception as error:  # as for files
-            return failed_recording(index, *ids, error, row["path"])
+            return replace(failed_recording(index, *ids, error, row["path"]), stamp=stamp)
+        return ReadRecording(index, *ids, segments, path=row["path"], stamp=stamp)
+
+
+def _segment_stamp(row: Mapping[str, Any]) -> str:
+    stamp_of = recording_stamps(row[SEGMENT_FILES])
+    return " ".join(stamp_of[file] for file in row[SEGMENT_FILES])
 
 
 class DatasetSource:
@@ -439,133 +443,9 @@ class PythonSource:
         return ReadRecording(index, name, None, segments, (*warnings, *prepared.warnings))
 
 
-def find_recordings(
-    inputs: Sequence[str],
-    extractor: ECGFMFeatureExtractor,
-    *,
-    table: str | None = None,
-    root: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    split: str | None = None,
-    arguments: Mapping[str, Any] | None = None,
-    inspect: bool = True,
-) -> FileSource | StoreSource | FolderSource:
-    """
-    Find all recordings that a command was given, before any is read.
-
-    Args:
-        inputs: Files, folders (searched through; hidden files and links to folders are skipped), stores, or processed
-            folders of fairseq-signals.
-        extractor: The feature extractor, with its policies.
-        table: A CSV or Parquet table with a column `path` or `recording_id`, as for `ecgfm prepare table`.
-        root: The folder that its paths are relative to; by default the table's own folder. Of processed folders, the
-            folder of their segments.
-        columns: The table's names for our columns, such as `{"path": "file"}`.
-        split: Which split of stores and processed folders; all by default.
-        arguments, inspect: As in [`FileSource`].
-
-    Raises:
-        `ValueError`: no recordings given or found, stores mixed with files, a table without the columns it needs.
-    """
-    stores = [path for path in inputs if is_store(path)]
-    if stores:
-        if len(stores) < len(inputs) or table is not None:
-            raise ValueError(f"{stores[0]} is a store: stores cannot be mixed with files in one run")
-        return StoreSource(stores, extractor, split)
-    if processed := [path for path in inputs if os.path.isdir(path) and is_processed_folder(path)]:
-        if len(processed) < len(inputs) or table is not None:
-            raise ValueError(
-                f"{processed[0]} is a processed folder of fairseq-signals: these cannot be mixed with files in one run"
-            )
-        return FolderSource(processed, extractor, split, root)
-    if split is not None:
-        raise ValueError("only stores and processed folders have splits")
-    found: list[dict[str, Any]] = []
-    given = {name: value for name, value in (arguments or {}).items() if value is not None and name != "exam_id"}
-    exam_id = (arguments or {}).get("exam_id")
-    for path in inputs:
-        found += _in_folder(path, given, exam_id) if os.path.isdir(path) else _file_rows(path, arguments or {})
-    if table is not None:
-        folder = root or os.path.dirname(table) or "."
-        found += _in_table(RecordingTable(folder, table, labels=(), columns=columns, **given))
-    if not found:
-        raise ValueError("there are no recordings")
-    rows = pa.Table.from_pylist(list(_once_each(found)), schema=_FILES_SCHEMA)
-    return FileSource(rows, extractor, arguments, inspect)
-
-
-def is_store(path: str) -> bool:
-    """Return whether a folder is a store, finished or not."""
-    return os.path.isdir(os.path.join(path, WORK_FOLDER)) or (
-        os.path.isfile(os.path.join(path, REPORT_FILE)) and os.path.isdir(os.path.join(path, DATA_FOLDER))
-    )
-
-
-def read_list(file: Iterable[bytes]) -> list[str]:
-    """Return the paths of a list of files, one per line. Empty lines are skipped; names need not be UTF-8."""
-    lines = (line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n") for line in file)
-    return [os.fsdecode(line) for line in lines if line.strip()]
-
-
-def _once_each(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Drop files given twice. Another file with the same id fails: the output identifies recordings by id."""
-    paths: dict[str, bytes] = {}
-    for row in rows:
-        if row.get("failure") is None:
-            path = paths.setdefault(row["recording_id"], row["path"])
-            if path is not row["path"]:
-                if path == row["path"]:
-                    continue
-                row["failure"] = "another recording has the same id"
-        yield row
-
-
-def _file_rows(path: str, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a row for a file, or for each of its exams."""
-    return [_file_row(path, exam) for exam in exam_ids(path, arguments)]
-
-
-def _file_row(path: str, exam: int | None = None) -> dict[str, Any]:
-    encoded = os.fsencode(path)
-    name = _displayed(encoded)
-    return {"recording_id": name if exam is None else f"{name}#{exam}", "path": encoded, "_exam_id": exam}
-
-
-def _displayed(path: bytes | None) -> str | None:
+def displayed(path: bytes | None) -> str | None:
     """Return a path as text that can be written; file names need not be UTF-8."""
     return None if path is None else path.decode("utf-8", "backslashreplace")
-
-
-def _in_folder(folder: str, arguments: Mapping[str, Any], exam_id: int | None) -> Iterator[dict[str, Any]]:
-    """
-    Yield a row for every recording below a folder, with its path as id, and for files that cannot be used.
-
-    Of files of several exams, all are used, or `exam_id`.
-    """
-    index = RecordingTable(folder, **arguments).index()
-    exams = index.table["_exam_id"].to_pylist() if "_exam_id" in index.table.column_names else repeat(None)
-    for path, exam in zip(index.table["path"].to_pylist(), exams, strict=False):
-        if exam_id is None or exam in (None, exam_id):
-            yield _file_row(os.path.join(folder, path), exam)
-    for entry in index.excluded:
-        yield _file_row(os.path.join(folder, entry.path or "")) | {"failure": _reason(entry)}
-
-
-def _in_table(table: RecordingTable) -> Iterator[dict[str, Any]]:
-    index = table.index()
-    wanted = [name for name in _FILES_SCHEMA.names if name in index.table.column_names]
-    for row in index.table.select(wanted).to_pylist():
-        yield row | {"path": os.fsencode(inside(table.root, row["path"]))}
-    for entry in index.excluded:
-        yield {
-            "recording_id": entry.recording_id or entry.path or entry.detail,
-            "path": None if entry.path is None else os.fsencode(os.path.join(table.root, entry.path)),
-            "failure": _reason(entry),
-        }
-
-
-def _reason(excluded: Excluded) -> str:
-    return excluded.detail.removeprefix(f"{excluded.path}: ") or excluded.reason
 
 
 def _check_unique_ids(files: Sequence[Path]) -> None:
@@ -596,13 +476,12 @@ def _valid_samples(inputs: "ModelInputs", rows: np.ndarray) -> np.ndarray:
 
 
 __all__ = [
+    "FILES_SCHEMA",
     "DatasetSource",
     "FileSource",
     "FolderSource",
     "PythonSource",
     "RecordingInput",
     "StoreSource",
-    "find_recordings",
-    "is_store",
-    "read_list",
+    "displayed",
 ]
