@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
+from killed_runs import damage_file
 
 from ecgfm_hf import ECGFMFeatureExtractor
 from ecgfm_hf.cli.main import main
@@ -24,6 +25,7 @@ from ecgfm_hf.fairseq.manifests import (
     write_mat,
 )
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
+from ecgfm_hf.inference import FolderSource
 from ecgfm_hf.records import ECGReadError, ECGRecord, read_ecg
 
 GOLDEN = Path(__file__).parent / "fixtures" / "splits"
@@ -494,6 +496,18 @@ def test_a_damaged_segment_is_an_error_when_it_is_read_and_is_named(folder):
     assert found[0]["recording_id"] == "a"
     with pytest.raises(ECGReadError, match=r"segmented/b_0\.mat: damaged MATLAB header"):
         found[2]
+
+
+def test_a_changed_segment_changes_its_recording_s_stamp_alone(folder):
+    before = FolderSource([folder], ECGFMFeatureExtractor())
+    stamps = before.stamps(0, len(before))
+    assert [one.stamp for one in before.read(range(len(before)))] == [stamp for _, stamp in stamps]
+    assert before.failed(0, "a reason").stamp == stamps[0][1]
+    damage_file(Path(next(before.paths())))
+    after = FolderSource([folder], ECGFMFeatureExtractor())
+    changed = [one != other for one, other in zip(stamps, after.stamps(0, len(after)), strict=True)]
+    assert changed == [True] + [False] * (len(after) - 1)
+    assert after.fingerprint() == before.fingerprint()
 
 
 @pytest.mark.parametrize(
