@@ -498,16 +498,21 @@ def test_a_damaged_segment_is_an_error_when_it_is_read_and_is_named(folder):
         found[2]
 
 
-def test_a_changed_segment_changes_its_recording_s_stamp_alone(folder):
+def test_a_damaged_segment_changes_its_recording_s_stamp_and_is_reported(folder):
     before = FolderSource([folder], ECGFMFeatureExtractor())
     stamps = before.stamps(0, len(before))
     assert [one.stamp for one in before.read(range(len(before)))] == [stamp for _, stamp in stamps]
     assert before.failed(0, "a reason").stamp == stamps[0][1]
-    damage_file(Path(next(before.paths())))
+    whole = before.read([1])[0]
+    damage_file(Path(next(before.paths())), "cut short")
     after = FolderSource([folder], ECGFMFeatureExtractor())
     changed = [one != other for one, other in zip(stamps, after.stamps(0, len(after)), strict=True)]
     assert changed == [True] + [False] * (len(after) - 1)
     assert after.fingerprint() == before.fingerprint()
+    first, second = after.read([0, 1])
+    assert (first.segments, second.failure) == (None, None)
+    assert "a_0.mat: " in first.failure
+    np.testing.assert_array_equal(second.segments, whole.segments)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ There are two kinds of manifests. Classification (`manifests/train.tsv`): the ro
 A manifest may have millions of lines. It is read in batches of Arrow arrays, a row a recording.
 """
 
-import itertools
 import os
 import re
 import struct
@@ -18,19 +17,20 @@ from typing import IO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..feature_extraction_ecgfm import STANDARD_LEADS
 from ..records.matlab import feats_of, number_of, read_mat
 from ..records.record import ECGReadError
 from ..utils.errors import ECGFMError
 
-# A line in order; what does not match is examined again for the message.
-_SEGMENT_LINE = re.compile(r"([^\t]+)_(0|[1-9]\d{0,5})\.mat\t(\d{1,9})\r?\n?", re.ASCII)
-_RECORDING_LINE = re.compile(r"([^\t]+)\t(\d{1,9})\t[^\t]*\t(\d{1,9}(?:,\d{1,9})*)\r?\n?", re.ASCII)
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][\w.\-]*(?:/[A-Za-z0-9_][\w.\-]*)*")  # certainly below the folder
+# A line in order, for Arrow (RE2); what does not match is examined again for the message.
+_SEGMENT_LINE = r"^(?P<name>[^\t]+)_(?P<segment>0|[1-9][0-9]{0,5})\.mat\t(?P<samples>[0-9]{1,9})\r?\n?$"
+_RECORDING_LINE = r"^(?P<name>[^\t]+)\t(?P<samples>[0-9]{1,9})\t[^\t]*\t(?P<segments>[0-9]{1,9}(?:,[0-9]{1,9})*)\r?\n?$"
+_PLAIN_NAME = r"^[A-Za-z0-9_][\w.\-]*(?:/[A-Za-z0-9_][\w.\-]*)*$"  # certainly below the folder
 _LONGEST_LINE = 4096
 _LONGEST_EXTENSION = 6
-_ROWS = 200_000  # recordings in a batch
+_BLOCK = 8 << 20  # characters that are read at a time
 # A recording of a manifest: the line that names it first, its name below the root, its segments' numbers, the samples
 # of each segment.
 ROWS = pa.schema(
@@ -87,48 +87,54 @@ class Manifest:
         Raises:
             `FairseqFolderError`: a line of another form, a name that leads out of the folder.
         """
-        rows = self._recordings() if self.is_cmsc else self._grouped_segments()
-        while batch := list(itertools.islice(rows, _ROWS)):
-            columns = zip(*batch, strict=True)
-            yield pa.record_batch(
-                [pa.array(column, field.type) for column, field in zip(columns, ROWS, strict=True)], schema=ROWS
-            )
+        yield from self._recordings() if self.is_cmsc else self._grouped_segments()
 
-    def _recordings(self) -> Iterator[tuple[int, str, list[int], int]]:
-        for number, line in self._lines(header=2):
-            found = _RECORDING_LINE.fullmatch(line)
-            if found is None or not _is_inside(found[1]) or len(line) > _LONGEST_LINE:
-                raise self._refused_line(number, line)
-            yield number, found[1], [int(cell) for cell in found[3].split(",")], int(found[2])
+    def _recordings(self) -> Iterator[pa.RecordBatch]:
+        for numbers, cells in self._matches(_RECORDING_LINE, header=2):
+            lists = pc.split_pattern(cells["segments"], ",")
+            segments = pa.ListArray.from_arrays(lists.offsets, lists.values.cast(pa.int32()))
+            columns = [numbers, cells["name"], segments, cells["samples"].cast(pa.int32())]
+            yield pa.record_batch(columns, schema=ROWS)
 
-    def _grouped_segments(self) -> Iterator[tuple[int, str, list[int], int]]:
-        first, name, segments, samples = 0, "", [], ""
-        for number, line in self._lines(header=1):
-            found = _SEGMENT_LINE.fullmatch(line)
-            if found is None or len(line) > _LONGEST_LINE:
-                raise self._refused_line(number, line)
-            stem, segment, size = found.groups()
-            if stem == name and size == samples:
-                segments.append(int(segment))
-                continue
-            if not _is_inside(stem):
-                raise self._refused_line(number, line)
-            if segments:
-                yield first, name, segments, int(samples)
-            first, name, segments, samples = number, stem, [int(segment)], size
-        if segments:
-            yield first, name, segments, int(samples)
+    def _grouped_segments(self) -> Iterator[pa.RecordBatch]:
+        last: pa.Table | None = None  # the recording at the end of a block, which the next block may continue
+        for numbers, cells in self._matches(_SEGMENT_LINE, header=1):
+            lines = pa.table({"line": numbers, **cells})
+            lines = lines if last is None else pa.concat_tables([last, lines]).combine_chunks()
+            starts = _group_starts(lines)
+            yield _segments_of(lines, starts)
+            last = lines.slice(int(starts[-1]))
+        if last is not None:
+            yield _segments_of(last, np.array([0, len(last)]))
 
-    def _lines(self, header: int) -> Iterator[tuple[int, str]]:
+    def _matches(self, pattern: str, header: int) -> Iterator[tuple[pa.Array, dict[str, pa.Array]]]:
+        """Yield the numbers of some lines, and what the groups of a pattern match in them."""
         with self._open() as file:
             for _ in range(header):
                 file.readline()
-            try:
-                for number, line in enumerate(file, header + 1):
-                    if not line.isspace():
-                        yield number, line
-            except UnicodeDecodeError as error:
-                raise FairseqFolderError(f"{self.path} is not text in UTF-8: {error}") from None
+            number = header + 1
+            while lines := self._block(file):
+                text, numbers = pa.array(lines, pa.string()), np.arange(number, number + len(lines), dtype=np.int32)
+                number += len(lines)
+                is_blank = pc.utf8_is_space(text).to_numpy(zero_copy_only=False)
+                if is_blank.any():
+                    text, numbers = text.filter(pa.array(~is_blank)), numbers[~is_blank]
+                found = pc.extract_regex(text, pattern)
+                names = pc.struct_field(found, "name")
+                wrong = pc.or_(pc.is_null(names), pc.greater(pc.utf8_length(text), _LONGEST_LINE))
+                unusual = pc.invert(pc.fill_null(pc.match_substring_regex(names, _PLAIN_NAME), True))
+                for row in np.flatnonzero(pc.or_(wrong, unusual).to_numpy(zero_copy_only=False)).tolist():
+                    if wrong[row].as_py() or not _is_inside(names[row].as_py()):
+                        raise self._refused_line(int(numbers[row]), text[row].as_py())
+                if len(text):
+                    fields = [field.name for field in found.type]
+                    yield pa.array(numbers), {name: pc.struct_field(found, name) for name in fields}
+
+    def _block(self, file: IO[str]) -> list[str]:
+        try:
+            return file.readlines(_BLOCK)
+        except UnicodeDecodeError as error:
+            raise FairseqFolderError(f"{self.path} is not text in UTF-8: {error}") from None
 
     def _open(self) -> IO[str]:
         return open(self.path, encoding="utf-8-sig", newline="\n")
@@ -155,10 +161,29 @@ class Manifest:
         return FairseqFolderError(f"{self.path}, line {number}: found {found!r}, expected {expected}")
 
 
+def _group_starts(lines: pa.Table) -> np.ndarray:
+    """Return the rows where another recording, or another length, begins."""
+    differs = np.zeros(len(lines), dtype=bool)
+    differs[0] = True
+    for name in ("name", "samples"):
+        column = lines[name].combine_chunks()
+        differs[1:] |= pc.not_equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False)
+    return np.flatnonzero(differs)
+
+
+def _segments_of(lines: pa.Table, starts: np.ndarray) -> pa.RecordBatch:
+    """Return a row for each recording but the last that begins."""
+    first, offsets = pa.array(starts[:-1]), pa.array(starts, pa.int32())
+    numbers = lines["segment"].combine_chunks()[: int(starts[-1])].cast(pa.int32())
+    columns = {name: lines[name].combine_chunks().take(first) for name in ("line", "name", "samples")}
+    segments = pa.ListArray.from_arrays(offsets, numbers)
+    return pa.record_batch(
+        [columns["line"], columns["name"], segments, columns["samples"].cast(pa.int32())], schema=ROWS
+    )
+
+
 def _is_inside(name: str) -> bool:
     """Return whether a name is a path below a folder, by its text."""
-    if _PLAIN_NAME.fullmatch(name):
-        return True
     parts = name.split("/")
     outside = name.startswith("~") or ".." in parts or "\\" in name or ":" in parts[0]
     return not outside and "" not in parts and name.isprintable()
