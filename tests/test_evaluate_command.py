@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -215,6 +216,18 @@ def test_thresholds_that_were_fitted_on_what_they_decide_are_refused_or_stand_ou
         assert "thresholds of other were fitted on what they should decide" in capsys.readouterr().err
         assert evaluate(*arguments, "--allow-seen") == 0
         assert any("thresholds were fitted on some" in line for line in results_of(tmp_path / "o")["warnings"])
+
+
+def test_thresholds_of_other_weights_are_not_used(evaluated, tmp_path, tiny_config):
+    config = {"id2label": {0: "A", 1: "B"}, "label2id": {"A": 0, "B": 1}}
+    fitted = write_model(tmp_path / "fitted", tiny_config(**config, label_thresholds={"A": 0.4}))
+    other = write_model(tmp_path / "other", tiny_config(**config), seed=4)
+    shutil.copy(fitted / "config.json", other / "config.json")
+    for folder, has_thresholds in ((fitted, True), (other, False)):
+        out = tmp_path / f"of-{folder.name}"
+        assert evaluate(evaluated / PREDICTIONS_FILE, "--thresholds", folder, "--output", out) == 0
+        warnings = " ".join(results_of(out)["warnings"])
+        assert ("The thresholds of other belong to other weights" in warnings) == (not has_thresholds)
 
 
 def test_new_recordings_are_reported_as_new_only_where_that_is_known(store, evaluated, tmp_path, tiny_config):

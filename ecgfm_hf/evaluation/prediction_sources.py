@@ -115,10 +115,23 @@ def load_predictions(
         truth = _Truth(dataset, split, targets, class_column, root)
         loaded = _predict(source, truth, labels, allow_seen, device, running)
     if thresholds is not None:
-        loaded.thresholds = dict(ECGFMConfig.from_pretrained(thresholds).label_thresholds or {})
+        given, loaded.thresholds = _thresholds_of(thresholds)
+        if given and not loaded.thresholds:
+            loaded.warnings.append(f"The thresholds of {_name(thresholds)} belong to other weights: none is used.")
         loaded.thresholds_from = f"of the model {_name(thresholds)}"
         loaded.warnings += _thresholds_seen(loaded.predictions, thresholds, allow_seen)
     return loaded
+
+
+def _thresholds_of(model_path: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the thresholds in a model's configuration, and those of them that belong to its weights."""
+    from ..model_folder import load_pipeline
+
+    config = ECGFMConfig.from_pretrained(model_path)
+    given = dict(config.label_thresholds or {})
+    if config.label_fingerprint is None:
+        return given, given
+    return given, dict(load_pipeline(model_path).model.config.label_thresholds or {})
 
 
 def distinct_names(first: str, second: str) -> tuple[str, str]:
