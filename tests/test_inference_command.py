@@ -321,7 +321,7 @@ def test_a_file_keeps_what_it_holds_until_there_are_answers(model_dir, folder, t
         (["x.hea", "--output", "x.parquet", "--failures", "nowhere/x.csv"], "no folder nowhere"),
         (["STORE", "STORE"], "the same id"),
         (["STORE", "x.hea"], "cannot be mixed"),
-        (["x.hea", "--split", "train"], "only stores have splits"),
+        (["x.hea", "--split", "train"], "only stores and processed folders have splits"),
         (["STORE", "--split", "nonsense"], "has no split 'nonsense'"),
         (["EMPTY"], "no recordings found"),
         (["x.hea", "--output", "nowhere/x.parquet"], "no folder nowhere"),

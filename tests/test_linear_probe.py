@@ -312,7 +312,7 @@ def test_the_command_refuses_a_patient_in_both_splits_and_a_split_used_twice(
     real = probing.load_prepared
     train = real(str(store), "train")
     monkeypatch.setattr(
-        probing, "load_prepared", lambda path, split: train.select(range(4)) if split == "valid" else train
+        probing, "load_prepared", lambda path, split, **_: train.select(range(4)) if split == "valid" else train
     )
     assert run(folder, store, "--output", tmp_path / "out") == 2
     assert "4 recordings and 2 patients" in capsys.readouterr().err
