@@ -110,7 +110,7 @@ def check_auto_classes(number: int, classifier: str, recording: str) -> None:
     with torch.no_grad():
         embedding = AutoModel.from_pretrained(classifier)(inputs).pooler_output
         logits = AutoModelForSequenceClassification.from_pretrained(classifier)(inputs).logits
-    print(f"   embeddings {tuple(embedding.shape)}, logits {tuple(logits.shape)}: a row a segment of 5 s")
+    print(f"   embeddings {tuple(embedding.shape)}, logits {tuple(logits.shape)}: one row per segment of 5 s")
 
 
 if __name__ == "__main__":
