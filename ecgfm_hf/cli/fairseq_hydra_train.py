@@ -31,7 +31,7 @@ def fairseq_hydra_train(
 
     Options without a counterpart are listed; those that would change the training are errors.
 
-    Exit status: 0 trained, or printed with --show, 2 usage; otherwise that of the training command.
+    Exit status: 0 trained, or printed with --show, 2 usage, else the training command's.
     """
     from ..fairseq.training_options import read_configuration, translate
     from ..utils.errors import SettingsError

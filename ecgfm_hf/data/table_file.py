@@ -19,7 +19,7 @@ from ..utils.text import from_cell, read_cells
 from .store import DataError
 
 MOST_NAMES = 40
-SEPARATORS = ",;\t|"
+_SEPARATORS = ",;\t|"
 _WORKBOOKS = (".xlsx", ".xlsm")
 # Of text that is not UTF-8, what a spreadsheet on Windows writes; it has no character for five bytes.
 _WINDOWS = "cp1252"
@@ -236,7 +236,7 @@ def _is_number_with_comma(value: Any) -> bool:
 def _separator(where: Path, text: str) -> str:
     """Return the separator that divides all of the first rows into the same number of cells, the most of them."""
     widths = {}
-    for sign in SEPARATORS:
+    for sign in _SEPARATORS:
         rows = [row for row in islice(read_cells(io.StringIO(text, newline=""), sign), _ROWS_TO_SNIFF) if row]
         widths[sign] = [len(row) for row in rows]
     even = {sign: found[0] for sign, found in widths.items() if len(set(found)) == 1 < found[0]}
@@ -249,4 +249,4 @@ def _separator(where: Path, text: str) -> str:
     return best[0]
 
 
-__all__ = ["MOST_NAMES", "SEPARATORS", "TableFile", "clean_name", "point_decimals", "shown_header"]
+__all__ = ["MOST_NAMES", "TableFile", "clean_name", "point_decimals", "shown_header"]

@@ -91,7 +91,7 @@ class FairseqFolder:
 
     def manifest(self, split: str, pairs: bool = False) -> Manifest:
         """
-        Open a split's manifest: for pairs of adjacent segments that of CMSC, otherwise that of classification.
+        Open a split's manifest: the CMSC manifest for pairs of adjacent segments, else the one of classification.
 
         Raises:
             `FairseqFolderError`: there is none, or for pairs only one of classification.
@@ -152,7 +152,7 @@ class FairseqFolder:
             yield pa.table(columns)
 
     def digest(self, splits: Sequence[str], pairs: bool = False) -> str:
-        """Return a digest of the manifests and labels; that of the segments' files would take as long as an epoch."""
+        """Return a digest of the manifests and labels. To hash the segments would take as long as an epoch."""
         digest = hashlib.sha256()
         files = [self.manifest(split, pairs).path for split in splits]
         if self._label_folder is not None:

@@ -356,7 +356,7 @@ def translate(options: Mapping[str, Any]) -> TrainingCommand:
         settings["augmentations"] = _augmentations(options)
         _fit_pairs(options, settings, notes, folder)
     else:
-        settings.pop("model.num_leads", None)  # that of the pretrained model
+        settings.pop("model.num_leads", None)  # the pretrained model has it
         settings["label_aggregation"] = {}  # the recipe's are those of its own labels
         _check_labels(options, folder)
         _duration(options, settings, notes, folder)

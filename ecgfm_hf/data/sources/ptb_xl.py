@@ -41,7 +41,7 @@ class PTBXL(Source):
     """
     PTB-XL as PhysioNet gives it: `ptbxl_database.csv`, `scp_statements.csv` and the folders of recordings.
 
-    A recording's id is its `ecg_id`. A label is 1 where a statement of it is given, whatever its likelihood (0 means
+    A recording's id is its `ecg_id`. A label is 1 where a statement of it is given, with any likelihood (0 means
     not graded), and 0 otherwise. Where a recording has no statement of the chosen kind, its labels are unknown: the
     published benchmark leaves it out. Ages of 300 are over 89 and become 90.
 
