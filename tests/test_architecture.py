@@ -27,6 +27,7 @@ ROOMS = [
     "recipes",
     "training",
     "interpretation",
+    "study",
     "hub",
     "app",
     "cli",

@@ -211,16 +211,24 @@ def draw_patients(ids: Sequence[Any], patients: Sequence[Any], fraction: float, 
     """
     if not 0 < fraction <= 1:
         raise SplitError(f"the fraction must be above 0 and at most 1, found: {fraction}")
-    groups = [
+    groups = patient_keys(ids, patients)
+    ranked = rank_patients(groups, seed)
+    chosen = set(ranked[: math.ceil(fraction * len(ranked) - 1e-9)])
+    return np.flatnonzero([group in chosen for group in groups])
+
+
+def patient_keys(ids: Sequence[Any], patients: Sequence[Any]) -> list[tuple[str, str]]:
+    """Return what identifies the patient of each recording; a recording without a patient is one of its own."""
+    return [
         ("recording", str(name)) if (person := canonical_id(patient)) is None else ("patient", person)
         for name, patient in zip(ids, patients, strict=True)
     ]
-    rank = {
-        group: hashlib.blake2b("\x1f".join((str(seed), *group)).encode(), digest_size=8).digest()
-        for group in set(groups)
-    }
-    chosen = set(sorted(rank, key=lambda group: (rank[group], group))[: math.ceil(fraction * len(rank) - 1e-9)])
-    return np.flatnonzero([group in chosen for group in groups])
+
+
+def rank_patients(keys: Iterable[tuple[str, str]], seed: int | str) -> list[tuple[str, str]]:
+    """Return the patients once each, in an order that depends on their keys and the seed alone."""
+    rank = {key: hashlib.blake2b("\x1f".join((str(seed), *key)).encode(), digest_size=8).digest() for key in set(keys)}
+    return sorted(rank, key=lambda key: (rank[key], key))
 
 
 def check_patients(splits: Sequence[str | None], patients: Sequence[Any]) -> None:

@@ -259,8 +259,8 @@ class MetricIntervals:
         defined = chosen[~np.isnan(self.values[chosen])]
         rows, counts = self.resampled[defined], np.maximum(self.patients[defined], 2)
         means = rows.mean(axis=0) if len(rows) else np.full(self.resampled.shape[1], np.nan)
-        freedom = _Freedom.of_mean(rows, counts)
-        low, high, reason = _interval(value, means, self.scale, freedom, self.unit, self.level, of_all=True)
+        freedom = Freedom.of_mean(rows, counts)
+        low, high, reason = interval_around(value, means, self.scale, freedom, self.unit, self.level, of_all=True)
         undefined = int(np.isnan(rows).any(axis=0).sum())
         return Interval(value, low, high, len(defined), labels_left_out, undefined, reason)
 
@@ -376,6 +376,13 @@ def bootstrap_difference(
     return Intervals(metrics, groups.unit, groups.count, groups.note, resamples, level, seed)
 
 
+def resampled_values(
+    statistics: Statistics, groups: Groups, *, resamples: int = 1000, seed: int = 0
+) -> tuple[Values, Values]:
+    """Return by metric the values (L,) and those of the resamples (L, resamples), to make other intervals of."""
+    return _Draws(groups, resamples, seed).values(statistics)
+
+
 def _groups(parts: Sequence[Statistics], patient_ids: Sequence, resamples: int, level: float) -> Groups:
     if resamples < FEWEST_RESAMPLES:
         raise MetricInputError(f"resamples must be at least {FEWEST_RESAMPLES}, found: {resamples}")
@@ -431,7 +438,7 @@ def _intervals(
     ends = []
     left_out = np.isnan(resampled).sum(axis=1)
     for value, row, count in zip(values, resampled, patients.tolist(), strict=True):
-        ends.append(_interval(value, row, scale, _Freedom.of(count), unit, level))
+        ends.append(interval_around(value, row, scale, Freedom.of(count), unit, level))
     low, high, reasons = zip(*ends, strict=True) if ends else ((), (), ())
     return MetricIntervals(
         values,
@@ -448,8 +455,15 @@ def _intervals(
 
 
 @dataclass(frozen=True)
-class _Freedom:
-    """How many patients a standard error is based on."""
+class Freedom:
+    """
+    How many patients a bootstrap's standard error is based on.
+
+    Args:
+        patients (`int`): Of the rarer kind.
+        degrees (`float`): Degrees of freedom.
+        widened (`float`): By which the standard error is to be multiplied.
+    """
 
     patients: int
     degrees: float
@@ -457,11 +471,11 @@ class _Freedom:
     widened: float
 
     @classmethod
-    def of(cls, patients: int) -> "_Freedom":
+    def of(cls, patients: int) -> "Freedom":
         return cls(patients, patients - 1, math.sqrt(patients / (patients - 1)) if patients > 1 else math.nan)
 
     @classmethod
-    def of_mean(cls, resampled: np.ndarray, patients: np.ndarray) -> "_Freedom":
+    def of_mean(cls, resampled: np.ndarray, patients: np.ndarray) -> "Freedom":
         """Return the freedom of a mean over labels (Welch and Satterthwaite): labels weigh by their variance."""
         variances = np.array([np.var(row[~np.isnan(row)]) if (~np.isnan(row)).any() else 0.0 for row in resampled])
         if not variances.sum():
@@ -471,9 +485,26 @@ class _Freedom:
         return cls(int(patients.min()), degrees, widened)
 
 
-def _interval(
-    value: float, resampled: np.ndarray, scale: str, freedom: _Freedom, unit: str, level: float, of_all: bool = False
+def interval_around(
+    value: float,
+    resampled: np.ndarray,
+    scale: str,
+    freedom: Freedom,
+    unit: str,
+    level: float,
+    of_all: bool = False,
+    added: float = 0.0,
 ) -> tuple[float, float, str | None]:
+    """
+    Return the ends of a value's interval, or why there is none.
+
+    Args:
+        value (`float`), resampled (`np.ndarray`): In all recordings, and in the resamples (NaN where undefined).
+        scale, unit, level: As of [`MetricIntervals`].
+        freedom ([`Freedom`]): Of the standard error.
+        of_all (`bool`): Whether the value is a mean over labels.
+        added (`float`): A variance of the value that resamples do not have, such as of training.
+    """
     from scipy.special import stdtrit
 
     known = resampled[~np.isnan(resampled)]
@@ -491,8 +522,13 @@ def _interval(
     center, error = _standard_error(value, known, scale)
     if not np.isfinite(center) or not error > 0:
         return math.nan, math.nan, "it is the same in all resamples"
-    reach = t * freedom.widened * error
+    reach = t * math.hypot(freedom.widened * error, math.sqrt(added) / _slope(value, scale))
     return _from_scale(center - reach, scale), _from_scale(center + reach, scale), None
+
+
+def _slope(value: float, scale: str) -> float:
+    """Return how much the value changes with its value on the scale."""
+    return {"plain": 1.0, "logit": value * (1 - value), "log": value, "log_one_minus": 1 - value}[scale]
 
 
 def _standard_error(value: float, resampled: np.ndarray, scale: str) -> tuple[float, float]:
@@ -511,7 +547,7 @@ def _standard_error(value: float, resampled: np.ndarray, scale: str) -> tuple[fl
         error = float(high - low) / 2
     if not np.isfinite(error) or error <= 0:
         # Percentiles at the end of the scale, or few distinct values: by the slope of the scale instead.
-        slope = {"logit": value * (1 - value), "log": value, "log_one_minus": 1 - value}[scale]
+        slope = _slope(value, scale)
         error = deviation / slope if slope else math.nan
     curvature = {"logit": 2 * value - 1, "log": -1.0, "log_one_minus": 1.0}[scale]
     return center - 0.5 * curvature * error**2, error

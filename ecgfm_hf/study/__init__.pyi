@@ -1,0 +1,16 @@
+from .comparison import Comparison as Comparison
+from .comparison import FoldScores as FoldScores
+from .comparison import compare as compare
+from .folds import Feasibility as Feasibility
+from .folds import Fold as Fold
+from .folds import StudyError as StudyError
+from .folds import StudyTable as StudyTable
+from .folds import TooFewError as TooFewError
+from .folds import check_feasible as check_feasible
+from .folds import fixed_fold as fixed_fold
+from .folds import inner_folds as inner_folds
+from .folds import make_folds as make_folds
+from .folds import nested_training as nested_training
+from .guard import Arm as Arm
+from .guard import TrainingData as TrainingData
+from .guard import fit_and_score as fit_and_score
