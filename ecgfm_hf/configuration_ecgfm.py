@@ -17,6 +17,7 @@ from transformers.configuration_utils import PreTrainedConfig  # noqa: E402
 logger = logging.get_logger(__name__)
 
 LABEL_AGGREGATIONS = ("mean", "max")
+POOLINGS = ("mean", "attention")
 PROBLEM_TYPES = ("multi_label_classification", "single_label_classification", "regression")
 # Fields that depend on the label names. All but the notes also depend on the problem type.
 LABEL_FIELDS = ("pos_weight", "label_aggregation", "label_thresholds", "label_calibration", "label_notes")
@@ -119,6 +120,9 @@ class ECGFMConfig(PreTrainedConfig):
             Dropout on the features that the quantizer sees (`dropout_features` in fairseq-signals).
         final_dropout (`float`, *optional*, defaults to 0.0):
             Dropout on the pooled embedding before the classification head.
+        pooling (`str`, *optional*, defaults to `"mean"`):
+            How frames become what the classification head takes: `"mean"` is the published embedding; `"attention"` is
+            their average by the attention of a learned query, with `num_attention_heads` heads.
         layerdrop (`float`, *optional*, defaults to 0.0):
             Probability of skipping a whole encoder layer in training.
         initializer_range (`float`, *optional*, defaults to 0.02):
@@ -227,6 +231,7 @@ class ECGFMConfig(PreTrainedConfig):
     feat_proj_dropout: float | int = 0.1
     feat_quantizer_dropout: float | int = 0.1
     final_dropout: float | int = 0.0
+    pooling: str = "mean"
     layerdrop: float | int = 0.0
     initializer_range: float | int = 0.02
     layer_norm_eps: float | int = 1e-5
@@ -432,6 +437,8 @@ class ECGFMConfig(PreTrainedConfig):
         self._check_multiple("codevector_dim", "num_codevector_groups")
         if self.feat_extract_norm not in ("group", "layer"):
             raise ValueError(f"feat_extract_norm must be 'group' or 'layer', found: {self.feat_extract_norm!r}")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {POOLINGS}, found: {self.pooling!r}")
         for name in (
             "hidden_dropout",
             "activation_dropout",

@@ -30,7 +30,7 @@ _PRETRAINING_HEADS = ("quantizer.", "project_q.", "project_hid.")
 # Tensors that a folder may hold although the class has no use for them, by the beginning of their names (without the
 # prefix `ecgfm.`). Only pretraining masks: the other two classes do without the mask embedding, and may also miss it.
 _MAY_BE_UNUSED: dict[type[ECGFMPreTrainedModel], tuple[str, ...]] = {
-    ECGFMModel: (_MASK_EMBEDDING, *_PRETRAINING_HEADS, "classifier."),
+    ECGFMModel: (_MASK_EMBEDDING, *_PRETRAINING_HEADS, "classifier.", "pooler."),
     ECGFMForMultiLabelClassification: (_MASK_EMBEDDING, *_PRETRAINING_HEADS),
     ECGFMForPreTraining: (),
 }
@@ -384,6 +384,8 @@ def _check_tensors(
 def _hint(model_class: type[ECGFMPreTrainedModel], missing: list[str]) -> str:
     if issubclass(model_class, ECGFMForMultiLabelClassification) and any(k.startswith("classifier.") for k in missing):
         return ". It has no trained classification head: fine-tune it first"
+    if any(k.startswith("pooler.") for k in missing):
+        return ". Its config has pooling='attention', but it has no trained attention pooling: fine-tune it first"
     if issubclass(model_class, ECGFMForPreTraining) and any(k.startswith(_PRETRAINING_HEADS) for k in missing):
         return ". It has no pretraining heads, as after fine-tuning: take a pretrained model"
     return ""

@@ -131,8 +131,11 @@ class ECGFMClassifierOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`, *optional*): Given `labels`.
         logits (`torch.FloatTensor` of shape `(batch, num_labels)`): Before sigmoid, softmax or nothing (regression).
         pooler_output (`torch.FloatTensor` of shape `(batch, hidden_size)`, *optional*):
-            The embedding that the head saw; on request (`output_pooler_output=True`).
+            The published embedding, also of models with `pooling="attention"`; on request
+            (`output_pooler_output=True`).
         hidden_states, attentions: As in [`ECGFMModelOutput`].
+        pooler_attentions (`torch.FloatTensor` of shape `(batch, heads, frames)`, *optional*):
+            With `pooling="attention"` and `output_attentions=True`: how much each frame counts in each head's average.
     """
 
     loss: torch.Tensor | None = None
@@ -140,6 +143,7 @@ class ECGFMClassifierOutput(ModelOutput):
     pooler_output: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+    pooler_attentions: torch.Tensor | None = None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -662,6 +666,62 @@ def _mean_over_frames(hidden_states: torch.Tensor, frame_mask: torch.Tensor | No
     return hidden_states.sum(dim=1) / (hidden_states != 0).sum(dim=1)
 
 
+class ECGFMAttentionPooler(nn.Module):
+    """
+    Average frames by the attention of one learned query: (batch, frames, hidden_size) to (batch, hidden_size).
+
+    Multi-head cross-attention without biases and without an output projection, which the linear head after it is. Its
+    query, keys and values have the form of the attentive probe of V-JEPA (Bardes et al. 2024, "Revisiting feature
+    prediction for learning visual representations from video"), as in the ECG benchmark of Al-Masud et al. (ICLR 2026).
+    It needs frames only, so it can be trained on the stored frames of a frozen encoder.
+
+    Args:
+        config ([`ECGFMConfig`]):
+            `hidden_size`, `num_attention_heads` and, for the initial weights, `initializer_range` count.
+    """
+
+    def __init__(self, config: ECGFMConfig):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.initializer_range = config.initializer_range
+        width = config.hidden_size
+        self.query = nn.Parameter(torch.empty(width))
+        self.key = nn.Parameter(torch.empty(width, width))
+        self.value = nn.Parameter(torch.empty(width, width))
+        self.initialize()
+
+    def initialize(self) -> None:
+        """Draw query, keys and values from a normal distribution, as V-JEPA does with a deviation of 0.02."""
+        for parameter in self.parameters():
+            init.normal_(parameter, std=self.initializer_range)
+
+    def forward(
+        self, frames: torch.Tensor, frame_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            frames (`torch.Tensor` of shape `(batch, frames, hidden_size)`): The encoder's output.
+            frame_mask (`torch.BoolTensor` of shape `(batch, frames)`, *optional*): False for padded frames.
+
+        Returns:
+            the average (batch, hidden_size), and the weight of each frame in each head (batch, heads, frames). Both are
+            NaN for a row without a single unpadded frame.
+        """
+        query, key, value = (
+            weight.view(self.num_heads, -1, *weight.shape[1:]) for weight in (self.query, self.key, self.value)
+        )
+        # One query: its product with the keys' matrix is a direction for each head, and averages are taken before the
+        # values' matrix. So no matrix product with all frames is needed.
+        direction = torch.einsum("hd,hdi->hi", query, key) / math.sqrt(query.shape[-1])
+        scores = torch.einsum("hi,bfi->bhf", direction, frames).float()
+        if frame_mask is not None:
+            frames = frames.masked_fill(~frame_mask[..., None], 0.0)
+            scores = scores.masked_fill(~frame_mask[:, None, :], -math.inf)
+        weights = F.softmax(scores, dim=-1).to(frames.dtype)
+        average = torch.einsum("bhf,bfi->bhi", weights, frames)
+        return torch.einsum("hdi,bhi->bhd", value, average).flatten(1), weights
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Models
 # ----------------------------------------------------------------------------------------------------------------------
@@ -745,6 +805,8 @@ class ECGFMPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, ECGFMGumbelQuantizer):
             init.uniform_(module.codevectors)
+        elif isinstance(module, ECGFMAttentionPooler):
+            module.initialize()
         elif isinstance(module, ECGFMModel) and module.masked_spec_embed is not None:
             init.uniform_(module.masked_spec_embed)
 
@@ -859,7 +921,7 @@ class ECGFMModel(ECGFMPreTrainedModel):
     """
 
     # AutoModel also loads the encoder from folders of the other two classes, without their heads.
-    _keys_to_ignore_on_load_unexpected = [*PRETRAINING_HEADS, r"^classifier\."]
+    _keys_to_ignore_on_load_unexpected = [*PRETRAINING_HEADS, r"^classifier\.", r"^pooler\."]
     masked_spec_embed: nn.Parameter | None
 
     def __init__(self, config: ECGFMConfig):
@@ -1261,7 +1323,10 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
 
 class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
     """
-    The ECG-FM encoder with a linear head on the published embedding: several labels, one class, or regression.
+    The ECG-FM encoder with a linear head: several labels, one class, or regression.
+
+    With `config.pooling` `"mean"` the head takes the published embedding, the mean over frames. With `"attention"` it
+    takes the frames' average by an [`ECGFMAttentionPooler`].
 
     `config.problem_type` chooses the loss: `"multi_label_classification"`, `"single_label_classification"` or
     `"regression"`; without it the shape of the labels decides.
@@ -1279,6 +1344,7 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.ecgfm = ECGFMModel(config)
+        self.pooler = ECGFMAttentionPooler(config) if config.pooling == "attention" else None
         self.dropout = ECGFMDropout(config.final_dropout)
         self.classifier = _linear(config.hidden_size, config.num_labels, init.xavier_uniform_)
         self.post_init()
@@ -1336,13 +1402,21 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        logits = self.classifier(self.dropout(encoded.pooler_output))
+        pooled, weights = encoded.pooler_output, None
+        if self.pooler is not None:
+            frames, frame_mask = encoded.last_hidden_state, None
+            if attention_mask is not None:
+                num_frames = self.config.num_frames(attention_mask.long().sum(dim=-1))
+                frame_mask = _valid_positions(num_frames, frames.shape[1])
+            pooled, weights = self.pooler(frames, frame_mask)
+        logits = self.classifier(self.dropout(pooled))
         output = ECGFMClassifierOutput(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
             pooler_output=encoded.pooler_output if output_pooler_output else None,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
+            pooler_attentions=None if encoded.attentions is None else weights,
         )
         return output if return_dict else output.to_tuple()
 
@@ -1442,6 +1516,7 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
 
 
 __all__ = [
+    "ECGFMAttentionPooler",
     "ECGFMClassifierOutput",
     "ECGFMForMultiLabelClassification",
     "ECGFMForPreTraining",

@@ -71,7 +71,9 @@ def folders(tmp_path_factory, tiny_config):
     torch.manual_seed(0)
     models = {"classifier": ECGFMForMultiLabelClassification, "pretraining": ECGFMForPreTraining}
     for name, model_class in models.items():
-        save_model_folder(model_class(tiny_config()).eval(), ECGFMFeatureExtractor(), folder / "here" / name)
+        save_model_folder(
+            model_class(tiny_config(pooling="attention")).eval(), ECGFMFeatureExtractor(), folder / "here" / name
+        )
         # Moved: nothing may depend on where it was written.
         shutil.move(folder / "here" / name, folder / name)
     # Several models in subfolders, with the code where transformers looks for it.

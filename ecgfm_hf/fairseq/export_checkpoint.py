@@ -300,6 +300,11 @@ def _load(model_dir: Path) -> ConvertedModel:
             f"{model_dir} holds an encoder without quantizer or classifier, which fairseq-signals has no file for; "
             "expected ECGFMForPreTraining or ECGFMForMultiLabelClassification"
         )
+    if isinstance(model, ECGFMForMultiLabelClassification) and model.config.pooling != "mean":
+        raise CheckpointError(
+            f"{model_dir} has pooling={model.config.pooling!r}, but fairseq-signals' classifier takes the mean over "
+            "frames: fine-tune with pooling=mean to export it"
+        )
     return model
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 # Settings that model cards report: none that contains a path, a person or an institution.
 _REPORTED: tuple[str, ...] = ("augmentations", "problem_type", "untrainable_labels", "model", "freeze_encoder", "lora")
+_REPORTED += ("pooling",)
 _REPORTED += ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps")
 _REPORTED += ("early_stopping_patience", "optim", "learning_rate", "layer_decay", "adam_beta1", "adam_beta2")
 _REPORTED += ("adam_epsilon", "weight_decay", "max_grad_norm", "lr_scheduler_type", "warmup_steps")

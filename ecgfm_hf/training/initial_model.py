@@ -1,5 +1,6 @@
 """The model that a run begins with, and its feature extractor: from a folder, or with random weights."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from ..modeling_ecgfm import (
 from .settings import FINETUNED_MODEL, FinetuneSettings, PretrainSettings, RunSettings, SettingsError, derived_seed
 
 ModelT = TypeVar("ModelT", bound=ECGFMPreTrainedModel)
+logger = logging.getLogger(__name__)
 
 # Errors for impossible values, of transformers and huggingface_hub.
 _IMPOSSIBLE = (TypeError, ValueError, StrictDataclassError)
@@ -91,8 +93,8 @@ def build_classifier(
     Build a classifier (float32, in training mode) for these labels.
 
     The encoder comes from `init_from`, or has random weights. The head comes from `init_from` if that is a classifier
-    of the same labels and kind (not of regression), otherwise it is new. Calibration and thresholds of a folder are
-    dropped: they belong to the weights that they came with.
+    of the same labels, kind (not of regression) and pooling; otherwise it is new. Calibration and thresholds of a
+    folder are dropped: they belong to the weights that they came with.
 
     Raises:
         [`SettingsError`]: `init_from` is no model folder or misses weights; impossible values in `model`.
@@ -107,14 +109,17 @@ def build_classifier(
     }
     torch.manual_seed(derived_seed(settings.seed, "initialisation"))
     if settings.init_from is None:
-        config = _new_config(settings, **labels)
+        config = _new_config(settings, **labels, pooling=settings.pooling or "mean")
         _set_aggregation(config, settings)
         return ECGFMForMultiLabelClassification(config).train()
     folder = _model_folder(settings)
     config = _stored_config(folder, settings.model, set(FINETUNED_MODEL), "init_from: ")
     kind = config.problem_type or "multi_label_classification"
     # A head of regression gives its targets' own units, while training standardises them again.
+    stored_head = f"{len(config.label_names)} labels, {kind}, pooling={config.pooling}"
+    labels["pooling"] = settings.pooling or config.pooling
     same_head = config.label_names == list(label_names) and kind == settings.problem_type != "regression"
+    same_head = same_head and labels["pooling"] == config.pooling
     about_labels: dict[str, Any] = dict.fromkeys(LABEL_FIELDS)
     if same_head:
         about_labels |= {"label_aggregation": config.label_aggregation, "label_notes": config.label_notes}
@@ -126,6 +131,8 @@ def build_classifier(
         _set_aggregation(config, settings)
         if same_head:
             return load_model(folder, ECGFMForMultiLabelClassification, config=config).train()
+        if ECGFMForMultiLabelClassification.__name__ in (config.architectures or ()):
+            logger.warning("init_from: the head of %s (%s) does not fit this run: its head is new", folder, stored_head)
         model = ECGFMForMultiLabelClassification(config)
         model.ecgfm.load_state_dict(load_model(folder, ECGFMModel, config=config).state_dict())
         return model.train()

@@ -509,6 +509,7 @@ def _classifier(
         "label2id": {name: number for number, name in enumerate(names)},
         # Nothing is masked, so there is no mask embedding, as in fine-tuned models.
         "mask_time_prob": 0.0,
+        "pooling": "mean",
         "problem_type": problem_type,
         "label_aggregation": {n: how for n, how in (label_aggregation or {}).items() if n in names} or None,
     }

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..configuration_ecgfm import LABEL_AGGREGATIONS, LABEL_FIELDS, PROBLEM_TYPES, ECGFMConfig
+from ..configuration_ecgfm import LABEL_AGGREGATIONS, LABEL_FIELDS, POOLINGS, PROBLEM_TYPES, ECGFMConfig
 from ..fairseq.label_sets import LABEL_SETS
 from ..utils.errors import SettingsError, suggestion
 
@@ -125,6 +125,7 @@ _CHOICES = {
     "architecture": ("base", "large"),
     "cmsc_positives": ("recording", "patient"),
     "problem_type": PROBLEM_TYPES,
+    "pooling": POOLINGS,
     "source": ("mimic_iv_ecg", "physionet2021", "code_15", "table"),
     "untrainable_labels": ("error", "drop"),
     "optim": ("fairseq_adam", "adamw_torch_fused"),
@@ -149,6 +150,7 @@ _DECIDED_ELSEWHERE = {
     "label2id",
     "problem_type",
     "mask_time_prob",
+    "pooling",
     "pos_weight",
     *LABEL_FIELDS,
 }
@@ -362,6 +364,7 @@ class FinetuneSettings(RunSettings):
     label_aggregation: dict[str, Any] = field(default_factory=dict)
     # Model
     model: dict[str, Any] = field(default_factory=lambda: dict(FINETUNED_MODEL))
+    pooling: str | None = None
     freeze_encoder: int | str = 0
     lora: dict[str, Any] = field(default_factory=dict)
     # Batches, duration and optimiser
@@ -390,7 +393,7 @@ class FinetuneSettings(RunSettings):
         self._check_task()
         check_model_fields({k: v for k, v in self.model.items() if k not in _DECIDED_ELSEWHERE})
         if decided := sorted(_DECIDED_ELSEWHERE & self.model.keys()):
-            raise SettingsError(f"model.{decided[0]} is decided by other settings, such as labels and pos_weight")
+            raise SettingsError(f"model.{decided[0]} is decided by other settings, such as labels and pooling")
         self._check_trained_weights()
         self._check_validation()
         parse_threshold_rule(self.thresholds)

@@ -13,7 +13,7 @@ from ..modeling_ecgfm import ECGFMForMultiLabelClassification
 from .settings import FinetuneSettings, SettingsError
 
 ADAPTERS_FOLDER = "adapters"
-_HEAD = "classifier"
+_HEAD = ("pooler", "classifier")
 _CONVOLUTIONS = "feature_extractor.conv_layers."
 _PEFT_PREFIX = "base_model.model."
 _LAYER = re.compile(r"\bencoder\.layers\.(\d+)\.")
@@ -41,7 +41,8 @@ def add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> nn.Module:
             "lora.modules_to_save cannot be set: besides the adapters, the head is always trained and nothing else"
         )
     try:
-        adapted = get_peft_model(model, LoraConfig(modules_to_save=[_HEAD], **lora))
+        head = [name for name in _HEAD if getattr(model, name) is not None]
+        adapted = get_peft_model(model, LoraConfig(modules_to_save=head, **lora))
     except (TypeError, ValueError) as error:
         raise SettingsError(f"lora: {error}") from None
     trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
@@ -78,8 +79,8 @@ def parameter_groups(model: nn.Module, num_layers: int, settings: FinetuneSettin
     """
     Group the trainable weights by learning rate: `learning_rate` x `layer_decay` ** depth.
 
-    The head has depth 0, the last transformer layer 1, the first one `num_layers`, everything before it
-    `num_layers` + 1.
+    The head, with its attention pooling, has depth 0, the last transformer layer 1, the first one `num_layers`,
+    everything before it `num_layers` + 1.
 
     Args:
         model: A classifier, also within peft.
@@ -100,15 +101,19 @@ def parameter_groups(model: nn.Module, num_layers: int, settings: FinetuneSettin
 
 def depth_of(name: str, num_layers: int) -> int:
     """Return how far a weight is from the head: 0 for the head itself."""
-    if "classifier" in name.split("."):
+    if _is_of_head(name):
         return 0
     found = _LAYER.search(name)
     return num_layers + 1 if found is None else num_layers - int(found[1])
 
 
 def encoder_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return all trainable weights but the head's."""
-    return [p for name, p in model.named_parameters() if p.requires_grad and "classifier" not in name.split(".")]
+    """Return all trainable weights but the head's (with its attention pooling)."""
+    return [p for name, p in model.named_parameters() if p.requires_grad and not _is_of_head(name)]
+
+
+def _is_of_head(name: str) -> bool:
+    return not set(_HEAD).isdisjoint(name.split("."))
 
 
 class FreezeEncoder(TrainerCallback):
