@@ -696,8 +696,11 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         Without `inspect`, clipped or contradicting leads and impossible amplitudes are not looked for. That takes more
         than half of the time, and changes only the warnings.
         """
-        if not policies.keys() <= POLICIES.keys():
-            raise TypeError(f"unknown argument among {', '.join(policies)}; the policies are {', '.join(POLICIES)}")
+        if unknown := [key for key in policies if key not in POLICIES]:
+            raise TypeError(
+                f"unknown argument {', '.join(unknown)}; recordings are cut into segments of equal length, so there is "
+                f"nothing to pad or truncate; the policies are {', '.join(POLICIES)}"
+            )
         given = {key: value for key, value in policies.items() if value is not None}
         try:
             checked = {key: _check_policy(key, given.get(key, getattr(self, key))) for key in POLICIES}

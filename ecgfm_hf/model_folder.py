@@ -1,6 +1,7 @@
 """Model folders: write one, and load one as a model, a feature extractor or a pipeline."""
 
 import copy
+import json
 import os
 import re
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, find_adapter_config_file
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from .configuration_ecgfm import ECGFMConfig
@@ -277,12 +278,15 @@ def _load_config(name: str, hub: dict[str, Any]) -> ECGFMConfig:
     _check_exists(name)
     folder = os.path.join(name, hub["subfolder"]) if hub["subfolder"] else name
     if os.path.isdir(name) and not os.path.isfile(os.path.join(folder, "config.json")):
+        _refuse_adapter(name, hub)
         raise ModelFolderError(f"{folder} is no model folder: it has no config.json")
     try:
         stored, _ = ECGFMConfig.get_config_dict(name, **hub)
     except OSError as error:
         raise _read_error(name, "config.json cannot be read", error) from error
     if (found := stored.get("model_type")) != ECGFMConfig.model_type:
+        if found is None:  # transformers makes a config of an adapter's repository
+            _refuse_adapter(name, hub)
         raise ModelFolderError(f"{name}: config.json is of a model of type {found!r}, expected 'ecgfm'")
     try:
         return ECGFMConfig.from_dict(stored)
@@ -290,6 +294,22 @@ def _load_config(name: str, hub: dict[str, Any]) -> ECGFMConfig:
         # huggingface_hub names its own function; the cause has the message.
         cause = error.__cause__ if isinstance(error, StrictDataclassClassValidationError) else error
         raise ModelFolderError(f"{name}: config.json: {cause}") from error
+
+
+def _refuse_adapter(name: str, hub: dict[str, Any]) -> None:
+    """Raise `ModelFolderError` if this is an adapter of PEFT, which has neither labels nor the base model's weights."""
+    path = find_adapter_config_file(name, **hub)
+    if path is None:
+        return
+    with open(path, encoding="utf-8") as file:
+        adapter = json.load(file)
+    base = adapter.get("base_model_name_or_path")
+    raise ModelFolderError(
+        f"{name} is a {adapter.get('peft_type', 'PEFT')} adapter of the base model {base}, expected a whole model. "
+        f"Merge it: PeftModel.from_pretrained(model, {name!r}).merge_and_unload(), where model is "
+        f"AutoModelForAudioClassification.from_pretrained({base!r}, ...) with the labels and problem_type of the "
+        "training; then save the result with save_model_folder"
+    )
 
 
 def _class_of(name: str, config: ECGFMConfig) -> type[Any]:

@@ -9,11 +9,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
+from transformers.utils import logging
 
 from .feature_extraction_ecgfm import MOST_LEADS_EMPTY
 
 if TYPE_CHECKING:
     from .configuration_ecgfm import ECGFMConfig
+
+logger = logging.get_logger(__name__)
 
 RECORDING_KEYS = {"signal", "sampling_rate", "lead_names", "units", "recording"}
 
@@ -68,7 +71,8 @@ def is_calibration_valid(warnings: Iterable[str]) -> bool:
     """
     Return whether calibration and thresholds are valid for a recording with these warnings.
 
-    They are not where more than half of the leads carry no signal: none were fitted to such recordings.
+    They are not where more than half of the leads carry no signal: `positive` is then `None`, and `ecgfm evaluate`
+    excludes the recording.
     """
     return not any(warning.endswith(MOST_LEADS_EMPTY) for warning in warnings)
 
@@ -146,6 +150,54 @@ def _sigmoid(values: np.ndarray) -> np.ndarray:
     return 0.5 * (1.0 + np.tanh(0.5 * values))
 
 
+def as_recording(given: Any) -> dict[str, Any]:
+    """
+    Return any form of a recording as arguments of `ECGFMFeatureExtractor.prepare_recording`.
+
+    Args:
+        given: A path, a record of `ecgfm_hf.read_ecg`, the row of a store, or a dictionary as the pipeline takes it.
+
+    Returns:
+        `dict` with `signal`, `sampling_rate`, `lead_names`, and where known `units`, `recording` (a name), `warnings`
+        and `start_s` (seconds of the file before the first sample).
+
+    Raises:
+        `ValueError`: missing or unknown keys, or another type.
+        `ImportError`: a path or a row needs the `ecgfm_hf` package.
+    """
+    is_path = isinstance(given, (str, os.PathLike))
+    if is_path or (isinstance(given, Mapping) and isinstance(given.get("signal"), bytes)):  # or a store's row
+        try:
+            from ecgfm_hf.records import read_ecg
+            from ecgfm_hf.records.store_rows import record_from_row
+        except ImportError as error:
+            raise ImportError(
+                f"reading {given if is_path else 'the row of a store'} needs the package ecgfm-hf (pip install "
+                "ecgfm-hf); without it, pass a dictionary with 'signal', 'sampling_rate' and 'lead_names'"
+            ) from error
+        given = read_ecg(given) if is_path else record_from_row(given)
+    if hasattr(given, "signal") and hasattr(given, "lead_names"):  # an `ecgfm_hf.ECGRecord`
+        return {
+            "signal": given.signal,
+            "sampling_rate": given.sampling_rate,
+            "lead_names": list(given.lead_names),
+            "units": "mV",
+            "recording": os.fspath(given.path) or None,
+            "warnings": given.warnings,
+            "start_s": given.start_s,
+        }
+    form = "a dictionary with 'signal' (leads, samples), 'sampling_rate' in Hz and 'lead_names'"
+    if not isinstance(given, Mapping):
+        raise ValueError(f"a recording must be a path, a record or {form}, found: {type(given).__name__}")
+    missing = sorted({"signal", "sampling_rate", "lead_names"} - given.keys())
+    unknown = sorted(given.keys() - RECORDING_KEYS)
+    if missing or unknown:
+        raise ValueError(
+            f"a recording must be {form}, optionally 'units' and 'recording'; missing: {missing}, unknown: {unknown}"
+        )
+    return dict(given)
+
+
 @dataclass
 class _Item:
     """One of several inputs, and its index for error messages."""
@@ -208,18 +260,30 @@ class ECGClassificationPipeline(ChunkPipeline):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.model.eval()
+        if self.model.config.problem_type is None and self.model.config.num_labels > 1:
+            logger.warning_once(
+                "The model's config has no problem_type: each score is the sigmoid of one label, as for labels that "
+                "occur together. For classes that exclude one another, load the model with "
+                "problem_type='single_label_classification'."
+            )
         # Thresholds and calibration that belong to other weights.
         if hasattr(self.model, "check_fitted"):
             self.model.check_fitted()
 
-    def _sanitize_parameters(  # type: ignore[override]  # the base class takes any name; a misspelt one is an error
+    def _sanitize_parameters(
         self,
         missing_leads: str | None = None,
         nan_samples: str | None = None,
         constant_leads: str | None = None,
         short_recordings: str | None = None,
         per_segment: bool | None = None,
+        **unknown: Any,
     ) -> tuple[dict, dict, dict]:
+        if unknown:
+            raise TypeError(
+                f"unknown argument {', '.join(unknown)}; the pipeline takes missing_leads, nan_samples, "
+                "constant_leads, short_recordings, per_segment and batch_size, and returns the scores of all labels"
+            )
         policies = {
             "missing_leads": missing_leads,
             "nan_samples": nan_samples,
@@ -237,9 +301,11 @@ class ECGClassificationPipeline(ChunkPipeline):
             if not inputs:
                 return []
             inputs = [_Item(index, recording) for index, recording in enumerate(inputs)]
-        elif not isinstance(inputs, (str, Mapping)) and hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
+        elif isinstance(inputs, (str, Mapping, np.ndarray, torch.Tensor)):
+            pass  # one recording; an array has neither sampling rate nor lead names, which `as_recording` reports
+        elif hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
             inputs = _Items(inputs)
-        elif not isinstance(inputs, (str, Mapping)) and isinstance(inputs, Iterable):
+        elif isinstance(inputs, Iterable):
             inputs = (_Item(index, recording) for index, recording in enumerate(inputs))
         return super().__call__(inputs, *args, **kwargs)
 
@@ -260,7 +326,7 @@ class ECGClassificationPipeline(ChunkPipeline):
             raise
 
     def _segments(self, inputs: Any, label: str, policies: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        recording = self._recording(inputs)
+        recording = as_recording(inputs)
         name, found = recording.pop("recording", None), recording.pop("warnings", ())
         start_s = recording.pop("start_s", 0.0)
         # One recording at a time: two in one array would be averaged.
@@ -277,41 +343,6 @@ class ECGClassificationPipeline(ChunkPipeline):
                 "warnings": [*found, *warnings],
                 "start_s": start_s,
             }
-
-    @staticmethod
-    def _recording(inputs: Any) -> dict[str, Any]:
-        is_path = isinstance(inputs, (str, os.PathLike))
-        if is_path or (isinstance(inputs, Mapping) and isinstance(inputs.get("signal"), bytes)):  # or a store's row
-            try:
-                from ecgfm_hf.records import read_ecg
-                from ecgfm_hf.records.store_rows import record_from_row
-            except ImportError as error:
-                raise ImportError(
-                    f"reading {inputs if is_path else 'the row of a store'} needs the package ecgfm-hf "
-                    "(pip install ecgfm-hf); without it, pass a dictionary with 'signal', 'sampling_rate' and "
-                    "'lead_names'"
-                ) from error
-            inputs = read_ecg(inputs) if is_path else record_from_row(inputs)
-        if hasattr(inputs, "signal") and hasattr(inputs, "lead_names"):  # an `ecgfm_hf.ECGRecord`
-            return {
-                "signal": inputs.signal,
-                "sampling_rate": inputs.sampling_rate,
-                "lead_names": list(inputs.lead_names),
-                "units": "mV",
-                "recording": os.fspath(inputs.path),
-                "warnings": inputs.warnings,
-                "start_s": inputs.start_s,
-            }
-        if not isinstance(inputs, Mapping):
-            raise ValueError(f"a recording must be a path, a record or a dictionary, found: {type(inputs).__name__}")
-        missing = sorted({"signal", "sampling_rate", "lead_names"} - inputs.keys())
-        unknown = sorted(inputs.keys() - RECORDING_KEYS)
-        if missing or unknown:
-            raise ValueError(
-                f"a recording must have the keys 'signal', 'sampling_rate' and 'lead_names', optionally 'units' and "
-                f"'recording'; missing: {missing}, unknown: {unknown}"
-            )
-        return dict(inputs)
 
     def _forward(  # type: ignore[override]  # the base class declares a ModelOutput, and takes any dictionary
         self, input_tensors: dict[str, Any], **_: Any
@@ -346,6 +377,7 @@ class ECGClassificationPipeline(ChunkPipeline):
 
 __all__ = [
     "ECGClassificationPipeline",
+    "as_recording",
     "is_calibration_valid",
     "positive_labels",
     "recording_answer",

@@ -141,6 +141,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status, content=b"", headers=()):
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        if status == 200 and (part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")):
+            first, size = int(part[1]), len(body)
+            body = body[first : int(part[2]) + 1 if part[2] else size]
+            status, headers = 206, {**dict(headers), "Content-Range": f"bytes {first}-{first + len(body) - 1}/{size}"}
         headers = {"Content-Length": str(len(body)), "Content-Type": "application/json", **dict(headers)}
         self.send_response(status)
         for name, value in headers.items():

@@ -569,6 +569,12 @@ def pipeline_for_audio(kit, folder):
 
 
 @recipe
+def pipeline_for_audio_of_a_loaded_model(kit, folder):
+    audio = pipeline("audio-classification", model=kit.classifier(), feature_extractor=kit.extractor)
+    audio(kit.pipeline_input().get("raw", kit.recording()[0][0]))
+
+
+@recipe
 def pipeline_for_features(kit, folder):
     pipeline("feature-extraction", model=str(kit.folder))
 
@@ -839,6 +845,12 @@ DIFFERENCES = {
     ("pipeline_for_features", "wav2vec2"): (Exception, "", _TOKENIZER),
     ("pipeline_for_features", "ecgfm"): (ValueError, _NO_TASK, "the pipeline of transformers takes text"),
     ("pipeline_for_audio", "ecgfm"): (ValueError, _NO_TASK, "the pipeline of transformers takes one channel"),
+    ("pipeline_for_audio_of_a_loaded_model", "ecgfm"): (
+        ValueError,
+        "single channel audio",
+        "transformers asks neither a loaded model nor its config before its own check; it logs that the model is not "
+        "supported",
+    ),
     ("pipeline_top_k", "ecgfm"): (TypeError, "top_k", "a recording has all its scores; a cut list hides labels"),
     ("extractor_of_another_sampling_rate_is_an_error_without_its_name", "ecgfm"): (
         TypeError,

@@ -20,6 +20,7 @@ from ecgfm_hf.cli.main import main
 from ecgfm_hf.data import load_arrays, load_prepared
 from ecgfm_hf.data.leakage import write_training_ids
 from ecgfm_hf.evaluation import evaluate_predictions
+from ecgfm_hf.evaluation.prediction_sources import load_predictions
 from ecgfm_hf.inference import Predictions
 from ecgfm_hf.provenance import weights_digest
 
@@ -87,6 +88,15 @@ def test_three_files_are_written_and_their_figures_are_those_of_the_predictions(
         }
     both = [found["per_label"][name]["metrics"]["auroc"]["value"] for name in "AB"]
     assert found["macro"]["auroc"]["value"] == pytest.approx(np.mean(both), abs=1e-12)
+
+
+def test_recordings_of_which_most_leads_are_empty_are_counted_as_excluded(model_dir, tmp_path):
+    made = recordings((5, 5, 3))
+    made[1]["signal"][5:] = 0
+    load_arrays(made, tmp_path / "store", {"A": [0, 1, 1], "B": [0, 1, 1]}, progress=False)
+    loaded = load_predictions(str(model_dir), str(tmp_path / "store"), split="all")
+    assert loaded.left_out == {"shorter than 5 s": 1, "more than half of the leads carry no signal": 1}
+    assert len(loaded.predictions) == 1
 
 
 def test_decisions_are_counted_only_where_a_threshold_is_stored(evaluated):

@@ -360,6 +360,10 @@ class TestBadSamples:
         ecg[:7] = 0
         assert any(note.startswith("only 5 of 12 leads carry a signal") for note in run(extract, ecg).warnings[0])
 
+    def test_arguments_for_padding_and_truncation_are_refused_with_the_reason(self, extract):
+        with pytest.raises(TypeError, match=r"unknown argument padding, truncation; .*segments of equal length"):
+            run(extract, make_ecg(10), padding=True, truncation=True)
+
     def test_short_recording_is_padded_if_allowed(self, extract):
         with pytest.raises(ValueError, match="recording 0: 1600 samples at 400 Hz are shorter than 5 s"):
             run(extract, make_ecg(4, 400), 400)

@@ -77,9 +77,11 @@ def test_policies_reach_the_feature_extractor(model_dir):
     ("wrong", "message"),
     [
         ("nowhere.hea", "nowhere.hea"),
-        ({"signal": np.zeros((12, 5000))}, "missing keys: sampling_rate, lead_names"),
-        ({"signal": 0, "sampling_rate": 1, "lead_names": [], "unit": "mV"}, "unknown keys: unit"),
+        ({"signal": np.zeros((12, 5000))}, r"missing: \['lead_names', 'sampling_rate'\]"),
+        ({"signal": 0, "sampling_rate": 1, "lead_names": [], "unit": "mV"}, r"unknown: \['unit'\]"),
         ([3], "recording 0: .*found: int"),
+        (np.zeros((1, 12, 5000)), "recording 0: .*dictionary with 'signal'.*found: ndarray"),
+        (".", "is a folder, expected a file; pass its files; .*`ecgfm embed`"),
     ],
 )
 def test_what_is_no_recording_is_an_error_that_names_it(model_dir, wrong, message):

@@ -70,6 +70,14 @@ def test_refused_recordings_have_no_answer(model, dataset):
     assert [output.row for output in run_recordings(model, inputs)] == [0, 1, 2, 4, 5, 7, 8, 9]
 
 
+def test_predictions_exclude_recordings_of_which_most_leads_are_empty(model, tmp_path):
+    made = recordings((5, 5, 5))
+    made[1]["signal"][5:] = 0
+    made[2]["signal"][6:] = 0
+    store = open_store(write_store(tmp_path / "store", made, {"A": [0, 1, 1]}))
+    assert predict_recordings(model, ECGFMFeatureExtractor(), store).recording_ids == ["r0", "r2"]
+
+
 def test_encoder_gives_the_classifiers_embeddings_and_no_logits(model_dir, model, inputs):
     encoder = ECGFMModel.from_pretrained(model_dir)
     for one, other in zip(

@@ -172,6 +172,17 @@ def test_a_recording_shorter_than_a_column_ends_in_it():
     assert max(np.ptp(points[:, 0]) for points in traces(figure)) < 30
 
 
+def test_times_of_a_recording_whose_start_was_cut_are_the_files():
+    record = made_up_record(seconds=20, start_s=0.4)
+    assert {"0.4 s", "2.9 s", "5.4 s", "7.9 s"} <= set(texts(plot_ecg(record)))
+    later = plot_ecg(record, start_s=5.4)
+    assert any("5.4 s to 15.4 s" in text for text in texts(later))
+    same = plot_ecg(made_up_record(seconds=20), start_s=5.0)
+    np.testing.assert_array_equal(traces(later)[-1], traces(same)[-1])
+    with pytest.raises(ValueError, match=r"within the recording's 20.4 s, found: 20.4"):
+        plot_ecg(record, start_s=20.4)
+
+
 @pytest.mark.parametrize("start_s", [10.0, -1.0, float("nan")])
 def test_a_page_that_would_begin_outside_of_the_recording_is_refused(start_s):
     with pytest.raises(ValueError, match=r"start_s must lie within the recording's 10 s"):

@@ -155,6 +155,14 @@ def test_weights_in_several_files_load_and_one_that_is_absent_is_refused(folders
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize("load", [load_pipeline, load_model])
+def test_a_folder_of_adapters_is_refused_with_its_base_model_and_what_to_do(tmp_path, load):
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "me/ecg-fm"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
+    with pytest.raises(ModelFolderError, match=r"LORA adapter of the base model me/ecg-fm.*merge_and_unload\(\)"):
+        load(tmp_path)
+
+
 def test_a_folder_that_is_not_there_and_a_file_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in (tmp_path / "absent", "./absent", "../absent", "a/b/c"):

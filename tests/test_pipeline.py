@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import math
 import shutil
 
@@ -236,6 +237,21 @@ def test_pipelines_of_transformers_are_refused_with_the_right_task(model_dir, ta
         transformers_pipeline(task, model=str(model_dir))
 
 
+def test_an_array_without_lead_names_is_refused_with_the_form_that_is_expected(model_dir):
+    for given in (np.zeros((12, 5000)), torch.zeros(12, 5000)):
+        with pytest.raises(ValueError, match=r"dictionary with 'signal' .*found: (ndarray|Tensor)"):
+            load_pipeline(model_dir)(given)
+
+
+def test_classes_without_a_problem_type_are_warned_of(model_dir, with_config, caplog, monkeypatch):
+    logger = logging.getLogger("ecgfm_hf.pipeline_ecgfm")
+    monkeypatch.setattr(logger, "warning_once", logger.warning)
+    load_pipeline(with_config(problem_type="multi_label_classification"))
+    assert "problem_type" not in caplog.text
+    load_pipeline(with_config(problem_type=None))
+    assert "problem_type='single_label_classification'" in caplog.text
+
+
 def test_several_recordings_come_in_any_collection(model_dir):
     pipe = load_pipeline(model_dir)
     given = [recording(seconds=s, seed=i) for i, s in enumerate((10.0, 5.0, 16.0))]
@@ -300,6 +316,8 @@ def test_incomplete_input_is_named(model_dir, change, message):
 def test_misspelt_policy_is_an_error(model_dir):
     with pytest.raises(TypeError, match="missing_lead"):
         load_pipeline(model_dir, missing_lead="zero")
+    with pytest.raises(TypeError, match="unknown argument missing_lead; the pipeline takes missing_leads"):
+        load_pipeline(model_dir)(recording(), missing_lead="zero")
 
 
 def test_folder_without_trained_head_is_refused(tmp_path, tiny_config):

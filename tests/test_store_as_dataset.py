@@ -13,6 +13,7 @@ from hub_cases import make_classifier, mock_hub
 from ecgfm_hf import ECGClassificationPipeline, ECGFMFeatureExtractor
 from ecgfm_hf.data import DataError, as_model_inputs, load_arrays, load_prepared, record_from_row
 from ecgfm_hf.data.store import default_labels
+from ecgfm_hf.inference import embed
 
 LABELS = ("AF", "PVC")
 
@@ -108,10 +109,20 @@ def test_the_pipeline_takes_a_store(rows, tiny_config):
     assert answers[0]["scores"] == pytest.approx(pipe(record)["scores"], abs=1e-6)
 
 
+def test_embed_takes_a_store_and_its_rows(rows, tiny_config):
+    model = make_classifier(tiny_config())
+    found = embed(model, rows)
+    np.testing.assert_allclose(found[:2], embed(model, [rows[0], record_from_row(rows[1])]), atol=1e-5)
+    assert found.shape == (len(rows), 32)
+
+
 def test_a_store_is_pushed_to_the_hub_and_loaded_with_its_labels(store, rows, tmp_path):
     with mock_hub() as hub:
         load_prepared(store).push_to_hub("me/store", private=True)
         loaded = datasets.load_dataset("me/store", cache_dir=tmp_path)
+        stream = datasets.load_dataset("me/store", split="train", streaming=True)
+        item = next(iter(as_model_inputs(stream, ECGFMFeatureExtractor())))
+    assert (item["recording_id"], item["labels"].shape) == (rows[0]["recording_id"], (2,))
     assert {name.split("/")[0] for name in hub.files("datasets/me/store")} >= {"README.md", "data"}
     assert loaded["train"].features == rows.features
     assert default_labels(loaded["train"]) == LABELS

@@ -46,7 +46,7 @@ def inspect(
         Writes(is_page),
     ] = None,
     plot_start: Annotated[
-        float, typer.Option("--plot-start", metavar="S", help="Start of the page, in seconds.")
+        float, typer.Option("--plot-start", metavar="S", help="Start of the page, in seconds of the file.")
     ] = 0.0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file that is not a page of this package.")

@@ -231,7 +231,10 @@ def predict(
         Literal["a4", "letter"], typer.Option("--plot-paper", help="Paper size.", rich_help_panel=_PAGES)
     ] = "a4",
     plot_start: Annotated[
-        float, typer.Option("--plot-start", metavar="S", help="Start of the page, in seconds.", rich_help_panel=_PAGES)
+        float,
+        typer.Option(
+            "--plot-start", metavar="S", help="Start of the page, in seconds of the file.", rich_help_panel=_PAGES
+        ),
     ] = 0.0,
     plot_gain: Annotated[
         float, typer.Option("--plot-gain", metavar="MM", help="Gain in mm/mV: 5, 10 or 20.", rich_help_panel=_PAGES)

@@ -170,7 +170,7 @@ def _predict(
     warnings, notes = _seen(model_path, dataset, allow_seen)
     # The results count skipped recordings.
     with only_errors("ecgfm_hf.data.model_inputs"):
-        left_out = as_model_inputs(dataset, extractor, labels=()).skipped
+        inputs = as_model_inputs(dataset, extractor, labels=())
         predictions = predict_recordings(
             pipeline.model,
             extractor,
@@ -179,6 +179,9 @@ def _predict(
             labels=names,
             **running,
         )
+    left_out = dict(inputs.skipped)
+    if empty := len(set(inputs.recordings.tolist())) - len(predictions):
+        left_out["more than half of the leads carry no signal"] = empty
     rows = {recording: row for row, recording in enumerate(dataset["recording_id"][:])}
     predictions = replace(predictions, labels=values[[rows[recording] for recording in predictions.recording_ids]])
     return LoadedPredictions(

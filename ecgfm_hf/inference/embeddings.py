@@ -43,8 +43,8 @@ def embed(
     Args:
         model: A folder or Hub repository of any ECG-FM model, or a loaded model.
         recordings: A path; a dictionary with `signal` (leads, samples), `sampling_rate` in Hz and `lead_names`,
-            optionally `units` and `recording` (a name for messages); an [`ECGRecord`]; or a list of these. `ecgfm
-            embed` takes folders and datasets.
+            optionally `units` and `recording` (a name for messages); an [`ECGRecord`]; the row of a store; or several
+            of these, such as a list or a store's dataset. `ecgfm embed` takes folders.
         feature_extractor ([`ECGFMFeatureExtractor`], *optional*): Only with a loaded model; by default one with the
             default settings.
         per_segment: Return one embedding for every 5 s segment instead of their mean.

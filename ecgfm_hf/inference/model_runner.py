@@ -36,6 +36,7 @@ class RecordingOutput:
         recording_id, patient_id: From that row; `patient_id` is None where unknown.
         logits (`np.ndarray` of shape (segments, labels), float32): None for a model without a head.
         embeddings (`np.ndarray` of shape (segments, hidden_size), float32): None unless requested.
+        warnings: That calibration and thresholds are not valid, because most leads carry no signal.
     """
 
     row: int
@@ -43,6 +44,7 @@ class RecordingOutput:
     patient_id: str | None
     logits: np.ndarray | None
     embeddings: np.ndarray | None
+    warnings: tuple[str, ...] = ()
 
 
 def run_recordings(
@@ -97,7 +99,7 @@ def _outputs(
     for read, logits, embeddings in tqdm(recordings, total=len(source), unit="recording", disable=not progress):
         if read.failure is not None:
             raise ValueError(f"{read.recording_id}: {read.failure}")
-        yield RecordingOutput(read.row, read.recording_id, read.patient_id, logits, embeddings)
+        yield RecordingOutput(read.row, read.recording_id, read.patient_id, logits, embeddings, read.warnings)
 
 
 class ModelRunner:

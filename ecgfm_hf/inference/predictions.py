@@ -271,14 +271,15 @@ def predict_recordings(
         batch_size, num_workers, precision, compile, progress: As in [`run_recordings`].
 
     Returns:
-        [`Predictions`] of the recordings that the extractor accepts, in the order of rows. A label without a column in
-        the dataset is unknown (NaN).
+        [`Predictions`] of the recordings that the extractor accepts, in the order of rows. Recordings of which more
+        than half of the leads carry no signal are excluded: calibration and thresholds are not valid for them, and
+        `ecgfm predict` decides nothing about them either. A label without a column in the dataset is unknown (NaN).
 
     Raises:
         `ValueError`: a label that the model does not have; a label column without numbers.
     """
     from ..data.model_inputs import as_model_inputs
-    from ..pipeline_ecgfm import recording_scores
+    from ..pipeline_ecgfm import is_calibration_valid, recording_scores
     from .model_runner import run_recordings
 
     config = model.config
@@ -300,6 +301,8 @@ def predict_recordings(
         progress=progress,
     ):
         assert output.logits is not None  # a classifier has logits
+        if not is_calibration_valid(output.warnings):
+            continue
         found = recording_scores(output.logits, config)
         rows.append(output.row)
         ids.append(output.recording_id)

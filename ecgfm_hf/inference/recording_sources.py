@@ -21,9 +21,9 @@ from ..data.store import (
     store_files,
 )
 from ..fairseq.folder_reading import IDX, SEGMENT_FILES, FairseqFolder, read_segments, record_from_segments
-from ..feature_extraction_ecgfm import ECGFMFeatureExtractor, resampled_length
-from ..pipeline_ecgfm import RECORDING_KEYS
-from ..records.reading import read_ecg, read_with_defaults
+from ..feature_extraction_ecgfm import MOST_LEADS_EMPTY, ECGFMFeatureExtractor, resampled_length
+from ..pipeline_ecgfm import as_recording
+from ..records.reading import read_with_defaults
 from ..records.record import ECGReadError, ECGRecord
 from ..records.store_rows import SIGNAL_COLUMNS, record_from_row
 from .read_ahead import ReadRecording, failed_recording, in_groups, prepare_record
@@ -358,7 +358,7 @@ class DatasetSource:
         return in_groups(indices, _READ_TOGETHER)
 
     def read(self, indices: Sequence[int]) -> list[ReadRecording]:
-        """Read and preprocess recordings."""
+        """Read and preprocess recordings. The only warning is that most leads are empty."""
         items = self._inputs.__getitems__([i for index in indices for i in range(self._first[index], self._end[index])])
         found, start = [], 0
         for index in indices:
@@ -366,7 +366,8 @@ class DatasetSource:
             start += len(own)
             segments = np.stack([item["input_values"] for item in own])[:, :, : self._valid_samples[index]]
             ids = own[0]["recording_id"], own[0]["patient_id"]
-            found.append(ReadRecording(int(self._rows[index]), *ids, segments))
+            warnings = (MOST_LEADS_EMPTY,) if 2 * segments.any(axis=(0, 2)).sum() < segments.shape[1] else ()
+            found.append(ReadRecording(int(self._rows[index]), *ids, segments, warnings))
         return found
 
     def failed(self, index: int, reason: str) -> ReadRecording:
@@ -381,7 +382,7 @@ class PythonSource:
     Recordings given in Python.
 
     Args:
-        recordings: Paths, dictionaries as the pipeline takes them, or records.
+        recordings: As the pipeline takes them: paths, dictionaries, records, rows of a store.
         extractor: The feature extractor.
         policies: In place of the extractor's own.
     """
@@ -411,28 +412,13 @@ class PythonSource:
         try:
             if isinstance(given, str | os.PathLike):
                 name = os.fspath(given)
-                given = read_ecg(given)
-            warnings: tuple[str, ...] = ()
-            if isinstance(given, ECGRecord):
-                name, warnings = given.path or name, given.warnings
-                given = {
-                    "signal": given.signal,
-                    "sampling_rate": given.sampling_rate,
-                    "lead_names": given.lead_names,
-                    "units": "mV",
-                }
-            if not isinstance(given, Mapping):
-                raise TypeError(f"a recording must be a path, a dictionary or a record, found: {type(given).__name__}")
-            name = str(given.get("recording") or name)
-            if unknown := sorted(given.keys() - RECORDING_KEYS):
-                raise ValueError(f"unknown keys: {', '.join(map(str, unknown))}")
-            if missing := [key for key in ("signal", "sampling_rate", "lead_names") if key not in given]:
-                raise ValueError(f"missing keys: {', '.join(missing)}")
+            recording = as_recording(given)
+            name = str(recording.get("recording") or name)
             prepared = self._extractor.prepare_recording(
-                given["signal"],
-                given["sampling_rate"],
-                given["lead_names"],
-                given.get("units"),
+                recording["signal"],
+                recording["sampling_rate"],
+                recording["lead_names"],
+                recording.get("units"),
                 name=name,
                 inspect=False,
                 **self._policies,
@@ -440,7 +426,7 @@ class PythonSource:
         except (OSError, ValueError, TypeError) as error:
             return failed_recording(index, name, None, error)
         segments = prepared.segments[:, :, : prepared.valid_samples]
-        return ReadRecording(index, name, None, segments, (*warnings, *prepared.warnings))
+        return ReadRecording(index, name, None, segments, (*recording.get("warnings", ()), *prepared.warnings))
 
 
 def displayed(path: bytes | None) -> str | None:

@@ -46,7 +46,7 @@ class Leads:
         flat: By name, a mask of stretches of a second or more in which all samples are equal.
         saliency: By name, from -1 to 1, NaN where unknown; empty without saliency.
         sampling_rate: Hz.
-        start_s, end_s: The page's window in the recording.
+        start_s, end_s: The page's window, in seconds after the recording's first sample.
     """
 
     signals: dict[str, np.ndarray]
@@ -78,7 +78,8 @@ def plot_ecg(
 
     Args:
         record: With any leads and sampling rate.
-        start_s: Start of the page, in seconds of the recording.
+        start_s: Start of the page, in seconds of the file, as the times on the page are. If it lies in a calibration
+            pulse that was excluded, the page starts after the pulse.
         saliency: From `attribute`; shown as colour along the traces (smoothed over 40 ms).
         title: By default the recording's identifier.
         facts: More details for the head, such as `"filter 0.05-150 Hz"`.
@@ -126,7 +127,8 @@ def draw_head(
     if record.sex is not None:
         details.append({"M": "male", "F": "female"}[record.sex])
     write(axes, box.left, 17, fit_text(" · ".join([*details, *facts]), 7, 145), 7, color=FAINT_INK)
-    end = min(seconds, start_s + PAGE_SECONDS)
+    start_s = max(start_s, record.start_s)
+    end = min(record.start_s + seconds, start_s + PAGE_SECONDS)
     scale = f"{MM_PER_SECOND:g} mm/s · {mm_per_mv:g} mm/mV · {start_s:g} s to {end:.4g} s · no filter added"
     write(axes, box.right, 17, scale, 7, ha="right")
     write(axes, box.right, 12, NOT_FOR_CLINICAL_USE, 9, weight="bold", ha="right")
@@ -147,6 +149,7 @@ def draw_ecg(
     if mm_per_mv not in GAINS:
         raise ValueError(f"mm_per_mv must be one of {', '.join(f'{gain:g}' for gain in GAINS)}, found: {mm_per_mv}")
     leads = select_leads(record, start_s, None if saliency is None else _shades(saliency))
+    start_s = leads.start_s
     colormap = None if saliency is None else _colormap()
     draw_grid(axes, box)
     row_height, left = (box.height - 5) / 4, box.left + _PULSE_ROOM
@@ -172,7 +175,7 @@ def draw_ecg(
             if column:
                 axes.plot([x, x], [baseline - 4, baseline + 4], color=FAINT_INK, linewidth=0.9, zorder=6)
             if row == 0:
-                write(axes, x + 1, box.top + 2.6, f"{begin:.4g} s", 5.5, color=FAINT_INK)
+                write(axes, x + 1, box.top + 2.6, f"{record.start_s + begin:.4g} s", 5.5, color=FAINT_INK)
     if cut:
         text = fit_text(f"cut off at the small triangles: {', '.join(cut)}", 6, 115)
         write(axes, box.left, 25.3, text, 6, color=FAINT_INK)
@@ -236,14 +239,18 @@ def _draw_color_bar(axes: "Axes", left: float, right: float, y: float, saliency:
 
 def select_leads(record: ECGRecord, start_s: float, saliency: np.ndarray | None) -> Leads:
     """
-    Select the window of 10 s from `start_s`, or what remains of the recording.
+    Select the window of 10 s from `start_s` of the file, or what remains of the recording.
 
     Raises:
         ValueError: `start_s` lies outside the recording; `saliency` has another shape than the recording.
     """
     seconds = record.samples.shape[1] / record.sampling_rate
-    if not 0 <= start_s < seconds:
-        raise ValueError(f"{record.path}: start_s must lie within the recording's {seconds:g} s, found: {start_s:g}")
+    file_seconds = record.start_s + seconds
+    if not 0 <= start_s < file_seconds:
+        raise ValueError(
+            f"{record.path}: start_s must lie within the recording's {file_seconds:g} s, found: {start_s:g}"
+        )
+    start_s = max(0.0, start_s - record.start_s)
     if saliency is not None and saliency.shape != record.samples.shape:
         raise ValueError(
             f"{record.path}: saliency must have the recording's shape {record.samples.shape}, found: {saliency.shape}"

@@ -254,7 +254,8 @@ def regular_file_size(path: str, role: str = "file") -> int:
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
         raise ECGReadError(f"{path}: cannot open this {role} ({error})", "cannot be opened") from error
     if stat.S_ISDIR(status.st_mode):
-        raise ECGReadError(f"{path}: is a folder, expected a {role}", "not a file")
+        advice = "; pass its files; `ecgfm predict` and `ecgfm embed` take folders" if role == "file" else ""
+        raise ECGReadError(f"{path}: is a folder, expected a {role}{advice}", "not a file")
     if not stat.S_ISREG(status.st_mode):
         raise ECGReadError(f"{path}: is a device or pipe, expected a {role}", "not a file")
     if status.st_size == 0:
