@@ -1032,7 +1032,8 @@ class ECGFMModel(ECGFMPreTrainedModel):
                 f"found: {tuple(mask_time_indices.shape)}"
             )
         embed = self.masked_spec_embed.to(hidden_states.dtype)
-        return torch.where(mask_time_indices.bool()[..., None], embed, hidden_states)
+        mask = mask_time_indices.to(hidden_states.device, non_blocking=True).bool()
+        return torch.where(mask[..., None], embed, hidden_states)
 
 
 class ECGFMGumbelQuantizer(nn.Module):
@@ -1146,7 +1147,8 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
                 As in [`ECGFMModel`].
             mask_time_indices (`torch.BoolTensor` of shape `(batch, frames)`, *optional*):
                 Frames to mask and predict, the same number in every row. Without it no frame is masked and `loss` is
-                `None`.
+                `None`. This and the three below may be on the CPU whatever device the model is on; the model then
+                need not wait for its device, as it must to count them there.
             sampled_negative_indices (`torch.LongTensor` of shape `(batch, masked frames, negatives)`, *optional*):
                 Negatives of every masked frame as positions among the masked frames of its own row. Drawn uniformly
                 from the other masked frames if absent.
@@ -1222,16 +1224,20 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
         """Return the objective and its parts, by their names in the output."""
         config = self.config
         last_hidden_state, extract_features, pooler_output, conv_features = encoded[:4]
+        device = extract_features.device
         masked_per_row = self._masked_per_row(mask)
         shape = (mask.shape[0], masked_per_row, -1)
-        features = self.dropout_features(extract_features)[mask].view(shape)
+        # Found where the mask is: a mask on the CPU makes nothing wait for another device.
+        masked = mask.flatten().nonzero().squeeze(1).to(device, non_blocking=True)
+        features = self.dropout_features(extract_features).flatten(0, 1)[masked].view(shape)
         quantized, codes, code_perplexity, prob_perplexity = self.quantizer(features, gumbel_noise)
         targets = self.project_q(quantized)
-        predictions = self.project_hid(last_hidden_state[mask].view(shape))
+        predictions = self.project_hid(last_hidden_state.flatten(0, 1)[masked].view(shape))
         if negatives is None:
-            negatives = self._sample_negatives(mask.shape[0], masked_per_row, mask.device)
+            negatives = self._sample_negatives(mask.shape[0], masked_per_row, device)
         else:
             self._check_negatives(negatives, mask.shape[0], masked_per_row)
+            negatives = negatives.to(device, non_blocking=True)
         contrastive_loss, contrastive_accuracy = self._contrastive_loss(predictions, targets, codes, negatives)
         num_codes = config.num_codevector_groups * config.num_codevectors_per_group
         diversity_loss = config.diversity_loss_weight * (1.0 - prob_perplexity / num_codes)
@@ -1241,7 +1247,7 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
             "contrastive_loss": contrastive_loss,
             "diversity_loss": diversity_loss,
             "feature_penalty": feature_penalty,
-            "num_masked_frames": torch.tensor(mask.shape[0] * masked_per_row, device=mask.device),
+            "num_masked_frames": torch.full((), mask.shape[0] * masked_per_row, device=device),
             "code_perplexity": code_perplexity,
             "prob_perplexity": prob_perplexity,
             "contrastive_accuracy": contrastive_accuracy,
@@ -1311,13 +1317,14 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
         # The norm is detached, as in the original: an ordinary normalisation has the same value and another gradient.
         norm = torch.linalg.vector_norm(embeddings.detach(), dim=-1, keepdim=True).clamp_min(1e-8)
         embeddings = embeddings / norm
-        first, second = segment_ids == 0, segment_ids == 1
-        similarity = embeddings[first] @ embeddings[second].T / self.config.cmsc_temperature
-        positive = patient_ids[first][:, None] == patient_ids[second][None, :]
-        if not positive.any():
+        first, second = ((segment_ids == half).nonzero().squeeze(1) for half in (0, 1))
+        positive = (patient_ids[first][:, None] == patient_ids[second][None, :]).nonzero()
+        if not len(positive):
             raise ValueError("CMSC needs rows of equal patient_ids with segment_ids 0 and 1; found no such pair")
-        rows = -F.log_softmax(similarity, dim=1)[positive].mean()
-        columns = -F.log_softmax(similarity, dim=0)[positive].mean()
+        first, second, positive = (found.to(embeddings.device, non_blocking=True) for found in (first, second, positive))
+        similarity = embeddings[first] @ embeddings[second].T / self.config.cmsc_temperature
+        rows = -F.log_softmax(similarity, dim=1)[positive.unbind(1)].mean()
+        columns = -F.log_softmax(similarity, dim=0)[positive.unbind(1)].mean()
         return (rows + columns) / 2
 
 

@@ -142,7 +142,8 @@ def forward_loss(
     output = model(**inputs)
     embeddings = _GatherWithGradient.apply(output.pooler_output.float())
     # The loss is the same on every process, and so is the sum of its gradients.
-    cmsc_loss = bare._cmsc_loss(embeddings, _gather(batch.ids), _gather(batch.segment_ids))
+    ids, segment_ids = (_gather(values.to(embeddings.device)) for values in (batch.ids, batch.segment_ids))
+    cmsc_loss = bare._cmsc_loss(embeddings, ids, segment_ids)
     output.cmsc_loss = bare.config.cmsc_loss_weight * cmsc_loss
     output.loss = output.loss + output.cmsc_loss
     return output
@@ -151,7 +152,7 @@ def forward_loss(
 @torch.no_grad()
 def batch_metrics(output: ECGFMForPreTrainingOutput, batch: PairBatch, model: ECGFMForPreTraining) -> torch.Tensor:
     """
-    Compute the `METRICS` of a micro-batch, (len(METRICS),) float64.
+    Compute the `METRICS` of a micro-batch, (len(METRICS),) float32, on the output's device.
 
     - `loss` and its parts: nats per masked frame. The perplexities are sums over the groups.
     - `codebook_usage`: the code perplexity, from 0 (each group always takes the same code) to 1 (all codes equally).
@@ -166,16 +167,17 @@ def batch_metrics(output: ECGFMForPreTrainingOutput, batch: PairBatch, model: EC
     groups, codes = config.num_codevector_groups, config.num_codevectors_per_group
     embeddings = F.normalize(pooled.float(), dim=-1)
     spread = embeddings.std(dim=0, unbiased=False).square().sum().sqrt()
-    first, second = batch.segment_ids == 0, batch.segment_ids == 1
-    similarity = embeddings[first] @ embeddings[second].T
+    first, second = ((batch.segment_ids == half).nonzero().squeeze(1) for half in (0, 1))
     positive = batch.ids[first][:, None] == batch.ids[second][None, :]
+    first, second, positive = (found.to(pooled.device, non_blocking=True) for found in (first, second, positive))
+    similarity = embeddings[first] @ embeddings[second].T
     rows = positive.gather(1, similarity.argmax(dim=1, keepdim=True))
     columns = positive.gather(0, similarity.argmax(dim=0, keepdim=True))
     values = {part: getattr(output, part) for part in METRICS[: METRICS.index("codebook_usage")]}
     values["codebook_usage"] = (perplexity - groups) / max(1, groups * codes - groups)
     values["embedding_std"] = spread
     values["cmsc_accuracy"] = torch.cat([rows.flatten(), columns.flatten()]).float().mean()
-    return torch.stack([values[name].detach().double().reshape(()) for name in METRICS])
+    return torch.stack([values[name].detach().float().reshape(()) for name in METRICS])
 
 
 class NonFiniteBatchError(NonFiniteError):
@@ -249,16 +251,21 @@ class Updater:
         counts = [int(mask.sum()) for mask in masks]
         total = float(self.sum(torch.tensor([float(sum(counts))]))[0])
         share = len(batches) * accelerator.num_processes / total
-        sums, losses, norm, received = torch.zeros(len(METRICS), dtype=torch.float64), [], None, 0
+        # Read once an update: a value that is read makes the process wait for its device.
+        computed: list[torch.Tensor] = []
+        losses: list[float] = []
+        sums, norm, received = torch.zeros(len(METRICS), dtype=torch.float64), None, 0
         for index, batch, mask, count in zip(indices, batches, masks, counts, strict=True):
             # The forward pass too: DistributedDataParallel decides there whether this backward pass synchronises.
             with accelerator.accumulate(self.model):
                 output, batch = self.forward("train", number, index, batch, mask)
-                sums += batch_metrics(output, batch, self.bare).cpu() * count
+                computed.append(batch_metrics(output, batch, self.bare))
                 loss: torch.Tensor = output.loss  # type: ignore[assignment]  # optional without targets
-                losses.append(float(loss.detach()))
-                if len(losses) == len(batches):
+                if len(computed) == len(batches):
                     # Before the last backward pass, as some engines step in it.
+                    read = torch.stack(computed).cpu().double()
+                    losses = read[:, METRICS.index("loss")].tolist()
+                    sums = torch.tensor(counts, dtype=torch.float64) @ read
                     sums, received = self._agree(sums, losses, batches, signal_number)
                 # accelerate divides by the accumulation steps, and engines average over processes.
                 accelerator.backward(loss * (count * share))
@@ -294,11 +301,12 @@ class Updater:
     def forward(
         self, kind: str, number: int, index: int, batch: PairBatch, mask: torch.Tensor
     ) -> tuple[ECGFMForPreTrainingOutput, PairBatch]:
-        """Compute the model's output for a micro-batch; return it and the micro-batch on the model's device."""
-        device = self.accelerator.device
-        tensors = (batch.input_values, batch.ids, batch.segment_ids, mask)
-        values, ids, segment_ids, mask = (tensor.to(device, non_blocking=True) for tensor in tensors)
-        batch = PairBatch(values, ids, segment_ids, batch.recording_ids)
+        """
+        Compute the model's output for a micro-batch; return it and the micro-batch, its signals on the model's device.
+        Mask and ids stay on the CPU, where the model can count them without waiting.
+        """
+        values = batch.input_values.to(self.accelerator.device, non_blocking=True)
+        batch = PairBatch(values, batch.ids, batch.segment_ids, batch.recording_ids)
         # Dropout, negatives and Gumbel noise are torch's draws, on every device from this seed.
         torch.manual_seed(derived_seed(self.settings.seed, kind, number, index))
         across = self.settings.cmsc_across_processes and kind != "valid"

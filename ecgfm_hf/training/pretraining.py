@@ -276,7 +276,7 @@ class Pretrainer:
             mask = updater.mask("valid", 0, index, batch)
             output, batch = updater.forward("valid", 0, index, batch, mask)
             if counts:
-                sums += batch_metrics(output, batch, updater.bare).cpu() * int(mask.sum())
+                sums += batch_metrics(output, batch, updater.bare).cpu().double() * int(mask.sum())
                 total += int(mask.sum())
         self.model.train()
         sums = updater.sum(torch.cat([sums, torch.tensor([float(total)], dtype=torch.float64)]))
