@@ -8,6 +8,9 @@ Speed, memory and disk, as shares of what this machine can do.
     python scripts/benchmark.py evaluation [--json]
     python scripts/benchmark.py data [--json] [--recordings N] [--folder DIR]
 
+On a GPU (`--device cuda`: model, pretrain, finetune; not run by the authors), the ceiling is the GPU's own product of
+8192 x 8192 x 8192 in bfloat16, and memory is what torch allocated there.
+
 States every figure beside the ceiling: float32 matrix products (1248 x 768 x 3072, `torch.mm(out=...)`, precision
 'highest') measured in the same process, before and after every counted run, so that a machine that slows down slows
 both. A share above 1 is possible: the ceiling is torch's float32 product, not the chip. How far above depends on the
@@ -88,6 +91,8 @@ def main() -> int:
     of_evaluation.add_argument("--resamples", type=int, default=1000, help="default: 1,000")
     of_evaluation.add_argument("--runs", type=int, default=5, help="counted runs (default: 5)")
     of_evaluation.add_argument("--json", action="store_true", help="an object a line")
+    for subject in (of_model, of_pretrain, of_finetune):
+        subject.add_argument("--device", default="cpu", help="such as cuda; shares are then of its bfloat16 products")
     options = parser.parse_args()
     # No other, whose libraries would count as this one's memory.
     measured = importlib.import_module(f"benchmarks.{options.benchmark}")

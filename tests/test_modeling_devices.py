@@ -3,6 +3,10 @@ The models on another device than the CPU, with torch's meta device in its part:
 tensors of two devices in one operation, and a value that the CPU would have to wait for, are errors there.
 """
 
+import importlib.util
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -58,3 +62,45 @@ def test_where_mask_and_ids_are_changes_no_loss(tiny_config):
         torch.manual_seed(0)
         losses.append(model(segments, mask_time_indices=given).loss.item())
     assert losses[0] == losses[1] == losses[2]
+
+
+@pytest.fixture(scope="module")
+def gpu_check():
+    """`scripts/gpu_check.py` as a module."""
+    path = Path(__file__).parents[1] / "scripts/gpu_check.py"
+    spec = importlib.util.spec_from_file_location("gpu_check", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _outcomes(gpu_check, monkeypatch, capsys, *checks):
+    monkeypatch.setattr("sys.argv", ["gpu_check.py", "--device", "cpu", "--json", "--only", *checks])
+    status = gpu_check.main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return status, {line["name"]: line["outcome"] for line in lines}
+
+
+def test_the_gpu_check_runs_on_a_cpu_what_it_can_and_names_the_rest(gpu_check, monkeypatch, capsys):
+    status, outcomes = _outcomes(gpu_check, monkeypatch, capsys, "forward", "explanations", "compiled", "waits")
+    assert status == 0
+    assert outcomes == {"forward": "passed", "explanations": "passed", "compiled": "not run", "waits": "not run"}
+
+
+def test_the_gpu_check_fails_where_a_figure_is_too_large_or_a_check_breaks(gpu_check, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_check, "FLOAT32", 0.0)
+    monkeypatch.setattr(gpu_check, "attribute", None)
+    status, outcomes = _outcomes(gpu_check, monkeypatch, capsys, "forward", "explanations")
+    assert status == 1
+    assert outcomes == {"forward": "FAILED", "explanations": "FAILED"}
+
+
+@pytest.mark.slow
+def test_the_gpu_check_passes_on_a_cpu(gpu_check, monkeypatch, capsys):
+    status, outcomes = _outcomes(gpu_check, monkeypatch, capsys, *gpu_check.CHECKS)
+    assert status == 0
+    assert {name for name, outcome in outcomes.items() if outcome == "not run"} == {
+        "flash_attention",
+        "compiled",
+        "waits",
+    }

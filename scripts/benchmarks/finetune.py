@@ -15,7 +15,13 @@ GFLOP_PER_SEGMENT = 3 * FORWARD["base"] - 2 * FROZEN_CONVOLUTIONS
 def run(options: argparse.Namespace) -> int:
     """Prints the figures of every number type and batch size."""
     cases = [
-        {"name": f"finetune/{dtype}/batch{batch}", "dtype": dtype, "batch": batch, "runs": options.runs}
+        {
+            "name": f"finetune/{dtype}/batch{batch}",
+            "dtype": dtype,
+            "batch": batch,
+            "runs": options.runs,
+            "device": options.device,
+        }
         for dtype in options.dtypes
         for batch in options.batch_sizes
     ]
@@ -42,21 +48,23 @@ def measure(case: dict) -> int:
         activation_dropout=0.1,
         pos_weight=[10.0] * 17,
     )
-    model = ECGFMForMultiLabelClassification(config).train()
+    model = ECGFMForMultiLabelClassification(config).to(case["device"]).train()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = FairseqAdam(trainable, lr=1e-6, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0)
     optimizer.allocate_state()
-    segments = torch.randn(case["batch"], config.num_leads, 2500)
-    labels = (torch.rand(case["batch"], config.num_labels) < 0.2).float()
+    segments = torch.randn(case["batch"], config.num_leads, 2500, device=case["device"])
+    labels = (torch.rand(case["batch"], config.num_labels, device=case["device"]) < 0.2).float()
 
     def step() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case["dtype"] == "bfloat16"):
+        with torch.autocast(
+            case["device"].partition(":")[0], dtype=torch.bfloat16, enabled=case["dtype"] == "bfloat16"
+        ):
             loss = model(segments, labels=labels).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    figures = timed_shares(step, case["batch"], GFLOP_PER_SEGMENT, case["runs"])
+    figures = timed_shares(step, case["batch"], GFLOP_PER_SEGMENT, case["runs"], case["device"])
     print(
         json.dumps(
             {

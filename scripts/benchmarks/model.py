@@ -22,6 +22,7 @@ def _cases(options: argparse.Namespace) -> list[dict]:
             "batch": batch,
             "attention": attention,
             "runs": options.runs,
+            "device": options.device,
             "keep_freed_memory": not options.give_memory_back,
         }
         for dtype in options.dtypes
@@ -86,12 +87,14 @@ def measure(case: dict) -> int:
     kept = case["keep_freed_memory"] and keep_freed_memory()
     torch.manual_seed(0)
     model = ECGFMForMultiLabelClassification(ECGFMConfig.base(num_labels=17)).eval()
-    model.to(getattr(torch, case["dtype"]))
+    model.to(case["device"], getattr(torch, case["dtype"]))
     if case["attention"]:
         model.set_attn_implementation(case["attention"])
-    segments = torch.randn(case["batch"], 12, 2500)
+    segments = torch.randn(case["batch"], 12, 2500, device=case["device"])
     with torch.inference_mode():
-        figures = timed_shares(lambda: model(segments), case["batch"], GFLOP_PER_SEGMENT["base"], case["runs"])
+        figures = timed_shares(
+            lambda: model(segments), case["batch"], GFLOP_PER_SEGMENT["base"], case["runs"], case["device"]
+        )
     print(
         json.dumps(
             {

@@ -18,6 +18,7 @@ def run(options: argparse.Namespace) -> int:
             "dtype": dtype,
             "pairs": pairs,
             "negatives": options.negatives,
+            "device": options.device,
             # Large batches are for memory; a step of 32 pairs takes half a minute.
             "runs": options.runs if pairs <= 4 else min(options.runs, 3),
         }
@@ -41,7 +42,7 @@ def measure(case: dict) -> int:
     # The defaults are the published ones.
     settings = PretrainSettings()
     config = ECGFMConfig.base(num_negatives=case["negatives"])
-    model = ECGFMForPreTraining(config).train()
+    model = ECGFMForPreTraining(config).to(case["device"]).train()
     optimizer = FairseqAdam(
         model.parameters(),
         lr=settings.learning_rate,
@@ -59,20 +60,22 @@ def measure(case: dict) -> int:
         np.random.RandomState(0),
     )
     inputs = {
-        "input_values": torch.randn(rows, config.num_leads, samples),
+        "input_values": torch.randn(rows, config.num_leads, samples, device=case["device"]),
         "patient_ids": torch.arange(rows) // 2,
         "segment_ids": torch.arange(rows) % 2,
         "mask_time_indices": torch.from_numpy(mask),
     }
 
     def step() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case["dtype"] == "bfloat16"):
+        with torch.autocast(
+            case["device"].partition(":")[0], dtype=torch.bfloat16, enabled=case["dtype"] == "bfloat16"
+        ):
             loss = model(**inputs).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    figures = timed_shares(step, rows, GFLOP_PER_SEGMENT, case["runs"])
+    figures = timed_shares(step, rows, GFLOP_PER_SEGMENT, case["runs"], case["device"])
     print(
         json.dumps(
             {
