@@ -1321,7 +1321,8 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
         positive = (patient_ids[first][:, None] == patient_ids[second][None, :]).nonzero()
         if not len(positive):
             raise ValueError("CMSC needs rows of equal patient_ids with segment_ids 0 and 1; found no such pair")
-        first, second, positive = (found.to(embeddings.device, non_blocking=True) for found in (first, second, positive))
+        found = (first, second, positive)
+        first, second, positive = (rows.to(embeddings.device, non_blocking=True) for rows in found)
         similarity = embeddings[first] @ embeddings[second].T / self.config.cmsc_temperature
         rows = -F.log_softmax(similarity, dim=1)[positive.unbind(1)].mean()
         columns = -F.log_softmax(similarity, dim=0)[positive.unbind(1)].mean()
