@@ -284,8 +284,15 @@ class Intervals:
 def patient_groups(patient_ids: Sequence[Hashable | None]) -> Groups:
     """Return recordings of a patient as one group; a recording of an unknown patient (None) is its own group."""
     numbers: dict[Hashable, int] = {}
-    group = [numbers.setdefault((0, i) if one is None else (1, one), len(numbers)) for i, one in enumerate(patient_ids)]
-    unknown = sum(one is None for one in patient_ids)
+    group = np.empty(len(patient_ids), dtype=np.int64)
+    unknown = 0
+    for i, one in enumerate(patient_ids):
+        number = len(numbers) + unknown
+        if one is None:
+            unknown += 1
+        else:
+            number = numbers.setdefault(one, number)
+        group[i] = number
     unit, note = "patient", None
     if unknown == len(group):
         unit = "recording"
@@ -297,7 +304,7 @@ def patient_groups(patient_ids: Sequence[Hashable | None]) -> Groups:
             f"The patients of {unknown} of {len(group)} recordings are unknown; each counts as a patient of its own, "
             "so the intervals may be too narrow."
         )
-    return Groups(np.array(group, dtype=np.int64), len(numbers), unit, note)
+    return Groups(group, len(numbers) + unknown, unit, note)
 
 
 def bootstrap_intervals(

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ SEGMENT_FILES, IDX = "segment_files", "idx"
 _TABLES = ("meta.csv", LABELED_SPLITS_FILE, "meta_split.csv", "segmented_split.csv")
 _FACTS = ("recording_id", "patient_id", "source", "age", "sex")
 _FIRST_SPLITS = ("train", "valid", "test")
-_ROWS = 200_000  # recordings in a table
+_ROWS = 50_000  # recordings in a table
 _TRIED_ROWS = 20  # recordings whose files are looked for to find the folder of segments
 _THREADS = 8  # that read the numbers of recordings from their files
 _MANY = 10_000
@@ -451,24 +452,19 @@ def _first_segment(root: Path, rows: pa.Table) -> Segment:
 
 
 class _Listing:
-    """The files below a root, by listing each folder once: much faster than a look at each file."""
+    """The files below a root, by listing folders: much faster than a look at each file."""
 
     def __init__(self, root: Path):
         self._root = root
-        self._folders: set[str] = set()
-        self._names = pa.array([], pa.string())
+        self._folders: dict[str, pa.ChunkedArray] = {}  # of the last check, so that memory does not grow with it
 
     def check(self, manifest: Manifest, rows: pa.Table, files: pa.ListArray) -> None:
         """Raise `FairseqFolderError` with the line of the first file that is missing."""
         folders = pc.unique(pc.replace_substring_regex(files.values, r"[^/]*$", "")).to_pylist()
-        new = [self._names]
-        for folder in (name for name in folders if name not in self._folders):
-            self._folders.add(folder)
-            found = os.listdir(self._root / folder) if (self._root / folder).is_dir() else []
-            names = [folder + name for name in found if name.endswith(".mat") and name.isprintable()]
-            new.append(pa.array(names, pa.string()))
-        self._names = pa.concat_arrays(new)
-        there = pc.is_in(files.values, value_set=self._names)
+        self._folders = {name: self._folders[name] if name in self._folders else self._list(name) for name in folders}
+        listed = pa.chunked_array([part for names in self._folders.values() for part in names.chunks], pa.string())
+        # A folder may have many more files than this table.
+        there = pc.is_in(files.values, value_set=listed.filter(pc.is_in(listed, value_set=files.values)))
         position = pc.index(there, False).as_py()
         if position < 0:
             return
@@ -479,6 +475,16 @@ class _Listing:
             line += position - int(offsets[row])
         where = str(manifest.path) if line is None else f"{manifest.path}, line {line}"
         raise FairseqFolderError(f"{where}: {self._root / files.values[position].as_py()}: no such file")
+
+    def _list(self, folder: str) -> pa.ChunkedArray:
+        """Return the names of a folder's segments below the root."""
+        parts: list[pa.Array] = []
+        if (self._root / folder).is_dir():
+            with os.scandir(self._root / folder) as found:
+                names = (folder + one.name for one in found if one.name.endswith(".mat") and one.name.isprintable())
+                while some := list(islice(names, _ROWS)):
+                    parts.append(pa.array(some, pa.string()))
+        return pa.chunked_array(parts, pa.string())
 
 
 def _looked_up(tables: dict[str, pa.Array], names: pa.Array) -> dict[str, pa.Array]:

@@ -30,7 +30,7 @@ _RECORDING_LINE = r"^(?P<name>[^\t]+)\t(?P<samples>[0-9]{1,9})\t[^\t]*\t(?P<segm
 _PLAIN_NAME = r"^[A-Za-z0-9_][\w.\-]*(?:/[A-Za-z0-9_][\w.\-]*)*$"  # certainly below the folder
 _LONGEST_LINE = 4096
 _LONGEST_EXTENSION = 6
-_BLOCK = 8 << 20  # characters that are read at a time
+_BLOCK = 1 << 20  # characters that are read at a time
 # A recording of a manifest: the line that names it first, its name below the root, its segments' numbers, the samples
 # of each segment.
 ROWS = pa.schema(

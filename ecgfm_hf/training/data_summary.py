@@ -40,7 +40,9 @@ def summarize_split(
     """
     columns = [name for name in ("patient_id", "source", "sex", "age") if name in dataset.column_names]
     table = dataset.select_columns(columns).with_format("arrow")[:].take(np.asarray(rows, dtype=np.int64))
-    patients = table["patient_id"].to_pylist()
+    # Lists of a million Nones would only cost memory.
+    columns = [name for name in columns if table[name].null_count < len(table)]
+    patients = table["patient_id"].to_pylist() if "patient_id" in columns else [None] * len(rows)
     known = set(patients) - {None}
     return _summarize(
         len(rows),

@@ -75,7 +75,8 @@ class PairDataset(Dataset):
 
     def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         many = getattr(self.pairs, "__getitems__", None)
-        items = [self.pairs[number] for number in numbers] if many is None else many(list(numbers))
+        numbers = np.asarray(numbers).tolist()
+        items = [self.pairs[number] for number in numbers] if many is None else many(numbers)
         if self._transform is None:
             return items
         return [{**item, "input_values": self._transform(item["input_values"], item)} for item in items]
@@ -189,7 +190,7 @@ def train_batches(
     order = epoch_order(len(dataset), settings.seed, epoch)
     a_update = settings.pairs * settings.gradient_accumulation_steps * processes
     numbers = [
-        order[begin : begin + settings.pairs].tolist()
+        order[begin : begin + settings.pairs]
         for update in range(first_update, len(order) // a_update)
         for micro in range(settings.gradient_accumulation_steps)
         for begin in [update * a_update + (micro * processes + process) * settings.pairs]
@@ -215,10 +216,12 @@ def valid_batches(
         yield number, number < len(numbers), batch
 
 
-def _loader(dataset: PairDataset, numbers: list[list[int]], settings: PretrainSettings) -> DataLoader:
+def _loader(
+    dataset: PairDataset, numbers: Sequence[Sequence[int] | np.ndarray], settings: PretrainSettings
+) -> DataLoader:
     return DataLoader(
         dataset,
-        batch_sampler=numbers,
+        batch_sampler=numbers,  # type: ignore[arg-type]  # torch declares lists; a million numbers are 40 MB of objects
         collate_fn=_Collate(settings.cmsc_positives),
         num_workers=settings.dataloader_num_workers,
         worker_init_fn=_ignore_signals,
