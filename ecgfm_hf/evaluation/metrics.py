@@ -120,18 +120,20 @@ class RankedLabel:
         Args:
             weights (`np.ndarray` (n, b), integers): How often each recording counts, in each of b weightings.
         """
-        weights = weights[self._order]
-        below = _counts_below(weights)
-        positives = _counts_below(weights[self._positive])
-        true_positive = positives[self._positive_end]
-        true_before = np.concatenate([np.zeros_like(positives[:1]), true_positive[:-1]])[: len(true_positive)]
+        # Sums along contiguous recordings are several times faster than across them.
+        drawn = np.ascontiguousarray(weights[self._order].T)
+        below = _counts_below(drawn)
+        positives = _counts_below(drawn[:, self._positive])
+        true_positive = positives[:, self._positive_end]
+        true_before = np.concatenate([np.zeros_like(positives[:, :1]), true_positive[:, :-1]], axis=1)
+        true_before = true_before[:, : true_positive.shape[1]]
         return StepCounts(
-            true_positive=true_positive,
-            true_before=true_before,
-            false_positive=below[self._end] - true_positive,
-            false_before=below[self._start] - true_before,
-            positives=positives[-1],
-            negatives=below[-1] - positives[-1],
+            true_positive=true_positive.T,
+            true_before=true_before.T,
+            false_positive=(below[:, self._end] - true_positive).T,
+            false_before=(below[:, self._start] - true_before).T,
+            positives=positives[:, -1],
+            negatives=below[:, -1] - positives[:, -1],
         )
 
 
@@ -175,9 +177,9 @@ class StepCounts:
 
 
 def _counts_below(weights: np.ndarray) -> np.ndarray:
-    """Return (m + 1, b): the sums of the first 0, 1, ... m rows."""
-    counts = np.zeros((len(weights) + 1, weights.shape[1]), dtype=np.int64)
-    np.cumsum(weights, axis=0, out=counts[1:])
+    """Return (b, m + 1): the sums of the first 0, 1, ... m columns."""
+    counts = np.zeros((weights.shape[0], weights.shape[1] + 1), dtype=np.int64)
+    np.cumsum(weights, axis=1, out=counts[:, 1:])
     return counts
 
 

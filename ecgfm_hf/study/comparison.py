@@ -7,8 +7,8 @@ from where the table's come from. The estimate is the mean over folds of each fo
 No unbiased variance of a cross-validation exists (Bengio and Grandvalet, 2004). The variance here is the sum of
 
 - the variance over patients: patients are drawn with replacement, each with all its test scores of all repeats;
-- the variance over training sets: the spread between folds, S2, times the factor of Nadeau and Bengio (2003), test
-  recordings / training recordings, or what independent training sets would give if that is less.
+- the variance over training sets: the spread between folds, of which Nadeau and Bengio (2003) attribute the share
+  test / (test + training recordings) to training, shared between folds as far as their training sets overlap.
 
 Degrees of freedom are added by Welch and Satterthwaite. Differences of two arms are of the same folds and the same
 resamples. Their joint intervals hold for all pairs and sizes of the study at once (max-t: the highest of all
@@ -59,11 +59,20 @@ class FoldScores:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its interval (NaN with the `reason` if there is none)."""
+    """
+    A figure with its interval (NaN with the `reason` if there is none).
+
+    Args:
+        over_patients, over_training (`float`): The parts of its standard error, whose squares add up.
+        degrees (`float`): Of freedom.
+    """
 
     value: float
     low: float
     high: float
+    over_patients: float
+    over_training: float
+    degrees: float
     reason: str | None = None
 
 
@@ -218,7 +227,17 @@ _Key = tuple[int, int]  # repeat and fold
 
 @dataclass(frozen=True)
 class _Training:
-    """By what the spread between folds counts as a variance of training, and which folds are spread about one mean."""
+    """
+    What the spread between folds shows of the variance of training.
+
+    Nadeau and Bengio take test / (test + training recordings) as the share of a fold's variance that comes from its
+    training set. Folds share that part as far as their training sets overlap: the spread shows the rest. With training
+    sets that are all the same this is their factor, test / training recordings.
+
+    Args:
+        factor (`float`): Times the squared spread, the variance of the mean over folds.
+        covers (`str`): As of [`Comparison`].
+    """
 
     factor: float
     covers: str
@@ -232,14 +251,15 @@ class _Training:
             # The same split, trained with several seeds.
             return cls(1 / count, "patients and seeds")
         trained = [len(fold.train) for fold in folds]
-        ratio = sum(len(fold.test) for fold in folds) / sum(trained)
+        tested = sum(len(fold.test) for fold in folds)
+        share = tested / (tested + sum(trained))
         present = np.zeros((count, 1 + max(int(fold.train.max()) for fold in folds)), dtype=np.float32)
         for row, fold in zip(present, folds, strict=True):
             row[fold.train] = 1
         shared = present @ present.T / np.minimum.outer(trained, trained)
         overlap = float((shared.sum() - np.trace(shared)) / (count * (count - 1)))
-        independent = 1 / count + overlap / (1 - overlap) if overlap < 1 else math.inf
-        return cls(min(ratio, independent), "patients and training sets")
+        of_mean = 1 / count + (1 - 1 / count) * overlap
+        return cls(share * of_mean / (1 - share * overlap), "patients and training sets")
 
 
 @dataclass(frozen=True)
@@ -336,21 +356,45 @@ class _Error:
     deviations: np.ndarray  # (folds,): the sum of their squares is the variance over training sets
 
     @classmethod
-    def of(
+    def of_labels(
+        cls, values: np.ndarray, resampled: np.ndarray, rarer: np.ndarray, keys: Sequence[_Key], training: _Training
+    ) -> "list[_Error]":
+        """Of each label; arrays (folds, L) and (folds, L, resamples)."""
+        deviations, degrees = _spread(values, keys)
+        about = zip(_mean(values).tolist(), _mean(resampled), rarer.tolist(), deviations.T, strict=True)
+        return [
+            cls._of(value, drawn, Freedom.of(max(count, 2)), deviation, degrees, training)
+            for value, drawn, count, deviation in about
+        ]
+
+    @classmethod
+    def of_macro(
         cls, values: np.ndarray, resampled: np.ndarray, rarer: np.ndarray, keys: Sequence[_Key], training: _Training
     ) -> "_Error":
-        """Of the mean over labels; arrays (folds, L) and (folds, L, resamples)."""
+        """Of the mean over labels."""
         by_label, each = _mean(values), _mean(resampled)
         defined = ~np.isnan(by_label)
         by_label, each, counts = by_label[defined], each[defined], np.maximum(rarer[defined], 2)
         value = float(by_label.mean()) if len(by_label) else math.nan
-        resampled = _mean(each) if len(each) else np.full(resampled.shape[-1], np.nan)
-        freedom = Freedom.of_mean(each, counts)
+        drawn = _mean(each) if len(each) else np.full(resampled.shape[-1], np.nan)
+        deviations, degrees = _spread(values, keys)
+        return cls._of(
+            value, drawn, Freedom.of_mean(each, counts), _mean(deviations[:, defined], axis=1), degrees, training
+        )
+
+    @classmethod
+    def _of(
+        cls,
+        value: float,
+        resampled: np.ndarray,
+        freedom: Freedom,
+        deviations: np.ndarray,
+        degrees: int,
+        training: _Training,
+    ) -> "_Error":
         known = resampled[~np.isnan(resampled)]
         patients = float(known.var(ddof=1)) * freedom.widened**2 if len(known) > 1 else math.nan
-        deviations, degrees = _spread(values, keys)
-        spread = np.nan_to_num(_mean(deviations[:, defined], axis=1))
-        scaled = spread * math.sqrt(training.factor / degrees) if degrees else np.zeros_like(spread)
+        scaled = np.nan_to_num(deviations) * (math.sqrt(training.factor / degrees) if degrees else 0.0)
         added = float(scaled @ scaled)
         if added > 0:
             total = (patients + added) ** 2 / (patients**2 / freedom.degrees + added**2 / degrees)
@@ -362,29 +406,13 @@ class _Error:
         return math.sqrt(self.over_patients + self.over_training)
 
     def estimate(self, scale: str, unit: str, level: float) -> Estimate:
+        parts = (math.sqrt(self.over_patients), math.sqrt(self.over_training), self.freedom.degrees)
         if scale == "plain" and self.standard_error == 0:  # two arms of the same scores
-            return Estimate(self.value, self.value, self.value)
+            return Estimate(self.value, self.value, self.value, *parts)
         low, high, reason = interval_around(
             self.value, self.resampled, scale, self.freedom, unit, level, of_all=True, added=self.over_training
         )
-        return Estimate(self.value, low, high, reason)
-
-
-def _estimates(
-    values: np.ndarray,
-    resampled: np.ndarray,
-    rarer: np.ndarray,
-    keys: Sequence[_Key],
-    training: _Training,
-    scale: str,
-    unit: str,
-    level: float,
-) -> tuple[Estimate, ...]:
-    """Return the estimate of each label."""
-    errors = (
-        _Error.of(values[:, [one]], resampled[:, [one]], rarer[[one]], keys, training) for one in range(len(rarer))
-    )
-    return tuple(error.estimate(scale, unit, level) for error in errors)
+        return Estimate(self.value, low, high, *parts, reason)
 
 
 def _arm_result(cell: _Cell, unit: str, level: float) -> ArmResult:
@@ -392,8 +420,8 @@ def _arm_result(cell: _Cell, unit: str, level: float) -> ArmResult:
     macro, labels = {}, {}
     for metric in METRICS:
         about = (cell.values[metric], cell.resampled[metric], cell.rarer, keys, cell.training)
-        macro[metric] = _Error.of(*about).estimate("logit", unit, level)
-        labels[metric] = _estimates(*about, "logit", unit, level)
+        macro[metric] = _Error.of_macro(*about).estimate("logit", unit, level)
+        labels[metric] = tuple(error.estimate("logit", unit, level) for error in _Error.of_labels(*about))
     recordings = float(np.mean([len(fold.train) for fold in cell.folds.values()]))
     return ArmResult(cell.arm, cell.size, recordings, len(keys), macro, labels)
 
@@ -408,21 +436,21 @@ class _Pair:
     first: _Cell
     second: _Cell
     keys: list[_Key]
-    values: np.ndarray  # (folds, L)
-    resampled: np.ndarray  # (folds, L, resamples)
-    training: _Training
     error: _Error
+    of_labels: list[_Error]
 
     @classmethod
     def of(cls, first: _Cell, second: _Cell) -> "_Pair":
         keys = [key for key in first.folds if key in second.folds]
         rows = [[list(cell.folds).index(key) for key in keys] for cell in (first, second)]
-        values = first.values["auroc"][rows[0]] - second.values["auroc"][rows[1]]
-        resampled = first.resampled["auroc"][rows[0]] - second.resampled["auroc"][rows[1]]
-        training = _Training.of([first.folds[key] for key in keys])
-        rarer = np.minimum(first.rarer, second.rarer)
-        error = _Error.of(values, resampled, rarer, keys, training)
-        return cls(first, second, keys, values, resampled, training, error)
+        about = (
+            first.values["auroc"][rows[0]] - second.values["auroc"][rows[1]],
+            first.resampled["auroc"][rows[0]] - second.resampled["auroc"][rows[1]],
+            np.minimum(first.rarer, second.rarer),
+            keys,
+            _Training.of([first.folds[key] for key in keys]),
+        )
+        return cls(first, second, keys, _Error.of_macro(*about), _Error.of_labels(*about))
 
 
 def _joint_level(pairs: Sequence[_Pair], level: float, seed: int) -> float:
@@ -457,7 +485,6 @@ def _difference(pair: _Pair, unit: str, level: float, joint_level: float) -> Dif
     own, joint = (error.estimate("plain", unit, one) for one in (level, joint_level))
     degrees = error.freedom.degrees
     reach = (stdtrit(degrees, (1 + joint_level) / 2) + stdtrit(degrees, POWER)) * error.standard_error
-    rarer = np.minimum(first.rarer, second.rarer)
     return Difference(
         first=first.arm,
         second=second.arm,
@@ -467,7 +494,7 @@ def _difference(pair: _Pair, unit: str, level: float, joint_level: float) -> Dif
         joint_low=joint.low,
         joint_high=joint.high,
         detectable=float(reach),
-        labels=_estimates(pair.values, pair.resampled, rarer, pair.keys, pair.training, "plain", unit, level),
+        labels=tuple(one.estimate("plain", unit, level) for one in pair.of_labels),
     )
 
 

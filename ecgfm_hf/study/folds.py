@@ -2,9 +2,9 @@
 Folds of a study: which recordings an arm is trained on and which it is tested on.
 
 Patients are drawn, never recordings, so that no patient is in two folds. Folds are balanced in all labels at once:
-patients are placed one by one, those who weigh most in any label first, into the fold that holds the least of what they
-bring (iterative stratification); then patients move, or change places, as long as that improves the balance. A fold
-depends on ids, patients, targets and the seed, never on the order of rows.
+patients are placed one by one, those who weigh most in any label first, into the fold that has the least of what they
+bring (iterative stratification); then patients move as long as that improves the balance. A fold depends on ids,
+patients, targets and the seed, never on the order of rows.
 """
 
 import functools
@@ -188,11 +188,14 @@ def nested_training(table: StudyTable, fold: Fold, sizes: Sequence[float], *, se
     Raises:
         [`StudyError`]: a size that is larger than a training set.
     """
-    counts = {size: training_count(len(fold.train), size) for size in sizes}
-    if not counts:
-        return {}
-    ordered = _balanced_order(table, fold.train, f"{seed}/{fold.repeat}/{fold.fold}", max(counts.values()))
-    return {size: replace(fold, train=np.sort(ordered[:count])) for size, count in counts.items()}
+    available = len(fold.train)
+    counts = {size: training_count(available, size) for size in sizes}
+    most = max((count for count in counts.values() if count < available), default=0)
+    ordered = _balanced_order(table, fold.train, f"{seed}/{fold.repeat}/{fold.fold}", most)
+    return {
+        size: fold if count == available else replace(fold, train=np.sort(ordered[:count]))
+        for size, count in counts.items()
+    }
 
 
 def training_count(available: int, size: float) -> int:
