@@ -119,6 +119,19 @@ def test_abbreviations_of_machines_are_read_with_the_original_tables_too():
     assert original.normalize("Repol abnrm") == "repolarization abnormality"
 
 
+def test_what_follows_from_doubtful_findings_is_doubtful_in_the_clinical_preset(mimic17, clinical):
+    aberrancy, tachycardia = (
+        MIMIC17_LABELS.index(name) for name in ("Supraventricular tachycardia with aberrancy", "Tachycardia")
+    )
+    report = "Possible SVT and aberrant conduction"
+    assert mimic17.row(report, soft=True)[aberrancy] == 1.0
+    assert clinical.row(report, soft=True)[aberrancy] == 0.65  # as its parent, tachycardia
+    assert clinical.row("Possible atrial fibrillation", soft=True)[tachycardia] == 0.65
+    # The rhythm is in doubt, not its rate.
+    possible = clinical.row("Possible atrial fibrillation; rapid ventricular response", soft=True)
+    assert possible[tachycardia] == 1.0
+
+
 @pytest.mark.parametrize("report", ["SB", "VPCs", "STEMI", "Mobitz II", "Preexcitation", "Wolff-Parkinson-White"])
 def test_what_the_original_does_not_read_stays_unread_in_mimic17(mimic17, report):
     assert positives(mimic17, report) == set()
@@ -144,6 +157,20 @@ def test_each_listed_difference_of_the_clinical_preset_is_one(
         ("Sinus rhythm. No PVCs. Atrial pacing.", {"Sinus rhythm", "Electronic pacemaker"}),
         ("Anterior infarct is no longer present", set()),
         ("Atrial fibrillation no longer seen; Sinus rhythm", {"Sinus rhythm"}),
+        ("History of atrial fibrillation with rapid ventricular response", set()),
+        ("No AF with SVR", set()),
+        ("Afib; slow ventricular response", {"Atrial fibrillation", "Bradycardia"}),
+        ("AF with RVR", {"Atrial fibrillation", "Tachycardia"}),
+        ("Atrial fibrillation, rate controlled", {"Atrial fibrillation"}),
+        ("AF with slow, then rapid ventricular response", {"Atrial fibrillation", "Tachycardia"}),
+        ("Slow atrial flutter with LBBB", {"Atrial flutter", "Bradycardia", "Left bundle branch block"}),
+        (
+            "Atrial flutter with LBBB",
+            {
+                *("Tachycardia", "Supraventricular tachycardia with aberrancy", "Atrial flutter"),
+                "Left bundle branch block",
+            },
+        ),
         ("Atrial fibrillation has been replaced by sinus rhythm", {"Sinus rhythm"}),
         ("No change; inferior infarct", {"Infarction"}),
         ("No significant change in atrial flutter", {"Atrial flutter", "Tachycardia"}),

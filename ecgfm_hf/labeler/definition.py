@@ -17,7 +17,8 @@ An own definition is a dictionary or a JSON file:
       "slots": {"lead": ["v1", "v2"]},
       "rewrites": {"sb": "sinus bradycardia"},
       "mistyped": ["tachycardia"],
-      "switches": {"connective_gate": false, "honour_absence": true, "within_statement": true},
+      "switches": {"connective_gate": false, "honour_absence": true, "within_statement": true,
+                   "doubtful_compounds": true},
       "extends": "general.json"
     }
 

@@ -22,11 +22,13 @@ class Switches:
         honour_absence: drop an entity that "no" or "without" describes. The original keeps it.
         within_statement: keep a descriptor from reaching over ";" into another statement, as it does in the original.
             One that begins with a colon or comma, without an entity to its right (", unlikely"), describes its left.
+        doubtful_compounds: give a compound the least probability of what it includes. In the original it is certain.
     """
 
     connective_gate: bool = True
     honour_absence: bool = False
     within_statement: bool = False
+    doubtful_compounds: bool = False
 
 
 @dataclass(slots=True)
@@ -212,8 +214,9 @@ class Inference:
         for compound in self.knowledge.compounds:
             if _fires(compound, present, groups):
                 via = tuple(mention.entity for mention in compound.including)
-                rows.append(Row(compound.entity, 1.0, source="compound", path=(compound.entity,), via=via))
-                parents = self._parents(compound.entity, 1.0, (compound.entity,))
+                probability = _least(compound, groups) if self.switches.doubtful_compounds else 1.0
+                rows.append(Row(compound.entity, probability, source="compound", path=(compound.entity,), via=via))
+                parents = self._parents(compound.entity, probability, (compound.entity,))
                 rows += [row._replace(via=via) for row in parents]
         return rows
 
@@ -258,6 +261,12 @@ def _fires(compound: Compound, present: set[str], groups: Sequence[Sequence[Row]
         )
 
     return all(map(has, compound.including)) and not any(map(has, compound.excluding))
+
+
+def _least(compound: Compound, groups: Sequence[Sequence[Row]]) -> float:
+    """Return the probability of the most doubtful entity that a compound includes."""
+    rows = [row for group in groups for row in group]
+    return min(max(row.probability for row in rows if row.entity == item.entity) for item in compound.including)
 
 
 def _ancestors(knowledge: Knowledge, entity: str) -> dict[str, tuple[str, ...]]:

@@ -118,10 +118,6 @@ class Labeler:
         text = self.normalize(report)
         return self._labels(text, self._matcher.find(text), report)
 
-    def label_normalized(self, text: str) -> ReportLabels:
-        """Return the labels of a report that is normalised already."""
-        return self._labels(text, self._matcher.find(text), text)
-
     def _labels(self, text: str, hits: Sequence[Hit], report: str | None) -> ReportLabels:
         groups = [self._inference.rows(instance) for instance in self._inference.instances(text, hits)]
         compounds = self._inference.compounds(groups)

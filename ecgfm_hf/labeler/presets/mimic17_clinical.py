@@ -2,9 +2,12 @@
 `mimic17-clinical`: the same 17 labels, read as a clinician would. Not for reproducing the published labels.
 
 It extends `mimic17` by the changes that `DIFFERENCES` lists with an example each. Unchanged: doubt still counts
-("consider infarct" is positive, with probability 0.5), and atrial fibrillation and flutter are fast rhythms at any
-ventricular rate. Doubt lowers a probability in every report, with or without a connective, and stays within its
-statement.
+("consider infarct" is positive, with probability 0.5). Doubt lowers a probability in every report, with or without a
+connective, also of what follows from several findings, and stays within its statement.
+
+Atrial fibrillation and flutter are fast rhythms unless the report calls the ventricular response slow or controlled
+(60 to 100/min). A slow response is a bradycardia and a rapid one a tachycardia, in any rhythm. A rate in numbers is not
+read.
 """
 
 from typing import Any
@@ -108,6 +111,24 @@ DIFFERENCES: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
         "Atrial fibrillation",
         ("Tachycardia", "Atrial fibrillation", "Accessory pathway conduction"),
         ("Tachycardia", "Atrial fibrillation"),
+    ),
+    (
+        "a slow ventricular response is a bradycardia",
+        "Atrial fibrillation with slow ventricular response",
+        ("Tachycardia", "Atrial fibrillation", "Accessory pathway conduction"),
+        ("Atrial fibrillation", "Bradycardia"),
+    ),
+    (
+        "a controlled one is neither slow nor fast",
+        "Atrial flutter with controlled ventricular response",
+        ("Tachycardia", "Atrial flutter", "Accessory pathway conduction"),
+        ("Atrial flutter",),
+    ),
+    (
+        "a rapid one is a tachycardia",
+        "Sinus arrhythmia with rapid ventricular response",
+        ("Sinus rhythm",),
+        ("Sinus rhythm", "Tachycardia"),
     ),
     (
         "ventricular flutter is not atrial",
@@ -290,6 +311,7 @@ _IGNORED = [
 _DROPPED = ("pattern",)  # Of what `mimic17` ignores.
 
 _ABERRANCY = "Supraventricular tachycardia with aberrancy"
+_NOT_FAST = ["Slow ventricular response", "Controlled ventricular response"]
 _COMPOUNDS = [
     {"entity": "Bifascicular block", "including": ["Right bundle branch block", "Fascicular block"]},
     # A bundle branch block speaks of aberrancy in supraventricular tachycardia; aberrant conduction in any fast rhythm.
@@ -300,6 +322,18 @@ _COMPOUNDS = [
         "including": ["Tachycardia", "Aberrant ventricular conduction"],
         "excluding": ["Ventricular tachycardia"],
     },
+    # The atria alone make a fast rhythm only where the report does not call the ventricles slower.
+    {"entity": "Fast atrial fibrillation", "including": ["Atrial fibrillation"], "excluding": _NOT_FAST},
+    {"entity": "Fast atrial flutter", "including": ["Atrial flutter"], "excluding": _NOT_FAST},
+    {"entity": _ABERRANCY, "including": ["Atrial flutter", "Bundle branch block"], "excluding": _NOT_FAST},
+    *(
+        {
+            "entity": _ABERRANCY,
+            "including": [rhythm, "Aberrant ventricular conduction"],
+            "excluding": [*_NOT_FAST, "Ventricular tachycardia"],
+        }
+        for rhythm in ("Atrial fibrillation", "Atrial flutter")
+    ),
 ]
 
 _REWRITES = {
@@ -324,7 +358,14 @@ _REWRITES = {
 
 # Findings that are new, or have other parents.
 _ENTITIES = {
-    "Atrial fibrillation": ["Tachycardia"],
+    "Atrial fibrillation": [],
+    "Atrial flutter": [],
+    "Fast atrial fibrillation": ["Tachycardia"],
+    "Fast atrial flutter": ["Macro-reentry atrial tachycardia"],
+    "Rapid ventricular response": ["Tachycardia"],
+    "Uncontrolled ventricular response": ["Tachycardia"],
+    "Slow ventricular response": ["Bradycardia"],
+    "Controlled ventricular response": [],
     "Reentry": [],
     "Reentry tachycardia": ["Tachycardia"],
     "Fusion complex": [],
@@ -347,11 +388,31 @@ _FLUTTER = {
     "variable": "atrial flutter with variable {[atrioventricular] block|conduction}",
     "high grade": "atrial flutter with {high grade|3:1|4:1} [atrioventricular] block",
 }
+# The response goes with its rhythm ("history of atrial fibrillation with rapid ventricular response").
+_RESPONSES = {
+    "Rapid ventricular response": "rapid",
+    "Uncontrolled ventricular response": "uncontrolled",
+    "Slow ventricular response": "slow",
+    "Controlled ventricular response": "[well] {controlled|moderate|normal}",
+}
+_WITH_RESPONSE = {
+    rhythm: {
+        name: [f"{written}{{ | with | with a |, }}{words} ventricular {{response|rate}}", f"{words} {written}"]
+        for name, words in _RESPONSES.items()
+    }
+    for rhythm, written in (("Atrial fibrillation", "atrial fibrillation"), ("Atrial flutter", "[atrial] flutter"))
+}
 _PHRASES = {
     "Ventricular flutter": ["ventricular flutter"],
     "Ventricular fibrillation": ["ventricular fibrillation"],
     # "or" and a slash between the two are gone from normalised text; the two findings share their descriptors.
     "Atrial fibrillation": ["atrial {fibrillation atrial flutter|flutter atrial fibrillation}"],
+    "Rapid ventricular response": ["ventricular {response|rate} [is] rapid"],
+    "Slow ventricular response": ["ventricular {response|rate} [is] slow"],
+    "Controlled ventricular response": [
+        "[well] {controlled|moderate|normal} ventricular {response|rate}",
+        *("ventricular {response|rate} [is] [well] {controlled|normal}", "rate{ |-}controlled", "controlled rate"),
+    ],
     "Atrial flutter": ["atrial {fibrillation atrial flutter|flutter atrial fibrillation}", *_FLUTTER.values()],
     "Supraventricular reentry tachycardia": ["atrioventricular nodal reentry tachycardia"],
     "Accessory pathway tachycardia": ["atrioventricular reentry tachycardia"],
@@ -414,6 +475,10 @@ def definition() -> dict[str, Any]:
     phrases = {name: [text for text in texts if text not in _REPLACED] for name, texts in base["phrases"].items()}
     for name, texts in _PHRASES.items():
         phrases[name] = [*phrases.get(name, []), *texts]
+    for rhythm, responses in _WITH_RESPONSE.items():
+        for name, texts in responses.items():
+            for finding in (rhythm, name):
+                phrases[finding] = [*phrases.get(finding, []), *texts]
     return {
         **base,
         "name": "mimic17-clinical",
@@ -424,6 +489,9 @@ def definition() -> dict[str, Any]:
         "compounds": _COMPOUNDS,
         "ignored": [text for text in (*base["ignored"], *_IGNORED) if text not in _DROPPED],
         "rewrites": _REWRITES,
-        "switches": {"connective_gate": False, "honour_absence": True, "within_statement": True},
+        "switches": {
+            **{"connective_gate": False, "honour_absence": True, "within_statement": True},
+            "doubtful_compounds": True,
+        },
         "slots": {**base["slots"], "morphology_lead": list(LEADS), "sequence_lead": list(LEADS)},
     }
