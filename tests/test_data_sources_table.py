@@ -197,6 +197,21 @@ def test_a_table_is_read_in_the_encoding_and_with_the_separator_that_it_has(tmp_
     assert "'Größe' (1.6 to 1.8)" in " ".join(index.notes)
 
 
+def test_a_table_is_decoded_once_and_then_forgotten(tmp_path, monkeypatch):
+    import openpyxl
+
+    root, opened = folder_of(tmp_path / "root", "1"), []
+    text, book = table_of(tmp_path, "path,AF\n1,1\n"), workbook(tmp_path / "a.xlsx", A=[["path", "AF"], ["1", 1]])
+    for owner, name in ((Path, "read_bytes"), (openpyxl, "load_workbook")):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, _real=real, **k: opened.append(str(a[0])) or _real(*a, **k))
+    for table, times in ((text, 1), (book, 2)):  # a workbook for its values, and for its formulas
+        source = RecordingTable(root, table)
+        assert source.index().table["AF"].to_pylist() == [1]
+        assert opened.count(str(table)) == times
+        assert "_read" not in vars(source._file)
+
+
 def test_encoding_and_separator_can_be_given(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_text("path!Größe!AF\n1!groß!1\n", encoding="mac_roman")

@@ -58,14 +58,6 @@ class LabelTable:
         if ((self.values != 0) & (self.values != 1) & ~np.isnan(self.values)).any():
             raise LabelTableError("values must be 0, 1 or NaN")
 
-    def align(self, ids: Sequence[Hashable]) -> "LabelTable":
-        """Return the labels of these recordings, in their order; NaN for recordings that are not in the table."""
-        wanted = tuple(known_ids(ids))
-        row_of = {recording: row for row, recording in enumerate(self.ids)}
-        rows = np.array([row_of.get(recording, len(self.ids)) for recording in wanted], dtype=np.int64)
-        padded = np.concatenate([self.values, np.full((1, len(self.names)), np.nan)])
-        return LabelTable(wanted, self.names, padded[rows])
-
 
 def label_table(ids: Sequence[Hashable], columns: Mapping[str, Sequence[Any]]) -> LabelTable:
     """

@@ -30,7 +30,7 @@ _ROWS_TO_SNIFF = 200
 @dataclass(frozen=True)
 class TableFile:
     """
-    A table in a file.
+    A table in a file. It is read once: rows stay in memory until `forget`.
 
     Args:
         path (`Path`): `.parquet`, `.xlsx`, `.xlsm`, or text with separators.
@@ -78,7 +78,7 @@ class TableFile:
             except (OSError, pa.ArrowException) as error:
                 raise self._unreadable(error) from None
         else:
-            names = next(self._rows(), [])
+            names = next(iter(self._read[0]), [])
         header = ["" if name is None else clean_name(name) for name in names]
         if not any(header):
             raise DataError(f"{self.path} is empty" if not header else f"{self.path}: the first row names no column")
@@ -95,7 +95,7 @@ class TableFile:
             except (OSError, pa.ArrowException) as error:
                 raise self._unreadable(error) from None
             return {name: column for name, column in zip(header, cells, strict=True) if name}
-        rows = list(islice(self._rows(), 1, None))
+        rows = self._read[0][1:]
         for number, row in enumerate(rows, start=1):
             if len(row) != len(header):
                 raise DataError(f"{self.path}, row {number}: {len(row)} cells under {len(header)} columns")
@@ -103,24 +103,28 @@ class TableFile:
 
     def notes(self) -> list[str]:
         """Return sentences about what was assumed."""
-        if self._is_text and self.encoding is None and self._text()[1] == _WINDOWS:
+        if self.encoding is None and self._read[1] == _WINDOWS:
             return [
                 f"{self.path.name} is not UTF-8 and was read as {_WINDOWS}; if letters are wrong, give its encoding."
             ]
         return []
 
-    def _rows(self) -> Iterator[list[Any]]:
-        """Yield all rows with a cell, the header first."""
+    def forget(self) -> None:
+        """Free the rows; they are read again when they are needed."""
+        self.__dict__.pop("_read", None)
+
+    @functools.cached_property
+    def _read(self) -> tuple[list[list[Any]], str | None]:
+        """All rows with a cell, the header first, and the encoding of text; of Parquet none."""
         try:
-            yield from self._text_rows() if self._is_text else self._workbook_rows()
+            if self._is_text:
+                text, encoding = self._text()
+                by_suffix = "\t" if self.path.suffix.lower() in (".tsv", ".tab") else None
+                separator = self.separator or by_suffix or _separator(self.path, text)
+                return [row for row in read_cells(io.StringIO(text, newline=""), separator) if row], encoding
+            return [] if self.path.suffix.lower() == ".parquet" else list(self._workbook_rows()), None
         except (OSError, csv.Error) as error:
             raise self._unreadable(error) from None
-
-    def _text_rows(self) -> Iterator[list[str]]:
-        text, _ = self._text()
-        by_suffix = "\t" if self.path.suffix.lower() in (".tsv", ".tab") else None
-        separator = self.separator or by_suffix or _separator(self.path, text)
-        return (row for row in read_cells(io.StringIO(text, newline=""), separator) if row)
 
     def _text(self) -> tuple[str, str]:
         """Return the whole text and the name of its encoding."""

@@ -43,16 +43,6 @@ class LabelCounts:
         for index, value in enumerate(row):
             positives[index] += value > 0
 
-    @classmethod
-    def from_totals(
-        cls, positives: Mapping[str, Sequence[int]], recordings: Mapping[str, int], labels: Sequence[str]
-    ) -> "LabelCounts":
-        """Start from known counts, as `{split: positives by label}` and `{split: recordings}`."""
-        counts = cls(labels)
-        counts._positives = {split: list(values) for split, values in positives.items()}
-        counts._recordings = dict(recordings)
-        return counts
-
     def totals(self) -> tuple[list[int], int]:
         """Return positives by label, and recordings, of all splits together."""
         positives = [sum(counts) for counts in zip(*self._positives.values(), strict=True)] or [0] * len(self.labels)

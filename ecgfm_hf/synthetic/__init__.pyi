@@ -4,7 +4,6 @@ from .cohort import write_record as write_record
 from .recording import SyntheticRecording as SyntheticRecording
 from .recording import SyntheticTruth as SyntheticTruth
 from .settings import COHORT_VERSION as COHORT_VERSION
-from .settings import EPISODIC_LABELS as EPISODIC_LABELS
 from .settings import LABEL_NAMES as LABEL_NAMES
 from .settings import LABELS as LABELS
 from .settings import CohortSettings as CohortSettings

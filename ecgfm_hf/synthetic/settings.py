@@ -43,8 +43,6 @@ LABELS = {
     "right axis deviation": "47665007",
 }
 LABEL_NAMES = tuple(LABELS)
-# These vary within a recording: they hold for the segments that contain such a beat.
-EPISODIC_LABELS = ("premature atrial contraction", "premature ventricular contractions")
 SINUS_RHYTHM_CODE = "426783006"  # in headers, beside the labels
 
 

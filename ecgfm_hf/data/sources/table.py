@@ -199,6 +199,7 @@ class RecordingTable(Source):
 
         columns = self._file.columns()
         notes += [*self._file.notes(), *self._left_out]
+        self._file.forget()
         wanted = [*self._columns_of_labels, *(one.column for one in self._binarised)]
         wanted += [STATUS_COLUMN] if self._has_status else []
         columns = {
