@@ -628,7 +628,8 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
             [`BatchFeature`] with
 
             - `input_values` (n, leads, samples) float32: the segments of all recordings, in order
-            - `attention_mask` (n, samples) int64: 1 where a sample is real; only if something was padded
+            - `attention_mask` (n, samples) int64: 1 where a sample is real; with `short_recordings="pad"`, also where
+              nothing was padded, so that all batches of `Dataset.map` have the same columns
 
             and with `return_recording_info`, all n long, so that `Dataset.map(batched=True)` takes them:
 
@@ -674,8 +675,8 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
                 "The feature extractor has warnings about recordings (missing, dead or clipped leads, units, seconds "
                 "dropped). They are returned with return_recording_info=True; this is logged once."
             )
-        valid_samples_of = np.repeat(valid, counts)
-        if valid_samples_of.min() < self.segment_samples:
+        if (policies.get("short_recordings") or self.short_recordings) == "pad":
+            valid_samples_of = np.repeat(valid, counts)
             data["attention_mask"] = (np.arange(self.segment_samples) < valid_samples_of[:, None]).astype(np.int64)
         return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=["warnings"])
 

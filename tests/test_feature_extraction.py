@@ -721,7 +721,7 @@ def test_the_number_of_segments_is_that_of_whole_ones(length, rate):
     output = run(extract, np.random.default_rng(0).standard_normal((1, length)), rate, ["I"])
     whole = (length * 500 // rate) // 2500
     assert len(output.input_values) == max(whole, 1)
-    assert ("attention_mask" in output) == (whole == 0)
+    assert output.attention_mask.all() == (whole > 0)
     assert output.segment_start.tolist() == [2500 * i for i in range(max(whole, 1))]
 
 
@@ -760,6 +760,12 @@ class TestWhatTheModelTakes:
         assert set(padded) == {"input_values", "attention_mask"}
         with torch.no_grad():
             assert (len(model(**whole)[0]), len(model(**padded)[0])) == (2, 3)
+
+    def test_batches_of_map_with_and_without_padding_have_the_same_columns(self, extract):
+        rows = Dataset.from_list([{"signal": make_ecg(seconds).tolist()} for seconds in (5, 4)])
+        call = {"sampling_rate": 500, "lead_names": LEADS, "short_recordings": "pad"}
+        mapped = rows.map(lambda batch: extract(batch["signal"], **call), batched=True, batch_size=1)
+        assert [sum(mask) for mask in mapped["attention_mask"]] == [2500, 2000]
 
     def test_batched_map_keeps_every_column_as_long(self, extract):
         rows = Dataset.from_list([{"signal": make_ecg(seconds).tolist()} for seconds in (5, 12, 20)])
