@@ -52,7 +52,7 @@ COMMANDS = {
         },
         "Data": {"prepare": "prepare", "split": "prepare", "label": "label", "synthesize": "synthesize"},
         "Training": {"pretrain": "pretrain", "finetune": "finetune", "probe": "probe"},
-        "Evaluation": {"evaluate": "evaluate"},
+        "Evaluation": {"evaluate": "evaluate", "study": "study"},
         "Integrity": {"verify": "verify"},
         "Sharing": {"card": "card", "push": "push"},
         "fairseq-signals": {

@@ -50,13 +50,29 @@ def html_report(results: Results) -> str:
         ("curves", "Curves" if classes else "Predicted and true values", _curves(results)),
         ("limits", "Limits", [("list", results["notes"])]),
     ]
-    return _template().render(
-        title=f"Evaluation of {results['model']}",
-        data=", ".join(data),
-        warnings=results["warnings"],
-        tiles=_tiles(results),
-        sections=[section for section in sections if section[2]],
+    return render_page(
+        f"Evaluation of {results['model']}", ", ".join(data), results["warnings"], _tiles(results), sections
     )
+
+
+def render_page(
+    title: str,
+    data: str,
+    warnings: Sequence[str],
+    tiles: Sequence[tuple[str, str, str]],
+    sections: Sequence[tuple[str, str, Sequence[Block]]],
+) -> str:
+    """
+    Return a page in the style of the reports. All texts are escaped.
+
+    Args:
+        title, data: The heading, and the line below it.
+        warnings: Shown first.
+        tiles: Triples (caption, value, line below).
+        sections: Triples (anchor, heading, blocks); one without blocks is left out.
+    """
+    shown = [section for section in sections if section[2]]
+    return _template().render(title=title, data=data, warnings=warnings, tiles=tiles, sections=shown)
 
 
 @functools.cache

@@ -14,3 +14,8 @@ from .folds import nested_training as nested_training
 from .guard import Arm as Arm
 from .guard import TrainingData as TrainingData
 from .guard import fit_and_score as fit_and_score
+from .report import write_report as write_report
+from .settings import StudySettings as StudySettings
+from .study import Study as Study
+from .study import StudyResult as StudyResult
+from .units import StudyPlan as StudyPlan

@@ -98,6 +98,7 @@ class Finetuner:
         data ([`FinetuneData`], *optional*): In place of the store that settings name.
         model (`ECGFMForMultiLabelClassification`, *optional*): Trained in place; its labels must be the data's. In
             place of `init_from` and `model` in the settings.
+        quiet (`bool`): Show no progress.
 
     Raises:
         [`SettingsError`]: impossible settings; `output_dir` holds another run.
@@ -110,8 +111,9 @@ class Finetuner:
         *,
         data: FinetuneData | None = None,
         model: ECGFMForMultiLabelClassification | None = None,
+        quiet: bool = False,
     ):
-        self.settings, self.folder = settings, RunFolder(settings)
+        self.settings, self.folder, self._quiet = settings, RunFolder(settings), quiet
         self.processes = PartialState(cpu=settings.use_cpu)
         settings.check_processes(self.processes.num_processes, "scripts/finetune.py")
         check_trackers(settings.trackers)
@@ -206,7 +208,7 @@ class Finetuner:
             # Not the Trainer's own reports, which contain paths.
             accelerator.project_configuration.set_directories(str(self.folder.path))
             accelerator.log_with = filter_trackers(settings.trackers, accelerator.logging_dir)
-        monitor = Monitor(accelerator, settings, trainer.total_updates, self._first_update)
+        monitor = Monitor(accelerator, settings, trainer.total_updates, self._first_update, self._quiet)
         with Interruption() as interruption:
             stop = StopOnSignal(interruption, accelerator)
             trainer.add_callback(stop)

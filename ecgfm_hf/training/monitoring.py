@@ -109,6 +109,7 @@ class Monitor:
         settings ([`RunSettings`])
         total_updates (`int`): Of the whole run.
         first_update (`int`): Updates done before; lines that an interrupted run logged after them are removed.
+        quiet (`bool`): Write to the file and to trackers only.
     """
 
     def __init__(
@@ -117,15 +118,17 @@ class Monitor:
         settings: RunSettings,
         total_updates: int,
         first_update: int,
+        quiet: bool = False,
     ):
         self._accelerator, self._settings, self._total = accelerator, settings, total_updates
         self._main = accelerator.is_main_process
+        self._shows = self._main and not quiet
         self._file = Path(settings.output_dir or ".") / METRICS_FILE
         self._bar = tqdm(
             total=total_updates,
             initial=first_update,
             unit="update",
-            disable=not (self._main and sys.stderr.isatty()),
+            disable=not (self._shows and sys.stderr.isatty()),
             dynamic_ncols=True,
         )
         self._began, self._first = time.perf_counter(), first_update
@@ -169,7 +172,7 @@ class Monitor:
 
     def write(self, text: str) -> None:
         """Write a line to stderr, above the progress bar."""
-        if self._main:
+        if self._shows:
             tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:

@@ -104,6 +104,14 @@ def read_recipe(
         raise SettingsError(f"{path.name}{' as changed' if overrides else ''}: {error}") from None
 
 
+def read_changes(changes: Sequence[str], settings_class: type[RunSettings]) -> dict[str, Any]:
+    """Return the changes that `overrides` of [`read_recipe`] make, by name, without a recipe."""
+    values: dict[str, Any] = {}
+    for change in changes:
+        _override(values, change, settings_class)
+    return values
+
+
 def _override(values: dict[str, Any], override: str, settings_class: type) -> None:
     key, sign, text = override.partition("=")
     key = key.strip()
@@ -131,4 +139,4 @@ def _override(values: dict[str, Any], override: str, settings_class: type) -> No
     target[name] = value
 
 
-__all__ = ["find_recipe", "read_recipe", "recipe_names"]
+__all__ = ["find_recipe", "read_changes", "read_recipe", "recipe_names"]
