@@ -24,7 +24,7 @@ import ecgfm_hf
 
 # How many blocks of each page are not run. A block more has to be written here, where somebody looks at it.
 NOT_RUN = {
-    "README.md": 2,
+    "README.md": 3,
     "benchmark.md": 1,
     "convert.md": 2,
     "hub.md": 3,
@@ -32,6 +32,7 @@ NOT_RUN = {
     "labeler.md": 1,
     "pretraining.md": 4,
     "quickstart.md": 1,
+    "study.md": 2,
     "transformers.md": 2,
 }
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]

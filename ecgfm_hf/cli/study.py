@@ -284,7 +284,7 @@ def _duration(seconds: float) -> str:
 
 
 def _print_result(result: "StudyResult") -> None:
-    from ..study.report import PAGE_FILE, PDF_FILE, RESULTS_FILE, TABLE_FILE, main_table
+    from ..study.report import PAGE_FILE, PDF_FILE, RESULTS_FILE, TABLE_FILE, further_sentences, main_table
     from ..study.study import PREDICTIONS_FILE
 
     headings, rows = main_table(result.results)
@@ -294,9 +294,8 @@ def _print_result(result: "StudyResult") -> None:
     print()
     found = result.results["verdict"]
     print(found["headline"])
-    for line in found["by_size"]:
-        if line not in found["headline"]:
-            print(line)
+    for line in further_sentences(result.results):
+        print(line)
     for line in result.left_out:
         print(f"left out: {line}")
     for line in (*result.results["warnings"], *found["caveats"], *result.results["notes"]):

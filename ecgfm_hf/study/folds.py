@@ -237,8 +237,9 @@ def check_feasible(table: StudyTable, folds: Sequence[Fold], sizes: Sequence[flo
     parts = len({fold.fold for fold in folds})
     needed = FEWEST_PER_FOLD * parts
     if groups.count < FEWEST_PATIENTS:
+        of_patients = f" of {groups.count} patients" if groups.unit == "patient" else ", whose patients are unknown"
         raise TooFewError(
-            f"too few for a study: {len(table)} recordings of {groups.count} {groups.unit}s; a study needs at least "
+            f"too few for a study: {len(table)} recordings{of_patients}; a study needs at least "
             f"{FEWEST_PATIENTS} {groups.unit}s, with at least {needed} that have a label and {needed} that do not"
         )
     smallest = min(training_count(min(len(fold.train) for fold in folds), size) for size in sizes)

@@ -219,7 +219,13 @@ def html_report(results: Results) -> str:
 
 def _verdict_blocks(results: Results) -> list[Block]:
     found = results["verdict"]
-    return [("text", found["headline"]), ("list", [line for line in found["by_size"] if line not in found["headline"]])]
+    return [("text", found["headline"]), ("list", further_sentences(results))]
+
+
+def further_sentences(results: Results) -> list[str]:
+    """Return the verdict's sentences that its headline does not contain."""
+    found = results["verdict"]
+    return [line for line in found["by_size"] if line not in found["headline"]]
 
 
 def _limits(results: Results) -> list[str]:
@@ -427,7 +433,7 @@ def _write_pdf(results: Results, path: Path) -> None:
         f"{results['unit']}s, {plural(len(results['labels']), 'label')}. Research use only: not for clinical use."
     )
     figure.text(0.08, 0.925, _wrapped(subtitle, 105, 2), fontsize=9, color="0.35", va="top")
-    verdict = _bullets([*results["warnings"], found["headline"], *found["by_size"]], 100, 15)
+    verdict = _bullets([*results["warnings"], found["headline"], *further_sentences(results)], 92, 15)
     figure.text(0.08, 0.885, verdict, fontsize=9.5, va="top", linespacing=1.4)
     table_top = 0.875 - 0.0175 * (verdict.count("\n") + 1)
     headings, rows = main_table(results)
@@ -502,6 +508,7 @@ __all__ = [
     "PDF_FILE",
     "RESULTS_FILE",
     "TABLE_FILE",
+    "further_sentences",
     "html_report",
     "main_table",
     "size_text",
