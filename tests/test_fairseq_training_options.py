@@ -4,12 +4,17 @@ import dataclasses
 import re
 
 import pytest
+import torch
 from doc_blocks import ROOT
+from finetune_cases import recordings
 
-from ecgfm_hf import ECGFMConfig
+from ecgfm_hf import ECGFMConfig, ECGFMModel
 from ecgfm_hf.cli import fairseq_hydra_train
 from ecgfm_hf.cli.main import main
+from ecgfm_hf.data import load_arrays, load_prepared
+from ecgfm_hf.fairseq import export_fairseq_folder
 from ecgfm_hf.fairseq.training_options import OPTIONS, read_configuration, translate
+from ecgfm_hf.model_folder import load_model
 from ecgfm_hf.training import FinetuneSettings, PretrainSettings, SettingsError, read_recipe
 
 # The settings of the original's two configurations that decide something.
@@ -177,6 +182,33 @@ def test_the_page_explains_each_option_of_the_two_published_commands():
     tests = {cell for cells in rows.values() for cell in cells if cell.startswith("test_")}
     assert tests
     assert all(test in globals() for test in tests)
+
+
+def test_fine_tuning_from_a_checkpoint_file_runs_to_the_end(configurations, checkpoint_path, tmp_path, capsys):
+    found, labels = recordings(6)
+    halves = {"split": "grouped", "fractions": {"train": 0.5, "valid": 0.5}}
+    load_arrays(found, tmp_path / "store", {name: labels[name] for name in ("fast", "slow")}, progress=False, **halves)
+    export_fairseq_folder(load_prepared(tmp_path / "store", cache_dir=tmp_path / "cache"), tmp_path / "processed")
+    capsys.readouterr()
+    typed = [
+        *(f"task.data={tmp_path / 'processed' / 'manifests'}", f"model.model_path={checkpoint_path('pretrain')}"),
+        *(f"checkpoint.save_dir={tmp_path / 'run'}", "model.num_labels=2", "+criterion.pos_weight=[1.0,2.0]"),
+        f"+task.label_file={tmp_path / 'processed' / 'labels' / 'y.npy'}",
+        *("optimization.max_epoch=1", "dataset.batch_size=4", "dataset.num_workers=0", "dataset.valid_subset=valid"),
+    ]
+    given = [*FINETUNING, *typed, "--config-dir", str(configurations), "--config-name", "diagnosis"]
+    assert main(["fairseq-hydra-train", *given]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith(f"ecgfm convert {checkpoint_path('pretrain')} {tmp_path / 'run'}-model_path")
+    assert printed[1].startswith("ecgfm finetune --config")
+    model = load_model(tmp_path / "run")
+    assert model.config.label_names == ["fast", "slow"]
+    converted = load_model(tmp_path / "run-model_path", ECGFMModel)
+    # Convolutions are frozen, the rest was trained.
+    before = converted.state_dict()
+    same = {name for name, value in model.ecgfm.state_dict().items() if torch.equal(value, before[name])}
+    assert "feature_extractor.conv_layers.0.conv.weight" in same
+    assert "encoder.layers.0.feed_forward.output_dense.weight" not in same
 
 
 def test_the_command_prints_its_equivalent_and_runs_it(configurations, tmp_path, monkeypatch, capsys):

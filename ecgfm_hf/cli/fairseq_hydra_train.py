@@ -3,8 +3,9 @@
 import os
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,7 +54,7 @@ def fairseq_hydra_train(
     if show:
         return 0
     if found.checkpoint is not None:
-        _convert(found.checkpoint, settings["init_from"])
+        _convert(found.checkpoint, settings)
     if processes > 1:
         sys.stdout.flush()
         # In place of this process, so that signals reach the launcher.
@@ -73,14 +74,36 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _convert(checkpoint: Path, output: str) -> None:
-    """Convert a checkpoint; a folder that it was converted to before is used again."""
-    from ..fairseq import convert_checkpoint
+def _convert(checkpoint: Path, settings: dict[str, Any]) -> None:
+    """
+    Convert a checkpoint to the folder `init_from`; one that it was converted to before is used again.
+
+    Where the file does not contain its model's input, the segments that the run trains on have it.
+    """
+    from ..fairseq import UnknownInputError, convert_checkpoint
     from ..provenance import file_digest, read_steps
     from ..utils.errors import OutputExistsError
 
+    output = settings["init_from"]
     if Path(output).is_dir():
         if [step.get("source_sha256") for step in read_steps(output)] == [file_digest(checkpoint)]:
             return
         raise OutputExistsError(f"{output} was not converted from {checkpoint}: remove it")
-    convert_checkpoint(checkpoint, output)
+    try:
+        convert_checkpoint(checkpoint, output)
+    except UnknownInputError as error:
+        found = _input_of_segments(settings, error.missing)
+        print(f"note: the input of {checkpoint} is that of the segments: {found}", flush=True)
+        convert_checkpoint(checkpoint, output, **found)
+
+
+def _input_of_segments(settings: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return rate and length of a processed folder's first segment. Its segments were standardised by recording."""
+    from ..fairseq import FairseqFolder
+
+    folder = FairseqFolder(settings["data"], root=settings.get("root"))
+    table = next(folder.recordings(folder.splits[0], check=False))
+    rate, samples = table["sampling_rate"][0].as_py(), table["num_samples"][0].as_py()
+    seconds = samples / len(table["segment_files"][0]) / rate
+    known = {"sampling_rate": rate, "segment_seconds": seconds, "standardize": "recording"}
+    return {name: known[name] for name in names}
