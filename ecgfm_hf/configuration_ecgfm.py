@@ -348,11 +348,12 @@ class ECGFMConfig(PreTrainedConfig):
         """Drop thresholds and calibration, with a warning: training changes the weights that they were fitted to."""
         self._drop(_FITTED_FIELDS, "weights that are trained further")
 
-    def check_fitted_to_weights(self, fingerprint: str) -> None:
+    def check_fitted_to_weights(self, fingerprint: str, check_matrices: bool = True) -> None:
         """
         Drop thresholds and calibration, with a warning, unless they belong to weights of this fingerprint.
 
-        It has two hashes of the weights, and two as they are after rounding to float16. An empty one is unknown.
+        It has two hashes of the weights, and two as they are after rounding to float16. An empty one is unknown:
+        `check_matrices` warns where it is that of the matrices.
         """
         if self.label_fingerprint is None:
             return
@@ -362,6 +363,11 @@ class ECGFMConfig(PreTrainedConfig):
             for pair in (own[:2], own[2:])
         ):
             self._drop(_FITTED_FIELDS, "these weights: scores are neither calibrated nor judged")
+        elif check_matrices and own[1] and not found[1]:
+            logger.warning_once(
+                "thresholds and calibration were compared with biases and norms only, since the matrices are quantised "
+                "or sharded. If the model was trained or merged with an adapter before, evaluate or fit them again"
+            )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "ECGFMConfig":

@@ -734,15 +734,19 @@ def _check_unused(arguments: dict[str, None]) -> None:
             raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
 
 
-def _sample_hash(weights: Sequence[torch.Tensor], rounded_to: torch.dtype) -> str:
-    """Return a hash of 256 numbers or more of each weight, to bfloat16; empty if one is quantised or sharded."""
+def _sample(weights: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Return 256 numbers or more of each weight; None if one is quantised or sharded."""
     if not all(type(weight.data) is torch.Tensor and weight.is_floating_point() for weight in weights):
+        return None
+    return torch.cat([weight.flatten()[:: max(1, weight.numel() // 256)].cpu() for weight in weights])
+
+
+def _rounded_hash(sample: torch.Tensor | None, rounded_to: torch.dtype) -> str:
+    """Return a hash of numbers rounded to bfloat16, after rounding to another type; empty if there are none."""
+    if sample is None:
         return ""
-    digest = hashlib.sha256()
-    for weight in weights:
-        sample = weight.flatten()[:: max(1, weight.numel() // 256)].cpu()
-        digest.update(sample.to(rounded_to).to(torch.bfloat16).view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:32]
+    rounded = sample.to(rounded_to).to(torch.bfloat16).view(torch.int16)
+    return hashlib.sha256(rounded.numpy().tobytes()).hexdigest()[:32]
 
 
 def _copy_code(source: Path, target: Path) -> None:
@@ -884,8 +888,12 @@ class ECGFMPreTrainedModel(PreTrainedModel):
         if self.config.feature_grad_multiplier <= 0:
             self.freeze_feature_encoder()
 
-    def check_fitted(self) -> None:
-        """Drop thresholds and calibration that were fitted to other weights, with a warning."""
+    def check_fitted(self, *, before_quantising: bool = False) -> None:
+        """
+        Drop thresholds and calibration that were fitted to other weights, with a warning.
+
+        Matrices can only be compared before they are quantised; `before_quantising` records that this call did it.
+        """
 
     def _stamp_fitted(self) -> None:
         """Record in the config which weights its thresholds and calibration belong to."""
@@ -1476,6 +1484,9 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
         if wrong.numel():
             raise ValueError(f"labels of a {problem_type} must be {expected}; found: {wrong.flatten()[0].item():g}")
 
+    # Set once, before quantising.
+    _matrices_were_compared = False
+
     def weights_fingerprint(self) -> str | None:
         """
         Return hashes of a sample of each weight, encoder and head; `None` where weights are not in memory.
@@ -1491,17 +1502,16 @@ class ECGFMForMultiLabelClassification(ECGFMPreTrainedModel):
             if weight.is_meta:
                 return None
             (vectors if weight.ndim < 2 else matrices).append(weight.detach())
-        hashes = [
-            _sample_hash(weights, then) for then in (torch.bfloat16, torch.float16) for weights in (vectors, matrices)
-        ]
-        return " ".join(hashes)
+        samples = _sample(vectors), _sample(matrices)
+        return " ".join(_rounded_hash(sample, kind) for kind in (torch.bfloat16, torch.float16) for sample in samples)
 
-    def check_fitted(self) -> None:
+    def check_fitted(self, *, before_quantising: bool = False) -> None:
         if self.config.label_fingerprint is not None:
             found = self.weights_fingerprint()
             # Offloaded weights come from the files as they are.
             if found is not None:
-                self.config.check_fitted_to_weights(found)
+                self.config.check_fitted_to_weights(found, check_matrices=not self._matrices_were_compared)
+        self._matrices_were_compared = self._matrices_were_compared or before_quantising
 
     def _stamp_fitted(self) -> None:
         # An existing fingerprint stays, even if the weights have changed since.

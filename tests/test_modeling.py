@@ -1,6 +1,7 @@
 """What the models promise beyond the original's numbers."""
 
 import copy
+import logging
 import math
 
 import pytest
@@ -335,17 +336,37 @@ def test_thresholds_are_dropped_where_an_adapter_of_the_encoder_is_active_or_mer
     assert adapted.config.label_thresholds is None
 
 
-def test_thresholds_stay_with_int8_and_change_with_what_int8_leaves(fitted):
+def test_thresholds_stay_with_int8_and_change_with_what_int8_leaves(fitted, caplog):
     pytest.importorskip("torchao")
     from ecgfm_hf.utils.precision import with_precision
 
     model = with_precision(ECGFMForMultiLabelClassification.from_pretrained(fitted), "int8")
     model.check_fitted()
     assert model.config.label_thresholds == FITTED["label_thresholds"]
+    assert not caplog.records
     with torch.no_grad():
         model.classifier.bias += 1e-2
     model.check_fitted()
     assert model.config.label_thresholds is None
+
+
+def test_weights_that_changed_before_int8_lose_their_thresholds_and_a_quantised_folder_warns(fitted, caplog):
+    pytest.importorskip("torchao")
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    from ecgfm_hf.utils.precision import with_precision
+
+    logging.Logger.warning_once.cache_clear()  # transformers' own
+    model = ECGFMForMultiLabelClassification.from_pretrained(fitted)
+    with torch.no_grad():
+        model.ecgfm.encoder.layers[0].attention.q_proj.weight += 1e-2  # as a merged adapter
+    assert with_precision(model, "int8").config.label_thresholds is None
+    assert "dropped from the config: not made for these weights" in caplog.text
+    how = TorchAoConfig(Int8WeightOnlyConfig(version=2))
+    quantised = ECGFMForMultiLabelClassification.from_pretrained(fitted, quantization_config=how)
+    assert quantised.config.label_thresholds == FITTED["label_thresholds"]
+    assert "compared with biases and norms only" in caplog.text
 
 
 def test_the_trainer_drops_thresholds_with_one_warning_and_answers_are_scores(fitted, tmp_path, caplog):

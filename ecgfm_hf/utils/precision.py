@@ -125,6 +125,9 @@ def with_precision(model: "ModelT", precision: str) -> "ModelT":
         return model
     model = copy.deepcopy(model).to(dtype)  # type: ignore[arg-type]  # transformers' wrapper loses `self`
     if precision == "int8":
+        check_fitted = getattr(model, "check_fitted", None)
+        if callable(check_fitted):
+            check_fitted(before_quantising=True)
         _quantize(model)
     return model
 
