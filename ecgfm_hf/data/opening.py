@@ -22,7 +22,16 @@ from ..fairseq.folder_reading import IDX, SEGMENT_FILES, FairseqFolder, is_fairs
 from ..fairseq.manifests import FairseqFolderError
 from ..records.store_rows import COLUMNS
 from .splits import UNSPLIT
-from .store import REPORT_FILE, DataError, check_files, content_digest, read_report, store_files, store_schema
+from .store import (
+    REPORT_FILE,
+    DataError,
+    check_files,
+    check_footers,
+    content_digest,
+    read_report,
+    store_files,
+    store_schema,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
@@ -94,8 +103,9 @@ def load_prepared(
         store (`str` or `Path`, or a sequence of them): Several with different labels give all labels; a label that one
             does not have is None (unknown) there, never 0.
         split (`str`, *optional*): Defaults to all splits, as a dictionary.
-        streaming (`bool`): Read the Parquet files from first to last, without a copy. Otherwise 🤗 datasets writes an
-            uncompressed, memory-mapped copy, so that rows can be read in any order.
+        streaming (`bool`): Read the Parquet files from first to last, without a copy; each is checked for damage
+            before its first row. Otherwise all are checked, and 🤗 datasets writes an uncompressed, memory-mapped copy,
+            so that rows can be read in any order.
         cache_dir (`str` or `Path`, *optional*): Folder to keep that copy in. By default it goes to a folder for
             temporary files (`TMPDIR`) that only this user can read, and is removed when the process ends.
         root, labels: Of processed folders: see [`FairseqFolder`].
@@ -114,8 +124,7 @@ def load_prepared(
         return _load_folder(_folder(store, root, labels), split, streaming, pairs)
     if root is not None:
         raise DataError(f"root={root} names the segments of a processed folder, but {store} is none: leave it out")
-    from datasets import load_dataset_builder
-    from pyarrow.dataset import ParquetFragmentScanOptions
+    from .store_builder import StoreBuilder
 
     files = store_files(store)
     if split is not None and split not in files:
@@ -125,23 +134,18 @@ def load_prepared(
     content = content_digest(paths)
     # 🤗 datasets reserves the name `all`.
     their_name = {name: "train" if name == UNSPLIT else name for name in files}
-    builder = load_dataset_builder(
-        "parquet",
+    builder = StoreBuilder(
         data_files={their_name[name]: [str(path) for path in found] for name, found in wanted.items()},
         cache_dir=str(Path(private_folder() if cache_dir is None else cache_dir) / content[:16]),
-        # Otherwise Arrow fetches whole files ahead, which fills the memory and is slower from a disk.
-        fragment_scan_options=ParquetFragmentScanOptions(pre_buffer=False) if streaming else None,
     )
     their_split = None if split is None else their_name[split]
     data: Any  # of four kinds
     if streaming:
-        # Verifying the checksums of pages while reading would take 12% of the time, this 1 to 2%.
-        check_files(store, paths)
+        check_footers(store, paths)
         data = builder.as_streaming_dataset(split=their_split)
     else:
         if not os.path.isdir(builder.cache_dir):
-            # Before the copy is made. It takes less time than verifying the checksums of pages, and covers all bytes.
-            check_files(store, paths)
+            check_files(store, paths)  # all before the first is copied
         builder.download_and_prepare()
         data = builder.as_dataset(split=their_split)
         # 🤗 datasets goes by files' names and times, which a changed file may share with the one before.

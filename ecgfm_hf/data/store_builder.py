@@ -1,0 +1,39 @@
+"""
+The builder of 🤗 datasets that reads a store's Parquet files, each checked before its first row.
+
+A file comes from the disk once: the system still has in memory what the digest was computed of, and Arrow reads the
+pages there, without a copy. That saves more time than the digest takes.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.builder import Key
+from datasets.packaged_modules.parquet.parquet import Parquet
+
+from .store import check_files
+
+
+class StoreBuilder(Parquet):
+    """
+    Reads files of stores; all else is as in `Parquet`.
+
+    Raises while reading:
+        `DataError`: a file has changed.
+    """
+
+    def _generate_tables(
+        self, files: Sequence[str], row_groups_list: Sequence[Sequence[int] | None]
+    ) -> Iterator[tuple[Key, pa.Table]]:
+        for number, (name, groups) in enumerate(zip(files, row_groups_list, strict=True)):
+            path = Path(name)
+            check_files(path.parent.parent, [path])
+            # Fetching ahead would fill the memory with the whole file.
+            with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
+                for index in range(file.num_row_groups) if groups is None else groups:
+                    yield Key(number, index), self._cast_table(file.read_row_group(index, use_threads=False))
+
+
+__all__ = ["StoreBuilder"]
