@@ -4,7 +4,7 @@ import copy
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -118,12 +118,12 @@ def load_model(
     name = os.fspath(model_dir)
     hub = {"revision": revision, "subfolder": subfolder, "token": token}
     config = _load_config(name, hub) if config is None else copy.deepcopy(config)
-    model_class = _class_of(name, config) if model_class is None else model_class
+    model_class = loading_class = _class_of(name, config) if model_class is None else model_class
     if getattr(config, "quantization_config", None) is None:
-        _check_tensors(name, model_class, config, _weight_files(name, hub))
+        loading_class = _checked_class(name, model_class, config, _weight_files(name, hub))
     try:
         # With `output_loading_info` it returns a pair, against its type.
-        loaded: Any = model_class.from_pretrained(
+        loaded: Any = loading_class.from_pretrained(
             model_dir,
             config=config,
             dtype=dtype,
@@ -137,6 +137,7 @@ def load_model(
         raise ModelFolderError(f"{name} does not load as {model_class.__name__}: {error}") from error
     if wrong := {problem: found for problem in ("missing_keys", "mismatched_keys") if (found := loading[problem])}:
         raise ModelFolderError(f"{name} does not load as {model_class.__name__}: {wrong}")
+    model.__class__ = model_class
     return model
 
 
@@ -353,11 +354,9 @@ def _stored_tensors(name: str, files: Iterable[str]) -> dict[str, tuple[tuple[in
     return stored
 
 
-def _check_tensors(
-    name: str, model_class: type[ECGFMPreTrainedModel], config: ECGFMConfig, files: Iterable[str]
-) -> None:
+def _checked_class(name: str, model_class: type[ModelT], config: ECGFMConfig, files: Iterable[str]) -> type[ModelT]:
     """
-    Compare the tensors in the files' headers with the tensors of `config`.
+    Return a subclass whose models are compared with the files' headers when they are built, still without weights.
 
     Where the class does not need the mask embedding and the files have none, `config.mask_time_prob` becomes 0, so that
     the model has none either.
@@ -372,14 +371,30 @@ def _check_tensors(
         )
     if _MASK_EMBEDDING in allowed and _MASK_EMBEDDING not in stored:
         config.mask_time_prob = 0.0
-    try:
-        with torch.device("meta"):
-            expected = {
-                key.removeprefix(f"{ECGFMModel.base_model_prefix}."): tuple(tensor.shape)
-                for key, tensor in model_class(copy.deepcopy(config)).state_dict().items()
-            }
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise ModelFolderError(f"{name}: its config describes no model that can be built: {error}") from error
+
+    class Checked(model_class):  # type: ignore[misc, valid-type]  # its base is known at run time only
+        # Building a model for the comparison, and another to load, would take a third longer.
+        def __init__(self, *args: Any, **kwargs: Any):
+            try:
+                super().__init__(*args, **kwargs)
+            except (RuntimeError, ValueError, TypeError, KeyError) as error:
+                raise ModelFolderError(f"{name}: its config describes no model that can be built: {error}") from error
+            _check_tensors(name, model_class, self.state_dict(), stored, allowed)
+
+    Checked.__name__ = model_class.__name__  # for messages and what goes by a class's name
+    return Checked
+
+
+def _check_tensors(
+    name: str,
+    model_class: type[ECGFMPreTrainedModel],
+    state: Mapping[str, torch.Tensor],
+    stored: Mapping[str, tuple[tuple[int, ...], str]],
+    allowed: tuple[str, ...],
+) -> None:
+    """Compare the tensors of a model with those in the files' headers."""
+    prefix = f"{ECGFMModel.base_model_prefix}."
+    expected = {key.removeprefix(prefix): tuple(tensor.shape) for key, tensor in state.items()}
     missing = [key for key in expected if key not in stored]
     unused = [key for key in stored if key not in expected and not key.startswith(allowed)]
     shared = [key for key in expected if key in stored]
