@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -386,6 +388,28 @@ def test_the_exams_of_a_stack_are_recordings_of_their_own(tmp_path):
         assert np.array_equal(table.read_one(row).samples, samples)
 
 
+def test_two_processes_hash_a_large_file_of_many_recordings_once(tmp_path, monkeypatch):
+    from ecgfm_hf.data.sources import base
+
+    stack = np.random.default_rng(0).standard_normal((130, 2, 500)).astype(np.float32)
+    (tmp_path / "files").mkdir()
+    np.save(tmp_path / "files" / "a.npy", stack)
+
+    def hash_slowly(path, *arguments):
+        with open(tmp_path / "hashed", "a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(0.2)
+        return checksum(path, *arguments)
+
+    checksum = base.file_checksum
+    monkeypatch.setattr(base, "file_checksum", hash_slowly)
+    monkeypatch.setattr(base, "_LARGE_BYTES", 1000)
+    monkeypatch.setattr(base, "_shared_digests", None)
+    table = RecordingTable(tmp_path / "files", sampling_rate=500, units="mV", lead_names=["I", "II"])
+    prepare(table, tmp_path / "store", num_proc=2)  # three parts
+    assert len((tmp_path / "hashed").read_text().splitlines()) == 1
+
+
 def test_own_names_of_columns_and_chosen_labels(cohort, tmp_path):
     rows = table_of(cohort)
     lines = [f"{row['path']},{row['patient_id']},{n},x{n},77,male,2020-01-0{n % 9 + 1}" for n, row in enumerate(rows)]
@@ -472,7 +496,7 @@ def test_a_flipped_bit_of_a_store_is_refused_before_it_is_read(tmp_path, where):
     with pytest.raises(DataError, match="is damaged"):
         split_store(tmp_path / "store", SplitSettings("random"))
     with pytest.raises(DataError, match=rf"store is damaged: .*{file.name}"):
-        load_prepared(tmp_path / "store", "all", streaming=True)
+        next(iter(load_prepared(tmp_path / "store", "all", streaming=True)))
 
 
 def test_a_store_without_checksums_is_refused(tmp_path):

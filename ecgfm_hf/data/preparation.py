@@ -41,7 +41,7 @@ from ..utils.resumable_parts import (
 )
 from .exclusion import Excluded, exclude, filter_recordings
 from .report import StoreOrigin, define_labels_of, store_report
-from .sources.base import Source, SourceIndex
+from .sources.base import Source, SourceIndex, share_file_digests
 from .splits import SplitSettings, match_published_splits
 from .store import (
     CARD_FILE,
@@ -155,6 +155,8 @@ def prepare(
         remove_leftovers(out)
         return None if shard else finished
     try:
+        if num_proc > 1:
+            share_file_digests()
         parts.run(LocalExecutor(writer, num_proc), shard=shard or (0, 1), progress=progress, description=source.name)
         if shard is not None:
             return None

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ..data.sources.base import share_file_digests
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..records.record import ECGRecord
 from ..utils.resumable_parts import exit_with_parent
@@ -122,6 +123,8 @@ def read_in_order(
             `if __name__ == "__main__"`, and nothing is imported again.
     """
     groups = deque(source.groups(range(len(source)) if indices is None else indices))
+    if num_workers > 0 or "LOCAL_RANK" in os.environ:
+        share_file_digests()
     if num_workers == 0:
         for group in groups:
             yield from source.read(group)

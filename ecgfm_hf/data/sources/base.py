@@ -1,5 +1,6 @@
 """A dataset on disk as a source: a table of its recordings, and a way to read each of them."""
 
+import hashlib
 import os
 import stat
 from abc import ABC, abstractmethod
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from filelock import FileLock
 
 from ...records import ECGReadError, ECGRecord, read_ecg
+from ...utils.files import write_text
 from ...utils.integrity import file_checksum
 from ..exclusion import Excluded
+from ..opening import private_folder
 from ..store import DataError
 
 _SIGNALS = (".mat", ".dat")
@@ -158,9 +162,27 @@ def _file_stamp(file: str, root: str | os.PathLike | None) -> str:
         return ""
 
 
+def share_file_digests() -> None:
+    """Have this launcher's processes, and those forked from now on, share the digests of large files."""
+    global _shared_digests
+    _shared_digests = private_folder()
+
+
+_shared_digests: Path | None = None
+
+
 @lru_cache(maxsize=64)
-def _large_file_checksum(file: str, *_: int) -> str:
-    return file_checksum(file, "xxh3_128")
+def _large_file_checksum(file: str, *state: int) -> str:
+    if _shared_digests is None or not _shared_digests.is_dir():
+        return file_checksum(file, "xxh3_128")
+    path = _shared_digests / hashlib.sha256(repr((file, state)).encode("utf-8", "backslashreplace")).hexdigest()
+    try:
+        with FileLock(f"{path}.lock"):
+            if not path.is_file():
+                write_text(path, file_checksum(file, "xxh3_128"))
+            return path.read_text()
+    except OSError:  # the folder was removed, or its disk is full
+        return file_checksum(file, "xxh3_128")
 
 
 def _is_inside(root: str | os.PathLike, path: str) -> bool:
