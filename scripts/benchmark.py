@@ -7,6 +7,7 @@ Speed, memory and disk, as shares of what this machine can do.
     python scripts/benchmark.py finetune [--json] [--batch-sizes 8]
     python scripts/benchmark.py evaluation [--json]
     python scripts/benchmark.py data [--json] [--recordings N] [--folder DIR]
+    python scripts/benchmark.py integrity [--json] [--recordings N] [--folder DIR]
 
 On a GPU (`--device cuda`: model, pretrain, finetune; not run by the authors), the ceiling is the GPU's own product of
 8192 x 8192 x 8192 in bfloat16, and memory is what torch allocated there.
@@ -18,7 +19,7 @@ processor, and on who else uses it: `bfloat16_gflops` is the same product in bfl
 
 `--json` prints an object a line: `name` such as `model/float32/batch8`, `segments_per_s`, `ceiling_share`,
 `peak_memory_gb` (of the process, weights and libraries included), and how it was measured. `data` compares with the
-way of fairseq-signals, done here in the same process.
+way of fairseq-signals, done here in the same process. `integrity` prints the ratio of times with and without checks.
 """
 
 import argparse
@@ -91,6 +92,12 @@ def main() -> int:
     of_evaluation.add_argument("--resamples", type=int, default=1000, help="default: 1,000")
     of_evaluation.add_argument("--runs", type=int, default=5, help="counted runs (default: 5)")
     of_evaluation.add_argument("--json", action="store_true", help="an object a line")
+    of_integrity = benchmarks.add_parser("integrity", help="loading models and reading a store, beside no checks")
+    of_integrity.add_argument("--recordings", type=int, default=1000, help="of the store (default: 1000)")
+    of_integrity.add_argument("--tiny", action="store_true", help="a tiny model in place of the base model")
+    of_integrity.add_argument("--folder", type=Path, help="for scratch files (default: a temporary one)")
+    of_integrity.add_argument("--runs", type=int, default=15, help="counted pairs of runs of each (default: 15)")
+    of_integrity.add_argument("--json", action="store_true", help="an object a line")
     for subject in (of_model, of_pretrain, of_finetune):
         subject.add_argument("--device", default="cpu", help="such as cuda; shares are then of its bfloat16 products")
     options = parser.parse_args()
