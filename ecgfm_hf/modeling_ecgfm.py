@@ -292,7 +292,8 @@ class ECGFMFeatureEncoder(nn.Module):
         else:
             hidden_states = self._convolve(input_values, valid)
         factor = float(self.config.feature_grad_multiplier)
-        if hidden_states.requires_grad and 0.0 < factor != 1.0:
+        # A traced program computes no gradients, and cannot hold the function.
+        if hidden_states.requires_grad and 0.0 < factor != 1.0 and not torch.jit.is_tracing():
             hidden_states = _ScaleGradient.apply(hidden_states, factor)
         return hidden_states
 

@@ -479,6 +479,14 @@ def exported_by_torch(kit, folder):
     torch.testing.assert_close(found["logits"], logits(kit.model, kit.inputs()), atol=1e-5, rtol=0)
 
 
+@recipe
+def traced_and_saved(kit, folder):
+    model, path = AutoModel.from_pretrained(kit.folder).eval(), str(folder / "traced.pt")
+    torch.jit.save(torch.jit.trace(model, kit.inputs(), strict=False), path)
+    found = torch.jit.load(path)(kit.inputs())["last_hidden_state"]
+    torch.testing.assert_close(found, model(kit.inputs()).last_hidden_state, atol=1e-5, rtol=0)
+
+
 # The feature extractor
 
 
