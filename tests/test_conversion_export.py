@@ -361,6 +361,14 @@ def test_a_model_that_the_original_cannot_compute_is_refused(tmp_path, tiny_conf
     assert not (tmp_path / "out.pt").exists()
 
 
+def test_moments_of_fine_tuning_are_named_as_not_carried(tmp_path, classifier, checkpoint_path):
+    (classifier / "optimizer.pt").write_bytes(b"")
+    (warning,) = export_fairseq_checkpoint(classifier, tmp_path / "out.pt").warnings
+    assert warning.startswith("Adam moments of fine-tuning (optimizer.pt) are not carried over")
+    report = convert_checkpoint(checkpoint_path("finetune"), tmp_path / "back")
+    assert report.training.startswith("Adam moments of fine-tuning are not carried over")
+
+
 # What cannot be exported
 
 

@@ -242,7 +242,7 @@ def _export_summary(report: "ExportReport") -> str:
         ("parameters", f"{report.num_parameters:,}"),
         ("updates", "unknown, 0 was written" if report.num_updates is None else f"{report.num_updates:,}"),
         ("tensors", f"{report.num_tensors}, read back bit-equal"),
-        ("training state", "moments and counters written" if report.has_training_state else "none in the folder"),
+        ("training state", "moments and counters written" if report.has_training_state else "none written"),
         ("settings", "read back equal, except those listed as lost" if report.lost_settings else "read back equal"),
     ]
     rows.extend((f"lost: {name}", _shortened(value)) for name, value in report.lost_settings.items())

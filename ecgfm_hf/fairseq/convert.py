@@ -258,7 +258,7 @@ def _save(model: ConvertedModel, extractor: ECGFMFeatureExtractor, folder: Path)
 
 def _training_state(source: FairseqCheckpoint, kind: ModelKind, is_cut: bool) -> TrainingState | str:
     if kind != "pretraining":
-        return "fine-tuning continues from the weights only"
+        return "Adam moments of fine-tuning are not carried over; fine-tuning continues from the weights only"
     if is_cut:
         return "the moments are those of the whole first convolution"
     return read_training_state(source)

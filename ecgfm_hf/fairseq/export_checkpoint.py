@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from ..configuration_ecgfm import ECGFMConfig
 from ..feature_extraction_ecgfm import POLICIES, STANDARD_LEADS
-from ..model_folder import ModelNotFoundError, load_feature_extractor, load_model
+from ..model_folder import OPTIMIZER_FILE, ModelNotFoundError, load_feature_extractor, load_model
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMForPreTraining, ECGFMPreTrainedModel
 from ..provenance import ProvenanceError, num_updates, read_steps
 from ..utils.errors import OutputExistsError
@@ -137,6 +137,11 @@ def export_fairseq_checkpoint(
         warnings.append(
             "the folder has no number of updates: 0 is written, and pretraining that continues from the file starts at "
             "the highest Gumbel temperature"
+        )
+    if kind == "classification" and (model_dir / OPTIMIZER_FILE).is_file():
+        warnings.append(
+            f"Adam moments of fine-tuning ({OPTIMIZER_FILE}) are not carried over: training that continues from the "
+            "file starts with new ones"
         )
     if dtypes := {tensor.dtype for tensor in tensors.values()} - {torch.float32}:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
