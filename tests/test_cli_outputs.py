@@ -29,10 +29,11 @@ NO_PATH = set(
     re.findall(
         r"\w+",
         """
-    allow base_model binarise card changes class_column columns dataset_name developers device drop drop_sources
-    encoding fractions host intended_use keep keep_leads keep_sources label labels lead_names leads license limitations
-    message name negative plot_saliency positive published rename_leads repo repo_id revision separator shard sheet
-    split split_column text_column thresholds training_data units unknown valid_split config_name
+    allow arms base_model binarise budget card changes class_column columns dataset_name developers device drop
+    drop_sources encoding finetuning fractions host intended_use keep keep_leads keep_sources label labels
+    lead_names leads license limitations message name negative plot_saliency positive published rename_leads repo
+    repo_id revision separator shard sheet sizes split split_column test_split text_column thresholds training_data
+    units unknown valid_split config_name
     """,
     )
 )
@@ -41,8 +42,9 @@ SETTINGS_WITHOUT_PATH = set(
         r"\w+",
         """
     architecture augmentations calibration classes cmsc_positives eval_strategy feature_extractor freeze_encoder
-    label_aggregation labels lora lr_scheduler_type model optim pos_weight prepare problem_type project report_to
-    run_name save_strategy source test_split thresholds train_split training_args untrainable_labels valid_split
+    label_aggregation labels lora lr_scheduler_type model optim pooling pos_weight prepare problem_type project
+    report_to run_name save_strategy source test_split thresholds train_split training_args untrainable_labels
+    valid_split
     """,
     )
 )

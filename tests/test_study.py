@@ -348,3 +348,11 @@ def test_a_study_that_was_killed_resumes_with_the_same_bits(finished, tmp_path):
     assert not (output / "results.json").exists()
     assert subprocess.run(command, env=environment, timeout=300, capture_output=True).returncode == 0
     assert linear_scores(output).equals(linear_scores(settings.output_dir))
+
+
+@pytest.mark.slow
+def test_permuted_labels_make_no_arm_better(tmp_path):
+    sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+    import study_permuted
+
+    assert study_permuted.run(tmp_path, studies=3, patients=100, resamples=200) == {"studies": 3, "wrong": 0}

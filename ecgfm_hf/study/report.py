@@ -424,6 +424,7 @@ def _write_pdf(results: Results, path: Path) -> None:
     """Write the page as PDF: verdict, main table, learning curves, limits."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.transforms import Bbox
     except ImportError as error:
         raise ImportError("the PDF needs matplotlib: pip install 'ecgfm-hf[study]'") from error
     figure, found = Figure(figsize=(8.27, 11.69)), results["verdict"]
@@ -443,7 +444,7 @@ def _write_pdf(results: Results, path: Path) -> None:
     cells = [[row[0], *(shown.replace(" (", "\n(") for shown in row[1:])] for row in rows]
     widths = [0.36, *[0.64 / (len(headings) - 1)] * (len(headings) - 1)]
     table = axes.table(
-        cells, colLabels=headings, colWidths=widths, cellLoc="center", bbox=(0, 0, 1, 1), edges="horizontal"
+        cells, colLabels=headings, colWidths=widths, cellLoc="center", bbox=Bbox.unit(), edges="horizontal"
     )
     table.auto_set_font_size(False)
     table.set_fontsize(8 if len(headings) < 6 else 6.5)
@@ -452,7 +453,7 @@ def _write_pdf(results: Results, path: Path) -> None:
         if column == 0:
             cell.get_text().set_horizontalalignment("left")
         if row == 0:
-            cell.get_text().set_weight("bold")
+            cell.get_text().set_fontweight("bold")
     bottom = 0.17
     _draw_curves(figure.add_axes((0.13, bottom, 0.6, min(0.36, table_top - height - bottom - 0.04))), results)
     limits = _bullets(_limits(results), 125, 7)
@@ -466,14 +467,14 @@ def _draw_curves(axes: "Axes", results: Results) -> None:
     for number, (arm, curve) in enumerate(curves.items()):
         shift = 1 + 0.012 * (number - (len(curves) - 1) / 2)
         sizes, values, lows, highs = zip(*curve, strict=True)
-        at = [size * shift for size in sizes]
+        at = tuple(size * shift for size in sizes)
         axes.plot(at, values, "o-", color=_COLOURS[arm], label=arm, markersize=4, linewidth=1.3)
         for one, low, high in zip(at, lows, highs, strict=True):
             if low is not None and high is not None:
                 axes.plot([one, one], [low, high], color=_COLOURS[arm], linewidth=0.9)
-    sizes = sorted({size for curve in curves.values() for size, *_ in curve})
+    ticks = sorted({size for curve in curves.values() for size, *_ in curve})
     axes.set_xscale("log")
-    axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
+    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("labelled training recordings", fontsize=8)
     axes.set_ylabel(f"{'macro ' if len(results['labels']) > 1 else ''}AUROC, 95% intervals", fontsize=8)
