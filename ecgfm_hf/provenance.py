@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .utils.errors import ECGFMError
 from .utils.files import write_json
+from .utils.integrity import add_checksum
 from .utils.redaction import find_paths
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def add_step(
         before = before or [{"step": UNKNOWN}]
     path = Path(model_dir) / PROVENANCE_FILE
     write_json(path, {"format": _FORMAT, "steps": [*before, {"step": step, **_without_paths(details)}]})
+    add_checksum(model_dir, PROVENANCE_FILE)
     return path
 
 

@@ -165,6 +165,16 @@ def test_a_defect_shows_its_traceback_and_how_to_report_it(error, monkeypatch, c
     assert "Please send its maintainers the traceback" in printed
 
 
+def test_the_end_of_another_process_is_no_defect(monkeypatch, capsys):
+    def fails(*_):
+        raise RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2601")
+
+    monkeypatch.setattr(predict, "_check_outputs", fails)
+    monkeypatch.setenv("RANK", "1")
+    assert main(["predict", "x", "--model", "m"]) == 1
+    assert capsys.readouterr().err == "ecgfm: another process of this run has ended, and its error is the cause\n"
+
+
 def test_a_library_value_error_is_a_defect_and_ours_is_a_message(monkeypatch, capsys):
     monkeypatch.setattr(predict, "_check_outputs", lambda *_: int("of a library's own"))
     assert main(["predict", "x", "--model", "m"]) == 1

@@ -21,8 +21,10 @@ from ecgfm_hf import (
 )
 from ecgfm_hf.cli.main import main
 from ecgfm_hf.model_folder import ModelFolderError, ModelNotFoundError, load_feature_extractor, load_model
+from ecgfm_hf.provenance import add_step
 from ecgfm_hf.training.run_folder import Checkpoints
 from ecgfm_hf.utils.errors import ECGFMError
+from ecgfm_hf.utils.integrity import changed_files
 
 CLASSES = {"encoder": ECGFMModel, "pretraining": ECGFMForPreTraining, "classifier": ECGFMForMultiLabelClassification}
 
@@ -205,6 +207,23 @@ def test_verify_finds_a_flipped_bit_of_a_model_folder(folders, tmp_path, capsys,
         assert main(["verify", "--update", str(tmp_path)]) == 0
     (folder / name).unlink()
     assert main(["verify", str(folder)]) == (2 if name == "checksums.json" else 1)
+
+
+def test_every_flipped_bit_of_digests_and_provenance_is_found(folders, tmp_path):
+    folder = shutil.copytree(folders["classifier"], tmp_path / "model")
+    add_step(folder, "test", {"value": 1})
+    assert changed_files(folder) == []
+    provenance = (folder / "provenance.json").read_bytes()
+    (folder / "provenance.json").write_bytes(provenance.replace(b"test", b"tesu"))
+    assert changed_files(folder) == ["provenance.json has changed"]
+    (folder / "provenance.json").write_bytes(provenance)
+    content = (folder / "checksums.json").read_bytes()
+    for index in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[index] ^= 1 << index % 8
+        (folder / "checksums.json").write_bytes(damaged)
+        with pytest.raises(ValueError):  # noqa: PT011  # of JSON, of UTF-8 or our own
+            changed_files(folder)
 
 
 def test_verify_never_accepts_a_damaged_checkpoint(folders, tmp_path, capsys):

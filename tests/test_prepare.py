@@ -499,6 +499,21 @@ def test_a_flipped_bit_of_a_store_is_refused_before_it_is_read(tmp_path, where):
         next(iter(load_prepared(tmp_path / "store", "all", streaming=True)))
 
 
+def test_a_full_disk_while_a_store_is_copied_is_an_error_that_names_the_store(tmp_path, monkeypatch):
+    from datasets.exceptions import DatasetGenerationError
+
+    from ecgfm_hf.data.store_builder import StoreBuilder
+
+    load_physionet2021(challenge_folder(tmp_path / "root", {"E1": AF}), tmp_path / "store", progress=False)
+
+    def fail(_):
+        raise DatasetGenerationError("...") from OSError(27, "File too large")
+
+    monkeypatch.setattr(StoreBuilder, "download_and_prepare", fail)
+    with pytest.raises(DataError, match=r"store cannot be copied .*is the disk full\?.*File too large"):
+        load_prepared(tmp_path / "store", "all", cache_dir=tmp_path / "cache")
+
+
 def test_a_store_without_checksums_is_refused(tmp_path):
     load_physionet2021(challenge_folder(tmp_path / "root", {"E1": AF}), tmp_path / "store", progress=False)
     (tmp_path / "store" / "checksums.json").unlink()

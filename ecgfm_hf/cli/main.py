@@ -197,6 +197,9 @@ def _run(arguments: list[str]) -> int:
         message = getattr(error, "format_message", error.__str__)()
         return _failed(f"{message} (see {path} --help)", 2)
     except (ECGFMError, ValueError, RuntimeError, ImportError) as error:
+        if _lost_process(error):
+            print("ecgfm: another process of this run has ended, and its error is the cause", file=sys.stderr)
+            return 1
         if not _is_message(error):
             return _failed_unexpectedly()
         # A RuntimeError of this package is a failure of the work; all else is input that cannot be used.
@@ -218,6 +221,11 @@ def _is_message(error: Exception) -> bool:
         return not (error.name or "").startswith("ecgfm_hf")  # a missing extra
     *_, frame = traceback.extract_tb(error.__traceback__)
     return Path(frame.filename).is_relative_to(Path(__file__).parents[1])
+
+
+def _lost_process(error: Exception) -> bool:
+    """Return whether torch reports that another process of the same run has ended."""
+    return "RANK" in os.environ and re.search(r"Connection (closed|reset) by peer", str(error)) is not None
 
 
 def _failed_unexpectedly() -> int:

@@ -116,7 +116,7 @@ def load_prepared(
         None for unknown. [`record_from_row`] gives the recording of a row, [`as_model_inputs`] a model's input.
 
     Raises:
-        `DataError`: no store, an unfinished or damaged one, no such split.
+        `DataError`: no store, an unfinished or damaged one, no such split; no space for the copy.
     """
     if not isinstance(store, str | os.PathLike):
         return _load_several(list(store), split, streaming, cache_dir, {"root": root, "labels": labels, "pairs": pairs})
@@ -124,6 +124,8 @@ def load_prepared(
         return _load_folder(_folder(store, root, labels), split, streaming, pairs)
     if root is not None:
         raise DataError(f"root={root} names the segments of a processed folder, but {store} is none: leave it out")
+    from datasets.exceptions import DatasetGenerationError
+
     from .store_builder import StoreBuilder
 
     files = store_files(store)
@@ -146,7 +148,12 @@ def load_prepared(
     else:
         if not os.path.isdir(builder.cache_dir):
             check_files(store, paths)  # all before the first is copied
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare()
+        except DatasetGenerationError as error:
+            raise DataError(
+                f"{store} cannot be copied for reading in any order (is the disk full?): {error.__cause__ or error}"
+            ) from error
         data = builder.as_dataset(split=their_split)
         # 🤗 datasets goes by files' names and times, which a changed file may share with the one before.
         for name, dataset in {"": data}.items() if split is not None else data.items():

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset as HFDataset
-from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.model_inputs import ModelInputs, as_model_inputs
@@ -139,10 +138,6 @@ def open_pairs(
         valid = None if settings.valid_split is None else open_split(settings.valid_split)
     except (DataError, FileNotFoundError) as error:
         raise SettingsError(f"data: {error}") from None
-    except DatasetGenerationError as error:
-        raise SettingsError(
-            f"data: {named} cannot be copied for reading in any order (is the disk full?): {error.__cause__ or error}"
-        ) from None
     for split, found in ((settings.train_split, train), (settings.valid_split, valid)):
         if found is not None and len(found) == 0:
             raise SettingsError(

@@ -1,14 +1,17 @@
 """
 Digests of a folder's files, written beside them: what damage on a disk or in a copy changes is found when it is read.
 
-    FOLDER/checksums.json    {"format": 1, "algorithm": "sha256", "files": {"model.safetensors": "9f86...", ...}}
+    FOLDER/checksums.json
+        {"format": 1, "algorithm": "sha256", "files": {"model.safetensors": "9f86...", ...}, "digest": "60ba..."}
 
-Only a model's files may change. Further keys, a store's or a checkpoint's, mean that its files never do.
+`digest` is of the other keys. Only a model's files may change. Further keys, a store's or a checkpoint's, mean that its
+files never do.
 
 Stores use XXH3 (128 bits), which takes a twentieth of the time of reading them; SHA-256 would take a quarter. Either
 notices every accident. Neither protects against someone who writes new digests as well.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,6 +26,7 @@ from .files import write_json
 
 CHECKSUMS_FILE = "checksums.json"
 _FORMAT = 1
+_KEYS = {"format", "algorithm", "files", "footers", "is_checkpoint", "digest"}
 _THREADS = 4
 # Read into one buffer that fits in the processor's cache: twice as fast as new blocks of 1 MB.
 _BLOCK_BYTES = 1 << 18
@@ -60,7 +64,24 @@ def write_checksums(
     with ThreadPoolExecutor(_THREADS) as pool:
         digests = pool.map(lambda name: file_checksum(Path(folder) / name, algorithm), names)
         files = dict(zip(names, digests, strict=True))
-    write_json(Path(folder) / CHECKSUMS_FILE, {"format": _FORMAT, "algorithm": algorithm, "files": files, **more})
+    _write(folder, {"format": _FORMAT, "algorithm": algorithm, "files": files, **more})
+
+
+def add_checksum(folder: str | os.PathLike[str], name: str) -> None:
+    """Add or replace the digest of one file. Without a readable `checksums.json` nothing is written."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        content = read_checksums(folder)
+        content["files"][name] = file_checksum(Path(folder) / name, content["algorithm"])
+        _write(folder, content)
+
+
+def _write(folder: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    write_json(Path(folder) / CHECKSUMS_FILE, {**content, "digest": _digest_of(content)})
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    others = {name: value for name, value in content.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def read_checksums(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -78,10 +99,14 @@ def read_checksums(folder: str | os.PathLike[str]) -> dict[str, Any]:
             isinstance(text, str) for pair in content["files"].items() for text in pair
         )
         _new_hash(content["algorithm"])
+        # Without a digest, as the first stores were written, only known keys.
+        is_whole = is_whole and content.keys() <= _KEYS and content.pop("digest", None) in (None, _digest_of(content))
     except (KeyError, TypeError, AttributeError, ValueError):
         is_whole = False
     if not is_whole:
-        raise ValueError(f"expected format {_FORMAT}, a known algorithm and a mapping of files to digests")
+        raise ValueError(
+            f"expected format {_FORMAT}, a known algorithm, a mapping of files to digests, and the digest of all that"
+        )
     return content
 
 
@@ -134,6 +159,7 @@ def update_checksums(folder: str | os.PathLike[str]) -> None:
 
 __all__ = [
     "CHECKSUMS_FILE",
+    "add_checksum",
     "changed_files",
     "file_checksum",
     "find_checksums",
