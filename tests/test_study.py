@@ -144,7 +144,7 @@ def test_jobs_do_not_change_a_score(finished, tmp_path):
     assert linear_scores(own.output_dir).equals(linear_scores(settings.output_dir))
 
 
-def test_every_arm_scores_the_test_recordings_of_a_published_split(store, encoder, tmp_path, tmp_path_factory):
+def test_every_trained_arm_scores_the_test_recordings_of_a_published_split(encoder, tmp_path):
     recordings, labels, _ = make_recordings(110, 110, seed=2)
     folder = tmp_path / "split"
     load_arrays(recordings, folder, labels, split="grouped", progress=False, fractions={"train": 0.6, "test": 0.4})
@@ -153,17 +153,17 @@ def test_every_arm_scores_the_test_recordings_of_a_published_split(store, encode
         model=encoder,
         output_dir=str(tmp_path / "out"),
         labels=["tall"],
-        arms=list(ARMS),
+        arms=[arm for arm in ARMS if arm not in ("features", "linear")],  # `finished` has these
         test_split="test",
         resamples=200,
         finetuning={"num_train_epochs": 1, "learning_rate": [1e-4, 1e-3]},
     )
     result = Study(settings).run()
-    assert [arm["arm"] for arm in result.results["arms"]] == list(ARMS)
+    assert [arm["arm"] for arm in result.results["arms"]] == ["attention", "lora", "finetune", "scratch"]
     assert result.left_out == []
     test = set(load_prepared(folder, "test")["recording_id"])
     found = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pandas()
-    for arm in ARMS:
+    for arm in ("attention", "lora", "finetune", "scratch"):
         one = found[found["arm"] == arm]
         assert set(one["recording_id"]) == test
         assert one["score:tall"].between(0, 1).all()
