@@ -7,8 +7,8 @@ from where the table's come from. The estimate is the mean over folds of each fo
 No unbiased variance of a cross-validation exists (Bengio and Grandvalet, 2004). The variance here is the sum of
 
 - the variance over patients: patients are drawn with replacement, each with all its test scores of all repeats;
-- the variance over training sets: the spread between folds, of which Nadeau and Bengio (2003) attribute the share
-  test / (test + training recordings) to training, shared between folds as far as their training sets overlap.
+- the variance over training sets: the squared spread between folds, times the factor by which Nadeau and Bengio (2003)
+  correct it, test recordings / training recordings.
 
 Degrees of freedom are added by Welch and Satterthwaite. Differences of two arms are of the same folds and the same
 resamples. Their joint intervals hold for all pairs and sizes of the study at once (max-t: the highest of all
@@ -230,9 +230,8 @@ class _Training:
     """
     What the spread between folds shows of the variance of training.
 
-    Nadeau and Bengio take test / (test + training recordings) as the share of a fold's variance that comes from its
-    training set. Folds share that part as far as their training sets overlap: the spread shows the rest. With training
-    sets that are all the same this is their factor, test / training recordings.
+    The factor of Nadeau and Bengio is test recordings / training recordings, where these are all others. It serves for
+    smaller training sets too: folds draw them independently, so less of their variance is shared than of whole ones.
 
     Args:
         factor (`float`): Times the squared spread, the variance of the mean over folds.
@@ -243,23 +242,15 @@ class _Training:
     covers: str
 
     @classmethod
-    def of(cls, folds: Sequence[Fold]) -> "_Training":
+    def of(cls, folds: Sequence[Fold], recordings: int) -> "_Training":
         count = len(folds)
         if count == 1:
             return cls(0.0, "patients")
         if len({fold.repeat for fold in folds}) == count:
             # The same split, trained with several seeds.
             return cls(1 / count, "patients and seeds")
-        trained = [len(fold.train) for fold in folds]
         tested = sum(len(fold.test) for fold in folds)
-        share = tested / (tested + sum(trained))
-        present = np.zeros((count, 1 + max(int(fold.train.max()) for fold in folds)), dtype=np.float32)
-        for row, fold in zip(present, folds, strict=True):
-            row[fold.train] = 1
-        shared = present @ present.T / np.minimum.outer(trained, trained)
-        overlap = float((shared.sum() - np.trace(shared)) / (count * (count - 1)))
-        of_mean = 1 / count + (1 - 1 / count) * overlap
-        return cls(share * of_mean / (1 - share * overlap), "patients and training sets")
+        return cls(tested / (count * recordings - tested), "patients and training sets")
 
 
 @dataclass(frozen=True)
@@ -273,6 +264,7 @@ class _Cell:
     resampled: dict[str, np.ndarray]
     rarer: np.ndarray  # (L,): patients of the rarer kind in all tests
     training: _Training
+    recordings: int  # of the table
 
 
 def _cells(table: StudyTable, results: Sequence[FoldScores], resamples: int, seed: int) -> list[_Cell]:
@@ -305,7 +297,7 @@ def _cells(table: StudyTable, results: Sequence[FoldScores], resamples: int, see
         folds = {key: results[index].fold for key, index in own.items()}
         tested = np.unique(np.concatenate([fold.test for fold in folds.values()]))
         rarer = np.minimum(table.patients_with(1, tested), table.patients_with(0, tested))
-        training = _Training.of(list(folds.values()))
+        training = _Training.of(list(folds.values()), len(table))
         cells.append(
             _Cell(
                 arm,
@@ -315,6 +307,7 @@ def _cells(table: StudyTable, results: Sequence[FoldScores], resamples: int, see
                 {metric: found[chosen] for metric, found in resampled.items()},
                 rarer,
                 training,
+                len(table),
             )
         )
     return cells
@@ -448,7 +441,7 @@ class _Pair:
             first.resampled["auroc"][rows[0]] - second.resampled["auroc"][rows[1]],
             np.minimum(first.rarer, second.rarer),
             keys,
-            _Training.of([first.folds[key] for key in keys]),
+            _Training.of([first.folds[key] for key in keys], first.recordings),
         )
         return cls(first, second, keys, _Error.of_macro(*about), _Error.of_labels(*about))
 
