@@ -73,7 +73,7 @@ SCENARIOS = (
     Scenario("different-few", noise=_DIFFERENT, **_FEW),
     Scenario("different-unstable", 300, 2.5, _DIFFERENT, _TWO, nuisance=60, penalty=0.1),
     Scenario("different-10-folds", 300, 2.5, _DIFFERENT, _TWO, folds=10),
-    Scenario("equal-2-folds", 300, 2.5, _EQUAL, _TWO, folds=2),
+    Scenario("equal-3-folds", 300, 2.5, _EQUAL, _TWO, folds=3),
     Scenario("equal", 300, 2.5, _EQUAL),
     Scenario("equal-repeats", 300, 2.5, _EQUAL, _TWO, repeats=3),
     Scenario("equal-few", noise=_EQUAL, **_FEW),

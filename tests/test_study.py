@@ -252,7 +252,7 @@ def test_an_output_over_an_input_is_refused(store, encoder):
     [
         ({"arms": ["linear", "magic"]}, "arms must be of"),
         ({"sizes": [50, 50]}, "sizes must be different"),
-        ({"folds": 1}, "folds must be at least 2"),
+        ({"folds": 2}, "folds must be at least 3"),
         ({"finetuning": {"epochs": 3}}, "num_train_epochs"),
         ({"budget": 0.0}, "budget must be above 0"),
     ],

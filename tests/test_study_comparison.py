@@ -269,7 +269,7 @@ def test_equal_arms_are_seldom_called_different_and_an_advantage_is_found():
     assert found["pair_coverage"] >= 90
     planted = script.Scenario("planted", noise=(0.2, 2.0, 2.0), **small)
     runs = [script.simulate(planted, seed, 100) for seed in range(5)]
-    assert script.summary(planted, np.array([[0.9], [0.65], [0.65]]), runs)["first_better_by_size"] == [100]
+    assert script.summary(planted, np.array([[0.9], [0.65], [0.65]]), runs)["first_better_by_size"][0] >= 80
 
 
 def _script(name):

@@ -128,6 +128,12 @@ def test_training_sets_of_a_learning_curve_are_nested_balanced_and_within_the_fo
     assert len(np.intersect1d(curves[0][50].train, curves[1][50].train)) < 20
 
 
+@pytest.mark.parametrize("about", [{"folds": 2}, {"repeats": 0}])
+def test_folds_that_show_nothing_are_refused(about):
+    with pytest.raises(StudyError, match="folds must be at least 3 and repeats at least 1"):
+        make_folds(draw_table(), **about)
+
+
 @pytest.mark.parametrize("size", [0, -1, 1.5, 10_000])
 def test_a_training_size_that_cannot_be_is_refused(size):
     table = draw_table()

@@ -69,7 +69,7 @@ def study(
         ),
     ] = "all",
     folds: Annotated[
-        int, typer.Option("--folds", min=2, metavar="N", help="Folds, by patient.", rich_help_panel=_DESIGN)
+        int, typer.Option("--folds", min=3, metavar="N", help="Folds, by patient.", rich_help_panel=_DESIGN)
     ] = 5,
     repeats: Annotated[
         int,

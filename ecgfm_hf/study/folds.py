@@ -21,6 +21,8 @@ from ..utils.errors import ECGFMError
 # Patients with the label, and without it, that a fold's test part needs. See docs/study.md.
 FEWEST_PER_FOLD = 4
 FEWEST_PATIENTS = 100
+# The spread of two folds shows too little of what another training set changes.
+FEWEST_FOLDS = 3
 # Positives to be expected among the recordings of the smallest training set.
 FEWEST_IN_TRAINING = 2
 # Among how many patients the next of a nested training set is chosen.
@@ -125,8 +127,8 @@ def make_folds(table: StudyTable, *, folds: int = 5, repeats: int = 1, seed: int
     Raises:
         [`TooFewError`]: fewer patients than folds.
     """
-    if folds < 2 or repeats < 1:
-        raise StudyError(f"folds must be at least 2 and repeats at least 1, found: {folds} and {repeats}")
+    if folds < FEWEST_FOLDS or repeats < 1:
+        raise StudyError(f"folds must be at least {FEWEST_FOLDS} and repeats at least 1, found: {folds} and {repeats}")
     return _folds_of(table, np.arange(len(table)), folds, repeats, str(seed))
 
 

@@ -7,6 +7,7 @@ from ..training.settings import FinetuneSettings
 from ..utils.errors import SettingsError
 from ..utils.redaction import SMALLEST_CELL
 from .arms import ARMS, learning_rates
+from .folds import FEWEST_FOLDS
 
 DEFAULT_ARMS = ("features", "linear", "attention", "finetune")
 # What may change between a run and its continuation.
@@ -78,7 +79,7 @@ class StudySettings:
                 raise SettingsError(f"arms must be of {', '.join(ARMS)}, found: {name}")
         if self.arms is not None and (not self.arms or len(set(self.arms)) < len(self.arms)):
             raise SettingsError(f"arms must be different names, at least one, found: {self.arms}")
-        for name, least in (("folds", 2), ("repeats", 1), ("jobs", 1), ("smallest_cell", 1), ("seed", 0)):
+        for name, least in (("folds", FEWEST_FOLDS), ("repeats", 1), ("jobs", 1), ("smallest_cell", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise SettingsError(f"{name} must be at least {least}, found: {getattr(self, name)}")
         if not self.sizes or len(set(self.sizes)) < len(self.sizes):
