@@ -352,8 +352,8 @@ class ECGFMConfig(PreTrainedConfig):
         """
         Drop thresholds and calibration, with a warning, unless they belong to weights of this fingerprint.
 
-        It has two hashes of the weights, and two as they are after rounding to float16. An empty one is unknown:
-        `check_matrices` warns where it is that of the matrices.
+        It has two hashes of the weights, and two as they are after rounding to float16. An empty one is unknown. With
+        `check_matrices`, an unknown hash of the matrices is a warning.
         """
         if self.label_fingerprint is None:
             return

@@ -68,7 +68,7 @@ def save_model_folder(
     _check_leads(model.config, feature_extractor)
     model.save_pretrained(output_dir, **kwargs)
     feature_extractor.save_pretrained(output_dir)
-    # Where training goes on, the provenance is there already.
+    # After a resumed training the provenance is there already.
     provenance = [path.name for path in Path(output_dir).glob("provenance.json")]
     write_checksums(output_dir, model_files(output_dir) + provenance)
 

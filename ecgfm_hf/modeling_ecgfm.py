@@ -1156,8 +1156,8 @@ class ECGFMForPreTraining(ECGFMPreTrainedModel):
                 As in [`ECGFMModel`].
             mask_time_indices (`torch.BoolTensor` of shape `(batch, frames)`, *optional*):
                 Frames to mask and predict, the same number in every row. Without it no frame is masked and `loss` is
-                `None`. This and the three below may be on the CPU whatever device the model is on; the model then
-                need not wait for its device, as it must to count them there.
+                `None`. On the CPU, this and the three below cost no wait, even if the model is on another device:
+                they are counted on the device where they are.
             sampled_negative_indices (`torch.LongTensor` of shape `(batch, masked frames, negatives)`, *optional*):
                 Negatives of every masked frame as positions among the masked frames of its own row. Drawn uniformly
                 from the other masked frames if absent.

@@ -196,8 +196,8 @@ def test_recordings_of_unknown_patients_count_as_patients_of_their_own_and_are_n
     table = draw_table()
     some = replace(table, patients=(None,) * 7 + table.patients[7:])
     assert some.groups.note.startswith(f"The patients of 7 of {len(table)} recordings are unknown. Each is assumed")
-    nobody = replace(table, patients=(None,) * len(table))
-    assert (nobody.groups.count, nobody.groups.unit) == (len(table), "recording")
+    unknown = replace(table, patients=(None,) * len(table))
+    assert (unknown.groups.count, unknown.groups.unit) == (len(table), "recording")
     assert table.groups.note is None
 
 

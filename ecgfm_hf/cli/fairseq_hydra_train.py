@@ -93,7 +93,7 @@ def _convert(checkpoint: Path, settings: dict[str, Any]) -> None:
         convert_checkpoint(checkpoint, output)
     except UnknownInputError as error:
         found = _input_of_segments(settings, error.missing)
-        print(f"note: the input of {checkpoint} is that of the segments: {found}", flush=True)
+        print(f"note: {checkpoint} does not contain its input; the segments have {found}", flush=True)
         convert_checkpoint(checkpoint, output, **found)
 
 

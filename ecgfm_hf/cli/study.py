@@ -167,7 +167,7 @@ def study(
         bool,
         typer.Option(
             "--allow-seen",
-            help="Include recordings and patients that the encoder has seen; the report says so.",
+            help="Include recordings and patients that the encoder has seen; the report has a warning.",
         ),
     ] = False,
     smallest_cell: Annotated[

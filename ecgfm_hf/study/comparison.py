@@ -99,7 +99,7 @@ class ArmResult:
 @dataclass(frozen=True)
 class Difference:
     """
-    The macro AUROC of the first arm minus that of the second, at one training size, on the folds that both have.
+    The macro AUROC of the first arm minus the macro AUROC of the second, at one training size, on the folds of both.
 
     Args:
         own ([`Estimate`]): With the interval of this difference by itself.

@@ -68,7 +68,7 @@ class TrainingData:
 
     Args:
         rows (`np.ndarray`): The training rows of the table.
-        inputs ([`Guarded`]): Of these rows: features, embeddings or whatever the arm reads.
+        inputs ([`Guarded`]): Of these rows: features, embeddings or what else the arm reads.
         targets ([`Guarded`]): (rows, L), NaN where unknown.
         table ([`StudyTable`]): For ids and patients; its targets are those of the training rows, NaN elsewhere.
     """
