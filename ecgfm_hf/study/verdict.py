@@ -66,7 +66,7 @@ def verdict(comparison: Comparison, with_ecgfm: Collection[str]) -> Verdict:
         answer,
         headline,
         tuple(size.sentence for size in compared),
-        tuple(f"With {_recordings(comparison, one)}: {describe(one)}" for one in comparison.differences),
+        tuple(f"{_with(comparison, one)}: {describe(one)}" for one in comparison.differences),
         _caveats(comparison),
     )
 
@@ -131,12 +131,13 @@ class _Size:
         """The arm with ECG-FM that matters here, against the arms without."""
         arm = self.winner or self.with_ecgfm[0]
         found = [self._between(arm.arm, other.arm) for other in self.without]
-        return f"With {self.recordings:,.0f}: " + " ".join(describe(one) for one in found if one is not None)
+        shown = " ".join(describe(one) for one in found if one is not None)
+        return f"With {self.recordings:,.0f} labelled recordings: {shown}"
 
 
-def _recordings(comparison: Comparison, difference: Difference) -> str:
+def _with(comparison: Comparison, difference: Difference) -> str:
     found = [arm.recordings for arm in comparison.arms if arm.size == difference.size and arm.arm == difference.first]
-    return f"{found[0]:,.0f}"
+    return f"With {found[0]:,.0f} labelled recordings"
 
 
 def _list(words: list[str]) -> str:
