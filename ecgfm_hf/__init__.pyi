@@ -9,6 +9,7 @@ from . import interpretation as interpretation
 from . import labeler as labeler
 from . import recipes as recipes
 from . import records as records
+from . import study as study
 from . import synthetic as synthetic
 from . import training as training
 from . import utils as utils
