@@ -8,7 +8,8 @@ No unbiased variance of a cross-validation exists (Bengio and Grandvalet, 2004).
 
 - the variance over patients: patients are drawn with replacement, each with all its test scores of all repeats;
 - the variance over training sets: the squared spread between folds, times the factor by which Nadeau and Bengio (2003)
-  correct it, test recordings / training recordings.
+  correct it, test recordings / training recordings. Few folds measure a spread poorly, so a difference's is the mean of
+  its own and of that of all pairs at its size.
 
 Degrees of freedom are added by Welch and Satterthwaite. Differences of two arms are of the same folds and the same
 resamples. Their joint intervals hold for all pairs and sizes of the study at once (max-t: the highest of all
@@ -18,7 +19,7 @@ standardised differences, drawn with their correlations), and the verdict follow
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -179,6 +180,7 @@ def compare(
         for second in cells[index + 1 :]
         if first.size == second.size and first.folds.keys() & second.folds.keys()
     ]
+    pairs = _with_shared_spread(pairs)
     joint_level = _joint_level(pairs, level, seed)
     groups = table.groups
     return Comparison(
@@ -339,14 +341,20 @@ def _spread(values: np.ndarray, keys: Sequence[_Key]) -> tuple[np.ndarray, int]:
 
 @dataclass(frozen=True)
 class _Error:
-    """A figure, its resamples, and its variance: over patients, and over training sets."""
+    """
+    A figure, its resamples, and its variance: over patients, and over training sets.
+
+    Args:
+        of_patients ([`Freedom`]), degrees (`int`): Of the two variances; `degrees` is 0 without a spread.
+        deviations (`np.ndarray` (folds,)): The sum of their squares is the variance over training sets.
+    """
 
     value: float
     resampled: np.ndarray
     over_patients: float
-    over_training: float
-    freedom: Freedom
-    deviations: np.ndarray  # (folds,): the sum of their squares is the variance over training sets
+    of_patients: Freedom
+    degrees: int
+    deviations: np.ndarray
 
     @classmethod
     def of_labels(
@@ -388,11 +396,20 @@ class _Error:
         known = resampled[~np.isnan(resampled)]
         patients = float(known.var(ddof=1)) * freedom.widened**2 if len(known) > 1 else math.nan
         scaled = np.nan_to_num(deviations) * (math.sqrt(training.factor / degrees) if degrees else 0.0)
-        added = float(scaled @ scaled)
-        if added > 0:
-            total = (patients + added) ** 2 / (patients**2 / freedom.degrees + added**2 / degrees)
-            freedom = Freedom(freedom.patients, total, freedom.widened)
-        return cls(value, resampled, patients, added, freedom, scaled)
+        return cls(value, resampled, patients, freedom, degrees, scaled)
+
+    @property
+    def over_training(self) -> float:
+        return float(self.deviations @ self.deviations)
+
+    @property
+    def freedom(self) -> Freedom:
+        """Of the sum of both variances, by Welch and Satterthwaite."""
+        own, added = self.over_patients, self.over_training
+        if not added > 0:
+            return self.of_patients
+        total = (own + added) ** 2 / (own**2 / self.of_patients.degrees + added**2 / self.degrees)
+        return replace(self.of_patients, degrees=total)
 
     @property
     def standard_error(self) -> float:
@@ -444,6 +461,27 @@ class _Pair:
             _Training.of([first.folds[key] for key in keys], first.recordings),
         )
         return cls(first, second, keys, _Error.of_macro(*about), _Error.of_labels(*about))
+
+
+def _with_shared_spread(pairs: Sequence[_Pair]) -> list[_Pair]:
+    """
+    Return the pairs with the mean of their own variance over training sets and of that of all pairs at their size.
+
+    Two arms of equal scores have no variance and are left as they are. With three arms or more this doubles the degrees
+    of freedom.
+    """
+    found = []
+    for pair in pairs:
+        others = [one.error for one in pairs if one.first.size == pair.first.size and one.error.standard_error > 0]
+        own = pair.error.over_training
+        if len(others) > 1 and own > 0:
+            shared = (own + sum(error.over_training for error in others) / len(others)) / 2
+            deviations = pair.error.deviations * math.sqrt(shared / own)
+            error = replace(pair.error, deviations=deviations, degrees=2 * pair.error.degrees)
+            found.append(replace(pair, error=error))
+        else:
+            found.append(pair)
+    return found
 
 
 def _joint_level(pairs: Sequence[_Pair], level: float, seed: int) -> float:
