@@ -51,8 +51,8 @@ def test_a_pretraining_step_waits_for_nothing_if_mask_and_ids_are_on_the_cpu(tin
     assert metrics.device.type == "meta"
 
 
-def test_where_mask_and_ids_are_changes_no_loss(tiny_config):
-    """On the CPU there is one place only, so this compares bool, integer and strided masks."""
+def test_the_form_of_a_mask_changes_no_loss(tiny_config):
+    """Bool, integer, and not contiguous."""
     model = ECGFMForPreTraining(tiny_config()).eval()
     segments = torch.randn(4, 12, 2500)
     mask = draw_mask(model.config, rows=4, samples=2500, seed=0)

@@ -18,6 +18,7 @@ from .options import (
     PrecisionOption,
     RootOption,
     SeedOption,
+    SmallestCellOption,
     failing_with,
     parse_names,
     quiet_libraries,
@@ -92,15 +93,7 @@ def evaluate(
         int, typer.Option("--resamples", min=100, metavar="N", help="Resamples of the bootstrap.")
     ] = 1000,
     seed: SeedOption = 0,
-    smallest_cell: Annotated[
-        int,
-        typer.Option(
-            "--smallest-cell",
-            min=1,
-            metavar="N",
-            help="Withhold counts of fewer patients; 1 withholds nothing, for public data.",
-        ),
-    ] = 10,
+    smallest_cell: SmallestCellOption = 10,
     allow_seen: Annotated[
         bool,
         typer.Option(

@@ -47,6 +47,15 @@ NumWorkersOption = Annotated[
 ]
 NumProcOption = Annotated[int, typer.Option("--num-proc", min=1, metavar="N", help="Number of processes.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Seed of the random numbers.")]
+SmallestCellOption = Annotated[
+    int,
+    typer.Option(
+        "--smallest-cell",
+        min=1,
+        metavar="N",
+        help="Withhold counts of fewer patients; 1 withholds nothing, for public data.",
+    ),
+]
 ColumnsOption = Annotated[
     str | None,
     typer.Option(

@@ -11,6 +11,7 @@ from .options import (
     ColumnsOption,
     DeviceOption,
     SeedOption,
+    SmallestCellOption,
     expand_options,
     parse_mapping,
     parse_names,
@@ -170,15 +171,7 @@ def study(
             help="Include recordings and patients that the encoder has seen; the report has a warning.",
         ),
     ] = False,
-    smallest_cell: Annotated[
-        int,
-        typer.Option(
-            "--smallest-cell",
-            min=1,
-            metavar="N",
-            help="Withhold counts of fewer patients; 1 withholds nothing, for public data.",
-        ),
-    ] = 10,
+    smallest_cell: SmallestCellOption = 10,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard a study in the folder.")] = False,
     device: DeviceOption = "cpu",
 ) -> int:

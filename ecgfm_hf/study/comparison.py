@@ -8,8 +8,8 @@ No unbiased variance of a cross-validation exists (Bengio and Grandvalet, 2004).
 
 - the variance over patients: patients are drawn with replacement, each with all its test scores of all repeats;
 - the variance over training sets: the squared spread between folds, times the factor by which Nadeau and Bengio (2003)
-  correct it, test recordings / training recordings. Few folds measure a spread poorly, so a difference's is the mean of
-  its own and of that of all pairs at its size.
+  correct it, test recordings / training recordings. Few folds measure a spread poorly, so for a difference it
+  is the mean of its own spread and the spread of all pairs at its size.
 
 Degrees of freedom are added by Welch and Satterthwaite. Differences of two arms are of the same folds and the same
 resamples. Their joint intervals hold for all pairs and sizes of the study at once (max-t: the highest of all

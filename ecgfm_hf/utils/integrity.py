@@ -105,7 +105,7 @@ def read_checksums(folder: str | os.PathLike[str]) -> dict[str, Any]:
         is_whole = False
     if not is_whole:
         raise ValueError(
-            f"expected format {_FORMAT}, a known algorithm, a mapping of files to digests, and the digest of all that"
+            f"expected format {_FORMAT}, a known algorithm, a mapping of files to digests, and a digest of these three"
         )
     return content
 
