@@ -1,1 +1,0 @@
-"""What scripts/label_efficiency.py is made of."""
