@@ -25,16 +25,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from ..configuration_ecgfm import ECGFMConfig
 from ..data.opening import private_folder
 from ..model_folder import load_feature_extractor
 from ..provenance import hardware, versions, weights_digest
+from ..training.run_folder import changed_settings
 from ..utils.errors import SettingsError
 from ..utils.files import atomic_path, check_output, write_json
 from ..utils.precision import resolve_device
-from ..utils.resumable_parts import PartAccount, ResumableParts, ResumeError, content_digest, plan_differences
+from ..utils.resumable_parts import PartAccount, ResumableParts, ResumeError, content_digest, try_lock
 from .arms import ARMS, NEEDS
 from .comparison import FoldScores, compare
 from .costs import measure_costs
@@ -140,32 +140,27 @@ class Study:
     # Before the first unit --------------------------------------------------------------------------------------------
 
     def _check_same_settings(self) -> None:
-        content = {name: value for name, value in dataclasses.asdict(self.settings).items() if name not in FREE}
+        now = json.loads(json.dumps(dataclasses.asdict(self.settings)))
         file = self.path / STUDY_FILE
-        if file.is_file():
-            try:
-                before = json.loads(file.read_text(encoding="utf-8"))["settings"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise ResumeError(
-                    f"{file} is damaged ({error}): give another output, or discard the study with overwrite=True"
-                ) from None
-            if differences := plan_differences(before, json.loads(json.dumps(content))):
-                raise ResumeError(
-                    f"{self.path} has a study that differs in: {'; '.join(differences)}. Give another output, or "
-                    "discard it with overwrite=True"
-                )
+        if not file.is_file():
+            write_json(file, {"settings": {name: value for name, value in now.items() if name not in FREE}})
             return
-        write_json(file, {"settings": content})
+        try:
+            before = dict(json.loads(file.read_text(encoding="utf-8"))["settings"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ResumeError(
+                f"{file} is damaged ({error}): give another output, or discard the study with overwrite=True"
+            ) from None
+        if changed := changed_settings(before, now, FREE):
+            raise ResumeError(
+                f"{self.path} has another study: {'; '.join(changed)}. Give another output, or discard it with "
+                "overwrite=True"
+            )
 
     @contextmanager
     def _claimed(self) -> Iterator[None]:
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise SettingsError(
-                f"{self.path} is in use: another study is writing there. Wait for it, or end it"
-            ) from None
+        if (lock := try_lock(self.path / ".lock")) is None:
+            raise SettingsError(f"{self.path} is in use: another study is writing there. Wait for it, or end it")
         try:
             yield
         finally:

@@ -13,7 +13,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from typing import Any
 import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from safetensors import SafetensorError
 
 from ..model_folder import STATE_FILE
 from ..utils.files import check_output, sync, write_json, write_text
 from ..utils.integrity import CHECKSUMS_FILE, changed_files, read_checksums, write_checksums
+from ..utils.resumable_parts import try_lock
 from .settings import FinetuneSettings, RunSettings, SettingsError, check_names
 
 CHECKPOINTS = "checkpoints"
@@ -282,15 +283,8 @@ class RunFolder:
     def claim(self) -> bool:
         """Take the folder for this process, until [`release`] or its end. False where another process has it."""
         self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.checkpoints.folder / _LOCK_FILE)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return False
-        except NotImplementedError:  # a file system without locks
-            return True
-        self._lock = lock
-        return True
+        self._lock = try_lock(self.checkpoints.folder / _LOCK_FILE)
+        return self._lock is not None
 
     def release(self) -> None:
         """Let others have the folder."""
@@ -335,7 +329,7 @@ class RunFolder:
         # With a constant learning rate a pretraining may be made longer; other schedules depend on its length.
         if not self._finetunes and settings.lr_scheduler_type.startswith("constant"):
             free |= set() if 0 < settings.warmup_steps < 1 else {"num_train_epochs", "max_steps"}
-        self._refuse([text for k in now if k not in free for text in _differences(k, before.get(k), now[k])])
+        self._refuse(changed_settings(before, now, free))
 
     def check_same_data(self, digest: str, items: int, processes: int) -> None:
         """
@@ -412,12 +406,25 @@ def writing_to(folder: Path) -> Iterator[None]:
         raise OSError(f"{folder} cannot be written (is the disk full?): {error}") from error
 
 
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]) -> list[str]:
+    """List the settings that differ, key by key in mappings, with both values. Those of `free` may differ."""
+    return [text for name in now if name not in free for text in _differences(name, before.get(name), now[name])]
+
+
 def _differences(name: str, before: Any, now: Any) -> list[str]:
-    """List what is not the same, key by key in mappings."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = dict.fromkeys([*before, *now])
         return [text for key in keys for text in _differences(f"{name}.{key}", before.get(key), now.get(key))]
     return [] if before == now else [f"{name} was {before!r}, now {now!r}"]
 
 
-__all__ = ["RESULT_FILE", "SETTINGS_FILE", "Checkpoints", "RunFolder", "reading_checkpoint", "update_of", "writing_to"]
+__all__ = [
+    "RESULT_FILE",
+    "SETTINGS_FILE",
+    "Checkpoints",
+    "RunFolder",
+    "changed_settings",
+    "reading_checkpoint",
+    "update_of",
+    "writing_to",
+]

@@ -31,7 +31,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from .errors import ECGFMError
 from .files import atomic_path, sync, write_json
@@ -381,6 +381,18 @@ def exclusive(work: Path) -> Iterator[None]:
                 return
 
 
+def try_lock(path: Path) -> FileLock | None:
+    """Lock a file until `release`, or the end of this process. None where another process has locked it."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    except NotImplementedError:  # a file system without locks
+        pass
+    return lock
+
+
 def remove_work_folder(work: Path) -> None:
     """Remove a folder in which another process may still be writing a part that is not needed any more."""
     for _ in range(5):
@@ -492,4 +504,5 @@ __all__ = [
     "plan_differences",
     "process_context",
     "remove_work_folder",
+    "try_lock",
 ]
