@@ -3,7 +3,7 @@
 import inspect
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -112,7 +112,7 @@ class SplitOptions:
 
 @dataclass(frozen=True)
 class TableOptions:
-    """The options of `prepare table` about the table itself."""
+    """The options about a table of recordings: its cells, its labels, and what its files do not contain."""
 
     binarise: Annotated[
         str | None,
@@ -178,12 +178,68 @@ class TableOptions:
         Literal[",", "."] | None,
         typer.Option("--decimal", help="table: decimal sign (default: as found).", rich_help_panel=_TABLE),
     ] = None
+    columns: ColumnsOption = None
+    unlabelled: Annotated[
+        Literal["unknown", "negative"] | None,
+        typer.Option(
+            "--unlabelled",
+            help="table: rows whose column status is not `labelled`: unknown (default) ignores their labels, "
+            "negative reads them as they are.",
+            rich_help_panel=_TABLE,
+        ),
+    ] = None
+    sampling_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--sampling-rate",
+            metavar="HZ",
+            help="table: sampling rate in Hz of files that do not contain it; ptb_xl: 500 (default) or 100.",
+            rich_help_panel=_KNOWN,
+        ),
+    ] = None
+    units: Annotated[
+        str | None,
+        typer.Option(
+            "--units", metavar="UNIT", help="table: unit of files that do not contain it.", rich_help_panel=_KNOWN
+        ),
+    ] = None
+    lead_names: Annotated[
+        str | None,
+        typer.Option(
+            "--lead-names",
+            metavar="I,II,...",
+            help="table: leads of files that do not contain their names.",
+            rich_help_panel=_KNOWN,
+        ),
+    ] = None
+    rename_leads: Annotated[
+        str | None,
+        typer.Option(
+            "--rename-leads",
+            metavar="THEIRS=LEAD,...",
+            help="table: leads by the names in the files, such as ECG=I,MLII=II.",
+            rich_help_panel=_KNOWN,
+        ),
+    ] = None
+    leads: Annotated[
+        str | None,
+        typer.Option("--leads", metavar="I,II,...", help="table: read only these leads.", rich_help_panel=_KNOWN),
+    ] = None
+    checksums: Annotated[
+        Literal["verify", "ignore"] | None,
+        typer.Option(
+            "--checksums",
+            help="table: verify (default) refuses samples whose checksum is wrong; ignore reads them, with a warning.",
+            rich_help_panel=_KNOWN,
+        ),
+    ] = None
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments of a source, None where an option is not given."""
-        lists = ("binarise", "positive", "negative", "unknown")
-        given: dict[str, Any] = {name: parse_names(getattr(self, name), f"--{name}") for name in lists}
-        return given | {name: getattr(self, name) for name in ("encoding", "separator", "sheet", "decimal")}
+        """Return the arguments of a source that are given."""
+        lists = ("binarise", "positive", "negative", "unknown", "lead_names", "leads")
+        found = asdict(self) | {"columns": parse_mapping(self.columns)}
+        found |= {name: parse_names(found[name], f"--{name.replace('_', '-')}") for name in lists}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 @expand_options
@@ -228,7 +284,6 @@ def prepare(
         ),
         Reads(),
     ] = None,
-    columns: ColumnsOption = None,
     labels: Annotated[
         str | None,
         typer.Option(
@@ -238,15 +293,6 @@ def prepare(
             rich_help_panel=_KNOWN,
         ),
         Reads(),
-    ] = None,
-    unlabelled: Annotated[
-        Literal["unknown", "negative"] | None,
-        typer.Option(
-            "--unlabelled",
-            help="table: rows whose column status is not `labelled`: unknown (default) ignores their labels, "
-            "negative reads them as they are.",
-            rich_help_panel=_KNOWN,
-        ),
     ] = None,
     patients: Annotated[
         Path | None,
@@ -282,51 +328,6 @@ def prepare(
             rich_help_panel=_KNOWN,
         ),
         Reads(),
-    ] = None,
-    sampling_rate: Annotated[
-        float | None,
-        typer.Option(
-            "--sampling-rate",
-            metavar="HZ",
-            help="table: sampling rate in Hz of files that do not contain it; ptb_xl: 500 (default) or 100.",
-            rich_help_panel=_KNOWN,
-        ),
-    ] = None,
-    units: Annotated[
-        str | None,
-        typer.Option(
-            "--units", metavar="UNIT", help="table: unit of files that do not contain it.", rich_help_panel=_KNOWN
-        ),
-    ] = None,
-    lead_names: Annotated[
-        str | None,
-        typer.Option(
-            "--lead-names",
-            metavar="I,II,...",
-            help="table: leads of files that do not contain their names.",
-            rich_help_panel=_KNOWN,
-        ),
-    ] = None,
-    rename_leads: Annotated[
-        str | None,
-        typer.Option(
-            "--rename-leads",
-            metavar="THEIRS=LEAD,...",
-            help="table: leads by the names in the files, such as ECG=I,MLII=II.",
-            rich_help_panel=_KNOWN,
-        ),
-    ] = None,
-    leads: Annotated[
-        str | None,
-        typer.Option("--leads", metavar="I,II,...", help="table: read only these leads.", rich_help_panel=_KNOWN),
-    ] = None,
-    checksums: Annotated[
-        Literal["verify", "ignore"] | None,
-        typer.Option(
-            "--checksums",
-            help="table: verify (default) refuses samples whose checksum is wrong; ignore reads them, with a warning.",
-            rich_help_panel=_KNOWN,
-        ),
     ] = None,
     keep_sources: Annotated[
         str | None,
@@ -386,19 +387,11 @@ def prepare(
         root,
         {
             "table": table,
-            "columns": parse_mapping(columns),
             "labels": labels,
-            "unlabelled": unlabelled,
             "statements": statements,
             "likelihood": likelihood,
             "patients": patients,
             "segments": segments,
-            "sampling_rate": sampling_rate,
-            "units": units,
-            "lead_names": parse_names(lead_names, "--lead-names"),
-            "rename_leads": rename_leads,
-            "leads": parse_names(leads, "--leads"),
-            "checksums": checksums,
             **table_options.arguments(),
         },
     )

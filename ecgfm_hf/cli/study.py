@@ -2,18 +2,16 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..utils.errors import SettingsError
 from .options import (
-    ColumnsOption,
     DeviceOption,
     SeedOption,
     SmallestCellOption,
     expand_options,
-    parse_mapping,
     parse_names,
     quiet_libraries,
     show_progress,
@@ -125,7 +123,6 @@ def study(
         ),
         Reads(),
     ] = None,
-    columns: ColumnsOption = None,
     labels: Annotated[
         str | None,
         typer.Option("--labels", metavar="A,B", help="Default: all labels.", rich_help_panel=_KNOWN),
@@ -139,30 +136,6 @@ def study(
             rich_help_panel=_KNOWN,
         ),
         Reads(),
-    ] = None,
-    sampling_rate: Annotated[
-        float | None,
-        typer.Option(
-            "--sampling-rate",
-            metavar="HZ",
-            help="Sampling rate in Hz of a table's files that do not contain it.",
-            rich_help_panel=_KNOWN,
-        ),
-    ] = None,
-    units: Annotated[
-        str | None,
-        typer.Option(
-            "--units", metavar="UNIT", help="Unit of a table's files that do not contain it.", rich_help_panel=_KNOWN
-        ),
-    ] = None,
-    lead_names: Annotated[
-        str | None,
-        typer.Option(
-            "--lead-names",
-            metavar="I,II,...",
-            help="Leads of a table's files that do not contain their names.",
-            rich_help_panel=_KNOWN,
-        ),
     ] = None,
     allow_seen: Annotated[
         bool,
@@ -183,13 +156,6 @@ def study(
 
     Exit status: 0 done, 1 the output cannot be written, 2 usage, or too few recordings for a study.
     """
-    table: dict[str, Any] = {
-        "columns": parse_mapping(columns),
-        "sampling_rate": sampling_rate,
-        "units": units,
-        "lead_names": parse_names(lead_names, "--lead-names"),
-        **table_options.arguments(),
-    }
     given_sizes = _sizes(sizes)
     seconds = None if budget is None else _seconds(budget)
     from ..study import Study, StudySettings
@@ -203,7 +169,7 @@ def study(
         root=root,
         labels=parse_names(labels, "--labels"),
         targets=targets,
-        table={name: value for name, value in table.items() if value is not None},
+        table=table_options.arguments(),
         arms=parse_names(arms, "--arms"),
         sizes=given_sizes,
         folds=folds,
