@@ -23,8 +23,8 @@ from ..splits import parse_time
 from ..store import DataError, store_schema
 from .csv_columns import label_value
 
-_SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
-_UNKNOWN_SEXES = ("u", "unk", "unknown", "other")
+_SEXES = {"m": "M", "male": "M", "männlich": "M", "f": "F", "female": "F", "w": "F", "weiblich": "F"}
+_UNKNOWN_SEXES = ("u", "unk", "unknown", "other", "d", "divers")
 # De-identified ages: 90 stands for all above 89.
 _OVER_89 = (">89", ">=90", "≥90", "90+")
 OVER_89_YEARS = 90.0
@@ -36,7 +36,7 @@ EXPECTED = {
     "patient_id": "text or a whole number",
     "time": "a time in ISO 8601 (such as 2020-01-31 08:30:00)",
     "age": "years from 0 to 150, or >89, 90+ or 300 for over 89, or nothing",
-    "sex": "M, F, male or female, or for unknown U, unknown, other or nothing",
+    "sex": "M, F, male or female (also W, männlich or weiblich), or for unknown U, unknown, other or nothing",
     "sampling_rate": "a number",
     "exam_id": "a whole number",
 }
