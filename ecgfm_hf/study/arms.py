@@ -6,6 +6,7 @@ chooses, it chooses by inner folds of these, which keep a patient's recordings t
 """
 
 import copy
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,8 +44,8 @@ NEEDS = {
     "attention": ("frames",),
     **dict.fromkeys(TRAINED_ARMS, ("segments",)),
 }
-# Of fine-tuning, where `StudySettings.finetuning` has nothing else.
-EPOCHS = 12
+# Of training, where `StudySettings.finetuning` has nothing else: epochs, but no fewer updates than these.
+EPOCHS, FEWEST_UPDATES, _BATCH, VALIDATIONS = 12, 500, 16, 12
 LEARNING_RATES = {"finetune": 1e-4, "lora": 1e-3, "scratch": 5e-4}
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
 # Of attention pooling.
@@ -237,12 +238,24 @@ def learning_rates(arm: str, changes: Mapping[str, Any]) -> list[float]:
     return list(found) if isinstance(found, list | tuple) else [found]
 
 
+def training_steps(segments: int, changes: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many updates a training of `TRAINED_ARMS` on so many segments has, and the segments of an update."""
+    batch = changes.get("per_device_train_batch_size", _BATCH) * changes.get("gradient_accumulation_steps", 1)
+    an_epoch = math.ceil(segments / batch)
+    if (updates := changes.get("max_steps", -1)) > 0:
+        return updates, batch
+    if (epochs := changes.get("num_train_epochs")) is not None:
+        return math.ceil(epochs * an_epoch), batch
+    return max(FEWEST_UPDATES, EPOCHS * an_epoch), batch
+
+
 class FinetunedArm:
     """
     Fine-tuning, LoRA, or training from random weights, on preprocessed segments ([`Segments`]).
 
-    A fifth of the training patients chooses the epoch (and, of several, the learning rate). The model is not trained
-    again with them.
+    Fine-tuning and training from random weights change all weights, and differ in their learning rate only. A fifth of
+    the training patients chooses the update (and, of several, the learning rate). The model is not trained again with
+    them.
 
     Args:
         kind (`str`): One of `TRAINED_ARMS`.
@@ -277,11 +290,11 @@ class FinetunedArm:
         _, _, learnable = _targets(data, fit)
         if not learnable.any():
             return lambda found: np.tile(share, (found.num_recordings, 1))
+        own = self._data(data, fit, choose, learnable)
         best: tuple[float, Finetuner] | None = None
         for number, rate in enumerate(self._rates):
-            settings = self._settings(rate, seed, self._folder / str(number))
+            settings = self._settings(rate, seed, self._folder / str(number), len(own.train))
             shutil.rmtree(settings.output_dir or "", ignore_errors=True)
-            own = self._data(data, fit, choose, learnable, settings)
             tuner = Finetuner(settings, data=own, model=self._initial_model(settings, own.names), quiet=True)
             result = tuner.run()
             if not result.finished:
@@ -300,20 +313,20 @@ class FinetunedArm:
 
         return score
 
-    def _settings(self, rate: float, seed: int, folder: Path) -> FinetuneSettings:
-        model = dict(FINETUNED_MODEL)
+    def _settings(self, rate: float, seed: int, folder: Path, segments: int) -> FinetuneSettings:
+        updates, _ = training_steps(segments, self._changes)
+        model = {**FINETUNED_MODEL, "feature_grad_multiplier": 1.0, **self._changes.get("model", {})}
         if self._kind == "scratch":
             # Convolutions with random weights must be learnt.
             model["feature_grad_multiplier"] = 1.0
         values: dict[str, Any] = {
             "output_dir": str(folder),
             "init_from": self._model_dir,
-            "model": model,
             "lora": LORA if self._kind == "lora" else {},
-            "per_device_train_batch_size": 16,
+            "per_device_train_batch_size": _BATCH,
             "gradient_accumulation_steps": 1,
-            "num_train_epochs": EPOCHS,
-            "early_stopping_patience": 4,
+            **dict.fromkeys(("eval_strategy", "save_strategy"), "steps"),
+            **dict.fromkeys(("eval_steps", "save_steps"), 1 / VALIDATIONS),
             "optim": "adamw_torch_fused",
             "weight_decay": 0.01,
             "max_grad_norm": 1.0,
@@ -323,8 +336,10 @@ class FinetunedArm:
             "thresholds": "none",
             "calibration": "none",
             "use_cpu": self._use_cpu,
-            "seed": derived_seed(seed, self._kind) % 2**31,
+            "seed": derived_seed(seed, "training") % 2**31,
             **self._changes,
+            "model": model,
+            "max_steps": updates,
             "learning_rate": rate,
         }
         return FinetuneSettings(**values)
@@ -342,7 +357,6 @@ class FinetunedArm:
         fit: np.ndarray,
         choose: np.ndarray,
         learnable: np.ndarray,
-        settings: FinetuneSettings,
     ) -> FinetuneData:
         segments: list[LabelledSegments] = []
         datasets: dict[str, Dataset] = {}
@@ -356,7 +370,7 @@ class FinetunedArm:
         valid = segments[1].targets
         return FinetuneData(
             tuple(name for name, is_learnable in zip(data.table.label_names, learnable, strict=True) if is_learnable),
-            settings.problem_type,
+            "multi_label_classification",
             segments[0],
             segments[1],
             datasets=datasets,
@@ -373,12 +387,15 @@ def _labelled(segments: Segments, targets: np.ndarray) -> LabelledSegments:
 __all__ = [
     "ARMS",
     "EPOCHS",
+    "FEWEST_UPDATES",
     "LORA",
     "NEEDS",
     "TRAINED_ARMS",
+    "VALIDATIONS",
     "WITH_ENCODER",
     "AttentionArm",
     "FinetunedArm",
     "LogisticArm",
     "learning_rates",
+    "training_steps",
 ]

@@ -1,8 +1,9 @@
 """How long the units of a study take: from a few measurements first, from finished units later."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from ..data.model_inputs import as_model_inputs
 from ..model_folder import load_model
 from ..modeling_ecgfm import ECGFMModel
 from ..utils.precision import evaluation_mode
-from .arms import EPOCHS
+from .arms import VALIDATIONS, learning_rates, training_steps
 from .data import StudyInputs
 from .features import feature_table
 
@@ -19,7 +20,7 @@ _SEGMENTS, _RECORDINGS = 4, 2
 # Seconds of a unit beside its computation: models are built, loaded and saved.
 _OVERHEAD = {"features": 0.1, "linear": 0.1, "attention": 0.5, "lora": 4.0, "finetune": 4.0, "scratch": 4.0}
 # Forward passes that a training step takes.
-_STEP = {"lora": 2.5, "finetune": 2.5, "scratch": 3.5}
+_STEP = {"lora": 2.5, "finetune": 3.5, "scratch": 3.5}
 # Trainings times epochs of attention pooling, and what an epoch takes compared with the encoder's pass.
 _POOLER_EPOCHS, _POOLER_SHARE = 90, 0.03
 
@@ -51,8 +52,8 @@ class Costs:
             return self.recordings * self.measure / self.jobs
         return self.segments * (self.read + (0.0 if name == "segments" else self.forward))
 
-    def unit(self, arm: str, train: int, test: int, labels: int, rates: int = 1, epochs: float | None = None) -> float:
-        """Estimate a unit with `train` and `test` recordings; of fine-tuning with as many learning rates and epochs."""
+    def unit(self, arm: str, train: int, test: int, labels: int, changes: Mapping[str, Any] | None = None) -> float:
+        """Estimate a unit with `train` and `test` recordings; `changes` are the study's settings of fine-tuning."""
         per_recording = self.segments / max(self.recordings, 1)
         seconds = _OVERHEAD[arm]
         if arm in ("features", "linear"):
@@ -60,9 +61,11 @@ class Costs:
         elif arm == "attention":
             seconds += _POOLER_EPOCHS * _POOLER_SHARE * train * per_recording * self.forward
         else:
-            trained = 0.8 * train * _STEP[arm] + 0.2 * train
-            passes = rates * (EPOCHS if epochs is None else epochs) * trained + test
-            seconds += passes * per_recording * self.forward
+            changes = changes or {}
+            updates, batch = training_steps(round(0.8 * train * per_recording), changes)
+            judged = VALIDATIONS * 0.2 * train * per_recording
+            passes = len(learning_rates(arm, changes)) * (updates * batch * _STEP[arm] + judged)
+            seconds += (passes + test * per_recording) * self.forward
         return seconds * (float(np.median(self.ratios[arm])) if self.is_measured(arm) else 1.0)
 
     def learn(self, arm: str, estimate: float, seconds: float) -> None:

@@ -17,7 +17,7 @@ from ..configuration_ecgfm import ECGFMConfig
 from ..training.settings import derived_seed
 from ..utils.errors import ECGFMError
 from ..utils.resumable_parts import ItemWatch, LocalExecutor, PartAccount, ResumableParts, Task, content_digest
-from .arms import NEEDS, TRAINED_ARMS, AttentionArm, FinetunedArm, LogisticArm, learning_rates
+from .arms import NEEDS, TRAINED_ARMS, AttentionArm, FinetunedArm, LogisticArm
 from .costs import Costs, measure_costs
 from .data import StudyData, StudyInputs
 from .folds import Fold, StudyTable
@@ -184,10 +184,8 @@ class UnitRunner:
 
 def unit_cost(costs: Costs, plan: StudyPlan, number: int, settings: StudySettings) -> float:
     """Estimate the seconds of a unit."""
-    unit, changes = plan.units[number], settings.finetuning
-    rates = len(learning_rates(unit.arm, changes)) if unit.arm in TRAINED_ARMS else 1
-    sizes, labels = (len(unit.fold.train), len(unit.fold.test)), len(plan.data.table.label_names)
-    return costs.unit(unit.arm, *sizes, labels, rates, changes.get("num_train_epochs"))
+    unit, labels = plan.units[number], len(plan.data.table.label_names)
+    return costs.unit(unit.arm, len(unit.fold.train), len(unit.fold.test), labels, settings.finetuning)
 
 
 class UnitWriter:
@@ -211,7 +209,7 @@ class UnitWriter:
         seed = derived_seed(self._settings.seed, "unit", unit.fold.repeat, unit.fold.fold) % 2**31
         folder = self._folder / f"training-{task.number:05d}"
         try:
-            with _few_threads(unit.arm):
+            with few_threads(unit.arm):
                 inputs = self._inputs.load(NEEDS[unit.arm][0])
                 scores = fit_and_score(self._arm(unit.arm, folder), table, inputs, unit.fold, seed)
         except ECGFMError as error:
@@ -244,7 +242,7 @@ class UnitWriter:
 
 
 @contextmanager
-def _few_threads(arm: str) -> Iterator[None]:
+def few_threads(arm: str) -> Iterator[None]:
     """
     Compute on one thread in a worker process, as there is one for each core, and in small regressions anywhere.
 
@@ -266,4 +264,4 @@ def read_scores(task: Task, table: StudyTable) -> np.ndarray:
     return np.stack([found[f"score:{name}"].to_numpy() for name in table.label_names], axis=1)
 
 
-__all__ = ["Group", "StudyPlan", "Unit", "UnitRunner", "UnitWriter", "read_scores", "unit_cost"]
+__all__ = ["Group", "StudyPlan", "Unit", "UnitRunner", "UnitWriter", "few_threads", "read_scores", "unit_cost"]
