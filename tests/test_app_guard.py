@@ -154,6 +154,7 @@ def test_the_page_is_opened_by_its_address_and_the_names_that_it_was_given(tmp_p
     ):
         assert asyncio.run(status(host, "10.1.2.3")) == expected, host
     assert asyncio.run(status("[fe80::1]:7860", "fe80::1")) == 200
+    assert asyncio.run(status("[fe80::1].evil.example:7860", "fe80::1")) == 421
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "[::1].evil.example:80"])

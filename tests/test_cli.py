@@ -179,3 +179,20 @@ def test_a_library_value_error_is_a_defect_and_ours_is_a_message(monkeypatch, ca
     monkeypatch.setattr(predict, "_check_outputs", lambda *_: int("of a library's own"))
     assert main(["predict", "x", "--model", "m"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_broken_pipe_is_silent_only_where_the_reader_of_the_output_has_left(left, monkeypatch, capsys):
+    """A process of a run may end, too, and its pipe breaks: this once ended a study without a word."""
+
+    def fails(*_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(predict, "_check_outputs", fails)
+    reading, writing = os.pipe()
+    if left:
+        os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["predict", "x", "--model", "m"]) == 1
+    assert ("a pipe was closed" in capsys.readouterr().err) is not left

@@ -7,10 +7,13 @@ import inspect
 import json
 import os
 import re
+import signal
 import sys
+import tempfile
 import typing
 from pathlib import Path
 
+import killed_runs
 import numpy as np
 import pytest
 from inference_cases import write_model
@@ -18,10 +21,18 @@ from wfdb_files import write_record
 
 from ecgfm_hf.cli.main import COMMANDS, load_command, main
 from ecgfm_hf.cli.outputs import Reads, Writes, companions, roles_of, with_checked_outputs
+from ecgfm_hf.data.opening import private_folder
 from ecgfm_hf.training import FinetuneSettings, PretrainSettings
 from ecgfm_hf.training.run_folder import RunFolder
 from ecgfm_hf.utils.errors import OutputExistsError, SettingsError
-from ecgfm_hf.utils.files import atomic_path, files_in
+from ecgfm_hf.utils.files import (
+    atomic_folder,
+    atomic_path,
+    check_output,
+    files_in,
+    remove_abandoned,
+    remove_unfinished,
+)
 from ecgfm_hf.utils.text import from_cell, printable, to_cell
 
 # Text that names no path. A new option must be listed here, or be marked as Reads or Writes.
@@ -283,6 +294,86 @@ def test_a_failed_write_leaves_the_old_files(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
     with atomic_path("/dev/null") as device:
         device.write_text("nothing is replaced")
+    assert Path("/dev/null").is_char_device()
+
+
+def test_what_a_killed_process_was_writing_is_private_and_the_next_removes_it(tmp_path):
+    def write():
+        with (
+            atomic_path(tmp_path / "a") as file,
+            files_in(tmp_path / "files") as files,
+            atomic_folder(tmp_path / "new", lambda: None) as folder,
+        ):
+            for path in (file, files / "b", folder / "c"):
+                path.write_text("a patient's data")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    (tmp_path / "a").write_text("old")
+    assert killed_runs.wait(killed_runs.start(write, tmp_path)) == -signal.SIGKILL
+    left = list(tmp_path.rglob(".*.partial"))
+    assert [path.stat().st_mode & 0o777 for path in left] == [0o700] * 3
+    assert (tmp_path / "a").read_text() == "old"
+    check_output(tmp_path / "files")  # is empty again
+    with atomic_path(tmp_path / "a") as file:
+        remove_abandoned(tmp_path, ".", ".partial")
+        file.write_text("new")  # what a process is writing stays
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "files"]
+    assert (tmp_path / "a").read_text() == "new"
+
+
+def test_a_folder_that_a_kill_left_aside_comes_back(tmp_path):
+    def write():
+        rename = Path.rename
+
+        def killed(path, target):
+            if path.name == "new":
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(path, target)
+
+        Path.rename = killed
+        with atomic_folder(tmp_path / "model", lambda: None) as folder:
+            (folder / "weights").write_text("new")
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("old")
+    assert killed_runs.wait(killed_runs.start(write, tmp_path)) == -signal.SIGKILL
+    assert not (tmp_path / "model").exists()
+    remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "weights").read_text() == "old"
+
+
+def test_temporary_copies_of_a_killed_process_are_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    make = private_folder.__wrapped__  # without its cache
+
+    def copy():
+        (make() / "store.arrow").write_text("a patient's data")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert killed_runs.wait(killed_runs.start(copy, tmp_path)) == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.stat().st_mode & 0o777 == 0o700
+    folder = make()
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_the_longest_name_can_be_written(tmp_path):
+    name = "é" * 124 + ".parquet"[:7]  # 255 bytes
+    with atomic_path(tmp_path / name) as scratch:
+        scratch.write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_pipe_is_no_parquet_file_and_may_take_failures(model_dir, folder, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.parquet")
+    for more in ((), ("--overwrite",)):
+        assert predict(folder, "--model", model_dir, "--output", tmp_path / "pipe.parquet", *more) == 2
+        assert "pipe.parquet is a folder, device or pipe" in capsys.readouterr().err
+    assert (tmp_path / "pipe.parquet").is_fifo()
+    (folder / "bad.hea").write_text("nothing")
+    assert predict(folder, "--model", model_dir, "--output", tmp_path / "s.parquet", "--failures", "/dev/null") == 1
     assert Path("/dev/null").is_char_device()
 
 

@@ -123,7 +123,7 @@ def test_a_run_with_another_model_data_or_setting_is_refused(
         assert embed(output) == 1
     else:
         (tmp_path / "killed").mkdir()
-        assert killed_at(9, embed, tmp_path / "killed")
+        assert killed_at(20, embed, tmp_path / "killed")
         output = tmp_path / "killed" / "out.parquet"
         assert (output.parent / "out.parquet.parts" / "plan.json").exists()
     changed, options = {}, []

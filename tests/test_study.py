@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from filelock import FileLock
+from killed_runs import damage_file
 from study_cohort import RARE, make_recordings
 
 from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForPreTraining, save_model_folder
@@ -24,7 +26,7 @@ from ecgfm_hf.study.arms import ARMS, NEEDS, AttentionArm, FinetunedArm
 from ecgfm_hf.study.costs import Costs
 from ecgfm_hf.study.features import FEATURES, Imputation, measure
 from ecgfm_hf.study.units import UnitWriter, few_threads
-from ecgfm_hf.utils.errors import ECGFMError, SettingsError
+from ecgfm_hf.utils.errors import ECGFMError, OutputExistsError, SettingsError
 from ecgfm_hf.utils.resumable_parts import map_in_processes
 
 
@@ -136,7 +138,7 @@ def test_a_rare_label_is_left_out_by_name(finished):
     assert any(note.startswith(f"{RARE} is left out: ") for note in result.results["notes"])
 
 
-def test_a_study_resumes_with_the_same_bits_and_refuses_other_settings(finished, tmp_path, monkeypatch, no_pdf):
+def test_a_study_resumes_with_the_same_bits_and_refuses_other_settings(finished, tmp_path, monkeypatch, no_pdf, caplog):
     settings, _ = finished
     own = replace(settings, output_dir=str(tmp_path / "out"), arms=["linear"], sizes=[40])
     run, count = UnitWriter.__call__, 0
@@ -151,10 +153,14 @@ def test_a_study_resumes_with_the_same_bits_and_refuses_other_settings(finished,
     monkeypatch.setattr(UnitWriter, "__call__", killed)
     with pytest.raises(KeyboardInterrupt):
         Study(own).run()
+    (inputs,) = (tmp_path / "out").glob("inputs-*")
+    assert inputs.stat().st_mode & 0o777 == 0o700
+    damage_file(inputs / "embeddings.npy")
     monkeypatch.setattr(UnitWriter, "__call__", run)
     with pytest.raises(ECGFMError, match="has another study: seed was 0, now 5"):
         Study(replace(own, seed=5)).run()
     Study(own).run()
+    assert "embeddings.npy has changed" in caplog.text
     assert linear_scores(own.output_dir).equals(linear_scores(settings.output_dir))
 
 
@@ -318,6 +324,24 @@ def test_an_encoder_that_has_seen_the_patients_is_refused(store, tmp_path, tiny_
     assert any("too good" in note for note in Study(replace(settings, allow_seen=True)).plan().notes)
 
 
+def test_overwriting_removes_nothing_but_a_study_that_has_ended(store, encoder, tmp_path):
+    settings = StudySettings(data=store, model=encoder, output_dir=str(tmp_path / "out"), overwrite=True)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "study.json").write_text('{"my own": "study"}')
+    with pytest.raises(OutputExistsError, match="did not write it"):
+        Study(replace(settings, overwrite=False))
+    (tmp_path / "out" / "study.json").write_text('{"settings": {}}')
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputExistsError, match=r"other files than a study's \(notes.txt\)"):
+        Study(settings)
+    (tmp_path / "out" / "notes.txt").unlink()
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(SettingsError, match="is in use"):
+        Study(settings).run()
+    assert (tmp_path / "out" / "study.json").exists()
+    (tmp_path / "out" / "study.json").unlink()
+    Study(replace(settings, overwrite=False))  # killed before its first file
+
+
 def test_an_output_over_an_input_is_refused(store, encoder):
     with pytest.raises(ECGFMError, match="input"):
         Study(StudySettings(data=store, model=encoder, output_dir=store))
@@ -398,6 +422,19 @@ def test_frames_in_float16_score_as_frames_in_float32(store, encoder, tmp_path, 
     scores = [fit_and_score(arm, table, of, fold, 0)[:, 0] for of in (half, whole)]
     assert NEEDS["attention"] == ("frames",)
     assert np.abs(scores[0] - scores[1]).max() < 0.02
+    # Both come from one pass: a kill leaves no frames without embeddings.
+    inputs.remove()
+    store = type(inputs)._store
+
+    def killed(self, name, values):
+        if name == "embeddings":
+            raise KeyboardInterrupt
+        store(self, name, values)
+
+    monkeypatch.setattr(type(inputs), "_store", killed)
+    with pytest.raises(KeyboardInterrupt):
+        inputs.compute("frames")
+    assert not inputs.has("frames")
 
 
 def exact_frames(encoder, inputs):

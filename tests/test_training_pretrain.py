@@ -490,6 +490,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(settings, tmp_path, what, monke
         trainer.run()
     assert str(tmp_path / "out" / "checkpoints" / "step-00000002") in str(error.value)
     facts = json.loads((tmp_path / "out" / "nonfinite" / "update-00000003-process-0.json").read_text())
+    mode = (tmp_path / "out" / "nonfinite" / "update-00000003-process-0.json").stat().st_mode
+    assert mode & 0o777 == 0o600
     order = epoch_order(22, 1, 0)[12:18]
     data = trainer.train_data
     expected = [data[int(item)]["recording_id"] for item in order]

@@ -46,6 +46,7 @@ _POLICY = (
     "frame-ancestors 'none'; object-src 'none'"
 )
 _SCRIPT = re.compile(rb"<script(?:\s[^>]*)?>(.*?)</script\s*>", re.DOTALL | re.IGNORECASE)
+_HOST = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::\d*)?")
 _HEADERS = {
     "cache-control": "no-store",
     "cross-origin-opener-policy": "same-origin",
@@ -242,8 +243,9 @@ def _with_policy(send: Send) -> Send:
 
 
 def _name_of(host: str) -> str:
-    """Return a Host header without its port."""
-    return host.rsplit("]", 1)[0].removeprefix("[") if host.startswith("[") else host.rsplit(":", 1)[0].lower()
+    """Return a Host header without its port; an empty text for what is no name or address."""
+    found = _HOST.fullmatch(host)
+    return "" if found is None else (found[1] or found[2]).lower()
 
 
 async def _answer(send: Send, status: int, text: str) -> None:

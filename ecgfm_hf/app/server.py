@@ -3,10 +3,7 @@
 import contextlib
 import logging
 import os
-import re
-import shutil
 import socket
-import stat
 import sys
 import tempfile
 import threading
@@ -17,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..pipeline_ecgfm import ECGClassificationPipeline
+from ..utils.files import locked_folder, remove_abandoned
 from . import html
 from .page import build_page, theme
 from .page_scoring import PageScorer
@@ -29,7 +27,7 @@ logger = logging.getLogger(__name__)
 LOOPBACK = frozenset(("127.0.0.1", "localhost", "::1"))
 _ABANDONED_SECONDS = 900.0  # after which an upload that was not read is removed
 _SWEEP_SECONDS = 30.0
-_FOLDER = re.compile(r"ecgfm-app-(\d+)-\w+")
+_FOLDER = "ecgfm-app-"  # begins its name
 
 # Set before Gradio is imported. It would report usage, ask for newer versions, and keep files where every user of the
 # machine can see them.
@@ -73,43 +71,21 @@ def private_folder() -> Iterator[Path]:
 
     Folders of earlier processes that were killed are removed too. Gradio must not be in use yet.
     """
-    root = Path(tempfile.gettempdir())
-    _remove_orphans(root)
-    folder = Path(tempfile.mkdtemp(prefix=f"ecgfm-app-{os.getpid()}-", dir=root)).resolve()
-    wanted = {**_ENVIRONMENT, "GRADIO_TEMP_DIR": str(folder)}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield folder
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_orphans(root: Path) -> None:
-    if not hasattr(os, "getuid"):
-        return
-    for entry in os.scandir(root):
-        if (found := _FOLDER.fullmatch(entry.name)) is None:
-            continue
-        with contextlib.suppress(OSError):
-            status = entry.stat(follow_symlinks=False)
-            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not _runs(int(found[1])):
-                shutil.rmtree(entry.path, ignore_errors=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
+    remove_abandoned(Path(tempfile.gettempdir()), _FOLDER)
+    with locked_folder(lambda: tempfile.mkdtemp(prefix=_FOLDER)) as made:
+        folder = made.resolve() / "uploads"
+        folder.mkdir()
+        wanted = {**_ENVIRONMENT, "GRADIO_TEMP_DIR": str(folder)}
+        before = {name: os.environ.get(name) for name in wanted}
+        os.environ.update(wanted)
+        try:
+            yield folder
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
 
 class _TypeOnlyTraceback:

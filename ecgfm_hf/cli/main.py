@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import re
+import select
 import shlex
 import sys
 import traceback
@@ -85,6 +86,14 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise CommandFailed("interrupted", 130) from None
+        except BrokenPipeError as error:
+            if _reader_left():
+                raise
+            raise CommandFailed(
+                "a pipe was closed while it was written to: the reader of an output, or a process of this run, has "
+                "ended. Run the same command again",
+                1,
+            ) from error
         except (typer.Exit, typer.Abort, _UsageError):
             raise
         except Exception:
@@ -211,6 +220,17 @@ def _run(arguments: list[str]) -> int:
         return _failed(in_options(str(error), group.chosen), status)
     except Exception:
         return _failed_unexpectedly()
+
+
+def _reader_left() -> bool:
+    """Return whether the reader of standard output or standard error has ended, as `head` does."""
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # no file, or closed
+            poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _is_message(error: Exception) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.errors import ECGFMError
-from ..utils.files import atomic_path
+from ..utils.files import atomic_path, write_text
 from ..utils.ids import canonical_id
 
 GUARD_FILE = "training_ids.do-not-share.json"
@@ -192,7 +192,7 @@ def _ignore(folder: Path) -> None:
     there = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     missing = [line for line in NOT_TO_SHARE if line not in there]
     if missing:
-        path.write_text("\n".join([*there, *missing]) + "\n", encoding="utf-8")
+        write_text(path, "\n".join([*there, *missing]) + "\n")
 
 
 __all__ = [

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import logging
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ import pyarrow as pa
 from ..fairseq.folder_reading import IDX, SEGMENT_FILES, FairseqFolder, is_fairseq_folder
 from ..fairseq.manifests import FairseqFolderError
 from ..records.store_rows import COLUMNS
+from ..utils.files import locked_folder, remove_abandoned
 from .splits import UNSPLIT
 from .store import (
     REPORT_FILE,
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
 
 logger = logging.getLogger(__name__)
+
+_TEMPORARY = "ecgfm-"  # begins the names of folders for temporary files
 
 
 def is_processed_folder(path: str | Path) -> bool:
@@ -169,26 +171,25 @@ def private_folder() -> Path:
     Return a folder for temporary files that only this user can read, removed when the process ends.
 
     The processes that one launcher started on this machine share it, so that one of them makes the copy that all read.
+    What killed processes left is removed, too.
     """
-    rank, owner = os.environ.get("LOCAL_RANK"), os.getpid()
-    if rank is None:
-        folder = Path(tempfile.mkdtemp(prefix="ecgfm-"))
-    else:
-        name = f"ecgfm-{os.getuid()}-{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
-        folder = Path(tempfile.gettempdir()) / name
-        folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.lstat()
-        if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) != 0o700 or not stat.S_ISDIR(status.st_mode):
-            raise DataError(f"{folder} is not private to this user: remove it, or set TMPDIR to another folder")
-    if rank in (None, "0"):
-        # Files stay readable to processes that have them open. A forked child does not own the folder.
-        atexit.register(_remove_own, folder, owner)
+    rank, root = os.environ.get("LOCAL_RANK"), Path(tempfile.gettempdir())
+    if rank not in (None, "0"):
+        return _shared_folder(root)
+    remove_abandoned(root, _TEMPORARY)
+    made = locked_folder(lambda: tempfile.mkdtemp(prefix=_TEMPORARY) if rank is None else _shared_folder(root))
+    # Files stay readable to processes that have them open. A forked child does not remove the folder.
+    atexit.register(made.__exit__, None, None, None)
+    return made.__enter__()
+
+
+def _shared_folder(root: Path) -> Path:
+    folder = root / f"{_TEMPORARY}{os.getuid()}-{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) != 0o700 or not stat.S_ISDIR(status.st_mode):
+        raise DataError(f"{folder} is not private to this user: remove it, or set TMPDIR to another folder")
     return folder
-
-
-def _remove_own(folder: Path, owner: int) -> None:
-    if os.getpid() == owner:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _load_several(

@@ -8,7 +8,6 @@ value that has no effect.
 """
 
 import inspect
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -25,7 +24,7 @@ from ..model_folder import OPTIMIZER_FILE, ModelNotFoundError, load_feature_extr
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMForPreTraining, ECGFMPreTrainedModel
 from ..provenance import ProvenanceError, num_updates, read_steps
 from ..utils.errors import OutputExistsError
-from ..utils.files import atomic_path
+from ..utils.files import atomic_path, unfinished_folder
 from .checkpoint import OWN_KEY, CheckpointError, load_fairseq_checkpoint
 from .convert import ConvertedModel
 from .published import INPUT_SETTINGS
@@ -175,8 +174,7 @@ def export_fairseq_checkpoint(
     differences = None
     with ExitStack() as stack:
         if dry_run:
-            folder = tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".partial", dir=output.parent)
-            written = Path(stack.enter_context(folder)) / output.name
+            written = stack.enter_context(unfinished_folder(output.parent, output.name)) / output.name
         else:
             written = stack.enter_context(atomic_path(output))
         torch.save(content, written)

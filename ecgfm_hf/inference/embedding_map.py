@@ -192,9 +192,10 @@ def _read_label(path: str | os.PathLike, label: str | None, renamed: Mapping[str
     """Return the label's name, and its values by recording; None where unknown."""
     path = Path(path)
     if is_store(str(path)):
-        from ..data.store import COLUMNS, store_files
+        from ..data.store import COLUMNS, check_files, store_files
 
         files = [file for found in store_files(path).values() for file in found]
+        check_files(path, files)
         columns = pq.read_schema(files[0]).names
         label = _chosen(path, [name for name in columns if name not in COLUMNS], columns, label)
         table = pa.concat_tables([pq.read_table(file, columns=["recording_id", label]) for file in files])

@@ -4,8 +4,6 @@ import contextlib
 import importlib.util
 import io
 import os
-import shutil
-import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..model_folder import load_feature_extractor, load_model
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification
 from ..utils.errors import ECGFMError
+from ..utils.files import atomic_folder
 from ..utils.logs import only_errors
 
 MODEL_FILE = "model.onnx"
@@ -76,15 +75,16 @@ def export_onnx(
     """
     check_libraries()
     folder = Path(output_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is not an empty folder: choose another one")
+
+    def check_empty() -> None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f"{folder} is not an empty folder: choose another one")
+
+    check_empty()
     model = load_model(model_dir, ECGFMForMultiLabelClassification)
     extractor = load_feature_extractor(model_dir, config=model.config)
     inputs = _recordings(extractor, model.config.min_samples)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # On the same file system, so that moving the folder is a rename.
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        made = Path(scratch) / "model"
+    with atomic_folder(folder, check_empty) as made:
         _export(model, inputs[0], made)
         extractor.save_pretrained(made)
         differences, score_difference = _compare(model, made / MODEL_FILE, inputs)
@@ -94,9 +94,6 @@ def export_onnx(
                     f"{name} of the exported file differs from torch's by {difference:.1e} of its largest value, "
                     f"allowed: {tolerance:.1e}"
                 )
-        if folder.exists():
-            folder.rmdir()
-        shutil.move(made, folder)
     size = sum(path.stat().st_size for path in folder.glob(f"{MODEL_FILE}*"))
     shapes = tuple(tuple(segments.shape) for segments in inputs)
     return OnnxReport(folder, size, differences, score_difference, shapes)

@@ -29,7 +29,8 @@ from torch import distributed
 from transformers.modeling_utils import PreTrainedModel
 
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
-from ..utils.files import atomic_path, begins_with, check_output
+from ..utils.errors import SettingsError
+from ..utils.files import atomic_path, begins_with, check_output, remove_unfinished
 from ..utils.resumable_parts import (
     PartAccount,
     ResumableParts,
@@ -197,18 +198,21 @@ class ParquetRun:
         Raises:
             [`ResumeError`]: the output, finished or not, is of another run.
             [`OutputExistsError`]: the list of failures would replace a file that no run has written.
+            [`SettingsError`]: the output is no file.
             `OSError`: it cannot be written.
         """
         processes = self.processes
+        if self.output.exists() and not self.output.is_file():
+            raise SettingsError(f"{self.output} is a folder, device or pipe, not a file: give another path")
         if processes.is_main:
+            remove_unfinished(self.output.parent)
             check_output(self.failures_file, overwrite=overwrite, is_own=begins_with(FAILURES_HEADER))
         if overwrite:
             if processes.is_main:
                 self.parts.remove()
-                self.output.unlink(missing_ok=True)
-                self._remove_failures()
             processes.wait()
-        earlier = self._earlier()
+        # The old output stays until the new one replaces it.
+        earlier = None if overwrite else self._earlier()
         # All processes look before one begins: what a process finds must not depend on how fast the others are.
         processes.wait()
         if earlier is not None:
@@ -268,8 +272,7 @@ class ParquetRun:
             accounts = self.parts.accounts()
             failures = [failure for account in accounts for failure in account.failures]
             if failures:
-                with self.parts.output(self.failures_file) as scratch:
-                    write_failures(scratch, (tuple(failure.values()) for failure in failures))
+                write_failures(self.failures_file, (tuple(failure.values()) for failure in failures))
             else:
                 self._remove_failures()
             contents = [account.content for account in accounts]
@@ -278,7 +281,7 @@ class ParquetRun:
             # Last: with it the run is complete.
             tables = (pq.read_table(path, schema=self.schema) for path in self.parts.paths)
             with (
-                self.parts.output(self.output) as scratch,
+                atomic_path(self.output) as scratch,
                 pq.ParquetWriter(scratch, schema, compression="zstd") as out,
             ):
                 for table in tables:

@@ -16,6 +16,7 @@ from ..data.opening import folder_rows, split_names
 from ..data.sources.base import recording_stamp, recording_stamps
 from ..data.store import (
     DataError,
+    check_files,
     check_footers,
     content_digest,
     store_files,
@@ -37,7 +38,6 @@ RecordingInput = str | os.PathLike | Mapping[str, Any] | ECGRecord
 _STORE_COLUMNS = (*SIGNAL_COLUMNS, "start_s")
 _READ_TOGETHER = 4  # recordings that a worker reads at a time, where they lie in files of their own
 _OF_SEGMENTS = ("recording_id", "patient_id", "path", "age", "sex", "num_samples", SEGMENT_FILES, IDX)
-_UNREADABLE = (OSError, pa.ArrowException)  # errors of a damaged Parquet file
 # What a table may give for files whose format does not contain it; a table's index prefixes these with "_".
 _ARGUMENTS = ("sampling_rate", "units", "lead_names", "exam_id", "rename_leads")
 FILES_SCHEMA = pa.schema(
@@ -188,14 +188,14 @@ class StoreSource:
                 yield group.tolist()
 
     def read(self, indices: Sequence[int]) -> list[ReadRecording]:
-        """Read and preprocess recordings of one row group. One that cannot be read comes back with its `failure`."""
+        """
+        Read and preprocess recordings of one row group. One that cannot be read comes back with its `failure`.
+
+        Raises:
+            `DataError`: the file has changed since it was written.
+        """
         group = self._group(indices[0])
-        try:
-            rows = self._rows(group, _STORE_COLUMNS)
-        except _UNREADABLE as error:
-            if getattr(error, "errno", None) is not None:  # the file cannot be opened now: no fault of its content
-                raise
-            return [self.failed(index, f"a damaged part of {self._path(group)}: {error}") for index in indices]
+        rows = self._rows(group, _STORE_COLUMNS)
         return [self._read(index, self._row(rows, index, group)) for index in indices]
 
     def record(self, index: int) -> ECGRecord:
@@ -206,10 +206,7 @@ class StoreSource:
     def failed(self, index: int, reason: str) -> ReadRecording:
         """Return the recording as failed for this reason, without reading its signal."""
         group = self._group(index)
-        try:
-            row = self._row(self._rows(group, ("recording_id", "patient_id", "path")), index, group)
-        except _UNREADABLE:
-            row = {"recording_id": f"{self._path(group)}: row {index}", "patient_id": None, "path": None}
+        row = self._row(self._rows(group, ("recording_id", "patient_id", "path")), index, group)
         return failed_recording(index, row["recording_id"], row["patient_id"], reason, row["path"])
 
     def fingerprint(self) -> str:
@@ -230,7 +227,9 @@ class StoreSource:
     def _rows(self, group: int, columns: Sequence[str]) -> pa.Table:
         path = self._path(group)
         if self._open is None or self._open[0] != path:
-            self._open = path, pq.ParquetFile(path, page_checksum_verification=True)
+            # All of the file: checksums of its pages do not cover their headers, nor columns that are not read.
+            check_files(path.parent.parent, [path])
+            self._open = path, pq.ParquetFile(path)
         return self._open[1].read_row_group(int(self._groups[group, 1]), columns=list(columns), use_threads=False)
 
     def _row(self, rows: pa.Table, index: int, group: int) -> dict[str, Any]:

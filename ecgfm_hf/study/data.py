@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from ..inference.predictions import column_values
 from ..model_folder import load_model
 from ..modeling_ecgfm import ECGFMModel
 from ..utils.files import atomic_path
+from ..utils.integrity import CHECKSUMS_FILE, add_checksum, changed_files, write_checksums
 from ..utils.precision import evaluation_mode
 from .features import feature_table
 from .folds import StudyError, StudyTable
@@ -297,7 +298,7 @@ class StudyInputs:
         """Compute `features`, `segments`, `embeddings` or `frames`, unless they are there."""
         if self.has(name):
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it has recordings
         if name == "features":
             found = feature_table(self.data.dataset, num_proc=self._num_proc, advance=advance)
             self._store("features", found)
@@ -307,6 +308,17 @@ class StudyInputs:
             self.compute("segments")
             self._encode(name == "frames", advance)
 
+    def check(self) -> None:
+        """Remove files of an earlier run if one has changed since it was written: they are computed again."""
+        names = [path.name for path in self.folder.glob("*.npy")]
+        try:
+            changed = changed_files(self.folder, names) if names else []
+        except (FileNotFoundError, ValueError) as error:
+            changed = [str(error)]
+        if changed:
+            logger.warning("%s is damaged (%s): its files are computed again", self.folder, "; ".join(changed))
+            self.remove()
+
     def remove(self) -> None:
         """Remove the files."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -315,14 +327,23 @@ class StudyInputs:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r" if mapped else None, allow_pickle=False)
 
     def _store(self, name: str, values: np.ndarray) -> None:
-        with atomic_path(self.folder / f"{name}.npy") as scratch, scratch.open("wb") as file:
+        with self._writing(name) as scratch, scratch.open("wb") as file:
             np.save(file, values)
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        """Yield a path to write `NAME.npy` to, whole or not at all, with its digest."""
+        with atomic_path(self.folder / f"{name}.npy") as scratch:
+            yield scratch
+        if not (self.folder / CHECKSUMS_FILE).is_file():
+            write_checksums(self.folder, (), "xxh3_128")
+        add_checksum(self.folder, f"{name}.npy")
 
     def _compute_segments(self, advance: Callable[[int], object]) -> None:
         inputs = as_model_inputs(self.data.dataset, self.extractor, labels=())
         self._store("segment_rows", inputs.recordings)
         first = inputs[0]["input_values"]
-        with atomic_path(self.folder / "segments.npy") as scratch:
+        with self._writing("segments") as scratch:
             shape = (len(inputs), *first.shape)
             values = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.float32, shape=shape)
             for start in range(0, len(inputs), _BATCH):
@@ -343,7 +364,7 @@ class StudyInputs:
         values, rows = self._stored("segments", mapped=True), self._stored("segment_rows")
         means = np.zeros((len(values), model.config.hidden_size))
         with contextlib.ExitStack() as stack:
-            scratch = stack.enter_context(atomic_path(self.folder / "frames.npy")) if frames else None
+            scratch = stack.enter_context(self._writing("frames")) if frames else None
             kept = None
             for start in range(0, len(values), _BATCH):
                 own = slice(start, min(start + _BATCH, len(values)))
@@ -360,8 +381,9 @@ class StudyInputs:
                 advance(len(np.unique(rows[own])))
             if kept is not None:
                 kept.flush()
-        first = np.searchsorted(rows, np.arange(len(self.data) + 1))
-        self._store("embeddings", np.stack([means[a:b].mean(axis=0) for a, b in itertools.pairwise(first)]))
+            first = np.searchsorted(rows, np.arange(len(self.data) + 1))
+            # Before the frames, which come from the same pass: a kill leaves none without these.
+            self._store("embeddings", np.stack([means[a:b].mean(axis=0) for a, b in itertools.pairwise(first)]))
 
 
 __all__ = ["STORE_FOLDER", "Segments", "StudyData", "StudyInputs", "check_unseen", "open_data"]

@@ -31,7 +31,7 @@ from ..data.opening import private_folder
 from ..model_folder import load_feature_extractor
 from ..provenance import hardware, versions, weights_digest
 from ..training.run_folder import changed_settings
-from ..utils.errors import SettingsError
+from ..utils.errors import OutputExistsError, SettingsError
 from ..utils.files import atomic_path, check_output, write_json
 from ..utils.precision import resolve_device
 from ..utils.resumable_parts import PartAccount, ResumableParts, ResumeError, content_digest, try_lock
@@ -40,11 +40,23 @@ from .comparison import FoldScores, compare
 from .costs import measure_costs
 from .data import STORE_FOLDER, StudyData, StudyInputs, check_unseen, open_data
 from .folds import Fold, check_feasible, fixed_fold, make_folds, nested_training
-from .report import summarise, write_report
+from .report import PAGE_FILE, PDF_FILE, RESULTS_FILE, TABLE_FILE, summarise, write_report
 from .settings import DEFAULT_ARMS, FREE, StudySettings
 from .units import Group, StudyPlan, Unit, UnitRunner, read_scores, unit_cost
 
 STUDY_FILE, PREDICTIONS_FILE, UNITS_FOLDER = "study.json", "predictions.parquet", "units"
+_LOCK_FILE, _INPUTS = ".lock", "inputs-"
+_OURS = {
+    STUDY_FILE,
+    PREDICTIONS_FILE,
+    UNITS_FOLDER,
+    STORE_FOLDER,
+    PAGE_FILE,
+    PDF_FILE,
+    RESULTS_FILE,
+    TABLE_FILE,
+    _LOCK_FILE,
+}
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,23 @@ class Study:
         settings = self.settings
         inputs = [settings.data, settings.model, settings.root, settings.targets]
         check_output(self.path, inputs, overwrite=settings.overwrite, is_own=is_study)
+        others = [name for name in self._names() if not (name in _OURS or name.startswith(_INPUTS))]
+        if settings.overwrite and others:
+            raise OutputExistsError(
+                f"{self.path} contains other files than a study's ({', '.join(sorted(others)[:3])}), so it is not "
+                "replaced: give another path"
+            )
+
+    def _names(self) -> list[str]:
+        return [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
+
+    def _discard(self) -> None:
+        for name in self._names():
+            path = self.path / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif name != _LOCK_FILE:  # which this process has
+                path.unlink()
 
     def plan(self) -> StudyPlan:
         """
@@ -122,13 +151,15 @@ class Study:
         """
         began = time.monotonic()
         self._check_output()
-        if self.settings.overwrite and is_study(self.path):
-            shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         with self._claimed():
+            if self.settings.overwrite:
+                self._check_output()  # again: another study may have begun there
+                self._discard()
             self._check_same_settings()
             plan = self._plan(self.path / STORE_FOLDER)
             inputs = self._inputs(plan, self.path)
+            inputs.check()
             parts = self._parts(plan)
             parts.claim()
             runner = UnitRunner(plan, inputs, self.settings, parts, progress=self._progress)
@@ -159,7 +190,7 @@ class Study:
 
     @contextmanager
     def _claimed(self) -> Iterator[None]:
-        if (lock := try_lock(self.path / ".lock")) is None:
+        if (lock := try_lock(self.path / _LOCK_FILE)) is None:
             raise SettingsError(f"{self.path} is in use: another study is writing there. Wait for it, or end it")
         try:
             yield
@@ -221,8 +252,8 @@ class Study:
     def _inputs(self, plan: StudyPlan, folder: Path) -> StudyInputs:
         settings = self.settings
         digest = content_digest([plan.data.digest, weights_digest(settings.model) or settings.model])
-        own = folder / f"inputs-{digest[:16]}"
-        for other in folder.glob("inputs-*"):
+        own = folder / f"{_INPUTS}{digest[:16]}"
+        for other in folder.glob(f"{_INPUTS}*"):
             if other != own:
                 shutil.rmtree(other, ignore_errors=True)
         extractor = load_feature_extractor(settings.model)
@@ -306,8 +337,16 @@ class Study:
 
 
 def is_study(folder: Path) -> bool:
-    """Return whether a folder has a study."""
-    return (folder / STUDY_FILE).is_file()
+    """Return whether a folder has a study, also one that has only begun, or is damaged."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} == {_LOCK_FILE}:
+        return True
+    try:
+        content = json.loads((folder / STUDY_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):
+        content = None
+    return (folder / UNITS_FOLDER).is_dir() or (isinstance(content, dict) and "settings" in content)
 
 
 def _predictions(plan: StudyPlan, scores: dict[int, np.ndarray]) -> pa.Table:

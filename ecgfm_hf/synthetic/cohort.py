@@ -8,7 +8,7 @@ The synthetic cohort: patients by number, each with one recording or more, and t
                                  column of 0 and 1 for each label
     FOLDER/segment_labels.csv    recording_id, segment, start_seconds, and a column for each label
     FOLDER/truth.jsonl           a line for each recording: recording_id, patient_id, age, sex, SyntheticTruth
-    FOLDER/cohort.json           the settings; written last, so that a folder without it is unfinished
+    FOLDER/cohort.json           the settings
 """
 
 import csv
@@ -19,14 +19,14 @@ import operator
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from ..utils.errors import OutputExistsError, SettingsError
-from ..utils.files import write_json
+from ..utils.files import atomic_folder, write_json
 from .patients import draw_patient, generator
 from .recording import GAIN, SyntheticRecording, make_recording
 from .settings import COHORT_VERSION, LABEL_NAMES, LABELS, SEGMENT_SECONDS, SINUS_RHYTHM_CODE, CohortSettings
@@ -130,6 +130,8 @@ class SyntheticCohort:
         """
         Write every recording, the tables of labels and the truth, in memory that does not grow with the cohort.
 
+        The folder is written whole or not at all.
+
         Args:
             folder: New or empty folder.
             num_proc: Processes that share the work. The files do not depend on it.
@@ -139,7 +141,17 @@ class SyntheticCohort:
             `OutputExistsError`: `folder` is not empty.
             `SettingsError`: `num_proc` is below 1.
         """
-        return _write_cohort(self, Path(folder), num_proc, progress)
+        if num_proc < 1:
+            raise SettingsError(f"num_proc is {num_proc}, expected at least 1")
+        target = Path(folder)
+
+        def check_empty() -> None:
+            if target.exists() and (not target.is_dir() or any(target.iterdir())):
+                raise OutputExistsError(f"{target} is not an empty folder; choose a new or empty one")
+
+        with atomic_folder(target, check_empty) as new:
+            written = _write_cohort(self, new, num_proc, progress)
+        return replace(written, folder=target)
 
 
 def _whole(name: str, value: int, low: int, high: int) -> int:
@@ -171,10 +183,6 @@ class WrittenCohort:
 
 
 def _write_cohort(cohort: SyntheticCohort, folder: Path, num_proc: int, progress: bool) -> WrittenCohort:
-    if num_proc < 1:
-        raise SettingsError(f"num_proc is {num_proc}, expected at least 1")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputExistsError(f"{folder} is not an empty folder; choose a new or empty one")
     groups = sorted({_group(number) for number in (cohort.patients[0], cohort.patients[-1])})
     for number in range(groups[0], groups[-1] + 1):
         (folder / _records_folder(number)).mkdir(parents=True)

@@ -193,10 +193,10 @@ def _update_of(line: str) -> float:
 def write_nonfinite_batch(
     output_dir: str | Path, update: int, process: int, micro_batches: list[dict[str, Any]]
 ) -> Path:
-    """Write which recordings were in an update that was not finite: to a local file, never to a tracker."""
+    """Write which recordings were in an update that was not finite: to a file of this user only, never to a tracker."""
     path = Path(output_dir) / "nonfinite" / f"update-{update:08d}-process-{process}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"update": update, "micro_batches": micro_batches})
+    write_json(path, {"update": update, "micro_batches": micro_batches}, private=True)
     return path
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from .errors import OutputExistsError
+
+# Locked in each folder of unfinished files while its process lives. Not all file systems share locks between machines.
+_LOCK_FILE = f".lock-{platform.node()}"
+_UNFINISHED, _REPLACED = ".partial", "replaced"
+_LONGEST_NAME = 40  # characters of a target's name in that of its unfinished files; systems allow 255 bytes
+_searched: set[Path] = set()  # folders in which this process has looked for what killed ones left
 
 
 def check_output(
@@ -39,6 +46,8 @@ def check_output(
     is_folder = target.is_dir()
     if not (is_folder or target.is_file()):
         return
+    if is_folder:
+        remove_abandoned(target, ".", _UNFINISHED)
     real = os.path.realpath(target)
     found = [(given, os.path.realpath(given)) for given in inputs if given is not None and os.path.exists(given)]
     for given, _ in found:
@@ -80,6 +89,81 @@ def begins_with(*openings: str) -> Callable[[Path], bool]:
 
 
 @contextlib.contextmanager
+def unfinished_folder(folder: str | os.PathLike[str], name: str) -> Iterator[Path]:
+    """
+    Yield a new folder in `folder`, for files of this user only, and remove it at the end.
+
+    A process that is killed leaves it. The next one on this machine that writes to `folder` removes it.
+    """
+    parent = Path(folder)
+    remove_unfinished(parent)
+    with locked_folder(lambda: tempfile.mkdtemp(_UNFINISHED, f".{name[:_LONGEST_NAME]}.", parent)) as made:
+        yield made
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left in a folder where they wrote files, once in a process."""
+    if folder not in _searched:
+        remove_abandoned(folder, ".", _UNFINISHED)
+        _searched.add(folder)
+
+
+@contextlib.contextmanager
+def locked_folder(make: Callable[[], str | Path]) -> Iterator[Path]:
+    """
+    Yield the folder that `make` makes, and remove it at the end. Until then [`remove_abandoned`] leaves it there.
+
+    Raises:
+        `OSError`: the folder cannot be made.
+    """
+    from filelock import FileLock
+
+    while True:
+        try:
+            made = Path(make())
+        except OSError as error:
+            if error.filename is not None:  # a name that only this module has
+                error.filename = os.path.dirname(error.filename)
+            raise
+        lock = FileLock(made / _LOCK_FILE, thread_local=False)
+        # NotImplementedError: a file system without locks, where nothing is taken for abandoned.
+        with contextlib.suppress(NotImplementedError, FileNotFoundError):
+            lock.acquire()
+        if (made / _LOCK_FILE).exists():  # otherwise it was taken for abandoned before it was locked
+            break
+    owner = os.getpid()
+    try:
+        yield made
+    finally:
+        if os.getpid() == owner:  # and not a process that was forked meanwhile
+            shutil.rmtree(made, ignore_errors=True)
+            lock.release()
+
+
+def remove_abandoned(folder: Path, prefix: str, suffix: str = "") -> None:
+    """Remove what [`locked_folder`] made for processes that were killed, once what they had moved aside is back."""
+    from filelock import FileLock
+
+    with contextlib.suppress(PermissionError):  # a folder that may be written but not listed
+        for entry in os.scandir(folder):
+            if not (entry.name.startswith(prefix) and entry.name.endswith(suffix)):
+                continue
+            with contextlib.suppress(OSError, NotImplementedError):
+                left, owner = Path(entry.path), entry.stat(follow_symlinks=False).st_uid
+                if hasattr(os, "getuid") and owner != os.getuid():
+                    continue
+                if not (left / _LOCK_FILE).is_file():
+                    if suffix == _UNFINISHED:
+                        left.rmdir()  # unless it has files: made by a process that was killed at once
+                    continue
+                with FileLock(left / _LOCK_FILE, timeout=0):
+                    for replaced in (left / _REPLACED).glob("*"):
+                        if not os.path.lexists(folder / replaced.name):
+                            replaced.rename(folder / replaced.name)
+                    shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str], *, private: bool = False, overwrite: bool = True) -> Iterator[Path]:
     """
     Yield a path beside `path` to write to; on success sync it and rename it over `path`, on any error remove it.
@@ -100,23 +184,19 @@ def atomic_path(path: str | os.PathLike[str], *, private: bool = False, overwrit
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         yield Path(path)
         return
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
-    os.close(descriptor)
-    scratch = Path(name)
-    try:
+    with unfinished_folder(target.parent, target.name) as folder:
+        scratch = folder / "new"
+        scratch.touch()
         yield scratch
-        # mkstemp makes files that only the owner can read; a result has the permissions that any new file has.
-        if not private:
-            scratch.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())
+        if private:
+            scratch.chmod(0o600)
+        elif target.exists():
+            scratch.chmod(target.stat().st_mode & 0o777)
         sync(scratch)
         if overwrite:
             scratch.replace(target)
         else:
             os.link(scratch, target)
-            scratch.unlink()
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
     sync(target.parent)
 
 
@@ -126,7 +206,7 @@ def atomic_folder(path: str | os.PathLike[str], check: Callable[[], None], *, ke
     Yield a new folder beside `path` to write to; on success rename it to `path`, on any error remove it.
 
     Args:
-        path: The folder to write or replace. Missing parents are made.
+        path: The folder to write or replace. Missing parents are made. A symbolic link is followed.
         check: Raises an error if `path` must not be replaced. It runs again at the end, since the block may take long
             enough for others to write there.
         keep: If False, remove the new folder on success, too.
@@ -134,18 +214,22 @@ def atomic_folder(path: str | os.PathLike[str], check: Callable[[], None], *, ke
     Raises:
         `OSError`: the folder cannot be written.
     """
-    target = Path(os.path.abspath(path))
+    target = Path(os.path.realpath(path))
     check()
     target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    new, old = work / "new", work / "old"
-    try:
-        new.mkdir()  # with the user's own permissions; mkdtemp's are private
+    with unfinished_folder(target.parent, target.name) as work:
+        new, old = work / "new", work / _REPLACED / target.name
+        new.mkdir()  # with the user's own permissions; those of `work` are private
         yield new
         if keep:
             check()
             if target.is_dir() and any(target.iterdir()):
+                old.parent.mkdir()
                 target.rename(old)
+            elif target.is_dir() and (os.path.ismount(target) or os.path.samefile(target, os.curdir)):
+                for path in new.iterdir():  # a renamed folder would not be where the user is
+                    shutil.move(path, target)
+                return
             try:
                 new.rename(target)  # to a missing or an empty folder: the system refuses any other
             except OSError:
@@ -153,8 +237,6 @@ def atomic_folder(path: str | os.PathLike[str], check: Callable[[], None], *, ke
                     old.rename(target)
                 raise
             sync(target.parent)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -169,8 +251,8 @@ def files_in(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".ecgfm.", suffix=".partial", dir=target) as name:
-        scratch = Path(name) / "new"
+    with unfinished_folder(target, "files") as work:
+        scratch = work / "new"
         scratch.mkdir()
         yield scratch
         # In the order in which they were written: a kill in between leaves none without those before it.
@@ -192,10 +274,10 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         scratch.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 1) -> None:
-    """Write `content` to `path` as JSON, whole or not at all."""
+def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 1, *, private: bool = False) -> None:
+    """Write `content` to `path` as JSON, whole or not at all; `private` as of [`atomic_path`]."""
     text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
-    with atomic_path(path) as scratch:
+    with atomic_path(path, private=private) as scratch:
         # File names need not be UTF-8. What is not is written as JSON's own escape, and read back as it was.
         scratch.write_bytes(text.encode("utf-8", "backslashreplace"))
 
@@ -209,20 +291,17 @@ def sync(path: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
-def _umask() -> int:
-    # The only way to read it is to set it.
-    umask = os.umask(0o022)
-    os.umask(umask)
-    return umask
-
-
 __all__ = [
     "atomic_folder",
     "atomic_path",
     "begins_with",
     "check_output",
     "files_in",
+    "locked_folder",
+    "remove_abandoned",
+    "remove_unfinished",
     "sync",
+    "unfinished_folder",
     "write_json",
     "write_text",
 ]

@@ -34,7 +34,7 @@ from typing import Any, Protocol, TypeVar
 from filelock import FileLock, Timeout
 
 from .errors import ECGFMError
-from .files import atomic_path, sync, write_json
+from .files import atomic_path, write_json
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -265,15 +265,6 @@ class ResumableParts:
     def accounts(self) -> list[PartAccount]:
         """Return the accounts of all parts, in order. `FileNotFoundError` where one is not finished."""
         return [_read_account(task) for task in self.tasks]
-
-    @contextmanager
-    def output(self, path: Path) -> Iterator[Path]:
-        """Yield a file in the work folder to write to, and move it to `path`: a kill leaves nothing beside `path`."""
-        scratch = self.folder / path.name
-        yield scratch
-        sync(scratch)
-        scratch.replace(path)
-        sync(path.parent)
 
     def remove(self) -> None:
         """Remove the work folder and all that is in it."""
