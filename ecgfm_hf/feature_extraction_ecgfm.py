@@ -10,7 +10,7 @@ import difflib
 import math
 import numbers
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -71,7 +71,7 @@ _MIN_MV, _MAX_MV = 0.01, 50.0  # of the widest lead, peak to peak
 # How the warning ends where more than half of the leads are flat, or 0 for being missing.
 MOST_LEADS_EMPTY = "calibration and thresholds are not valid for this recording"
 # Squares of larger or smaller values would over- or underflow. In no unit are such values voltages.
-_LARGEST_SAMPLE, _SMALLEST_RANGE = 1e100, 1e-100
+LARGEST_SAMPLE, SMALLEST_RANGE = 1e100, 1e-100
 
 
 class PreparedRecording(NamedTuple):
@@ -328,10 +328,10 @@ def _derivation(name: str, found: dict[str, int]) -> dict[str, float]:
 
 def _clean_nan(signal: np.ndarray, leads: tuple[str, ...], policy: str, live: np.ndarray, warnings: list[str]) -> None:
     """Apply the policy to leads with NaN, in place, and refuse infinite samples."""
-    for row in np.flatnonzero(~(np.abs(signal).max(axis=1) <= _LARGEST_SAMPLE)):  # written so that NaN is among them
+    for row in np.flatnonzero(~(np.abs(signal).max(axis=1) <= LARGEST_SAMPLE)):  # written so that NaN is among them
         bad = np.isnan(signal[row])
-        if (np.abs(signal[row][~bad]) > _LARGEST_SAMPLE).any():
-            raise ValueError(f"lead {leads[row]} has infinite samples (or any above {_LARGEST_SAMPLE:g})")
+        if (np.abs(signal[row][~bad]) > LARGEST_SAMPLE).any():
+            raise ValueError(f"lead {leads[row]} has infinite samples (or any above {LARGEST_SAMPLE:g})")
         found = f"lead {leads[row]} has {bad.sum()} NaN in {len(bad)} samples"
         if policy == "error":
             raise ValueError(f"{found} (nan_samples='interpolate' or nan_samples='zero' would allow it)")
@@ -710,6 +710,41 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
 
+    def segments_by_statistics(
+        self,
+        read: Callable[[int, int], np.ndarray],
+        segments: range,
+        sampling_rate: float,
+        lead_names: Sequence[str],
+        mean: np.ndarray,
+        std: np.ndarray,
+    ) -> np.ndarray | None:
+        """
+        Return adjacent segments of a recording by its statistics, without the rest of its samples.
+
+        Args:
+            read: `(start, stop) -> (leads, stop - start)` float64: samples of all leads in mV, in a new array.
+            segments: Which; the recording must have them in full.
+            sampling_rate, lead_names: Of the recording.
+            mean, std: (leads,) float64 over the whole recording, as [`standardise`] returns them; NaN where unknown.
+
+        Returns:
+            (segments, leads, samples) float32, to the last bit those of `prepare_recording`. None where these depend on
+            the whole recording: it is resampled, a lead is missing or has no statistics, or `standardize` is not
+            `"recording"`.
+        """
+        plan = _plan(tuple(lead_names), tuple(self.lead_names), self.missing_leads)
+        if sampling_rate != self.sampling_rate or plan.missing or self.standardize != "recording":
+            return None
+        start, stop = segments.start * self.segment_samples, segments.stop * self.segment_samples
+        mean, std = mean[plan.rows], std[plan.rows]
+        if np.isnan(std).any():
+            return None
+        signal = read(start, stop) if plan.as_is else read(start, stop)[plan.rows]
+        signal -= mean[:, None]
+        signal *= (1.0 / std)[:, None]
+        return segment(signal, self.segment_samples)
+
     def _prepare(
         self,
         recording: ArrayLike,
@@ -740,10 +775,10 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         signal = np.array(array if plan.as_is else array[plan.rows], dtype=np.float64, order="C")
         live = np.ones(len(plan.leads), dtype=bool)
         low, high = signal.min(axis=1), signal.max(axis=1)
-        if not max(-low.min(), high.max()) <= _LARGEST_SAMPLE:  # or NaN
+        if not max(-low.min(), high.max()) <= LARGEST_SAMPLE:  # or NaN
             _clean_nan(signal, plan.leads, nan_samples, live, warnings)
             low, high = signal.min(axis=1), signal.max(axis=1)
-        constant = high - low < _SMALLEST_RANGE
+        constant = high - low < SMALLEST_RANGE
         level = np.where(constant, low, 0.0)  # that a dead lead rests at
         _drop_constant(signal, constant, plan.leads, constant_leads, live, warnings)
         clipped = clipped_leads(signal, low, high, rate) if inspect else ()

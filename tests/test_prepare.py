@@ -159,6 +159,9 @@ def test_quality_facts_name_dead_clipped_and_missing_leads(tmp_path):
     assert [number for number, wrong in enumerate(row["contradicting"]) if wrong] == [2]
     assert row["max_mv"][0] == pytest.approx(1, abs=1e-3)
     assert row["max_mv"][6] == pytest.approx(2)
+    unusable = [number for number, std in enumerate(row["std_mv"]) if std is None]
+    assert unusable == [number for number, mean in enumerate(row["mean_mv"]) if mean is None] == [3, 4]
+    assert (row["mean_mv"][1], row["std_mv"][1]) == (signal[1].mean(), pytest.approx(signal[1].std(), rel=1e-12))
 
 
 def test_headers_of_the_challenge_become_the_26_scored_classes(tmp_path):

@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 
 from ecgfm_hf import ECGFMFeatureExtractor
-from ecgfm_hf.data import DataError, as_model_inputs, collate_items, load_arrays, load_prepared
+from ecgfm_hf.data import (
+    DataError,
+    SplitSettings,
+    as_model_inputs,
+    collate_items,
+    load_arrays,
+    load_prepared,
+    model_inputs,
+)
+from ecgfm_hf.data.store_assembly import split_store
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
+from ecgfm_hf.records.store_rows import COLUMNS
 
 SECONDS = {"a": 10, "b": 5, "c": 3, "d": 27, "e": 10}
 
@@ -240,3 +250,89 @@ def test_batches_hold_tensors_and_unknown_patients(store):
     assert batch["labels"].shape == (3, 2)
     assert batch["patient_id"] == [None, None, "p1"]
     assert batch["segment"].tolist() == [0, 1, 0]
+
+
+def varied(seconds=(12, 17, 4, 5)):
+    """Recordings at the model's rate: other orders of leads, other units and types, a dead lead, too few samples."""
+    rng = np.random.default_rng(1)
+    found = [
+        {
+            "recording_id": f"r{number}",
+            "signal": rng.integers(-2000, 2000, (12, length * 500)).astype(kind),
+            "sampling_rate": 500,
+            "lead_names": STANDARD_LEADS[::-1] if number == 1 else STANDARD_LEADS,
+            "units": ["uV", "mV", "uV", "V"][number],
+        }
+        for number, (length, kind) in enumerate(zip(seconds, ("int16", "float32", "int16", "float64"), strict=True))
+    ]
+    dead, few = dict(found[0], recording_id="dead"), dict(found[0], recording_id="few")
+    dead["signal"] = np.where(np.arange(12)[:, None] == 3, 7, found[0]["signal"])
+    few |= {"signal": found[0]["signal"][:8], "lead_names": STANDARD_LEADS[:2] + STANDARD_LEADS[6:]}
+    return [*found, dead, few]
+
+
+STATISTICS = ["mean_mv", "std_mv"]
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_statistics_in_the_store_give_the_bits_that_whole_recordings_give(tmp_path, pairs):
+    load_arrays(varied(), tmp_path / "store", progress=False)
+    data = load_prepared(tmp_path / "store", "all")
+    stream = load_prepared(tmp_path / "store", "all", streaming=True)
+    for settings in (
+        {},
+        {"lead_names": ["V2", "I"]},
+        {"short_recordings": "pad"},
+        {"sampling_rate": 250},
+        {"standardize": "none"},
+        {"standardize": "all_leads", "segment_seconds": 2},
+    ):
+        extractor = ECGFMFeatureExtractor(**settings)
+        inputs = as_model_inputs(data, extractor, pairs=pairs)
+        whole = as_model_inputs(data.remove_columns(STATISTICS), extractor, pairs=pairs)
+        order = np.random.default_rng(0).integers(len(whole), size=3 * len(whole))
+        one_by_one = [inputs[number] for number in order]
+        for items in (inputs.__getitems__(order), one_by_one):
+            for item, same in zip(items, whole.__getitems__(order), strict=True):
+                np.testing.assert_array_equal(item["input_values"], same["input_values"], strict=True)
+                assert (item["recording_id"], item["segment"]) == (same["recording_id"], same["segment"])
+        streamed = as_model_inputs(stream, extractor, pairs=pairs)
+        for item, same in zip(streamed, whole, strict=True):
+            np.testing.assert_array_equal(item["input_values"], same["input_values"], strict=True)
+
+
+def test_a_segment_is_made_of_its_own_samples_only(tmp_path, monkeypatch):
+    load_arrays(varied()[:2], tmp_path / "store", progress=False)
+    inputs = as_model_inputs(load_prepared(tmp_path / "store", "all"), ECGFMFeatureExtractor())
+    read = []
+    in_millivolts = model_inputs.in_millivolts
+    monkeypatch.setattr(
+        model_inputs, "in_millivolts", lambda samples, *of: read.append(samples.shape[1]) or in_millivolts(samples, *of)
+    )
+    inputs.__getitems__([4, 0, 2])
+    assert read == [2500] * 3
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_stores_without_statistics_are_read_split_and_joined(tmp_path, monkeypatch, streaming):
+    with monkeypatch.context() as older:
+        for name in STATISTICS:
+            older.delitem(COLUMNS, name)
+        load_arrays(varied()[:3], tmp_path / "older", progress=False)
+    load_arrays(varied()[3:], tmp_path / "newer", progress=False)
+    assert not set(STATISTICS) & set(load_prepared(tmp_path / "older", "all").column_names)
+    stores = [tmp_path / "older", tmp_path / "newer"]
+    for chosen in (stores, stores[::-1], stores[:1]):
+        inputs = as_model_inputs(load_prepared(chosen, "all", streaming=streaming), ECGFMFeatureExtractor())
+        found = {(item["recording_id"], item["segment"]): item["input_values"] for item in inputs}
+        assert len(found) == (2 + 3 if chosen == stores[:1] else 2 + 3 + 1 + 2 + 2)
+        for (name, number), values in found.items():
+            record = next(one for one in varied() if one["recording_id"] == name)
+            reference = ECGFMFeatureExtractor()(
+                record["signal"], **{key: record[key] for key in ("sampling_rate", "lead_names", "units")}
+            )["input_values"][number]
+            np.testing.assert_allclose(values, reference, atol=1e-6)
+    split_store(tmp_path / "older", SplitSettings("random", {"train": 0.5, "valid": 0.5}, assume_independent=True))
+    rows = load_prepared(tmp_path / "older")
+    assert sum(map(len, rows.values())) == 3
+    assert rows["train"][0]["std_mv"] is None

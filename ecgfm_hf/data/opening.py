@@ -31,6 +31,7 @@ from .store import (
     read_report,
     store_files,
     store_schema,
+    with_schema,
 )
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def _load_several(
         ]
         features = {column: kind for part in parts for column, kind in part.features.items()}
         labels = [column for column in features if column not in COLUMNS]
-        ordered = datasets.Features({column: features[column] for column in (*COLUMNS, *labels)})
+        ordered = datasets.Features({column: features[column] for column in (*COLUMNS, *labels) if column in features})
         joined[name] = datasets.concatenate_datasets([_with_columns(part, ordered, streaming) for part in parts])
     if split is not None:
         return joined[split]
@@ -285,13 +286,7 @@ def folder_rows(folder: FairseqFolder, split: str, pairs: bool = False, check: b
     try:
         with os.fdopen(handle, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
             for table in folder.recordings(split, pairs, check):
-                columns = [
-                    table[field.name].cast(field.type)
-                    if field.name in table.column_names
-                    else pa.nulls(len(table), field.type)
-                    for field in schema
-                ]
-                writer.write_table(pa.table(columns, schema=schema))
+                writer.write_table(with_schema(table, schema))
     except FairseqFolderError as error:
         raise DataError(str(error)) from error
     # Arrow keeps freed memory for later, a hundred bytes for each line of a manifest.

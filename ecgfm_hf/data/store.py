@@ -68,6 +68,15 @@ def store_schema(label_names: Sequence[str]) -> pa.Schema:
     return Features({**features, **{name: ClassLabel(names=LABEL_CLASSES) for name in label_names}}).arrow_schema
 
 
+def with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table with the columns of `schema`; those that it does not have are null."""
+    columns = [
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
 def default_labels(dataset: "Dataset | IterableDataset") -> tuple[str, ...]:
     """
     Return the labels of a store's dataset, for callers who name none.
@@ -120,7 +129,7 @@ class StoreWriter:
     def write_table(self, table: pa.Table) -> None:
         """Add the rows of a table."""
         self.num_rows += table.num_rows
-        self._tables.append(table.cast(self._schema))
+        self._tables.append(with_schema(table, self._schema))
         self._bytes += table.nbytes
         # Tables of few rows are collected, so that groups are not too small.
         if sum(map(len, self._tables)) >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
@@ -272,5 +281,6 @@ __all__ = [
     "row_from_record",
     "store_files",
     "store_schema",
+    "with_schema",
     "write_store_checksums",
 ]

@@ -199,20 +199,26 @@ class ECGRecord:
     @property
     def signal(self) -> np.ndarray:
         """(leads, samples) float64 in mV, NaN where a sample is missing. A new array at every access."""
-        millivolts = np.array([millivolts_per_unit(unit) for unit in self.units])
-        # Baseline first, in stored units, and one division: the same order as wfdb's, to the last bit.
-        if self.baseline.any():
-            signal = self.samples - self.baseline[:, None]
-            signal /= self.gain[:, None]
-        else:  # the same numbers in one pass
-            signal = self.samples / self.gain[:, None]
-        if (millivolts != 1.0).any():
-            signal *= millivolts[:, None]
-        if self.missing_value is not None:
-            missing = self.samples == self.missing_value
-            if missing.any():
-                signal[missing] = np.nan
-        return signal
+        return in_millivolts(self.samples, self.gain, self.baseline, self.units, self.missing_value)
+
+
+def in_millivolts(
+    samples: np.ndarray, gain: np.ndarray, baseline: np.ndarray, units: Sequence[str], missing_value: int | None
+) -> np.ndarray:
+    """Return stored samples (leads, samples) as a new float64 array in mV, NaN where a sample is missing."""
+    # Baseline first, in stored units, and one division: the same order as wfdb's, to the last bit.
+    if baseline.any():
+        signal = samples - baseline[:, None]
+        signal /= gain[:, None]
+    else:  # the same numbers in one pass
+        signal = samples / gain[:, None]
+    if any(unit != "mV" for unit in units):
+        signal *= np.array([millivolts_per_unit(unit) for unit in units])[:, None]
+    if missing_value is not None:
+        missing = samples == missing_value
+        if missing.any():
+            signal[missing] = np.nan
+    return signal
 
 
 def standard_or_own_name(name: str) -> str:

@@ -5,6 +5,7 @@ Recordings as rows of a table: the columns of a store, a row from a recording, a
 labels describes the recording.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -12,7 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..feature_extraction_ecgfm import STANDARD_LEADS, clipped_leads, contradicting_leads, standardise
+from ..feature_extraction_ecgfm import (
+    LARGEST_SAMPLE,
+    SMALLEST_RANGE,
+    clipped_leads,
+    contradicting_leads,
+    standardise,
+)
 from .record import ECGReadError, ECGRecord
 
 # Every column but the labels, in order.
@@ -43,6 +50,8 @@ COLUMNS: dict[str, pa.DataType] = {
     "warnings": pa.list_(pa.string()),
     "min_mv": pa.list_(pa.float32()),
     "max_mv": pa.list_(pa.float32()),
+    "mean_mv": pa.list_(pa.float64()),
+    "std_mv": pa.list_(pa.float64()),
 }
 # What a user may ask to leave empty; the rest is needed to read a signal.
 OPTIONAL_COLUMNS = ("patient_id", "path", "time", "age", "sex", "report", "diagnoses")
@@ -51,6 +60,8 @@ SIGNAL_COLUMNS = (
     *("recording_id", "patient_id", "path", "sampling_rate", "num_samples", "lead_names", "units", "signal", "dtype"),
     *("gain", "baseline", "missing_value"),
 )
+# What makes it possible to read some segments of a recording without the others. Older stores have none.
+STATISTICS_COLUMNS = ("mean_mv", "std_mv")
 # A label is a `ClassLabel` of 🤗 datasets with these names, in this order.
 LABEL_CLASSES = ["absent", "present"]
 # A binary cell must stay below 2 GB.
@@ -77,7 +88,8 @@ def quality_facts(record: ECGRecord) -> dict[str, list]:
         `nan_samples`: how many are missing; `constant`: whether all that are there are equal (or none is there);
         `clipped`: whether peaks are cut off ([`clipped_leads`]); `contradicting`: whether a limb lead contradicts the
         others, which betrays wrong gains or a wrong order ([`contradicting_leads`]); `min_mv`, `max_mv`: None where
-        nothing is there.
+        nothing is there; `mean_mv`, `std_mv`: to the last bit what standardisation of the recording at its own rate
+        subtracts and divides by, None for a lead that is constant or has missing samples.
     """
     signal = record.signal
     missing = np.isnan(signal)
@@ -87,31 +99,32 @@ def quality_facts(record: ECGRecord) -> dict[str, list]:
         high = np.where(missing, -np.inf, signal).max(axis=1) if counts.any() else signal.max(axis=1)
     constant = low >= high
     clipped, contradicting = np.zeros((2, len(signal)), dtype=bool)
+    mean, std = np.full((2, len(signal)), np.nan)
     whole = np.flatnonzero((counts == 0) & ~constant & np.isfinite(low) & np.isfinite(high))
     if len(whole):
-        every = len(whole) == len(signal)
-        found = clipped_leads(signal if every else signal[whole], low[whole], high[whole], record.sampling_rate)
+        names = tuple(record.lead_names[row] for row in whole)
+        leads = signal if len(whole) == len(signal) else signal[whole]
+        found = clipped_leads(leads, low[whole], high[whole], record.sampling_rate)
         clipped[[whole[row] for row, _ in found]] = True
-        contradicting[_contradicting_rows(record, signal, whole)] = True
+        mean[whole], std[whole] = standardise(leads)  # in place: the signal is this function's own
+        wrong = contradicting_leads(leads, std[whole], names, names, record.sampling_rate)
+        contradicting[[whole[names.index(lead)] for lead, _ in wrong]] = True
+        # The extractor takes such leads as constant or as infinite.
+        std[(high - low < SMALLEST_RANGE) | (np.maximum(-low, high) > LARGEST_SAMPLE)] = np.nan
     return {
         "nan_samples": counts.tolist(),
         "constant": constant.tolist(),
         "clipped": clipped.tolist(),
         "contradicting": contradicting.tolist(),
-        "min_mv": [value if np.isfinite(value) else None for value in low.tolist()],
-        "max_mv": [value if np.isfinite(value) else None for value in high.tolist()],
+        "min_mv": _finite_or_none(low),
+        "max_mv": _finite_or_none(high),
+        "mean_mv": _finite_or_none(mean),
+        "std_mv": _finite_or_none(std),
     }
 
 
-def _contradicting_rows(record: ECGRecord, signal: np.ndarray, whole: np.ndarray) -> list[int]:
-    limbs = [row for row in whole.tolist() if record.lead_names[row] in STANDARD_LEADS[:6]]
-    names = tuple(record.lead_names[row] for row in limbs)
-    if not {"I", "II"} < set(names):
-        return []
-    standardised = signal[limbs]
-    _, std = standardise(standardised)
-    found = contradicting_leads(standardised, std, names, names, record.sampling_rate)
-    return [limbs[names.index(lead)] for lead, _ in found]
+def _finite_or_none(values: np.ndarray) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 def row_from_record(record: ECGRecord, **facts: Any) -> dict[str, Any]:
@@ -166,15 +179,11 @@ def record_from_row(row: Mapping[str, Any]) -> ECGRecord:
     Raises:
         `ECGReadError`: contradicting values in the row.
     """
-    name = row["path"] or row["recording_id"]
-    leads = len(row["lead_names"])
-    samples = np.frombuffer(row["signal"], dtype=np.dtype(row["dtype"]).newbyteorder("<"))
-    if leads == 0 or samples.size % leads or samples.size != leads * row["num_samples"]:
-        raise ECGReadError(f"{name}: {samples.size} samples for {leads} leads of {row['num_samples']} samples")
+    samples = samples_from_row(row)
     return ECGRecord(
         recording_id=row["recording_id"],
-        path=name,
-        samples=samples.reshape(leads, -1).astype(row["dtype"], copy=False),
+        path=row["path"] or row["recording_id"],
+        samples=samples,
         gain=row["gain"],
         baseline=row["baseline"],
         units=tuple(row["units"]),
@@ -192,13 +201,25 @@ def record_from_row(row: Mapping[str, Any]) -> ECGRecord:
     )
 
 
+def samples_from_row(row: Mapping[str, Any]) -> np.ndarray:
+    """Return the stored samples (leads, samples) of a row. `ECGReadError` where its values contradict each other."""
+    leads = len(row["lead_names"])
+    samples = np.frombuffer(row["signal"], dtype=np.dtype(row["dtype"]).newbyteorder("<"))
+    if leads == 0 or samples.size % leads or samples.size != leads * row["num_samples"]:
+        name = row["path"] or row["recording_id"]
+        raise ECGReadError(f"{name}: {samples.size} samples for {leads} leads of {row['num_samples']} samples")
+    return samples.reshape(leads, -1).astype(row["dtype"], copy=False)
+
+
 __all__ = [
     "COLUMNS",
     "LABEL_CLASSES",
     "OPTIONAL_COLUMNS",
     "SIGNAL_COLUMNS",
+    "STATISTICS_COLUMNS",
     "label_columns",
     "quality_facts",
     "record_from_row",
     "row_from_record",
+    "samples_from_row",
 ]
