@@ -532,7 +532,8 @@ class ECGFMConfig(PreTrainedConfig):
 
     def aggregations(self) -> Sequence[str]:
         """Return the aggregation of every label, in output order."""
-        return [(self.label_aggregation or {}).get(label, "mean") for label in self.label_names]
+        chosen = self.label_aggregation or {}
+        return [chosen.get(label, "mean") for label in self.label_names]
 
 
 __all__ = ["ECGFMConfig"]

@@ -43,10 +43,12 @@ def recording_scores(segment_logits: np.ndarray, config: "ECGFMConfig") -> dict[
         scores = odds / odds.sum(axis=1, keepdims=True)
     else:
         scores = _sigmoid(logits)
-    result = {}
-    for label, how, column in zip(config.label_names, config.aggregations(), scores.T, strict=True):
-        score = column.max() if how == "max" else column.mean()
-        fit = (config.label_calibration or {}).get(label)
+    result, fits = {}, config.label_calibration or {}
+    columns = np.ascontiguousarray(scores.T)  # so that the mean of one is rounded as its own
+    found = zip(columns.mean(axis=1), columns.max(axis=1), strict=True)
+    for label, how, (mean, largest) in zip(config.label_names, config.aggregations(), found, strict=True):
+        score = largest if how == "max" else mean
+        fit = fits.get(label)
         if fit is not None:
             # The logit of 0 and 1 is infinite.
             score = np.clip(score, 1e-12, 1 - 1e-12)

@@ -8,6 +8,7 @@ Speed, memory and disk, as shares of what this machine can do.
     python scripts/benchmark.py evaluation [--json]
     python scripts/benchmark.py data [--json] [--recordings N] [--folder DIR]
     python scripts/benchmark.py integrity [--json] [--recordings N] [--folder DIR]
+    python scripts/benchmark.py end-to-end [--json] [--models tiny base] [--recordings N] [--folder DIR]
 
 On a GPU (`--device cuda`: model, pretrain, finetune; not run by the authors), the ceiling is the GPU's own product of
 8192 x 8192 x 8192 in bfloat16, and memory is what torch allocated there.
@@ -98,11 +99,18 @@ def main() -> int:
     of_integrity.add_argument("--folder", type=Path, help="for scratch files (default: a temporary one)")
     of_integrity.add_argument("--runs", type=int, default=15, help="counted pairs of runs of each (default: 15)")
     of_integrity.add_argument("--json", action="store_true", help="an object a line")
+    of_end_to_end = benchmarks.add_parser("end-to-end", help="`ecgfm predict` of files, beside the model alone")
+    of_end_to_end.add_argument("--models", nargs="+", choices=("tiny", "base"), default=["tiny", "base"])
+    of_end_to_end.add_argument("--recordings", type=int, default=2000, help="for the tiny model (default: 2000)")
+    of_end_to_end.add_argument("--base-recordings", type=int, default=64, help="for the base model (default: 64)")
+    of_end_to_end.add_argument("--folder", type=Path, help="for scratch files (default: a temporary one)")
+    of_end_to_end.add_argument("--runs", type=int, default=5, help="counted runs of each (default: 5)")
+    of_end_to_end.add_argument("--json", action="store_true", help="an object a line")
     for subject in (of_model, of_pretrain, of_finetune):
         subject.add_argument("--device", default="cpu", help="such as cuda; shares are then of its bfloat16 products")
     options = parser.parse_args()
     # No other, whose libraries would count as this one's memory.
-    measured = importlib.import_module(f"benchmarks.{options.benchmark}")
+    measured = importlib.import_module(f"benchmarks.{options.benchmark.replace('-', '_')}")
     if getattr(options, "case", None):
         return measured.measure(json.loads(options.case))
     return measured.run(options)

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
-import pyarrow as pa
-
 from ..data.exclusion import Excluded
 from ..data.opening import is_processed_folder
 from ..data.sources.base import inside
@@ -15,7 +13,7 @@ from ..data.sources.table import RecordingTable
 from ..data.store import DATA_FOLDER, REPORT_FILE, WORK_FOLDER
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..records.reading import exam_ids
-from .recording_sources import FILES_SCHEMA, FileSource, FolderSource, StoreSource, displayed
+from .recording_sources import FILE_COLUMNS, FileSource, FolderSource, StoreSource, displayed
 
 
 def find_recordings(
@@ -69,8 +67,7 @@ def find_recordings(
         found += _in_table(RecordingTable(folder, table, labels=(), columns=columns, **given))
     if not found:
         raise ValueError("there are no recordings")
-    rows = pa.Table.from_pylist(list(_once_each(found)), schema=FILES_SCHEMA)
-    return FileSource(rows, extractor, arguments, inspect)
+    return FileSource(_once_each(found), extractor, arguments, inspect)
 
 
 def is_store(path: str) -> bool:
@@ -127,7 +124,7 @@ def _in_folder(folder: str, arguments: Mapping[str, Any], exam_id: int | None) -
 
 def _in_table(table: RecordingTable) -> Iterator[dict[str, Any]]:
     index = table.index()
-    wanted = [name for name in FILES_SCHEMA.names if name in index.table.column_names]
+    wanted = [name for name in FILE_COLUMNS if name in index.table.column_names]
     for row in index.table.select(wanted).to_pylist():
         yield row | {"path": os.fsencode(inside(table.root, row["path"]))}
     for entry in index.excluded:

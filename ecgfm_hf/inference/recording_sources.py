@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import concatenate_datasets
 
 from ..data.opening import folder_rows, split_names
 from ..data.sources.base import recording_stamp, recording_stamps
@@ -40,19 +40,8 @@ _READ_TOGETHER = 4  # recordings that a worker reads at a time, where they lie i
 _OF_SEGMENTS = ("recording_id", "patient_id", "path", "age", "sex", "num_samples", SEGMENT_FILES, IDX)
 # What a table may give for files whose format does not contain it; a table's index prefixes these with "_".
 _ARGUMENTS = ("sampling_rate", "units", "lead_names", "exam_id", "rename_leads")
-FILES_SCHEMA = pa.schema(
-    [
-        ("recording_id", pa.string()),
-        ("patient_id", pa.string()),
-        ("path", pa.binary()),  # file names need not be UTF-8
-        ("_sampling_rate", pa.float64()),
-        ("_units", pa.string()),
-        ("_lead_names", pa.list_(pa.string())),
-        ("_exam_id", pa.int64()),
-        ("_rename_leads", pa.string()),
-        ("failure", pa.string()),
-    ]
-)
+# `path` is bytes: file names need not be UTF-8.
+FILE_COLUMNS = ("recording_id", "patient_id", "path", *(f"_{name}" for name in _ARGUMENTS), "failure")
 
 
 class FileSource:
@@ -60,8 +49,9 @@ class FileSource:
     Files, each opened when it is read.
 
     Args:
-        table (`pa.Table`): Columns as `FILES_SCHEMA`, a row per recording; `failure` where one is known before
-            reading. An Arrow table, since workers that count references to a list's items would copy all its memory.
+        rows (iterable of mappings): With any of `FILE_COLUMNS`, one for each recording; `failure` where one is known
+            before reading. They are kept as bytes, since workers that count references to a list's items would copy all
+            its memory.
         extractor: The feature extractor, with its policies.
         arguments: Of `read_ecg`, for all files: `rename_leads`, `leads`, `checksums`, and what formats do not contain.
         inspect: Whether to look for clipped leads and the like, for warnings.
@@ -69,16 +59,18 @@ class FileSource:
 
     def __init__(
         self,
-        table: pa.Table,
+        rows: Iterable[Mapping[str, Any]],
         extractor: ECGFMFeatureExtractor,
         arguments: Mapping[str, Any] | None = None,
         inspect: bool = True,
     ):
-        self._table, self._extractor = table.combine_chunks(), extractor
+        pickled = [pickle.dumps(tuple(map(row.get, FILE_COLUMNS))) for row in rows]
+        self._bytes, self._ends = b"".join(pickled), np.cumsum([0, *map(len, pickled)])
+        self._extractor = extractor
         self._arguments, self._inspect = dict(arguments or {}), inspect
 
     def __len__(self) -> int:
-        return self._table.num_rows
+        return len(self._ends) - 1
 
     def groups(self, indices: Sequence[int]) -> Iterable[list[int]]:
         """Split indices into groups that one worker should read at a time."""
@@ -97,14 +89,13 @@ class FileSource:
     def fingerprint(self) -> str:
         """Return a digest of the list of files and their arguments. No file is read; see [`stamps`] for content."""
         digest = hashlib.sha256(repr(sorted(self._arguments.items())).encode())
-        for batch in self._table.to_batches(max_chunksize=10_000):
-            for row in batch.to_pylist():
-                digest.update(repr(tuple(row.values())).encode("utf-8", "backslashreplace"))
+        for index in range(len(self)):
+            digest.update(repr(tuple(self._row(index).values())).encode("utf-8", "backslashreplace"))
         return digest.hexdigest()
 
     def stamps(self, start: int, stop: int) -> list[tuple[str, str]]:
         """Return the id of each of these recordings with a text that changes with the content of its files."""
-        rows = self._table.slice(start, stop - start).select(["recording_id", "path"]).to_pylist()
+        rows = [self._row(index) for index in range(start, stop)]
         stamp_of = recording_stamps(os.fsdecode(row["path"]) for row in rows if row["path"] is not None)
         return [
             (row["recording_id"], "" if row["path"] is None else stamp_of[os.fsdecode(row["path"])]) for row in rows
@@ -112,9 +103,10 @@ class FileSource:
 
     def paths(self) -> Iterator[str]:
         """Yield the file of each recording that has one."""
-        for path in self._table["path"]:
-            if path.is_valid:
-                yield os.fsdecode(path.as_py())
+        for index in range(len(self)):
+            path = self._row(index)["path"]
+            if path is not None:
+                yield os.fsdecode(path)
 
     def record(self, index: int) -> ECGRecord:
         """Read a recording as its file contains it. `ECGReadError` if it cannot be read, or is known to be unusable."""
@@ -125,7 +117,8 @@ class FileSource:
         return read_with_defaults(os.fsdecode(row["path"]), **(self._arguments | own))
 
     def _row(self, index: int) -> dict[str, Any]:
-        return self._table.slice(index, 1).to_pylist()[0]
+        start, end = self._ends[index : index + 2]
+        return dict(zip(FILE_COLUMNS, pickle.loads(self._bytes[start:end]), strict=True))
 
     def _read(self, index: int) -> ReadRecording:
         row = self._row(index)
@@ -265,6 +258,8 @@ class FolderSource:
         split: str | None = None,
         root: str | None = None,
     ):
+        from datasets import concatenate_datasets  # slow to import, and files do not need it
+
         self._extractor = extractor
         tables = []
         for path in folders:
@@ -461,7 +456,7 @@ def _valid_samples(inputs: "ModelInputs", rows: np.ndarray) -> np.ndarray:
 
 
 __all__ = [
-    "FILES_SCHEMA",
+    "FILE_COLUMNS",
     "DatasetSource",
     "FileSource",
     "FolderSource",

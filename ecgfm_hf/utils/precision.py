@@ -163,7 +163,8 @@ def with_compiled_layers(model: "ModelT") -> "ModelT":
 def evaluation_mode(model: "torch.nn.Module") -> Iterator[None]:
     """Put the model into `eval()`; afterwards, also after an error, restore the mode of each of its modules."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    if training:  # setting the mode of each module takes as long as reading a recording
+        model.eval()
     try:
         yield
     finally:
