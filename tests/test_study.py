@@ -21,7 +21,7 @@ from ecgfm_hf.cli.main import main
 from ecgfm_hf.data import load_arrays, load_prepared
 from ecgfm_hf.data.leakage import LeakError, write_training_ids
 from ecgfm_hf.fairseq import export_fairseq_folder
-from ecgfm_hf.study import Study, StudySettings, TooFewError, arms, features, report, units
+from ecgfm_hf.study import Study, StudyError, StudySettings, TooFewError, arms, features, report, units
 from ecgfm_hf.study.arms import ARMS, NEEDS, AttentionArm, FinetunedArm
 from ecgfm_hf.study.costs import Costs
 from ecgfm_hf.study.features import FEATURES, Imputation, measure
@@ -311,6 +311,13 @@ def test_too_few_recordings_are_called_so(encoder, tmp_path, capsys):
     assert "too few for a study: 40 recordings of 40 patients; a study needs at least 100 patients" in shown
     with pytest.raises(TooFewError):
         Study(StudySettings(data=str(tmp_path / "store"), model=encoder, output_dir=str(tmp_path / "out"))).plan()
+
+
+def test_a_study_that_was_refused_before_it_began_can_be_changed(split_store, encoder, tmp_path, no_pdf):
+    settings = StudySettings(data=split_store, model=encoder, output_dir=str(tmp_path / "out"), arms=["linear"])
+    with pytest.raises(StudyError, match="the data have no label mistyped"):
+        Study(replace(settings, labels=["mistyped"])).run()
+    assert Study(replace(settings, labels=["tall"], test_split="test")).run().left_out == []
 
 
 def test_an_encoder_that_has_seen_the_patients_is_refused(store, tmp_path, tiny_config):

@@ -158,6 +158,7 @@ class Study:
                 self._discard()
             self._check_same_settings()
             plan = self._plan(self.path / STORE_FOLDER)
+            self._write_settings(begun=True)
             inputs = self._inputs(plan, self.path)
             inputs.check()
             parts = self._parts(plan)
@@ -171,22 +172,34 @@ class Study:
     # Before the first unit --------------------------------------------------------------------------------------------
 
     def _check_same_settings(self) -> None:
-        now = json.loads(json.dumps(dataclasses.asdict(self.settings)))
+        """Refuse another study that has begun; what an attempt that was refused has left gives way to this one."""
         file = self.path / STUDY_FILE
-        if not file.is_file():
-            write_json(file, {"settings": {name: value for name, value in now.items() if name not in FREE}})
-            return
-        try:
-            before = dict(json.loads(file.read_text(encoding="utf-8"))["settings"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ResumeError(
-                f"{file} is damaged ({error}): give another output, or discard the study with overwrite=True"
-            ) from None
-        if changed := changed_settings(before, now, FREE):
-            raise ResumeError(
-                f"{self.path} has another study: {'; '.join(changed)}. Give another output, or discard it with "
-                "overwrite=True"
-            )
+        if file.is_file():
+            try:
+                found = json.loads(file.read_text(encoding="utf-8"))
+                before, begun = dict(found["settings"]), bool(found["begun"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ResumeError(
+                    f"{file} is damaged ({error}): give another output, or discard the study with overwrite=True"
+                ) from None
+            now = self._compared_settings()
+            if begun:
+                if changed := changed_settings(before, now, FREE):
+                    raise ResumeError(
+                        f"{self.path} has another study: {'; '.join(changed)}. Give another output, or discard it with "
+                        "overwrite=True"
+                    )
+                return
+            if any(before.get(name) != now[name] for name in ("data", "root", "labels", "table")):
+                shutil.rmtree(self.path / STORE_FOLDER, ignore_errors=True)
+        self._write_settings(begun=False)
+
+    def _write_settings(self, begun: bool) -> None:
+        write_json(self.path / STUDY_FILE, {"settings": self._compared_settings(), "begun": begun})
+
+    def _compared_settings(self) -> dict[str, Any]:
+        settings = dataclasses.asdict(self.settings)
+        return dict(json.loads(json.dumps({name: value for name, value in settings.items() if name not in FREE})))
 
     @contextmanager
     def _claimed(self) -> Iterator[None]:
