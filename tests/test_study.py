@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock
 from killed_runs import damage_file
 from study_cohort import RARE, make_recordings
+from wfdb_files import write_record
 
 from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForPreTraining, save_model_folder
 from ecgfm_hf.cli.main import main
@@ -300,6 +301,27 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(store, encoder, tmp_path, 
     assert "positives (of patients)" in shown
     assert f"note: {RARE} is left out" in shown
     assert not output.exists()
+
+
+def test_a_hospitals_table_comes_to_a_verdict(encoder, tmp_path, capsys, no_pdf):
+    recordings, labels, _ = make_recordings(104, 100, seed=4, seconds=5)
+    lines = ["Datei;Nummer;Geschlecht;Größe;hohe R-Zacken;Bemerkung"]
+    for number, (recording, tall) in enumerate(zip(recordings, labels["tall"], strict=True)):
+        write_record(tmp_path, np.round(1000 * recording["signal"]).astype(int), name=f"Ä{number}")
+        patient, yes = f"{int(recording['patient_id'][8:]):06d}", ("nein", "ja")[tall]
+        lines.append(f"Ä{number}.hea;{patient};w;1,{60 + number % 30};{yes};früher")
+    (tmp_path / "tabelle.csv").write_text("\n".join(lines), encoding="cp1252")
+    arguments = ["study", str(tmp_path / "tabelle.csv"), "--model", encoder, "--output", str(tmp_path / "out")]
+    arguments += ["--arms", "linear", "--folds", "3", "--columns"]
+    assert main([*arguments, "path=Datei", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "note: The patients of 104 of 104 recordings are unknown." in shown
+    assert "note: Columns that are no labels were left out: 'Nummer' (0 to 99)" in shown
+    assert main([*arguments, "path=Datei,patient_id=Nummer,sex=Geschlecht"]) == 0
+    assert "The study does not compare an arm with ECG-FM and one without" in capsys.readouterr().out
+    found = pq.read_table(tmp_path / "out" / "predictions.parquet")
+    assert "score:hohe R-Zacken" in found.column_names
+    assert {f"{number:06d}" for number in range(100)} == set(found["patient_id"].to_pylist())
 
 
 def test_too_few_recordings_are_called_so(encoder, tmp_path, capsys):

@@ -109,6 +109,7 @@ def test_arms_of_equal_scores_are_not_different():
     (found,) = same.differences
     assert (found.own.low, found.own.value, found.own.high, found.better) == (0, 0, 0, None)
     assert describe(found) == "one and other rank the recordings alike."
+    assert verdict(same, {"one"}).caveats[0].startswith("The intervals have a level of 95%. They cover patients")
 
 
 def test_arms_are_compared_on_the_folds_that_both_have():

@@ -210,11 +210,12 @@ def _seconds(text: str) -> float:
 
 
 def _print_plan(plan: "StudyPlan", jobs: int) -> None:
+    from ..evaluation.formatting import plural
     from ..study.report import size_text
 
     table, folds = plan.data.table, plan.folds
     groups = table.groups
-    print(f"{len(table):,} recordings of {groups.count:,} {groups.unit}s, {len(table.label_names)} labels")
+    print(f"{len(table):,} recordings of {groups.count:,} {groups.unit}s, {plural(len(table.label_names), 'label')}")
     for reason, number in plan.data.excluded.items():
         print(f"excluded    {number:,} {reason}")
     first = [fold for fold in folds if fold.repeat == 0]
@@ -232,7 +233,7 @@ def _print_plan(plan: "StudyPlan", jobs: int) -> None:
         print(f"  {arm:<10} {len(own):>5}  {_duration(seconds):>9}  at training sizes {sizes}")
     fewer = f", with --jobs {jobs} less" if jobs > 1 else ""
     print(f"  {'all':<10} {len(plan.units):>5}  {_duration(sum(plan.seconds.values())):>9}{fewer}")
-    for note in plan.notes:
+    for note in (*plan.data.notes, *([groups.note] if groups.note else []), *plan.notes):
         print(f"note: {note}")
 
 

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ class StudyData:
         excluded (`dict[str, int]`): Recordings that are left out, by reason.
         synthetic (`bool`): Whether some are synthetic.
         digest (`str`): Of recordings, patients, labels and signals.
+        notes (`tuple[str, ...]`): What was assumed when they were prepared. It may hold small counts: not for a report.
     """
 
     dataset: "Dataset"
@@ -63,6 +64,7 @@ class StudyData:
     excluded: dict[str, int] = field(default_factory=dict)
     synthetic: bool = False
     digest: str = ""
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.table)
@@ -75,19 +77,18 @@ class StudyData:
         if len(known) < len(table):
             reason = "without a known label"
             excluded[reason] = excluded.get(reason, 0) + len(table) - len(known)
-        return StudyData(
-            self.dataset if len(known) == len(table) else self.dataset.select(known),
-            StudyTable(
+        return replace(
+            self,
+            dataset=self.dataset if len(known) == len(table) else self.dataset.select(known),
+            table=StudyTable(
                 tuple(table.ids[row] for row in known),
                 tuple(table.patients[row] for row in known),
                 table.targets[known],
                 table.label_names,
             ),
-            [self.splits[row] for row in known],
-            self.has_signals,
-            excluded,
-            self.synthetic,
-            hashlib.sha256(f"{self.digest} {list(table.label_names)}".encode()).hexdigest(),
+            splits=[self.splits[row] for row in known],
+            excluded=excluded,
+            digest=hashlib.sha256(f"{self.digest} {list(table.label_names)}".encode()).hexdigest(),
         )
 
 
@@ -119,19 +120,18 @@ def open_data(
     Raises:
         [`StudyError`]: nothing of these; labels that are no 0 and 1. `DataError`: as of the store or the source.
     """
-    given, excluded = Path(path), Counter[str]()
+    given, report = Path(path), dict[str, Any]()
     is_table = given.is_file()
     if table and not is_table:
         raise StudyError(f"{given} is no table: {', '.join(table)} are for tables of recordings")
     if is_table:
         source = RecordingTable(root or given.parent, given, labels=labels, **(table or {}))
-        report = prepare(source, store, PrepareSettings(), num_proc=num_proc, progress=progress)
-        excluded.update((report or {}).get("excluded_by_reason", {}))
+        report = prepare(source, store, PrepareSettings(), num_proc=num_proc, progress=progress) or {}
         opened = load_prepared(store)
     elif is_processed_folder(given):
         opened = load_prepared(given, root=root, labels=targets)
     elif (given / REPORT_FILE).is_file():
-        excluded.update(read_report(given).get("excluded_by_reason", {}))
+        report = read_report(given)
         opened = load_prepared(given)
     else:
         raise StudyError(
@@ -139,7 +139,9 @@ def open_data(
             "processed folder of fairseq-signals. For a folder of recordings write a table: a row for each, with its "
             "path, patient_id and labels"
         )
-    return _as_study_data(opened, extractor, labels, excluded, has_signals=not is_processed_folder(given))
+    excluded = Counter[str](report.get("excluded_by_reason", {}))
+    data = _as_study_data(opened, extractor, labels, excluded, has_signals=not is_processed_folder(given))
+    return replace(data, notes=tuple(report.get("notes", ())))
 
 
 def _as_study_data(

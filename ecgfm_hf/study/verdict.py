@@ -146,9 +146,12 @@ def _list(words: list[str]) -> str:
 
 def _caveats(comparison: Comparison) -> tuple[str, ...]:
     count = len(comparison.differences)
+    levels = f"have a level of {comparison.level:.0%}"
+    if count > 1:
+        levels = f"of all {count} differences hold together with {comparison.level:.0%}; each one has a level of "
+        levels += f"{comparison.joint_level:.1%}"
     return (
-        f"The intervals of all {count} differences hold together with {comparison.level:.0%}; each one has a level of "
-        f"{comparison.joint_level:.1%}. They cover {comparison.covers}.",
+        f"The intervals {levels}. They cover {comparison.covers}.",
         "Macro AUROC of recordings of patients like these; it is not known for other hospitals or devices.",
         *comparison.notes,
     )
