@@ -12,6 +12,7 @@ times faster than nested lists. Nothing is preprocessed, so another setting of t
 preparation, and the two neighbouring segments for CMSC are two slices of one row.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -59,6 +60,11 @@ def store_schema(label_names: Sequence[str]) -> pa.Schema:
 
     The metadata is what 🤗 datasets writes and reads: labels are `ClassLabel`s, wherever the files go.
     """
+    return _schema_of(tuple(label_names))
+
+
+@functools.lru_cache(maxsize=16)
+def _schema_of(label_names: tuple[str, ...]) -> pa.Schema:
     from datasets import ClassLabel, Features
 
     if taken := [name for name in label_names if name in COLUMNS]:

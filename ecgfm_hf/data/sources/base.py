@@ -5,7 +5,6 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +22,6 @@ from ..store import DataError
 
 _SIGNALS = (".mat", ".dat")
 _LONGEST_HEADER = 1 << 20
-_THREADS = 8  # that read files to compute their digests
 # Files of this size may have many recordings: their digests are remembered while their times stay the same.
 _LARGE_BYTES = 1 << 24
 
@@ -122,38 +120,63 @@ def recording_stamp(path: str, root: str | os.PathLike | None = None) -> str:
         path: A file, or a WFDB record's name.
         root: A folder outside of which no file is opened.
     """
-    return " ".join(_file_stamp(file, root) for file in recording_files(path, root))
+    return _recording_stamp(path, None if root is None else _Root(root))
 
 
 def recording_stamps(paths: Iterable[str], root: str | os.PathLike | None = None) -> dict[str, str]:
-    """Return the stamp of each path, in several threads; see [`recording_stamp`]."""
-    unique = list(dict.fromkeys(paths))
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return dict(zip(unique, pool.map(lambda path: recording_stamp(path, root), unique), strict=True))
+    """Return the stamp of each path; see [`recording_stamp`]."""
+    found = None if root is None else _Root(root)  # threads would only wait for one another
+    return {path: _recording_stamp(path, found) for path in dict.fromkeys(paths)}
 
 
-def recording_files(path: str, root: str | os.PathLike | None = None, is_segment: bool = False) -> list[str]:
+def recording_files(path: str) -> list[str]:
     """Return a recording's file and, for WFDB, its header, signal files and segments; some may not exist."""
+    return _recording_files(path, None)
+
+
+class _Root:
+    """A folder outside of which no file is opened. Links in the names of its folders are followed once."""
+
+    def __init__(self, path: str | os.PathLike):
+        self._path = os.path.realpath(path)
+        self._folders: dict[str, str] = {}
+
+    def __contains__(self, file: str) -> bool:
+        folder, name = os.path.split(file)
+        if (real := self._folders.get(folder)) is None:
+            real = self._folders[folder] = os.path.realpath(folder)
+        real = os.path.join(real, name)
+        if name in ("", ".", "..") or os.path.islink(real):
+            real = os.path.realpath(real)
+        return os.path.commonpath([real, self._path]) == self._path
+
+
+def _recording_stamp(path: str, root: _Root | None) -> str:
+    return " ".join(_file_stamp(file, root) for file in _recording_files(path, root))
+
+
+def _recording_files(path: str, root: _Root | None, is_segment: bool = False) -> list[str]:
     stem, suffix = os.path.splitext(path)
     header = f"{stem if suffix.lower() in (*_SIGNALS, '.hea') else path}.hea"
     found = [path, header]
-    if not os.path.isfile(header) or not (root is None or _is_inside(root, header)):
+    if not os.path.isfile(header) or not (root is None or header in root):
         return found[:1]
     folder, own = os.path.split(header)
-    for name in (*_signal_files(_read_header(header)), *(os.path.basename(stem) + suffix for suffix in _SIGNALS)):
+    names = [*_signal_files(_read_header(header)), *(os.path.basename(stem) + suffix for suffix in _SIGNALS)]
+    for name in dict.fromkeys(names):
         file = os.path.join(folder, name)
         found.append(file)
         if not is_segment and f"{name}.hea" != own and os.path.isfile(f"{file}.hea"):
-            found += recording_files(f"{file}.hea", root, is_segment=True)
+            found += _recording_files(f"{file}.hea", root, is_segment=True)
     return list(dict.fromkeys(found))
 
 
-def _file_stamp(file: str, root: str | os.PathLike | None) -> str:
+def _file_stamp(file: str, root: _Root | None) -> str:
     """Return a file's name with its size and, unless it is no regular file or lies elsewhere, its content's digest."""
     try:
         status = os.stat(file)
         about = f"{os.path.basename(file)} {status.st_size}"
-        if not stat.S_ISREG(status.st_mode) or not (root is None or _is_inside(root, file)):
+        if not stat.S_ISREG(status.st_mode) or not (root is None or file in root):
             return f"{about} {status.st_mtime_ns}"
         if status.st_size < _LARGE_BYTES:
             return f"{about} {file_checksum(file, 'xxh3_128')}"
@@ -183,11 +206,6 @@ def _large_file_checksum(file: str, *state: int) -> str:
             return path.read_text()
     except OSError:  # the folder was removed, or its disk is full
         return file_checksum(file, "xxh3_128")
-
-
-def _is_inside(root: str | os.PathLike, path: str) -> bool:
-    real, folder = os.path.realpath(path), os.path.realpath(root)
-    return os.path.commonpath([real, folder]) == folder
 
 
 def inside(root: Path, path: str) -> str:
