@@ -295,6 +295,14 @@ def test_a_failed_write_leaves_the_old_files(tmp_path):
     with atomic_path("/dev/null") as device:
         device.write_text("nothing is replaced")
     assert Path("/dev/null").is_char_device()
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"), atomic_path("/dev/full") as device:
+        device.write_text("full")
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    refused = pytest.raises(OSError, match=r"cannot be written to a pipe or device, give a file: '.*pipe'")
+    with refused, atomic_path(tmp_path / "pipe") as pipe, open(pipe, "wb") as stream:
+        stream.seek(10)
+    os.close(reader)
 
 
 def test_what_a_killed_process_was_writing_is_private_and_the_next_removes_it(tmp_path):

@@ -1,6 +1,8 @@
 """The one way to write a file or a folder: whole or not at all, and over nothing but what the same command wrote."""
 
 import contextlib
+import errno
+import io
 import json
 import os
 import platform
@@ -16,6 +18,7 @@ from .errors import OutputExistsError
 _LOCK_FILE = f".lock-{platform.node()}"
 _UNFINISHED, _REPLACED = ".partial", "replaced"
 _LONGEST_NAME = 40  # characters of a target's name in that of its unfinished files; systems allow 255 bytes
+_WRITING = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EPIPE)
 _searched: set[Path] = set()  # folders in which this process has looked for what killed ones left
 
 
@@ -86,6 +89,20 @@ def begins_with(*openings: str) -> Callable[[Path], bool]:
         return any(start.startswith(opening) for opening in encoded)
 
     return is_own
+
+
+@contextlib.contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Add the path to errors of writing, such as of a full disk, which name none."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, io.UnsupportedOperation) or error.errno == errno.ESPIPE:
+            what = "this format cannot be written to a pipe or device, give a file"
+            raise OSError(errno.ESPIPE, what, os.fspath(path)) from error
+        if error.errno in _WRITING and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 @contextlib.contextmanager
@@ -182,9 +199,10 @@ def atomic_path(path: str | os.PathLike[str], *, private: bool = False, overwrit
     """
     target = Path(os.path.realpath(path))
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        yield Path(path)
+        with _naming(path):
+            yield Path(path)
         return
-    with unfinished_folder(target.parent, target.name) as folder:
+    with _naming(path), unfinished_folder(target.parent, target.name) as folder:
         scratch = folder / "new"
         scratch.touch()
         yield scratch
@@ -217,7 +235,7 @@ def atomic_folder(path: str | os.PathLike[str], check: Callable[[], None], *, ke
     target = Path(os.path.realpath(path))
     check()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with unfinished_folder(target.parent, target.name) as work:
+    with _naming(path), unfinished_folder(target.parent, target.name) as work:
         new, old = work / "new", work / _REPLACED / target.name
         new.mkdir()  # with the user's own permissions; those of `work` are private
         yield new
@@ -251,7 +269,7 @@ def files_in(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    with unfinished_folder(target, "files") as work:
+    with _naming(folder), unfinished_folder(target, "files") as work:
         scratch = work / "new"
         scratch.mkdir()
         yield scratch
