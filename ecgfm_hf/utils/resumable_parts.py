@@ -435,7 +435,10 @@ def _write_part_watched(write: PartWriter, task: Task) -> PartAccount:
         if result is not None:  # such as a full disk, and not the fault of an item
             raise OSError(f"part {task.number} cannot be written: {result}") from result
         if item is None or item in deadly:
-            raise OSError(f"part {task.number}: the process that writes it ended with exit code {process.exitcode}")
+            raise OSError(
+                f"part {task.number}: the process that writes it ended with exit code {process.exitcode}, as when memory "
+                "runs out. Run the same command again: it resumes"
+            )
         deadly |= {item}
 
 
