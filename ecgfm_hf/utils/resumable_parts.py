@@ -436,8 +436,8 @@ def _write_part_watched(write: PartWriter, task: Task) -> PartAccount:
             raise OSError(f"part {task.number} cannot be written: {result}") from result
         if item is None or item in deadly:
             raise OSError(
-                f"part {task.number}: the process that writes it ended with exit code {process.exitcode}, as when memory "
-                "runs out. Run the same command again: it resumes"
+                f"part {task.number}: the process that writes it ended with exit code {process.exitcode}, as when "
+                "memory runs out. Run the same command again: it resumes"
             )
         deadly |= {item}
 
