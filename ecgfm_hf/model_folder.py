@@ -1,10 +1,12 @@
 """Model folders: write one, and load one as a model, a feature extractor or a pipeline."""
 
 import copy
+import functools
 import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -121,12 +123,14 @@ def load_model(
     hub = {"revision": revision, "subfolder": subfolder, "token": token}
     config = _load_config(name, hub) if config is None else copy.deepcopy(config)
     model_class = loading_class = _class_of(name, config) if model_class is None else model_class
+    stored: list[_StoredTensors] = []
     if getattr(config, "quantization_config", None) is None:
-        loading_class = _checked_class(name, model_class, config, _weight_files(name, hub))
+        loading_class, *stored = _checked(name, model_class, config, _weight_files(name, hub))
     try:
         # With `output_loading_info` it returns a pair, against its type.
         loaded: Any = loading_class.from_pretrained(
             model_dir,
+            *stored,
             config=config,
             dtype=dtype,
             attn_implementation=attn_implementation,
@@ -340,7 +344,7 @@ def _weight_files(name: str, hub: dict[str, Any]) -> list[str]:
         raise _read_error(name, "its weights cannot be read", error) from error
 
 
-def _stored_tensors(name: str, files: Iterable[str]) -> dict[str, tuple[tuple[int, ...], str]]:
+def _read_headers(name: str, files: Iterable[str]) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and number type of each tensor in the files' headers, by name without the prefix `ecgfm.`."""
     stored: dict[str, tuple[tuple[int, ...], str]] = {}
     for path in files:
@@ -356,15 +360,60 @@ def _stored_tensors(name: str, files: Iterable[str]) -> dict[str, tuple[tuple[in
     return stored
 
 
-def _checked_class(name: str, model_class: type[ModelT], config: ECGFMConfig, files: Iterable[str]) -> type[ModelT]:
+@dataclass(frozen=True)
+class _StoredTensors:
     """
-    Return a subclass whose models are compared with the files' headers when they are built, still without weights.
+    The tensors that a model is to be loaded from.
+
+    Args:
+        name: The model's folder, for messages.
+        model_class: The class to load.
+        tensors: Shape and number type of each, as [`_read_headers`] returns them.
+        allowed: How names of tensors begin that the class may leave unused.
+    """
+
+    name: str
+    model_class: type[ECGFMPreTrainedModel]
+    tensors: Mapping[str, tuple[tuple[int, ...], str]]
+    allowed: tuple[str, ...]
+
+    def check(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Raise `ModelFolderError` where they are not those of a model's `state`."""
+        prefix = f"{ECGFMModel.base_model_prefix}."
+        expected = {key.removeprefix(prefix): tuple(tensor.shape) for key, tensor in state.items()}
+        missing = [key for key in expected if key not in self.tensors]
+        unused = [key for key in self.tensors if key not in expected and not key.startswith(self.allowed)]
+        shared = {key: self.tensors[key] for key in expected if key in self.tensors}
+        shapes = [f"{k} is {shape}, expected {expected[k]}" for k, (shape, _) in shared.items() if shape != expected[k]]
+        types = [f"{k} is {kind}" for k, (_, kind) in shared.items() if kind not in _FLOATING_POINT]
+        problems = [
+            f"{what}: {', '.join(found[:_NAMED])}" + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "")
+            for what, found in (
+                ("missing tensors", missing),
+                ("unused tensors", unused),
+                ("wrong shapes", shapes),
+                (f"wrong number types (expected {', '.join(_FLOATING_POINT)})", types),
+            )
+            if found
+        ]
+        if problems:
+            hint = _hint(self.model_class, missing)
+            raise ModelFolderError(
+                f"{self.name} does not load as {self.model_class.__name__}: {'; '.join(problems)}{hint}"
+            )
+
+
+def _checked(
+    name: str, model_class: type[ModelT], config: ECGFMConfig, files: Iterable[str]
+) -> tuple[type[ModelT], _StoredTensors]:
+    """
+    Return a subclass whose models are checked, and the tensors that it takes after the config to check them.
 
     Where the class does not need the mask embedding and the files have none, `config.mask_time_prob` becomes 0, so that
     the model has none either.
     """
     allowed = next((of for known, of in _MAY_BE_UNUSED.items() if issubclass(model_class, known)), ())
-    stored = _stored_tensors(name, files)
+    stored = _read_headers(name, files)
     # Counted before anything is built: a config may name any number of layers.
     layers = {key.split(".")[2] for key in stored if key.startswith("encoder.layers.")}
     if len(layers) != config.num_hidden_layers:
@@ -373,49 +422,27 @@ def _checked_class(name: str, model_class: type[ModelT], config: ECGFMConfig, fi
         )
     if _MASK_EMBEDDING in allowed and _MASK_EMBEDDING not in stored:
         config.mask_time_prob = 0.0
+    checked_class = _checked_class(model_class)  # type: ignore[arg-type]  # mypy takes a generic class as not hashable
+    return checked_class, _StoredTensors(name, model_class, stored, allowed)
+
+
+@functools.cache  # transformers takes 9 ms to define a class
+def _checked_class(model_class: type[ModelT]) -> type[ModelT]:
+    """Return a subclass whose models are checked when they are built, still without weights."""
 
     class Checked(model_class):  # type: ignore[misc, valid-type]  # its base is known at run time only
         # Building a model for the comparison, and another to load, would take a third longer.
-        def __init__(self, *args: Any, **kwargs: Any):
+        def __init__(self, config: ECGFMConfig, stored: _StoredTensors, **kwargs: Any):
             try:
-                super().__init__(*args, **kwargs)
+                super().__init__(config, **kwargs)
             except (RuntimeError, ValueError, TypeError, KeyError) as error:
-                raise ModelFolderError(f"{name}: its config describes no model that can be built: {error}") from error
-            _check_tensors(name, model_class, self.state_dict(), stored, allowed)
+                raise ModelFolderError(
+                    f"{stored.name}: its config describes no model that can be built: {error}"
+                ) from error
+            stored.check(self.state_dict())
 
     Checked.__name__ = model_class.__name__  # for messages and what goes by a class's name
     return Checked
-
-
-def _check_tensors(
-    name: str,
-    model_class: type[ECGFMPreTrainedModel],
-    state: Mapping[str, torch.Tensor],
-    stored: Mapping[str, tuple[tuple[int, ...], str]],
-    allowed: tuple[str, ...],
-) -> None:
-    """Compare the tensors of a model with those in the files' headers."""
-    prefix = f"{ECGFMModel.base_model_prefix}."
-    expected = {key.removeprefix(prefix): tuple(tensor.shape) for key, tensor in state.items()}
-    missing = [key for key in expected if key not in stored]
-    unused = [key for key in stored if key not in expected and not key.startswith(allowed)]
-    shared = [key for key in expected if key in stored]
-    shapes = [f"{k} is {stored[k][0]}, expected {expected[k]}" for k in shared if stored[k][0] != expected[k]]
-    types = [f"{k} is {stored[k][1]}" for k in shared if stored[k][1] not in _FLOATING_POINT]
-    problems = [
-        f"{what}: {', '.join(found[:_NAMED])}" + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "")
-        for what, found in (
-            ("missing tensors", missing),
-            ("unused tensors", unused),
-            ("wrong shapes", shapes),
-            (f"wrong number types (expected {', '.join(_FLOATING_POINT)})", types),
-        )
-        if found
-    ]
-    if problems:
-        raise ModelFolderError(
-            f"{name} does not load as {model_class.__name__}: {'; '.join(problems)}{_hint(model_class, missing)}"
-        )
 
 
 def _hint(model_class: type[ECGFMPreTrainedModel], missing: list[str]) -> str:

@@ -67,7 +67,7 @@ def _cases(
         return patch.object(stores, "changed_files", lambda *_: [])
 
     def unchecked_model() -> AbstractContextManager:
-        return patch.object(model_folder, "_checked_class", lambda _, model_class, *__: model_class)
+        return patch.object(model_folder, "_checked", lambda _, model_class, *__: (model_class,))
 
     def unchecked_classifier() -> AbstractContextManager:
         stack = ExitStack()
