@@ -92,8 +92,9 @@ class ModelInputs:
     """
     Items by index, for torch's `DataLoader` (with [`collate_items`]) and the `Trainer`; [`as_model_inputs`] makes it.
 
-    Items of one recording follow one another. A batch reads each of its recordings once, so a sampler that keeps a
-    recording's items together (`shuffle_recordings`) reads about twice as fast as one that shuffles items.
+    Items of one recording follow one another. A batch reads each of its recordings once. By the statistics of the
+    store, an item needs no other samples than its own. Where these are missing, `shuffle_recordings` reads faster: it
+    keeps the items of a recording together.
 
     Attributes:
         label_names (`tuple[str, ...]`)
