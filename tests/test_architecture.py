@@ -23,6 +23,7 @@ ROOMS = [
     "fairseq",
     "data",
     "inference",
+    "distributed",
     "evaluation",
     "recipes",
     "training",

@@ -42,7 +42,7 @@ NO_PATH = set(
         """
     allow arms base_model binarise budget card changes class_column columns dataset_name developers device drop
     drop_sources encoding finetuning fractions host intended_use keep keep_leads keep_sources label labels
-    lead_names leads license limitations message name negative plot_saliency positive published rename_leads repo
+    lead_names leads license limitations message name negative plot_saliency positive published ray rename_leads repo
     repo_id revision separator shard sheet sizes split split_column test_split text_column thresholds training_data
     units unknown valid_split config_name
     """,

@@ -5,10 +5,10 @@ import shlex
 import subprocess
 
 import pytest
-from doc_blocks import ROOT, blocks_of, command_lines, our_arguments, yaml_of
+from doc_blocks import ROOT, blocks_of, check_arguments, command_lines, our_arguments, yaml_of
 
 CLUSTER = ROOT / "docs" / "cluster"
-CONFIGS = sorted(CLUSTER.glob("*.yaml"))
+CONFIGS = sorted(CLUSTER.glob("*_node*.yaml"))
 SBATCH = CLUSTER / "pretrain.sbatch"
 
 
@@ -70,6 +70,20 @@ def test_the_slurm_script_asks_for_what_it_starts():
     assert int(asked["nodes"]) == config["num_machines"]
     assert int(asked["nodes"]) * int(asked["gpus-per-node"]) == config["num_processes"]
     assert asked["ntasks-per-node"] == "1"
+
+
+def test_commands_on_a_ray_cluster_have_options_that_exist():
+    text = (CLUSTER / "predict.sbatch").read_text()
+    subprocess.run(["bash", "-n", CLUSTER / "predict.sbatch"], check=True)
+    script = re.search(r"bash -c '(.*?)'", text, re.DOTALL)[1]
+    subprocess.run(["bash", "-nc", script], check=True)
+    (line,) = re.findall(r"ecgfm predict .*", script)
+    job = yaml_of(CLUSTER / "rayjob.yaml")["spec"]
+    for command in (line, job["entrypoint"]):
+        check_arguments(our_arguments(command))
+    head, (workers,) = (job["rayClusterSpec"][name] for name in ("headGroupSpec", "workerGroupSpecs"))
+    (image,) = {pod["template"]["spec"]["containers"][0]["image"] for pod in (head, workers)}
+    assert image
 
 
 def test_the_table_of_batches_multiplies():

@@ -1,10 +1,7 @@
 """A run that is killed goes on where it was: no row lost, none doubled, none of another model's."""
 
-import functools
 import os
 import signal
-import socket
-import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -293,34 +290,6 @@ def test_a_stamp_goes_by_the_content_of_all_files_of_a_recording(tmp_path):
         assert [number for number in range(len(given)) if stamps()[number] != first[number]] == changed
         file.write_bytes(content)
         assert stamps() == first  # at another time
-
-
-def test_processes_wait_for_each_other_and_an_end_of_one_is_an_error(tmp_path, monkeypatch):
-    from ecgfm_hf.inference import parquet_run
-
-    for name, seconds in (("_BEAT_SECONDS", 0.1), ("_DEAD_SECONDS", 1.0), ("_CONNECT_SECONDS", 20.0)):
-        monkeypatch.setattr(parquet_run, name, seconds)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-
-    def process(rank):
-        os.environ.update(environment, RANK=str(rank))
-        processes = parquet_run.Processes()
-        if rank == 1:
-            time.sleep(2)  # longer than a process without heartbeat may be silent
-        processes.wait()
-        if rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        try:
-            processes.wait()
-        except OSError as error:
-            os._exit(7 if "another process of this run has ended (no heartbeat of process 1" in str(error) else 8)
-
-    first, second = (start(functools.partial(process, rank), tmp_path) for rank in (0, 1))
-    assert wait(second) == -signal.SIGKILL
-    assert wait(first) == 7
 
 
 def test_a_header_that_was_mended_is_another_recording_by_any_name(model_dir, tmp_path, capsys):

@@ -20,7 +20,14 @@ from typer.core import TyperCommand, TyperGroup
 from .. import __version__
 from ..utils.errors import ECGFMError
 from ..utils.text import as_names, printable
-from .options import CommandFailed, QuietOption, VerboseOption, logging_for, with_logging
+from .options import (
+    CommandFailed,
+    QuietOption,
+    VerboseOption,
+    logging_for,
+    with_default_cluster,
+    with_logging,
+)
 from .outputs import with_checked_outputs
 
 # The base of all errors of usage; typer exports only this one of its kind.
@@ -66,6 +73,13 @@ COMMANDS = {
 }
 
 
+class _WithOptionalAddress(TyperCommand):
+    """A command whose `--ray` may stand without an address, which typer has no options for."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # typer's context, vendored or not
+        return super().parse_args(ctx, with_default_cluster(args))
+
+
 class _Commands(TyperGroup):
     """Imports a command's module when the command is used or its help is shown."""
 
@@ -106,7 +120,9 @@ def load_command(name: str) -> TyperCommand:
     found = COMMANDS[name]
     function = getattr(importlib.import_module(found.module, __package__), found.function)
     app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    app.command(name, rich_help_panel=found.panel, no_args_is_help=False)(with_logging(with_checked_outputs(function)))
+    app.command(name, cls=_WithOptionalAddress, rich_help_panel=found.panel, no_args_is_help=False)(
+        with_logging(with_checked_outputs(function))
+    )
     command = typer.main.get_command(app)
     assert isinstance(command, TyperCommand)
     return command

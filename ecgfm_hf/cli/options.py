@@ -3,15 +3,17 @@
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import inspect
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, get_type_hints
 
 import typer
 
@@ -20,6 +22,10 @@ from ..utils.precision import Precision
 from ..utils.text import names, printable
 from .outputs import Reads
 
+if TYPE_CHECKING:
+    from ..utils.resumable_parts import Distribute
+
+DEFAULT_CLUSTER = "default"  # of `--ray` without an address
 # The feature extractor's policies. Its file is remote code, which must work without this package and imports
 # transformers, which help must not wait for; tests/test_cli.py compares them.
 MissingLeads = Literal["error", "zero", "derive"]
@@ -185,6 +191,105 @@ class ReadingOptions:
     def policies(self) -> dict[str, Any]:
         """What the feature extractor takes in place of the model's own policies."""
         return _given(**{name: getattr(self, name) for name in POLICIES})
+
+
+_SEVERAL = "Several processes or machines (docs/cluster.md)"
+
+
+@dataclasses.dataclass(frozen=True)
+class SharingOptions:
+    """The options of commands whose parts may be shared: among processes by `--shard`, among machines by `--ray`."""
+
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Write the I-th of N shares (I from 1), for several processes or machines. A run without --shard "
+            "completes the output.",
+            rich_help_panel=_SEVERAL,
+        ),
+    ] = None
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="[ADDRESS]",
+            help="Run on a Ray cluster: HOST:PORT of its head, auto for this machine's, local to start one here "
+            "(default: RAY_ADDRESS, else auto, else local). Needs ecgfm-hf\\[ray].",
+            rich_help_panel=_SEVERAL,
+        ),
+    ] = None
+    ray_workers: Annotated[
+        int | None,
+        typer.Option(
+            "--ray-workers",
+            min=1,
+            metavar="N",
+            help="At most N processes on the cluster (default: as many as it has room for).",
+            rich_help_panel=_SEVERAL,
+        ),
+    ] = None
+    gpus_per_worker: Annotated[
+        float,
+        typer.Option(
+            "--gpus-per-worker",
+            min=0,
+            metavar="G",
+            help="GPUs of each of these processes, also shares such as 0.5 (default: 0, on CPUs).",
+            rich_help_panel=_SEVERAL,
+        ),
+    ] = 0.0
+
+    def __post_init__(self) -> None:
+        self.share  # noqa: B018  # errors of usage come first
+        if self.ray is None and (self.ray_workers is not None or self.gpus_per_worker):
+            raise SettingsError("--ray-workers and --gpus-per-worker need --ray")
+        if self.ray is not None and self.share is not None:
+            raise SettingsError("--ray and --shard exclude each other: Ray shares the parts itself")
+        if self.ray is not None and importlib.util.find_spec("ray") is None:
+            raise CommandFailed("--ray needs Ray: pip install 'ecgfm-hf[ray]'")
+
+    @property
+    def share(self) -> tuple[int, int] | None:
+        """`--shard` as `(i, n)`, i from 0."""
+        if self.shard is None:
+            return None
+        number, _, count = self.shard.partition("/")
+        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+            raise SettingsError(f"--shard: must be I/N with I from 1 to N, found: {self.shard}")
+        return int(number) - 1, int(count)
+
+    def distribute(self, cpus_per_worker: int = 1) -> "Distribute | None":
+        """Return what shares the parts among machines; None without `--ray`."""
+        if self.ray is None:
+            return None
+        from ..distributed import RayExecutor
+
+        return functools.partial(
+            RayExecutor,
+            address=None if self.ray == DEFAULT_CLUSTER else self.ray,
+            workers=self.ray_workers,
+            cpus_per_worker=cpus_per_worker,
+            gpus_per_worker=self.gpus_per_worker,
+        )
+
+    def report_share(self, output: str | Path) -> None:
+        """Print that a share is written."""
+        assert self.share is not None
+        print(
+            f"share {self.share[0] + 1} of {self.share[1]} is written; the command without --shard completes {output}"
+        )
+
+
+def with_default_cluster(arguments: Sequence[str]) -> list[str]:
+    """Return arguments in which `--ray` has an address, as an option's value is not optional in typer."""
+    found = []
+    for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        found.append(argument)
+        if argument == "--ray" and not re.fullmatch(r"auto|local|\S*:\d+|\d+(\.\d+){3}", after):
+            found.append(DEFAULT_CLUSTER)
+    return found
 
 
 def _given(**options: Any) -> dict[str, Any]:

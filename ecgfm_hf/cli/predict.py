@@ -20,6 +20,7 @@ from .options import (
     CommandFailed,
     PrecisionOption,
     ReadingOptions,
+    SharingOptions,
     expand_options,
     loading,
     parse_mapping,
@@ -128,7 +129,7 @@ class RecordingOptions(ReadingOptions):
         typer.Option(
             "--device",
             metavar="DEVICE",
-            help="Such as cpu, cuda (each process takes its own) or cuda:0.",
+            help="Such as cpu, cuda or cuda:0.",
             rich_help_panel=_RUN,
         ),
     ] = "cpu"
@@ -184,12 +185,6 @@ class RecordingOptions(ReadingOptions):
         """The files and folders that the options name."""
         return [path for path in (*(self.inputs or ()), self.list_file, self.table, self.root) if path is not None]
 
-    @property
-    def own_device(self) -> str:
-        """The GPU of this process where several processes share a run and `cuda` is wanted."""
-        shared = self.device == "cuda" and "LOCAL_RANK" in os.environ
-        return f"cuda:{os.environ['LOCAL_RANK']}" if shared else self.device
-
 
 @expand_options
 def predict(
@@ -197,6 +192,7 @@ def predict(
         str, typer.Option("--model", metavar="DIR", help="Folder or Hub repository of a classifier."), Reads()
     ],
     options: RecordingOptions,
+    sharing: SharingOptions,
     format: Annotated[
         Literal["table", "csv", "tsv", "json", "xlsx"] | None,
         typer.Option("--format", help="Output format (default: by the suffix of --output, else table)."),
@@ -258,7 +254,7 @@ def predict(
     Reads WFDB, DICOM, EDF, ISHNE, SCP-ECG, and XML of Sierra, CardioSoft and Schiller; with ecgfm-hf\\[formats] also
     MUSE and Mortara XML, aECG and HDF5. CSV, TSV, .npy and fairseq-signals .mat need options for what they do not
     contain. With --output FILE.parquet a run that was killed resumes when it is started again, and may be shared among
-    processes by `torchrun` or `accelerate launch`.
+    processes and machines (--shard, --ray).
 
     Exit status: 0 all scored, 1 some failed, 2 usage, 130 interrupted.
     """
@@ -275,9 +271,11 @@ def predict(
         )
     if logits and not per_segment:
         raise CommandFailed("--logits needs --per-segment")
+    if chosen != "parquet" and (sharing.ray or sharing.shard):
+        raise CommandFailed("--ray and --shard need --output FILE.parquet")
     _check_outputs(output, options)
     with sigterm_as_interrupt(), quiet_libraries():
-        return _predict(model, output, options, chosen, pages, per_segment, logits)
+        return _predict(model, output, options, sharing, chosen, pages, per_segment, logits)
 
 
 @expand_options
@@ -291,6 +289,7 @@ def embed(
         Writes(is_parquet_output, also=_run_files),
     ],
     options: RecordingOptions,
+    sharing: SharingOptions,
     per_segment: Annotated[
         bool,
         typer.Option(
@@ -313,8 +312,8 @@ def embed(
     Compute embeddings of recordings.
 
     Writes an embedding for each recording, or for each of its segments. Takes and reads what `ecgfm predict` does. A
-    run that was killed resumes when it is started again, and may be shared among processes by `torchrun` or
-    `accelerate launch`.
+    run that was killed resumes when it is started again, and may be shared among processes and machines (--shard,
+    --ray).
 
     Exit status: 0 all embedded, 1 some failed, 2 usage, 130 interrupted.
     """
@@ -322,7 +321,7 @@ def embed(
         raise CommandFailed(f"--output must end in .parquet, found: {output}")
     _check_outputs(output, options)
     with sigterm_as_interrupt(), quiet_libraries():
-        return _embed(model, output, options, layer, per_segment)
+        return _embed(model, output, options, sharing, layer, per_segment)
 
 
 def embed_map(
@@ -369,6 +368,7 @@ def _predict(
     name: str,
     output: str | None,
     options: RecordingOptions,
+    sharing: SharingOptions,
     format: str,
     pages: PageOptions | None,
     per_segment: bool,
@@ -383,44 +383,46 @@ def _predict(
     from ..utils.precision import keep_freed_memory, resolve_precision, weights_dtype
 
     keep_freed_memory()
+    device, works_on = _devices(options, sharing)
     with loading(name):
-        precision = resolve_precision(options.precision, options.own_device)
+        precision = resolve_precision(options.precision, works_on)
         # Gradients are of float32; without them the weights are read as they are used.
         has_gradients = pages is not None and pages.saliency is not None
-        dtype = torch.float32 if has_gradients else weights_dtype(precision, options.own_device)
-        pipeline = load_pipeline(name, device=options.own_device, dtype=dtype, **options.policies)
+        dtype = torch.float32 if has_gradients else weights_dtype(precision, works_on)
+        pipeline = load_pipeline(name, device=device, dtype=dtype, **options.policies)
     model, extractor = pipeline.model, pipeline.feature_extractor
     # The package's own classes, by load_pipeline.
     assert isinstance(model, ECGFMForMultiLabelClassification)
     assert isinstance(extractor, ECGFMFeatureExtractor)
     source = _source(options, extractor, output, inspect=True)
     page = None if pages is None else pages.writer(pipeline, name, [name, *options.named_inputs], options.overwrite)
-    runner = ModelRunner(model, options.batch_size, precision, False, None, options.compile)
+    make_runner = partial(ModelRunner, model, options.batch_size, precision, False, None, options.compile, works_on)
     if output is not None and format == "parquet":
+        config = model.config
 
         def to_rows(read: "ReadRecording", found: "np.ndarray", _: object) -> list[dict[str, Any]]:
             if per_segment:
-                return segment_score_rows(read, found, model.config, extractor)
-            return score_rows(read, found, model.config)
+                return segment_score_rows(read, found, config, extractor)
+            return score_rows(read, found, config)
 
         return _write_parquet(
             "predict",
             output,
             options,
+            sharing,
             model,
-            runner,
+            make_runner,
             extractor,
             source,
-            score_schema(model.config, per_segment, logits),
+            score_schema(config, per_segment, logits),
             to_rows,
+            precision=precision,
             layer=None,
             **({"per_segment": True, "logits": logits} if per_segment else {}),
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise CommandFailed("several processes share a run only with --output FILE.parquet")
     by_segment = partial(segment_answers_of, config=model.config, extractor=extractor) if per_segment else None
     return print_answers(
-        runner,
+        make_runner(),
         source,
         model.config,
         format,
@@ -433,29 +435,45 @@ def _predict(
     )
 
 
-def _embed(name: str, output: str, options: RecordingOptions, layer: int, per_segment: bool) -> int:
+def _embed(
+    name: str, output: str, options: RecordingOptions, sharing: SharingOptions, layer: int, per_segment: bool
+) -> int:
     from ..inference.embeddings import embedding_rows, embedding_schema, load_encoder
     from ..inference.model_runner import ModelRunner, check_layer
     from ..utils.precision import keep_freed_memory, resolve_precision
 
     keep_freed_memory()
+    device, works_on = _devices(options, sharing)
     with loading(name):
-        precision = resolve_precision(options.precision, options.own_device)
-        model, extractor = load_encoder(name, device=options.own_device, precision=precision, **options.policies)
+        precision = resolve_precision(options.precision, works_on)
+        model, extractor = load_encoder(name, device=device, precision=precision, **options.policies)
     chosen = check_layer(layer, model.config.num_hidden_layers)
     return _write_parquet(
         "embed",
         output,
         options,
+        sharing,
         model,
-        ModelRunner(model, options.batch_size, precision, True, chosen, options.compile),
+        partial(ModelRunner, model, options.batch_size, precision, True, chosen, options.compile, works_on),
         extractor,
         _source(options, extractor, output, inspect=False),
         embedding_schema(model.config.hidden_size, per_segment),
         lambda read, _, embeddings: embedding_rows(read, embeddings, per_segment, extractor),
+        precision=precision,
         layer=chosen,
         per_segment=per_segment,
     )
+
+
+def _devices(options: RecordingOptions, sharing: SharingOptions) -> tuple[str, str]:
+    """Return the device on which this process loads the model, and the one on which the processes run it."""
+    if sharing.ray is None:
+        return options.device, options.device
+    if options.device != "cpu":
+        raise SettingsError("--device is for this machine, found --ray: give --gpus-per-worker")
+    if options.precision == "auto":
+        raise SettingsError("--precision auto depends on the machine, found --ray: name the precision")
+    return "cpu", "cuda" if sharing.gpus_per_worker else "cpu"
 
 
 def _check_outputs(output: str | None, options: RecordingOptions) -> None:
@@ -507,23 +525,23 @@ def _write_parquet(
     command: str,
     output: str,
     options: RecordingOptions,
+    sharing: SharingOptions,
     model: "ECGFMPreTrainedModel",
-    runner: "ModelRunner",
+    make_runner: "Callable[[], ModelRunner]",
     extractor: "ECGFMFeatureExtractor",
     source: "FileSource | StoreSource | FolderSource",
     schema: "pa.Schema",
     to_rows: Callable[..., list[dict[str, Any]]],
     **settings: Any,
 ) -> int:
-    from ..inference.parquet_run import ParquetRun, Processes, plan_of
+    from ..inference.parquet_run import ParquetRun, plan_of
 
-    settings = {"command": command, "precision": runner.precision, "compile": options.compile, **settings}
-    processes = Processes()
+    settings = {"command": command, "compile": options.compile, **settings}
     try:
         parquet_run = ParquetRun(
             Path(output),
             source,
-            runner,
+            make_runner,
             schema,
             to_rows,
             plan_of(model, extractor, source, **settings),
@@ -531,16 +549,16 @@ def _write_parquet(
             part_size=options.part_size,
             num_workers=options.workers,
             progress=show_progress(),
-            processes=processes,
+            shard=sharing.share,
+            distribute=sharing.distribute(1 + options.workers),
         )
         result = parquet_run.run(overwrite=options.overwrite)
     except KeyboardInterrupt:
         raise CommandFailed("interrupted; the same command resumes", 130) from None
     except OSError as error:
         raise CommandFailed(f"{output}: {error}; the same command resumes", 1) from error
-    finally:
-        processes.end()
-    if not processes.is_main:
+    if result is None:
+        sharing.report_share(output)
         return 0
     if result.was_complete:
         print(f"ecgfm: {result.output} is complete already", file=sys.stderr)

@@ -16,6 +16,7 @@ from .options import (
     CommandFailed,
     NumProcOption,
     SeedOption,
+    SharingOptions,
     expand_options,
     parse_mapping,
     parse_names,
@@ -260,16 +261,8 @@ def prepare(
     ],
     split_options: SplitOptions,
     table_options: TableOptions,
+    sharing: SharingOptions,
     num_proc: NumProcOption = 1,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            "--shard",
-            metavar="I/N",
-            help="Write the I-th of N shares (I from 1), for several machines. A run without --shard completes the "
-            "store.",
-        ),
-    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read everything and rehearse the split, but write nothing.")
     ] = False,
@@ -381,7 +374,6 @@ def prepare(
     Exit status: 0 done (the table shows what was excluded), 1 cannot be written, 2 usage.
     """
     start, began = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
-    share = _parse_shard(shard)
     found = _source(
         source,
         root,
@@ -420,7 +412,8 @@ def prepare(
             out,
             settings,
             num_proc=num_proc,
-            shard=share,
+            shard=sharing.share,
+            distribute=sharing.distribute(),
             overwrite=overwrite,
             progress=show_progress(),
         )
@@ -429,8 +422,7 @@ def prepare(
     except OSError as error:
         raise CommandFailed(f"{error}; the same command resumes", 1) from error
     if report is None:
-        assert share is not None
-        print(f"share {share[0] + 1} of {share[1]} is written; the command without --shard completes {out}")
+        sharing.report_share(out)
         return 0
     print(summary(report))
     if report["written"] < began:
@@ -521,12 +513,3 @@ def _parse_fractions(text: str | None) -> dict[str, float] | None:
         return {name: float(value) for name, value in (parse_mapping(text, "--fractions") or {}).items()}
     except ValueError:
         raise SettingsError(f"--fractions: must look like train=0.8,valid=0.1,test=0.1, found: {text}") from None
-
-
-def _parse_shard(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise SettingsError(f"--shard: must be I/N with I from 1 to N, found: {text}")
-    return int(number) - 1, int(count)

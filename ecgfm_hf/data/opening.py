@@ -9,6 +9,7 @@ import functools
 import hashlib
 import logging
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Sequence
@@ -16,13 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from filelock import FileLock
 
 from ..fairseq.folder_reading import IDX, SEGMENT_FILES, FairseqFolder, is_fairseq_folder
 from ..fairseq.manifests import FairseqFolderError
 from ..records.store_rows import COLUMNS
 from ..utils.files import locked_folder, remove_abandoned
+from ..utils.integrity import CHECKSUMS_FILE, changed_files, read_checksums
 from .splits import UNSPLIT
 from .store import (
+    DATA_FOLDER,
     REPORT_FILE,
     DataError,
     check_files,
@@ -59,6 +63,7 @@ def split_names(path: str | Path) -> tuple[str, ...]:
     Raises:
         `DataError`: it is neither.
     """
+    path = local_store(path)
     if is_processed_folder(path):
         return _folder(path, None, None).splits
     return tuple(read_report(path)["splits"]["recordings"])
@@ -74,7 +79,7 @@ def data_digest(
         `DataError`: a path that is neither.
     """
     found = []
-    for path in paths:
+    for path in map(local_store, paths):
         if is_processed_folder(path):
             try:
                 found.append(_folder(path, None, labels).digest(splits, pairs))
@@ -103,8 +108,9 @@ def load_prepared(
     them, as they are: they were standardised when the folder was made.
 
     Args:
-        store (`str` or `Path`, or a sequence of them): Several with different labels give all labels; a label that one
-            does not have is None (unknown) there, never 0.
+        store (`str` or `Path`, or a sequence of them): Also an address of fsspec, such as `s3://bucket/store`, which is
+            copied to `TMPDIR` first. Several with different labels give all labels; a label that one does not have is
+            None (unknown) there, never 0.
         split (`str`, *optional*): Defaults to all splits, as a dictionary.
         streaming (`bool`): Read the Parquet files from first to last, without a copy; each is checked for damage
             before its first row. Otherwise all are checked, and 🤗 datasets writes an uncompressed, memory-mapped copy,
@@ -123,6 +129,7 @@ def load_prepared(
     """
     if not isinstance(store, str | os.PathLike):
         return _load_several(list(store), split, streaming, cache_dir, {"root": root, "labels": labels, "pairs": pairs})
+    store = local_store(store)
     if is_processed_folder(store):
         return _load_folder(_folder(store, root, labels), split, streaming, pairs)
     if root is not None:
@@ -164,6 +171,55 @@ def load_prepared(
     if split is not None or UNSPLIT not in files:
         return data
     return type(data)({UNSPLIT: data["train"]})
+
+
+def local_store(store: str | Path) -> str | Path:
+    """
+    Return a path of this machine for a store: itself, or where it is copied to from an address of fsspec.
+
+    An address is such as `s3://bucket/store`. The copy goes to [`private_folder`], once for all processes that one
+    launcher started on this machine, and all of it is checked for damage.
+
+    Raises:
+        `DataError`: no store there, or a damaged one; no library for this kind of address; no space for the copy.
+    """
+    return _copied(os.fspath(store)) if "://" in os.fspath(store) else store
+
+
+@functools.cache
+def _copied(address: str) -> Path:
+    import fsspec
+
+    folder = private_folder() / f"store-{hashlib.sha256(address.encode()).hexdigest()[:16]}"
+    try:
+        system, root = fsspec.core.url_to_fs(address)
+        with FileLock(f"{folder}.lock"):
+            if folder.exists():  # another process of this run has copied it
+                return folder
+            scratch = folder.with_suffix(".partial")
+            shutil.rmtree(scratch, ignore_errors=True)
+            (scratch / DATA_FOLDER).mkdir(parents=True)
+            system.get_file(f"{root}/{CHECKSUMS_FILE}", str(scratch / CHECKSUMS_FILE))
+            names = read_checksums(scratch)["files"]
+            if strange := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
+                raise DataError(f"{address}: {CHECKSUMS_FILE} names {strange[0]}, which is no file of a store")
+            for name in names:
+                system.get_file(f"{root}/{name}", str(scratch / name))
+            if changed := changed_files(scratch):
+                raise DataError(f"{address} is damaged: {'; '.join(changed[:3])}. Copy it there again")
+            scratch.rename(folder)
+    except DataError:
+        raise
+    except ImportError as error:
+        raise DataError(f"{address}: {error}") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{address} is no store, or not a whole one: {error} is missing") from None
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{address} cannot be copied to {folder.parent} ({error}): check the address and its access; if the "
+            "disk is full, set TMPDIR to another folder"
+        ) from error
+    return folder
 
 
 @functools.cache
@@ -306,6 +362,7 @@ __all__ = [
     "is_processed_folder",
     "label_file",
     "load_prepared",
+    "local_store",
     "private_folder",
     "split_names",
 ]

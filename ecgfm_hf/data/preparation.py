@@ -20,6 +20,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from ..records.record import ECGRecord
 from ..records.store_rows import row_from_record
 from ..utils.files import atomic_path
 from ..utils.resumable_parts import (
+    Distribute,
+    Executor,
     ItemWatch,
     LocalExecutor,
     PartAccount,
@@ -98,6 +101,7 @@ def prepare(
     *,
     num_proc: int = 1,
     shard: tuple[int, int] | None = None,
+    distribute: Distribute | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> dict[str, Any] | None:
@@ -111,6 +115,8 @@ def prepare(
         num_proc (`int`): Processes.
         shard (`tuple[int, int]`, *optional*): `(i, n)`, i from 0: write this machine's parts only; a run without it
             completes the store.
+        distribute (*optional*): Has the recordings read on several machines, such as
+            `functools.partial(ecgfm_hf.distributed.RayExecutor, address="auto")`.
         overwrite (`bool`): Discard a store in `out`, finished or not.
         progress (`bool`): Show progress bars on standard error.
 
@@ -140,7 +146,9 @@ def prepare(
     settings.split.check(index.table, published)
     described = _describe(source, settings)
     plan = described | {"split": settings.split.to_json(), "recordings": table_digest(index.table)}
-    writer = RecordingWriter(source, index.table, settings.pseudonymise)
+    # No process that reads needs the ids behind pseudonyms.
+    rows = index.table.select([name for name in index.table.column_names if name not in ("_id", "_patient")])
+    writer = RecordingWriter(source, rows, settings.pseudonymise)
     parts = ResumableParts(work, plan, index.table.num_rows, part_size(index.table.num_rows), writer.stamps)
     if overwrite:
         _clear(out)
@@ -157,7 +165,10 @@ def prepare(
     try:
         if num_proc > 1:
             share_file_digests()
-        parts.run(LocalExecutor(writer, num_proc), shard=shard or (0, 1), progress=progress, description=source.name)
+        executor: Executor = LocalExecutor(writer, num_proc)
+        if distribute is not None:
+            executor = distribute(partial(LocalExecutor, writer, 1), [source.root] if hasattr(source, "root") else [])
+        parts.run(executor, shard=shard or (0, 1), progress=progress, description=source.name)
         if shard is not None:
             return None
         with exclusive(work):

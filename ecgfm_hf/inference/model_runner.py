@@ -13,7 +13,7 @@ from ..configuration_ecgfm import ECGFMConfig
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification, ECGFMModel, _mean_over_frames
 from ..pipeline_ecgfm import recording_answer, segment_answers
-from ..utils.precision import evaluation_mode, resolve_precision, with_compiled_layers, with_precision
+from ..utils.precision import evaluation_mode, resolve_device, resolve_precision, with_compiled_layers, with_precision
 from .read_ahead import ReadRecording, read_in_order
 from .recording_sources import DatasetSource
 
@@ -110,6 +110,7 @@ class ModelRunner:
     Args:
         model ([`ECGFMModel`] or [`ECGFMForMultiLabelClassification`]): Runs on its own device.
         batch_size, precision, embeddings, layer, compile: As in [`run_recordings`].
+        device (*optional*): Where to move the model before.
 
     Attributes:
         precision: The precision in use, never `"auto"`.
@@ -127,11 +128,14 @@ class ModelRunner:
         embeddings: bool = False,
         layer: int | None = None,
         compile: bool = False,
+        device: str | torch.device | None = None,
     ):
         if not isinstance(model, ECGFMModel | ECGFMForMultiLabelClassification):
             raise ValueError(f"the model must be an encoder or a classifier, found: {type(model).__name__}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, found: {batch_size}")
+        if device is not None:
+            torch.nn.Module.to(model, resolve_device(device))
         self.precision = resolve_precision(precision, model.device)
         self._model = with_precision(model, self.precision)
         if compile:

@@ -6,17 +6,12 @@ Predictions or embeddings of any number of recordings in one Parquet file, by a 
     OUTPUT.parquet.parts/     the unfinished run; see `utils/resumable_parts.py`
 """
 
-import contextlib
 import csv
 import hashlib
 import json
-import os
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,20 +20,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import distributed
 from transformers.modeling_utils import PreTrainedModel
 
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..utils.errors import SettingsError
 from ..utils.files import atomic_path, begins_with, check_output, remove_unfinished
 from ..utils.resumable_parts import (
+    Distribute,
+    Executor,
     PartAccount,
     ResumableParts,
     ResumeError,
     Task,
     content_digest,
     exclusive,
-    exit_with_parent,
     plan_differences,
 )
 from ..utils.text import to_cells
@@ -51,79 +46,9 @@ _FORMAT = 2
 # The first line of a list of failures, by which one is recognised.
 FAILURES_HEADER = "recording_id,path,reason\n"
 _NO_PART_OF_THE_MODEL = ("_name_or_path", "transformers_version")
-# For processes to find each other, between two heartbeats, and after the last one of a process that has ended.
-_CONNECT_SECONDS, _BEAT_SECONDS, _DEAD_SECONDS = 90.0, 5.0, 60.0
 
 # From a recording's logits and embeddings to its rows: none, one or several.
 ToRows = Callable[[ReadRecording, np.ndarray | None, np.ndarray | None], list[dict[str, Any]]]
-
-
-class Processes:
-    """
-    The processes of `torchrun` or `accelerate launch` that share a run; only this one where there are no others.
-
-    A process that has finished its share may wait for days, as long as the others live: each counts up a heartbeat in
-    the launcher's key-value store. A process whose launcher was killed ends.
-
-    Attributes:
-        rank, count: This process's index, from 0, and the number of processes.
-
-    Raises:
-        `OSError`: the others cannot be reached.
-    """
-
-    def __init__(self) -> None:
-        self.rank, self.count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        self.is_main = self.rank == 0
-        self._waits, self._ended = 0, threading.Event()
-        if self.count == 1:
-            return
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            exit_with_parent(os.getppid(), "the launcher of this process has ended: run the same command again")
-        try:
-            store, _, _ = next(distributed.rendezvous("env://", timeout=timedelta(seconds=_CONNECT_SECONDS)))
-        except (ValueError, RuntimeError) as error:
-            what = f"WORLD_SIZE is {self.count}, but the {self.count} processes of this run cannot connect"
-            raise OSError(f"{what}: {error}") from error
-        self._store = distributed.PrefixStore("ecgfm", store)
-        threading.Thread(target=self._beat, daemon=True).start()
-
-    def wait(self) -> None:
-        """Wait until all processes have called this. `OSError` where one of them has ended."""
-        if self.count == 1:
-            return
-        self._waits += 1
-        try:
-            self._store.add(f"waits/{self.rank}", 1)
-            for rank in range(self.count):
-                beats, changed = -1, time.monotonic()
-                # `add` of 0 reads a counter; `get` would block the heartbeat, too.
-                while self._store.add(f"waits/{rank}", 0) < self._waits:
-                    found = self._store.add(f"beats/{rank}", 0)
-                    if found != beats:
-                        beats, changed = found, time.monotonic()
-                    elif time.monotonic() - changed > _DEAD_SECONDS:
-                        raise RuntimeError(f"no heartbeat of process {rank} for {_DEAD_SECONDS:g} s")
-                    time.sleep(0.05)
-        except RuntimeError as error:
-            raise OSError(f"another process of this run has ended ({error}): run the same command again") from error
-
-    def end(self) -> None:
-        """Leave the others. The main process, which may hold the store, leaves last."""
-        if self.count == 1 or self._ended.is_set():
-            return
-        self._ended.set()
-        with contextlib.suppress(RuntimeError):  # the others have gone already
-            self._store.add("ended", 1)
-            end = time.monotonic() + _BEAT_SECONDS
-            while self.is_main and self._store.add("ended", 0) < self.count and time.monotonic() < end:
-                time.sleep(0.05)
-
-    def _beat(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the store has gone, which `wait` reports
-            while not self._ended.is_set():
-                self._store.add(f"beats/{self.rank}", 1)
-                self._ended.wait(_BEAT_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -153,7 +78,7 @@ class ParquetRun:
     Args:
         output: A path ending in `.parquet`.
         source: The recordings.
-        runner: The model.
+        make_runner: Makes the model's runner, such as `functools.partial(ModelRunner, model)`.
         schema: Of the rows.
         to_rows: Makes a recording's rows.
         plan: All that decides the rows, JSON-able; see [`plan_of`]. Only a run with the same plan is resumed.
@@ -161,14 +86,16 @@ class ParquetRun:
         part_size: Recordings a part. Belongs to the plan.
         num_workers: Processes that read, for each process that computes.
         progress: Whether to show a progress bar.
-        processes: Those that share the run.
+        shard: `(i, n)`, i from 0: write this share of the parts only; a run without it completes the output.
+        distribute: Has the parts written on several machines, such as
+            `functools.partial(ecgfm_hf.distributed.RayExecutor, address="auto")`.
     """
 
     def __init__(
         self,
         output: Path,
         source: FileSource | StoreSource | FolderSource,
-        runner: ModelRunner,
+        make_runner: Callable[[], ModelRunner],
         schema: pa.Schema,
         to_rows: ToRows,
         plan: Mapping[str, Any],
@@ -177,23 +104,27 @@ class ParquetRun:
         part_size: int = 256,
         num_workers: int = 0,
         progress: bool = False,
-        processes: Processes | None = None,
+        shard: tuple[int, int] | None = None,
+        distribute: Distribute | None = None,
     ):
-        self.output, self.source, self.runner, self.schema, self.to_rows = output, source, runner, schema, to_rows
+        self.output, self.source, self.schema, self.shard = output, source, schema, shard
         self.failures_file = failures_file or output.with_name(f"{output.name.removesuffix('.parquet')}.failures.csv")
-        self.num_workers, self.progress = num_workers, progress
-        self.processes = processes or Processes()
+        self.progress, self._distribute = progress, distribute
+        self._make = partial(_ModelExecutor, make_runner, source, schema, to_rows, num_workers)
         work = output.with_name(f"{output.name}.parts")
         self.parts = ResumableParts(
             work, {**plan, "format": _FORMAT}, len(source), part_size, lambda task: source.stamps(task.start, task.stop)
         )
 
-    def run(self, overwrite: bool = False) -> RunResult:
+    def run(self, overwrite: bool = False) -> RunResult | None:
         """
-        Run, or resume, to the end.
+        Run, or resume, to the end; with `shard`, only that share.
 
         Args:
             overwrite: Discard what another run wrote, finished or not.
+
+        Returns:
+            The result; None for a share of a run that is not complete.
 
         Raises:
             [`ResumeError`]: the output, finished or not, is of another run.
@@ -201,36 +132,27 @@ class ParquetRun:
             [`SettingsError`]: the output is no file.
             `OSError`: it cannot be written.
         """
-        processes = self.processes
         if self.output.exists() and not self.output.is_file():
             raise SettingsError(f"{self.output} is a folder, device or pipe, not a file: give another path")
-        if processes.is_main:
-            remove_unfinished(self.output.parent)
-            check_output(self.failures_file, overwrite=overwrite, is_own=begins_with(FAILURES_HEADER))
+        if overwrite and self.shard is not None:
+            raise SettingsError("overwrite and shard exclude each other: each process would discard the others' parts")
+        remove_unfinished(self.output.parent)
+        check_output(self.failures_file, overwrite=overwrite, is_own=begins_with(FAILURES_HEADER))
         if overwrite:
-            if processes.is_main:
-                self.parts.remove()
-            processes.wait()
+            self.parts.remove()
         # The old output stays until the new one replaces it.
         earlier = None if overwrite else self._earlier()
-        # All processes look before one begins: what a process finds must not depend on how fast the others are.
-        processes.wait()
         if earlier is not None:
             return earlier
         try:
             self.parts.claim()
             self._write_parts()
-            processes.wait()
-            result = self._join() if processes.is_main else None
-            processes.wait()
+            return self._join() if self.shard is None else None
         except FileNotFoundError:
             # Another run with the same output was faster, or discarded this one.
             if (earlier := self._earlier()) is None:
                 raise
             return earlier
-        result = result or self._earlier()
-        assert result is not None, "the main process has written the output"
-        return result
 
     def _earlier(self) -> RunResult | None:
         """Return the result of a complete run of this plan, or None. `ResumeError` where there is one of another."""
@@ -248,9 +170,8 @@ class ParquetRun:
                 f"{self.output} is of a run that differs in: {'; '.join(differences)}. Give another output, or replace "
                 "it with overwrite=True"
             )
-        self.parts.check_contents(metadata["contents"], self.output, (self.processes.rank, self.processes.count))
-        if self.processes.is_main:  # a kill may have come just before this
-            self.parts.remove()
+        self.parts.check_contents(metadata["contents"], self.output, self.shard or (0, 1))
+        self.parts.remove()  # a kill may have come just before this
         failures = self.failures_file if metadata["failed"] else None
         return RunResult(self.output, len(self.source), metadata["failed"], failures, True)
 
@@ -259,13 +180,12 @@ class ParquetRun:
             self.failures_file.unlink()
 
     def _write_parts(self) -> None:
-        # The main process shows its own share, which stands for the others'.
-        progress = self.progress and self.processes.is_main
-        self.parts.run(
-            _ModelExecutor(self.runner, self.source, self.schema, self.to_rows, self.num_workers),
-            shard=(self.processes.rank, self.processes.count),
-            progress=progress,
-        )
+        executor: Executor = self._make(False)
+        if self._distribute is not None:
+            files = self.source.files if isinstance(self.source, StoreSource) else islice(self.source.paths(), 1)
+            found = [Path(file) for file in files]
+            executor = self._distribute(self._make, [*found, *(path.parent for path in found[:1])])
+        self.parts.run(executor, shard=self.shard or (0, 1), progress=self.progress)
 
     def _join(self) -> RunResult:
         with exclusive(self.parts.work):
@@ -291,18 +211,27 @@ class ParquetRun:
 
 
 class _ModelExecutor:
-    """Writes parts in this process. Batches end with their part, so that its rows do not depend on other parts."""
+    """
+    Writes parts in this process. Batches end with their part, so that its rows do not depend on other parts.
+
+    `watched` has another process read, which may die of a recording.
+    """
 
     def __init__(
         self,
-        runner: ModelRunner,
+        make_runner: Callable[[], ModelRunner],
         source: FileSource | StoreSource | FolderSource,
         schema: pa.Schema,
         to_rows: ToRows,
         num_workers: int,
+        watched: bool,
     ):
-        self._runner, self._source, self._schema, self._to_rows = runner, source, schema, to_rows
-        self._num_workers = num_workers
+        self._make_runner, self._source, self._schema, self._to_rows = make_runner, source, schema, to_rows
+        self._num_workers = max(1, num_workers) if watched else num_workers
+
+    @cached_property
+    def _runner(self) -> ModelRunner:
+        return self._make_runner()
 
     def run(self, tasks: Sequence[Task], advance: Callable[[int], object]) -> Iterator[PartAccount]:
         """Finish all tasks; see `Executor`."""
@@ -383,4 +312,4 @@ def _metadata(output: Path) -> dict[str, Any] | None:
         return None
 
 
-__all__ = ["ParquetRun", "Processes", "ResumeError", "RunResult", "is_output", "plan_of", "write_failures"]
+__all__ = ["ParquetRun", "ResumeError", "RunResult", "is_output", "plan_of", "write_failures"]

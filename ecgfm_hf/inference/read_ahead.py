@@ -123,7 +123,7 @@ def read_in_order(
             `if __name__ == "__main__"`, and nothing is imported again.
     """
     groups = deque(source.groups(range(len(source)) if indices is None else indices))
-    if num_workers > 0 or "LOCAL_RANK" in os.environ:
+    if num_workers > 0:
         share_file_digests()
     if num_workers == 0:
         for group in groups:

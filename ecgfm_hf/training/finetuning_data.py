@@ -242,12 +242,14 @@ def _open_splits(settings: FinetuneSettings) -> "dict[str, HFDataset]":
     return found
 
 
-def store_folder(settings: FinetuneSettings) -> Path:
+def store_folder(settings: FinetuneSettings) -> str | Path:
     """Return the store of a run: what `data` names, or what is made of a source."""
-    return Path(settings.data or "") if settings.source is None else Path(settings.output_dir or "") / STORE_FOLDER
+    if settings.source is None:
+        return settings.data or ""
+    return Path(settings.output_dir or "") / STORE_FOLDER
 
 
-def _store(settings: FinetuneSettings) -> Path:
+def _store(settings: FinetuneSettings) -> str | Path:
     if settings.data is None:
         raise SettingsError(
             "data is required: a store (`ecgfm prepare`), or with source=physionet2021 (for example) a dataset's folder"

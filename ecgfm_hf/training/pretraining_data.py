@@ -4,7 +4,6 @@ import hashlib
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,7 +95,7 @@ def open_pairs(
     """
     if settings.data is None:
         raise SettingsError("data is required: a store (`ecgfm prepare`) or a processed folder of fairseq-signals")
-    folders = [Path(folder) for folder in ([settings.data] if isinstance(settings.data, str) else settings.data)]
+    folders = [settings.data] if isinstance(settings.data, str) else list(settings.data)
     if not folders:
         raise SettingsError("data is an empty list, expected a store or several")
     processed = [folder for folder in folders if is_processed_folder(folder)]

@@ -121,10 +121,19 @@ def content_digest(stamps: Iterable[str]) -> str:
 
 
 class Executor(Protocol):
-    """What works through parts. [`LocalExecutor`] does it in this process or in several on this machine."""
+    """What works through parts: [`LocalExecutor`] on this machine, `ecgfm_hf.distributed.RayExecutor` on several."""
 
     def run(self, tasks: Sequence[Task], advance: Callable[[int], object]) -> Iterator[PartAccount]:
         """Finish all tasks, in any order; yield each part's account and call `advance(number of items)` meanwhile."""
+
+
+# Makes what works through parts in one process. With True, an item that kills the process which reads it costs only
+# itself.
+MakeExecutor = Callable[[bool], Executor]
+
+
+# Returns what shares parts among machines, from what each process does and the paths that each machine must see.
+Distribute = Callable[[MakeExecutor, Sequence[Path]], Executor]
 
 
 class ResumableParts:
@@ -278,13 +287,19 @@ class LocalExecutor:
     Args:
         write: Writes one part.
         num_proc: Number of processes.
+        watched: With one process, write each part in a process of its own, which may die of an item.
     """
 
-    def __init__(self, write: PartWriter, num_proc: int = 1):
-        self._write, self._num_proc = write, num_proc
+    def __init__(self, write: PartWriter, num_proc: int = 1, watched: bool = False):
+        self._write, self._num_proc, self._watched = write, num_proc, watched
 
     def run(self, tasks: Sequence[Task], advance: Callable[[int], object]) -> Iterator[PartAccount]:
         """Finish all tasks; see [`Executor`]."""
+        if self._watched:
+            for task in tasks:
+                yield _write_part_watched(self._write, task)
+                advance(task.stop - task.start)
+            return
         if self._num_proc == 1:
             watch = ItemWatch(lambda _: advance(1))
             for task in tasks:
@@ -336,14 +351,12 @@ def process_context() -> BaseContext:
     return multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
 
 
-def exit_with_parent(parent: int, message: str | None = None) -> None:
-    """End this process, with an error logged, once its parent has gone: it would wait for others forever."""
+def exit_with_parent(parent: int) -> None:
+    """End this process once its parent has gone: it would wait for others forever."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        if message is not None:
-            logger.error(message)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -482,10 +495,12 @@ def _sha256(path: Path) -> str:
 
 
 __all__ = [
+    "Distribute",
     "Executor",
     "ItemStamps",
     "ItemWatch",
     "LocalExecutor",
+    "MakeExecutor",
     "PartAccount",
     "PartWriter",
     "ResumableParts",
