@@ -3,6 +3,7 @@
 import functools
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -197,6 +198,7 @@ def test_more_than_any_node_has_is_an_error(cluster, tmp_path):
 def test_a_node_that_differs_is_an_error_with_the_remedy(what, cluster, tmp_path, monkeypatch):
     stub = tmp_path / "stub"
     stub.mkdir()
+    monkeypatch.chdir(tmp_path)  # Ray has workers import from the driver's folder, too
     environment = {"PYTHONPATH": str(stub)}
     if what == "another version":
         (stub / "ecgfm_hf").mkdir()
@@ -216,8 +218,6 @@ def test_a_node_that_differs_is_an_error_with_the_remedy(what, cluster, tmp_path
         expected = "does not see the folder .* of this machine: write to a folder that all nodes share"
     node = add_node(cluster, **environment)
     try:
-        import re
-
         assert re.search(f"node .* {expected}", refusal(tmp_path, cluster.address))
     finally:
         cluster.remove_node(node, False)

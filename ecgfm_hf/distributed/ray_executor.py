@@ -150,6 +150,8 @@ class RayExecutor:
                         node, account = ray.get(job)
                     except ray.exceptions.RayTaskError as error:
                         raise error.cause from None
+                    except ray.exceptions.LocalRayletDiedError:
+                        raise ClusterError(f"Ray has ended on this machine: {_REMEDY}") from None
                     except ray.exceptions.RayError as error:  # its process or node has gone
                         number = None if task is None else task.number
                         lost[number] += 1
@@ -226,7 +228,7 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
             )
     try:
         _init(ray, given)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
         where = "this machine" if given in (None, "auto") else given
         raise ClusterError(f"cannot connect to a Ray cluster at {where} ({error}): {_REMEDY}") from None
     try:
