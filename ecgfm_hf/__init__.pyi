@@ -1,6 +1,7 @@
 from . import app as app
 from . import cli as cli
 from . import data as data
+from . import distributed as distributed
 from . import evaluation as evaluation
 from . import fairseq as fairseq
 from . import hub as hub

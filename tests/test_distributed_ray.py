@@ -85,7 +85,9 @@ class Made(Source):
         samples = np.random.default_rng(number).integers(-900, 900, (12, 100)).astype(np.int16)
         leads = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
         units = {"gain": np.full(12, 1000.0), "baseline": np.zeros(12), "units": ("mV",) * 12}
-        return ECGRecord("", entry["path"], samples, sampling_rate=500.0, lead_names=leads, **units)
+        return ECGRecord(
+            recording_id="", path=entry["path"], samples=samples, sampling_rate=500.0, lead_names=leads, **units
+        )
 
 
 class Counted:
