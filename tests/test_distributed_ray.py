@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -13,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from inference_cases import LABELS, recordings, write_model, write_store
-from killed_runs import content, start, wait
+from killed_runs import content
 
 from ecgfm_hf.cli.main import main as ecgfm
 from ecgfm_hf.data import Source, SourceIndex, prepare
@@ -123,8 +125,13 @@ def nodes_with_cpus(cluster):
 
 @pytest.mark.parametrize(("name", "options"), [("predict", []), ("embed", ["--workers", "0", "--per-segment"])])
 def test_rows_are_those_that_this_machine_writes(name, options, cluster, store, model_dir, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a worker has: other numbers of threads add up in other orders
     given = [name, str(store), "--model", str(model_dir), "--part-size", "4", *options, "--output"]
-    assert ecgfm([*given, str(tmp_path / "expected.parquet")]) == 1  # eight recordings are too short
+    try:
+        assert ecgfm([*given, str(tmp_path / "expected.parquet")]) == 1  # eight recordings are too short
+    finally:
+        torch.set_num_threads(threads)
     assert ecgfm([*given, str(tmp_path / "out.parquet"), "--ray", cluster.address, "--ray-workers", "2"]) == 1
     found, expected = (pq.read_table(tmp_path / file) for file in ("out.parquet", "expected.parquet"))
     assert found.equals(expected, check_metadata=True)
@@ -165,13 +172,20 @@ def test_a_run_whose_driver_is_killed_is_resumed_by_local_processes(cluster, tmp
     source = Made(pause=0.02)
     prepare(source, tmp_path / "expected")
     out = tmp_path / "store"
-    driver = start(functools.partial(prepare, source, out, distribute=Counted(cluster)), tmp_path)
+    # Not a fork: this process has been part of the cluster.
+    code = (
+        "import functools, sys\nfrom test_distributed_ray import Made\nfrom ecgfm_hf.data import prepare\n"
+        "from ecgfm_hf.distributed import RayExecutor\n"
+        "prepare(Made(pause=0.02), sys.argv[1], distribute=functools.partial(RayExecutor, address=sys.argv[2]))"
+    )
+    arguments = [sys.executable, "-c", code, str(out), cluster.address]
+    driver = subprocess.Popen(arguments, env={**os.environ, "PYTHONPATH": FOLDERS}, start_new_session=True)
     accounts = "parts-*/part-*.json"
     end = time.monotonic() + 120
     while len(list((out / ".ecgfm-work").glob(accounts))) < 4 and time.monotonic() < end:
         time.sleep(0.05)
-    os.killpg(driver, signal.SIGKILL)
-    assert wait(driver) == -signal.SIGKILL
+    os.killpg(driver.pid, signal.SIGKILL)
+    assert driver.wait() == -signal.SIGKILL
     assert 4 <= len(list((out / ".ecgfm-work").glob(accounts))) < 20
     prepare(source, out, num_proc=2)
     assert content(out) == content(tmp_path / "expected")
@@ -231,7 +245,7 @@ def test_a_pipeline_of_ray_data_embeds_a_store(cluster, store, model_dir, tmp_pa
     try:
         rows = ray.data.read_parquet(f"file://{store}/data")
         found = rows.map_batches(
-            ECGFMEmbedder, fn_constructor_kwargs={"model": str(model_dir)}, batch_size=8, concurrency=2, num_cpus=0.5
+            ECGFMEmbedder, fn_constructor_kwargs={"model": str(model_dir)}, batch_size=8, concurrency=1
         )
         found.write_parquet(f"file://{tmp_path}/embeddings")
     finally:
