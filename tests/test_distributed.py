@@ -45,6 +45,14 @@ def test_shares_of_several_processes_are_completed_by_a_run_without_shard(name, 
     assert "complete already" in capsys.readouterr().err
 
 
+def test_a_launcher_of_training_is_refused(store, model_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert command("predict", store, model_dir, tmp_path / "out.parquet") == 2
+    assert "torchrun and accelerate launch would have each process do all" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

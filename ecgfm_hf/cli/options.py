@@ -12,6 +12,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, get_type_hints
 
@@ -243,6 +244,11 @@ class SharingOptions:
 
     def __post_init__(self) -> None:
         self.share  # noqa: B018  # errors of usage come first
+        if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise CommandFailed(
+                "torchrun and accelerate launch would have each process do all of this work: start the command once "
+                "with --ray, or once for each share with --shard I/N"
+            )
         if self.ray is None and (self.ray_workers is not None or self.gpus_per_worker):
             raise SettingsError("--ray-workers and --gpus-per-worker need --ray")
         if self.ray is not None and self.share is not None:
@@ -285,7 +291,7 @@ class SharingOptions:
 def with_default_cluster(arguments: Sequence[str]) -> list[str]:
     """Return arguments in which `--ray` has an address, as an option's value is not optional in typer."""
     found = []
-    for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, after in zip_longest(arguments, arguments[1:], fillvalue=""):
         found.append(argument)
         if argument == "--ray" and not re.fullmatch(r"auto|local|\S*:\d+|\d+(\.\d+){3}", after):
             found.append(DEFAULT_CLUSTER)
