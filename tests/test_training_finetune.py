@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -381,6 +382,7 @@ def test_every_way_of_training_runs(store, tmp_path, changes):
     assert result.update == 3
     assert next(result.model.parameters()).dtype == torch.float32
     assert all(torch.isfinite(parameter).all() for parameter in result.model.parameters())
+    assert not multiprocessing.active_children()
 
 
 def test_augmentations_act_on_training_only_and_change_with_the_epoch(store):

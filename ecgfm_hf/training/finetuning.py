@@ -191,6 +191,7 @@ class Finetuner:
             if received:
                 return FinetuneResult(None, update, update, False, received, {}, notes=self.data.notes)
             result = self._measure_and_merge(*counts)
+            self._end_readers()
             if self.is_main_process and result.model is not None:
                 self._write(result, result.model, None if began is None else round(time.monotonic() - began))
             self.processes.wait_for_everyone()
@@ -219,6 +220,11 @@ class Finetuner:
             finally:
                 monitor.close()
         return stop.received
+
+    def _end_readers(self) -> None:
+        """End the processes that read ahead. When they are collected with the trainer, torch waits 5 s for each."""
+        for loader in self.trainer.accelerator._dataloaders:
+            loader.base_dataloader._iterator = None
 
     def _measure_and_merge(self, trainable: int, parameters: int) -> FinetuneResult:
         """Validate the best model, fit its operating points, and merge its adapters; on all processes together."""
