@@ -142,6 +142,26 @@ def test_rows_are_those_that_this_machine_writes(name, options, cluster, store, 
     }
 
 
+def test_a_pipeline_of_ray_data_embeds_a_store(cluster, store, model_dir, tmp_path):
+    assert ecgfm(["embed", str(store), "--model", str(model_dir), "--output", str(tmp_path / "expected.parquet")]) == 1
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        rows = ray.data.read_parquet(f"file://{store}/data")
+        found = rows.map_batches(
+            ECGFMEmbedder, fn_constructor_kwargs={"model": str(model_dir)}, batch_size=8, concurrency=1
+        )
+        found.write_parquet(f"file://{tmp_path}/embeddings")
+    finally:
+        ray.shutdown()
+    table = pq.read_table(tmp_path / "embeddings")
+    expected = {row["recording_id"]: row for row in pq.read_table(tmp_path / "expected.parquet").to_pylist()}
+    kept = {row["recording_id"]: row for row in table.to_pylist() if row["failure"] is None}
+    assert table.num_rows == 40
+    assert kept.keys() == expected.keys()
+    for name, row in kept.items():
+        np.testing.assert_allclose(row["embedding"], expected[name]["embedding"], atol=1e-5)
+
+
 def test_a_node_that_is_killed_costs_nothing(cluster, tmp_path):
     source = Made(pause=0.01)
     prepare(source, tmp_path / "expected")
@@ -237,23 +257,3 @@ def test_a_node_that_differs_is_an_error_with_the_remedy(what, cluster, tmp_path
         assert re.search(f"node .* {expected}", refusal(tmp_path, cluster.address))
     finally:
         cluster.remove_node(node, False)
-
-
-def test_a_pipeline_of_ray_data_embeds_a_store(cluster, store, model_dir, tmp_path):
-    assert ecgfm(["embed", str(store), "--model", str(model_dir), "--output", str(tmp_path / "expected.parquet")]) == 1
-    ray.init(address=cluster.address, log_to_driver=False)
-    try:
-        rows = ray.data.read_parquet(f"file://{store}/data")
-        found = rows.map_batches(
-            ECGFMEmbedder, fn_constructor_kwargs={"model": str(model_dir)}, batch_size=8, concurrency=1
-        )
-        found.write_parquet(f"file://{tmp_path}/embeddings")
-    finally:
-        ray.shutdown()
-    table = pq.read_table(tmp_path / "embeddings")
-    expected = {row["recording_id"]: row for row in pq.read_table(tmp_path / "expected.parquet").to_pylist()}
-    kept = {row["recording_id"]: row for row in table.to_pylist() if row["failure"] is None}
-    assert table.num_rows == 40
-    assert kept.keys() == expected.keys()
-    for name, row in kept.items():
-        np.testing.assert_allclose(row["embedding"], expected[name]["embedding"], atol=1e-5)
