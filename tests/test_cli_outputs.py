@@ -390,3 +390,10 @@ def test_the_segments_of_a_recording_are_inputs(tmp_path):
     (tmp_path / "part.hea").write_text("part 1 500 1000\npart.dat 16 1000/mV 16 0 0 0 0 I\n")
     (tmp_path / "part.dat").write_bytes(bytes(2000))
     assert {str(tmp_path / name) for name in ("part.hea", "part.dat")} <= set(companions(str(tmp_path / "whole")))
+
+
+def test_a_name_that_is_not_utf8_is_refused(folder, tmp_path, capsys):
+    output = tmp_path / os.fsdecode(b"a\xff\xfeb")
+    assert main(["prepare", "table", str(folder), str(output)]) == 2
+    assert "is not UTF-8: give another" in capsys.readouterr().err
+    assert not output.exists()

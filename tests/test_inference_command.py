@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import device_files
@@ -342,24 +340,3 @@ def test_embed_refuses_layers_and_outputs_that_there_are_not(model_dir, store, t
     assert "from -3 to 2, found: 7" in capsys.readouterr().err
     assert ecgfm([*options, "--output", str(tmp_path / "x.npy")]) == 2
     assert ".parquet" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_two_processes_write_what_one_writes(model_dir, store, tmp_path):
-    single, shared = tmp_path / "single.parquet", tmp_path / "shared.parquet"
-    given = ["predict", str(store), "--model", str(model_dir), "--short-recordings", "pad", "--part-size", "3"]
-    assert ecgfm([*given, "--output", str(single)]) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run = subprocess.run(
-        [*command, "-m", "ecgfm_hf.cli", *given, "--output", str(shared)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
-    rows, expected = rows_of(shared), rows_of(single)
-    assert [row["recording_id"] for row in rows] == [f"r{n}" for n in range(10)]
-    for row, other in zip(rows, expected, strict=True):
-        assert scores_of(row) == pytest.approx(scores_of(other), abs=EQUAL)
-    assert not (tmp_path / "shared.parquet.parts").exists()

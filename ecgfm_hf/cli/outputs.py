@@ -65,6 +65,11 @@ def with_checked_outputs(command: Callable[..., int]) -> Callable[..., int]:
             if isinstance(mark, Reads) or value is None or os.fspath(value) == "-":
                 continue
             option = f"--{name.replace('_', '-')}"
+            try:
+                os.fspath(value).encode()
+            except UnicodeEncodeError:
+                # Tables and JSON files cannot hold such a name.
+                raise SettingsError(f"{option}: the name {os.fspath(value)!r} is not UTF-8: give another") from None
             # Names that differ in letter case are one file on some file systems.
             if (first := used.setdefault(os.path.realpath(value).casefold(), option)) != option:
                 raise SettingsError(f"{first} and {option} are the same file: {value}")
