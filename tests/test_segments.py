@@ -3,6 +3,7 @@
 import logging
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from ecgfm_hf import ECGFMFeatureExtractor
@@ -16,6 +17,7 @@ from ecgfm_hf.data import (
     model_inputs,
 )
 from ecgfm_hf.data import store as store_module
+from ecgfm_hf.data.model_inputs import _as_rows
 from ecgfm_hf.data.store_assembly import split_store
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 from ecgfm_hf.records.store_rows import COLUMNS
@@ -338,3 +340,8 @@ def test_stores_without_statistics_are_read_split_and_joined(tmp_path, monkeypat
     rows = load_prepared(tmp_path / "older")
     assert sum(map(len, rows.values())) == 3
     assert rows["train"][0]["std_mv"] is None
+
+
+def test_a_recording_beside_one_without_samples_keeps_its_own():
+    table = pa.table({"recording_id": ["a", "b"], "signal": pa.array([b"\x01\x02", None], pa.binary())})
+    assert [row["signal"] for row in _as_rows(table)] == [b"\x01\x02", None]

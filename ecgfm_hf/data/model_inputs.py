@@ -162,13 +162,13 @@ def _as_list(column: pa.ChunkedArray) -> list:
     return [values[start:end] for start, end in itertools.pairwise(ends.tolist())]
 
 
-def _views(signals: pa.ChunkedArray) -> list[pa.Buffer | None]:
+def _views(signals: pa.ChunkedArray) -> list[pa.Buffer | bytes | None]:
     """Return binary cells without the copy that a scalar of Arrow is."""
-    found: list[pa.Buffer | None] = []
+    found: list[pa.Buffer | bytes | None] = []
     for chunk in signals.chunks:
         _, offsets, data = chunk.buffers()
         if chunk.null_count:  # of segments in files
-            found += [None] * len(chunk)
+            found += chunk.to_pylist()
             continue
         ends = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1].tolist()
         found += [data.slice(start, end - start) for start, end in itertools.pairwise(ends)]
