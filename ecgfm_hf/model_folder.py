@@ -28,6 +28,8 @@ ModelT = TypeVar("ModelT", bound=ECGFMPreTrainedModel)
 
 # Beside the model, a checkpoint of pretraining has the optimizer's state and where the run is.
 OPTIMIZER_FILE, STATE_FILE = "optimizer.pt", "trainer_state.json"
+# Beside a run's checkpoints, and in the folder above.
+RUN_FILE, SETTINGS_FILE = "run.json", "settings.yaml"
 _MASK_EMBEDDING = "masked_spec_embed"
 _PRETRAINING_HEADS = ("quantizer.", "project_q.", "project_hid.")
 # Tensors that a folder may hold although the class has no use for them, by the beginning of their names (without the
@@ -457,6 +459,8 @@ def _hint(model_class: type[ECGFMPreTrainedModel], missing: list[str]) -> str:
 
 __all__ = [
     "OPTIMIZER_FILE",
+    "RUN_FILE",
+    "SETTINGS_FILE",
     "STATE_FILE",
     "ModelFolderError",
     "ModelNotFoundError",

@@ -1,6 +1,7 @@
 """`ecgfm study` from a table to a report: every arm, resuming, budgets, what is refused, what is withheld."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from ecgfm_hf.study.costs import Costs
 from ecgfm_hf.study.features import FEATURES, Imputation, measure
 from ecgfm_hf.study.units import UnitWriter, few_threads
 from ecgfm_hf.utils.errors import ECGFMError, OutputExistsError, SettingsError
-from ecgfm_hf.utils.resumable_parts import map_in_processes
+from ecgfm_hf.utils.resumable_parts import ResumeError, map_in_processes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -339,6 +340,7 @@ def test_a_study_that_was_refused_before_it_began_can_be_changed(split_store, en
     settings = StudySettings(data=split_store, model=encoder, output_dir=str(tmp_path / "out"), arms=["linear"])
     with pytest.raises(StudyError, match="the data have no label mistyped"):
         Study(replace(settings, labels=["mistyped"])).run()
+    assert os.listdir(tmp_path / "out") == [".lock"]
     assert Study(replace(settings, labels=["tall"], test_split="test")).run().left_out == []
 
 
@@ -369,6 +371,15 @@ def test_overwriting_removes_nothing_but_a_study_that_has_ended(store, encoder, 
     assert (tmp_path / "out" / "study.json").exists()
     (tmp_path / "out" / "study.json").unlink()
     Study(replace(settings, overwrite=False))  # killed before its first file
+
+
+def test_settings_with_a_changed_name_are_called_damaged(finished, tmp_path):
+    settings, _ = finished
+    shutil.copytree(settings.output_dir, tmp_path / "out")
+    file = tmp_path / "out" / "study.json"
+    file.write_text(file.read_text().replace('"root": null', '"rooT": null'))
+    with pytest.raises(ResumeError, match=r"study\.json is damaged"):
+        Study(replace(settings, output_dir=str(tmp_path / "out"))).run()
 
 
 def test_an_output_over_an_input_is_refused(store, encoder):

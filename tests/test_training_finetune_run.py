@@ -18,6 +18,7 @@ from ecgfm_hf.data.leakage import GUARD_FILE, LeakError, seen
 from ecgfm_hf.model_folder import load_pipeline
 from ecgfm_hf.provenance import read_steps
 from ecgfm_hf.training import Finetuner, FinetuneSettings, SettingsError
+from ecgfm_hf.training.finetuning import read_result
 from ecgfm_hf.training.run_folder import RunFolder, update_of
 
 
@@ -399,7 +400,11 @@ def test_validation_of_one_class_chooses_nothing_and_stops_nothing(workplace, tm
     def no_json(constant):
         raise AssertionError(f"{constant} is no JSON")
 
-    json.loads((tmp_path / "run" / "finetuning.json").read_text(), parse_constant=no_json)
+    file = tmp_path / "run" / "finetuning.json"
+    json.loads(file.read_text(), parse_constant=no_json)
+    file.write_text(file.read_text().replace('"update": 32', '"update": 34'))
+    with pytest.raises(SettingsError, match=r"finetuning\.json is damaged"):
+        read_result(tmp_path / "run")
 
 
 @pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])

@@ -23,7 +23,8 @@ from ecgfm_hf.fairseq import (
     export_fairseq_checkpoint,
     load_fairseq_checkpoint,
 )
-from ecgfm_hf.fairseq.training_state import RunCounters
+from ecgfm_hf.fairseq.checkpoint import CheckpointError
+from ecgfm_hf.fairseq.training_state import RunCounters, load_training_state
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 from ecgfm_hf.provenance import read_steps
 from ecgfm_hf.training import NonFiniteError, Pretrainer, PretrainSettings, SettingsError, read_recipe
@@ -353,7 +354,7 @@ def test_what_a_kill_left_half_written_is_no_checkpoint(settings, tmp_path):
     assert [line["update"] for line in logged(tmp_path / "out")] == [1, 2, 3, 4, 5]
 
 
-def test_the_last_and_the_best_checkpoints_are_kept(settings, tmp_path):
+def test_the_last_and_the_best_checkpoints_are_kept(settings, tmp_path, caplog):
     trainer = Pretrainer(
         settings(save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1, save_total_limit=3)
     )
@@ -364,6 +365,19 @@ def test_the_last_and_the_best_checkpoints_are_kept(settings, tmp_path):
     assert names == ["step-00000002", "step-00000005", "step-00000006"]
     assert result.best.name == "step-00000002"
     assert AutoModel.from_pretrained(result.best).config.hidden_size == 16
+    model = AutoModelForPreTraining.from_pretrained(result.best)
+    assert load_training_state(result.best, model).settings["gradient_accumulation_steps"] == 2
+    file = tmp_path / "out" / "settings.yaml"
+    file.write_text(file.read_text().replace("gradient_accumulation_steps: 2", "gradient_accumulation_steps: 3"))
+    with pytest.raises(CheckpointError, match=r"settings\.yaml or .*run\.json is damaged"):
+        load_training_state(result.best, model)
+    # What decides which one is the best.
+    state = result.best / "trainer_state.json"
+    state.write_text(state.read_text().replace("3.0", "7.0"))
+    assert trainer.folder.checkpoints.best() is None
+    trainer.folder.checkpoints.prune(None)
+    assert [path.name for path in trainer.folder.checkpoints.all()] == names
+    assert f"{state} is damaged, so the best checkpoint is unknown" in caplog.text
 
 
 def test_another_run_in_the_same_folder_is_refused(settings):

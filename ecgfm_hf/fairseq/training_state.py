@@ -14,9 +14,10 @@ from typing import Any
 import torch
 import yaml
 
-from ..model_folder import OPTIMIZER_FILE, STATE_FILE
+from ..model_folder import OPTIMIZER_FILE, RUN_FILE, SETTINGS_FILE, STATE_FILE
 from ..modeling_ecgfm import ECGFMPreTrainedModel
 from ..utils.files import write_json
+from ..utils.integrity import file_checksum, read_with_digest
 from .checkpoint import CheckpointError, FairseqCheckpoint
 from .state_dict import convert_state_dict
 
@@ -229,14 +230,22 @@ def load_training_state(model_dir: Path, model: ECGFMPreTrainedModel) -> Trainin
         raise CheckpointError(f"{model_dir}: its training state cannot be read: {error}") from error
     settings = {ours: group[theirs] for theirs, ours in _GROUP_SETTINGS.items()}
     settings |= {"adam_beta1": group["betas"][0], "adam_beta2": group["betas"][1]}
-    run = model_dir.resolve().parent.parent / "settings.yaml"
+    return TrainingState(counters, moments, settings | _settings_of_run(model_dir.resolve().parent))
+
+
+def _settings_of_run(checkpoints: Path) -> dict[str, Any]:
+    """Return settings of the run that wrote these checkpoints; none where they were moved out of its folder."""
+    file, run = checkpoints.parent / SETTINGS_FILE, checkpoints / RUN_FILE
+    if not file.is_file() or not run.is_file():
+        return {}
+    names = ("learning_rate", "lr_scheduler_type", "warmup_steps", "gradient_accumulation_steps")
     try:
-        stated = yaml.safe_load(run.read_text(encoding="utf-8"))
-        names_of_run = ("learning_rate", "lr_scheduler_type", "warmup_steps", "gradient_accumulation_steps")
-        settings |= {name: stated[name] for name in names_of_run}
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
-        pass  # a checkpoint that was moved: the number of accumulated micro-batches is unknown
-    return TrainingState(counters, moments, settings)
+        if read_with_digest(run)["settings"] != file_checksum(file):
+            raise ValueError("it has changed since the run wrote it")
+        stated = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return {name: stated[name] for name in names}
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{file} or {run} is damaged ({error}): resume the run, which writes both") from None
 
 
 def fairseq_training_state(

@@ -4,7 +4,7 @@ A study: which way of using an encoder finds the labels of a table best, with ho
     OUTPUT/report.html, report.pdf      one page: the verdict, the table, the learning curves
     OUTPUT/results.json, results.csv    the same figures
     OUTPUT/predictions.parquet          every score of every test recording; the only file with ids
-    OUTPUT/study.json                   settings, and digests of data and encoder
+    OUTPUT/study.json                   settings
     OUTPUT/units/                       finished trainings: what a resumed run does not repeat
     OUTPUT/store/                       the recordings, where a table was given
     OUTPUT/inputs-DIGEST/               embeddings and the like; removed at the end
@@ -14,6 +14,7 @@ A unit is one arm, trained on one training set and tested on one fold.
 
 import dataclasses
 import json
+import logging
 import shutil
 import time
 from collections.abc import Iterator
@@ -31,8 +32,9 @@ from ..data.opening import private_folder
 from ..model_folder import load_feature_extractor
 from ..provenance import hardware, versions, weights_digest
 from ..training.run_folder import changed_settings
-from ..utils.errors import OutputExistsError, SettingsError
-from ..utils.files import atomic_path, check_output, write_json
+from ..utils.errors import ECGFMError, OutputExistsError, SettingsError
+from ..utils.files import atomic_path, check_output
+from ..utils.integrity import read_with_digest, write_with_digest
 from ..utils.precision import resolve_device
 from ..utils.resumable_parts import PartAccount, ResumableParts, ResumeError, content_digest, try_lock
 from .arms import ARMS, NEEDS
@@ -43,6 +45,8 @@ from .folds import Fold, check_feasible, fixed_fold, make_folds, nested_training
 from .report import PAGE_FILE, PDF_FILE, RESULTS_FILE, TABLE_FILE, summarise, write_report
 from .settings import DEFAULT_ARMS, FREE, StudySettings
 from .units import Group, StudyPlan, Unit, UnitRunner, read_scores, unit_cost
+
+logger = logging.getLogger(__name__)
 
 STUDY_FILE, PREDICTIONS_FILE, UNITS_FOLDER = "study.json", "predictions.parquet", "units"
 _LOCK_FILE, _INPUTS = ".lock", "inputs-"
@@ -156,8 +160,13 @@ class Study:
             if self.settings.overwrite:
                 self._check_output()  # again: another study may have begun there
                 self._discard()
-            self._check_same_settings()
-            plan = self._plan(self.path / STORE_FOLDER)
+            has_begun = self._check_same_settings()
+            try:
+                plan = self._plan(self.path / STORE_FOLDER)
+            except ECGFMError:
+                if not has_begun:
+                    self._clean_up_refused()
+                raise
             self._write_settings(begun=True)
             inputs = self._inputs(plan, self.path)
             inputs.check()
@@ -171,14 +180,14 @@ class Study:
 
     # Before the first unit --------------------------------------------------------------------------------------------
 
-    def _check_same_settings(self) -> None:
-        """Refuse another study that has begun; what an attempt that was refused has left gives way to this one."""
+    def _check_same_settings(self) -> bool:
+        """Return whether this study has begun. Refuse another that has; one that was refused gives way to this one."""
         file = self.path / STUDY_FILE
         if file.is_file():
             try:
-                found = json.loads(file.read_text(encoding="utf-8"))
-                before, begun = dict(found["settings"]), bool(found["begun"])
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                found = read_with_digest(file)
+                before, begun = found["settings"], found["begun"]
+            except (OSError, ValueError, KeyError) as error:
                 raise ResumeError(
                     f"{file} is damaged ({error}): give another output, or discard the study with overwrite=True"
                 ) from None
@@ -189,13 +198,21 @@ class Study:
                         f"{self.path} has another study: {'; '.join(changed)}. Give another output, or discard it with "
                         "overwrite=True"
                     )
-                return
+                return True
             if any(before.get(name) != now[name] for name in ("data", "root", "labels", "table")):
                 shutil.rmtree(self.path / STORE_FOLDER, ignore_errors=True)
         self._write_settings(begun=False)
+        return False
+
+    def _clean_up_refused(self) -> None:
+        """Leave nothing but recordings that were prepared of a table, which may have taken long."""
+        if (store := self.path / STORE_FOLDER).is_dir():
+            logger.warning("%s keeps the table's recordings for the next attempt: remove it if there is none", store)
+        else:
+            (self.path / STUDY_FILE).unlink()
 
     def _write_settings(self, begun: bool) -> None:
-        write_json(self.path / STUDY_FILE, {"settings": self._compared_settings(), "begun": begun})
+        write_with_digest(self.path / STUDY_FILE, {"settings": self._compared_settings(), "begun": begun})
 
     def _compared_settings(self) -> dict[str, Any]:
         settings = dataclasses.asdict(self.settings)

@@ -1,7 +1,6 @@
 """Fine-tuning: from settings to a classifier that is trained, calibrated and saved, on one process or many."""
 
 import dataclasses
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from ..data.leakage import check_training_ids, write_training_ids
 from ..model_folder import ModelFolderError, load_model, save_model_folder
 from ..modeling_ecgfm import ECGFMForMultiLabelClassification
 from ..provenance import add_step, hardware, labels_with_withheld_counts, select_settings, versions
-from ..utils.files import write_json
+from ..utils.integrity import read_with_digest, write_with_digest
 from .data_summary import summarize_data, summarize_split
 from .finetuning_data import FinetuneData, load_finetune_data
 from .initial_model import build_classifier, build_extractor, check_leads, prepare_for_training
@@ -279,7 +278,7 @@ class Finetuner:
         content = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name != "model"}
         content["operating_points"] = dataclasses.asdict(result.operating_points)
         content["metrics_are"] = "of the validation split, which chose the update; not of a test split"
-        write_json(path / RESULT_FILE, content)
+        write_with_digest(path / RESULT_FILE, content)
 
     def _provenance(self, result: FinetuneResult, seconds: int | None) -> dict[str, Any]:
         settings, data = self.settings, self.data
@@ -310,7 +309,7 @@ def read_result(output_dir: str | Path) -> FinetuneResult:
     """Read the result of a finished run, with its model. [`SettingsError`] where it is damaged."""
     path = Path(output_dir) / RESULT_FILE
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = read_with_digest(path)
         points = OperatingPoints(**content.pop("operating_points"))
         del content["metrics_are"]
         model = load_model(output_dir, ECGFMForMultiLabelClassification)

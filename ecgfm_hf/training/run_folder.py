@@ -2,7 +2,7 @@
 The folder of a run: whose it is, whether it is the same run as before, and its checkpoints.
 
     OUTPUT/settings.yaml             the run's settings
-    OUTPUT/checkpoints/run.json      the data and the batches that its checkpoints were trained on
+    OUTPUT/checkpoints/run.json      the data and the batches that its checkpoints were trained on, and digests
     OUTPUT/checkpoints/step-00000100/   (pretraining) or checkpoint-100/ (fine-tuning)
         checksums.json               the SHA-256 of all its files, compared before the run is resumed
 """
@@ -24,17 +24,24 @@ from accelerate.utils import gather_object
 from filelock import FileLock
 from safetensors import SafetensorError
 
-from ..model_folder import STATE_FILE
-from ..utils.files import check_output, sync, write_json, write_text
-from ..utils.integrity import CHECKSUMS_FILE, changed_files, read_checksums, write_checksums
+from ..model_folder import RUN_FILE, SETTINGS_FILE, STATE_FILE
+from ..utils.files import check_output, sync, write_text
+from ..utils.integrity import (
+    CHECKSUMS_FILE,
+    changed_files,
+    file_checksum,
+    read_checksums,
+    read_with_digest,
+    write_checksums,
+    write_with_digest,
+)
 from ..utils.resumable_parts import try_lock
 from .settings import FinetuneSettings, RunSettings, SettingsError, check_names
 
 CHECKPOINTS = "checkpoints"
-SETTINGS_FILE = "settings.yaml"
 # Written last: fine-tuning is finished.
 RESULT_FILE = "finetuning.json"
-_RUN_FILE, _LOCK_FILE, _UNFINISHED = "run.json", ".lock", ".writing-"
+_LOCK_FILE, _UNFINISHED = ".lock", ".writing-"
 # Settings that may change between a run and its continuation, as they do not change the result.
 _FREE = {"output_dir", "dataloader_num_workers", "processes", "use_cpu", "report_to", "project", "run_name"}
 _FREE |= {"resume_from_checkpoint", "logging_steps", "save_total_limit"}
@@ -128,21 +135,29 @@ class Checkpoints:
         return None
 
     def best(self) -> Path | None:
-        """Return the pretraining checkpoint with the least validation loss, None without validation."""
+        """
+        Return the pretraining checkpoint with the least validation loss. None without validation, or, with a warning,
+        where a damaged file leaves it unknown.
+        """
         best, least = None, float("inf")
         for checkpoint in self.all():
-            try:
-                state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-                loss = float("inf") if state["best_loss"] is None else float(state["best_loss"])
-            except (OSError, ValueError, KeyError, TypeError):  # reported where the run would be resumed from it
-                continue
+            if _changes(checkpoint, [STATE_FILE]):
+                logger.warning("%s is damaged, so the best checkpoint is unknown", checkpoint / STATE_FILE)
+                return None
+            state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+            loss = float("inf") if state["best_loss"] is None else float(state["best_loss"])
             if loss < least:
                 best, least = checkpoint, loss
         return best
 
     def prune(self, best: Path | None) -> None:
-        """Remove the oldest checkpoints beyond the limit, but not the best one, and what a kill left half written."""
+        """
+        Remove the oldest checkpoints beyond the limit, but not the best one, and what a kill left half written. Nothing
+        where a damaged checkpoint may be the best one.
+        """
         found = self.all()
+        if not self._finetunes and any(_changes(checkpoint, [STATE_FILE]) for checkpoint in found):
+            return  # the best one is unknown
         # As transformers counts: the best one is among those kept, and the last is always kept.
         others = [path for path in found if path != best]
         room = len(others) if self._limit is None else max(0, self._limit - (best is not None))
@@ -153,7 +168,7 @@ class Checkpoints:
 
     def check_weights(self, checkpoint: Path) -> None:
         """Check the weights of a checkpoint before they are loaded. [`SettingsError`] where they have changed."""
-        if problem := _changes(checkpoint, weights_only=True):
+        if problem := _changes(checkpoint, _weights_of(checkpoint)):
             raise SettingsError(
                 f"{checkpoint}, the best checkpoint of the run, is damaged ({problem}). Restore it from a copy, or run "
                 "the same command again: it is resumed from a checkpoint before it, if there is one"
@@ -166,7 +181,7 @@ class Checkpoints:
             return problem
         state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
         best = self.folder / Path(state.get("best_model_checkpoint") or checkpoint).name
-        if best == checkpoint or (problem := _changes(best, weights_only=True)) is None:
+        if best == checkpoint or (problem := _changes(best, _weights_of(best))) is None:
             return None
         return f"its best checkpoint {best.name}: {problem}"
 
@@ -196,11 +211,14 @@ def _named_files(checkpoint: Path) -> list[str]:
         return []
 
 
-def _changes(checkpoint: Path, weights_only: bool = False) -> str | None:
-    """Return which files of a checkpoint have changed since it was written, None if none has."""
+def _weights_of(checkpoint: Path) -> list[str]:
+    return [path.name for path in checkpoint.glob("*.safetensors")] or ["model.safetensors"]
+
+
+def _changes(checkpoint: Path, names: list[str] | None = None) -> str | None:
+    """Return which files of a checkpoint, or of these, have changed since it was written, None if none has."""
     try:
-        names = [path.name for path in checkpoint.glob("*.safetensors")] or ["model.safetensors"]
-        return "; ".join(changed_files(checkpoint, names if weights_only else None)) or None
+        return "; ".join(changed_files(checkpoint, names)) or None
     except FileNotFoundError:
         return f"it has no {CHECKSUMS_FILE}"
     except ValueError as error:
@@ -274,8 +292,10 @@ class RunFolder:
             if not all(answer[1] for answer in answers):
                 raise SettingsError(f"another run has written checkpoints to {self.path} meanwhile: start again")
             if processes.is_main_process:
-                write_text(self.path / SETTINGS_FILE, yaml.safe_dump(self._settings.to_dict(), sort_keys=False))
-                write_json(self.checkpoints.folder / _RUN_FILE, self._run)
+                settings = self.path / SETTINGS_FILE
+                write_text(settings, yaml.safe_dump(self._settings.to_dict(), sort_keys=False))
+                self._run["settings"] = file_checksum(settings)
+                write_with_digest(self.checkpoints.folder / RUN_FILE, self._run)
             yield
         finally:
             self.release()
@@ -346,12 +366,12 @@ class RunFolder:
             [`SettingsError`]: other data, the same in another order, or updates of another size.
         """
         now = {"data": digest, "items": items, "micro_batches": processes * self._settings.gradient_accumulation_steps}
-        file = self.checkpoints.folder / _RUN_FILE
+        file = self.checkpoints.folder / RUN_FILE
         if self.latest is None:
             self._run = now
             return
         try:
-            before = json.loads(file.read_text(encoding="utf-8"))
+            before = read_with_digest(file)
             changed = []
             if before["micro_batches"] != now["micro_batches"]:
                 changed.append(
@@ -362,7 +382,7 @@ class RunFolder:
                 changed.append(f"the training data had {before['items']} {kind}, now {items}")
             elif before["data"] and before["data"] != digest:
                 changed.append("the data had other recordings, splits or targets, or these in another order")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise SettingsError(
                 f"{file} cannot be read, so the data of the run's checkpoints is unknown: {error}. Give another "
                 "output_dir, and init_from=CHECKPOINT to begin from their weights"

@@ -76,7 +76,26 @@ def add_checksum(folder: str | os.PathLike[str], name: str) -> None:
 
 
 def _write(folder: str | os.PathLike[str], content: dict[str, Any]) -> None:
-    write_json(Path(folder) / CHECKSUMS_FILE, {**content, "digest": _digest_of(content)})
+    write_with_digest(Path(folder) / CHECKSUMS_FILE, content)
+
+
+def write_with_digest(path: str | os.PathLike[str], content: Mapping[str, Any], *, private: bool = False) -> None:
+    """Write a mapping as JSON, whole or not at all, with a `digest` of it that [`read_with_digest`] compares."""
+    write_json(path, {**content, "digest": _digest_of(content)}, private=private)
+
+
+def read_with_digest(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """
+    Return what [`write_with_digest`] wrote.
+
+    Raises:
+        `FileNotFoundError`: there is no such file.
+        `ValueError`: it has changed since it was written.
+    """
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or content.pop("digest", None) != _digest_of(content):
+        raise ValueError("it has changed since it was written")
+    return content
 
 
 def _digest_of(content: Mapping[str, Any]) -> str:
@@ -164,6 +183,8 @@ __all__ = [
     "file_checksum",
     "find_checksums",
     "read_checksums",
+    "read_with_digest",
     "update_checksums",
     "write_checksums",
+    "write_with_digest",
 ]

@@ -34,7 +34,8 @@ from typing import Any, Protocol, TypeVar
 from filelock import FileLock, Timeout
 
 from .errors import ECGFMError
-from .files import atomic_path, write_json
+from .files import atomic_path
+from .integrity import read_with_digest, write_with_digest
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -89,8 +90,7 @@ class Task:
         with atomic_path(self.path) as scratch:
             account = write(scratch)
             account.sha256 = _sha256(scratch)
-        content = asdict(account)
-        write_json(self.path.with_suffix(".json"), {**content, "digest": _digest_of(content)})
+        write_with_digest(self.path.with_suffix(".json"), asdict(account))
         return account
 
 
@@ -169,10 +169,10 @@ class ResumableParts:
         """Raise [`ResumeError`] where the work folder is of another plan, or its plan is damaged."""
         file = self.work / "plan.json"
         try:
-            found: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
+            found = read_with_digest(file)
         except FileNotFoundError:
             return
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise ResumeError(
                 f"{file} is damaged ({error}), so it is unknown which run has begun there: discard it with "
                 "overwrite=True, or give another output"
@@ -195,7 +195,7 @@ class ResumableParts:
         with exclusive(self.work):
             self.check()
             if not (self.work / "plan.json").exists():
-                write_json(self.work / "plan.json", self.plan)
+                write_with_digest(self.work / "plan.json", self.plan)
             self.folder.mkdir(exist_ok=True)
 
     def run(
@@ -479,14 +479,10 @@ def _call_in_worker(item: Any) -> Any:
 def _read_account(task: Task) -> PartAccount:
     """Return a part's account. `ValueError` where it has changed since it was written."""
     path = task.path.with_suffix(".json")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if content.pop("digest") != _digest_of(content):
-        raise ValueError(f"{path} is damaged: remove it, and run the same command again")
-    return PartAccount(**content)
-
-
-def _digest_of(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    try:
+        return PartAccount(**read_with_digest(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, and run the same command again") from None
 
 
 def _sha256(path: Path) -> str:
