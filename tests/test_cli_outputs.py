@@ -2,10 +2,13 @@
 
 import csv
 import dataclasses
+import errno
+import fcntl
 import functools
 import inspect
 import json
 import os
+import platform
 import re
 import signal
 import sys
@@ -21,7 +24,6 @@ from wfdb_files import write_record
 
 from ecgfm_hf.cli.main import COMMANDS, load_command, main
 from ecgfm_hf.cli.outputs import Reads, Writes, companions, roles_of, with_checked_outputs
-from ecgfm_hf.data.opening import private_folder
 from ecgfm_hf.training import FinetuneSettings, PretrainSettings
 from ecgfm_hf.training.run_folder import RunFolder
 from ecgfm_hf.utils.errors import OutputExistsError, SettingsError
@@ -30,9 +32,13 @@ from ecgfm_hf.utils.files import (
     atomic_path,
     check_output,
     files_in,
+    locked_folder,
+    private_folder,
     remove_abandoned,
     remove_unfinished,
+    write_text,
 )
+from ecgfm_hf.utils.resumable_parts import exclusive, try_lock
 from ecgfm_hf.utils.text import from_cell, printable, to_cell
 
 # Text that names no path. A new option must be listed here, or be marked as Reads or Writes.
@@ -365,6 +371,33 @@ def test_temporary_copies_of_a_killed_process_are_removed_by_the_next(tmp_path, 
     assert left.stat().st_mode & 0o777 == 0o700
     folder = make()
     assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_on_a_file_system_without_locks_files_are_written_and_nothing_is_taken_for_abandoned(
+    number, tmp_path, monkeypatch, caplog
+):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    left = tmp_path / ".scores.1.partial"
+    left.mkdir()
+    (left / f".lock-{platform.node()}").touch()
+    write_text(tmp_path / "scores", "new")
+    assert (tmp_path / "scores").read_text() == "new"
+    assert left.exists()
+    with exclusive(tmp_path):
+        lock = try_lock(tmp_path / "lock")
+    assert lock is not None
+    assert f"{tmp_path} is on a file system without locks: start no second run" in caplog.text
+
+
+def test_a_folder_in_which_no_lock_file_can_be_made_is_an_error(tmp_path):
+    folders = [tmp_path / f"{number}" / "gone" for number in range(100)]  # as if removed by another process at once
+    with pytest.raises(OSError, match="lock files cannot be made in this folder") as caught, locked_folder(folders.pop):
+        pass
+    assert caught.value.filename.startswith(str(tmp_path))
 
 
 def test_the_longest_name_can_be_written(tmp_path):

@@ -32,10 +32,10 @@ from ecgfm_hf.data import (
     read_report,
     record_from_row,
 )
-from ecgfm_hf.data.opening import private_folder
 from ecgfm_hf.data.store_assembly import split_store
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 from ecgfm_hf.synthetic.cohort import SyntheticCohort
+from ecgfm_hf.utils.files import private_folder
 from ecgfm_hf.utils.resumable_parts import ResumeError
 
 AF, SINUS = "164889003", "426783006"

@@ -1,20 +1,45 @@
 """Stores at addresses of fsspec: the same rows, the same training, and damage that is noticed."""
 
+import multiprocessing
+import os
+import shutil
+import tempfile
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
 import fsspec
-import pyarrow.parquet as pq
 import pytest
+from datasets.distributed import split_dataset_by_node
 from finetune_cases import TINY_MODEL, make_store
 from killed_runs import damage_file
 from tiny_pretraining import MODEL
 
-from ecgfm_hf.data import DataError, load_prepared
-from ecgfm_hf.data.opening import _copied, data_digest, split_names
+from ecgfm_hf.data import DataError, load_prepared, store_assembly
+from ecgfm_hf.data.opening import data_digest, split_names
+from ecgfm_hf.data.remote_stores import _fetched, _stand_in
 from ecgfm_hf.training import Finetuner, FinetuneSettings, Pretrainer, PretrainSettings
+from ecgfm_hf.utils.files import private_folder
+from ecgfm_hf.utils.integrity import write_checksums
+
+FILES_OF_TRAIN = ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return make_store(tmp_path_factory.mktemp("made") / "store", patients=12)
+    """A store with two files of the training split."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_assembly, "_ROWS_A_FILE", 8)
+        return make_store(tmp_path_factory.mktemp("made") / "store", patients=12)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_fetched():
+    yield
+    _stand_in.cache_clear()
+    _fetched.cache_clear()
 
 
 @pytest.fixture
@@ -24,7 +49,40 @@ def memory(store):
     system.put(f"{store}/", "/bucket/store/", recursive=True)
     yield "memory://bucket/store"
     system.rm("/bucket", recursive=True)
-    _copied.cache_clear()
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Serves a folder, also the end of a file, and counts the files that it sends in whole."""
+
+    def do_GET(self):
+        end = self.headers.get("Range")
+        if end is None:
+            self.server.whole[self.path.rsplit("/", 1)[-1]] += 1
+            super().do_GET()
+            return
+        with open(self.translate_path(self.path), "rb") as file:
+            content = file.read()[int(end.removeprefix("bytes=")) :]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def served(store):
+    """The store's address at a web server, and a function that returns how often each Parquet file was fetched."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=store)) as server:
+        server.whole = Counter()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        def fetched():
+            return {name: count for name, count in server.whole.items() if name.endswith(".parquet")}
+
+        yield f"http://127.0.0.1:{server.server_port}", fetched
+        server.shutdown()
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -38,6 +96,47 @@ def test_a_store_at_an_address_has_the_rows_of_the_folder(streaming, store, memo
     assert data_digest([memory], ["train"]) == data_digest([store], ["train"])
     several = load_prepared([memory, f"file://{store}"], "test")
     assert len(several) == 2 * len(expected["test"]) if not streaming else True
+
+
+def test_a_stream_fetches_a_file_when_its_first_row_is_read(store):
+    with served(store) as (address, fetched):
+        stream = load_prepared(address, "train", streaming=True)
+        assert not fetched()
+        rows = iter(stream.reshard())  # a group of rows at a time
+        next(rows)
+        assert fetched() == {FILES_OF_TRAIN[0]: 1}
+        assert 1 + len(list(rows)) == len(load_prepared(store, "train"))
+        assert fetched() == dict.fromkeys(FILES_OF_TRAIN, 1)
+
+
+def read(address, rank, together, found):
+    """One process of a launcher: the ids that it reads as a stream, and in any order."""
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_PORT": "29512"}
+    private_folder.cache_clear()
+    stream = split_dataset_by_node(load_prepared(address, "train", streaming=True), rank, 2)
+    streamed = [row["recording_id"] for row in stream]
+    _fetched.cache_clear()
+    together.wait()
+    found.put((rank, streamed, load_prepared(address, "train")["recording_id"][:]))
+    together.wait()  # as in training: the first process removes what all read
+
+
+def test_processes_of_one_launcher_fetch_each_file_once(store, tmp_path, monkeypatch):
+    ids = load_prepared(store, "train")["recording_id"][:]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    context = multiprocessing.get_context("fork")
+    together, queue = context.Barrier(2, timeout=60), context.Queue()
+    with served(store) as (address, fetched):
+        processes = [context.Process(target=read, args=(address, rank, together, queue)) for rank in range(2)]
+        for process in processes:
+            process.start()
+        found = sorted(queue.get(timeout=60) for _ in processes)
+        for process in processes:
+            process.join(60)
+        assert fetched() == dict.fromkeys(FILES_OF_TRAIN, 2)  # once by a stream, once for any order
+    assert all(streamed for _, streamed, _ in found)
+    assert sorted(found[0][1] + found[1][1]) == sorted(ids)
+    assert [copied for _, _, copied in found] == [ids, ids]
 
 
 def test_training_on_an_address_is_training_on_the_folder(store, tmp_path):
@@ -66,27 +165,31 @@ def test_training_on_an_address_is_training_on_the_folder(store, tmp_path):
     assert results["address"] == results["folder"]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("kind", ["flipped", "cut short", "gone"])
-def test_damage_at_an_address_is_an_error_that_names_it(kind, store, tmp_path):
-    import shutil
-
+def test_damage_at_an_address_is_an_error_that_names_it(kind, streaming, store, tmp_path):
     shutil.copytree(store, tmp_path / "store")
-    damage_file(next((tmp_path / "store" / "data").glob("train-*")), kind)
-    with pytest.raises(DataError, match=f"file://{tmp_path}/store is .*(damaged: data/train|missing)"):
-        load_prepared(f"file://{tmp_path}/store", "test")
+    damage_file(tmp_path / "store" / "data" / FILES_OF_TRAIN[1], kind)
+    problem = f"damaged: (the footer of )?data/{FILES_OF_TRAIN[1]} has changed|missing"
+    with pytest.raises(DataError, match=f"file://{tmp_path}/store is .*({problem})"):
+        list(load_prepared(f"file://{tmp_path}/store", "train", streaming=streaming))
 
 
-def test_what_is_no_store_at_an_address_is_an_error(store, tmp_path, monkeypatch):
+def test_an_address_that_refuses_is_an_error_that_names_it(store, monkeypatch):
+    with served(store) as (address, _):
+        monkeypatch.setattr(Handler, "do_GET", lambda self: self.send_error(403))
+        with pytest.raises(DataError, match=f"{address} cannot be read .*403.*check the address and its access"):
+            load_prepared(address)
+
+
+def test_what_is_no_store_at_an_address_is_an_error(tmp_path):
     with pytest.raises(DataError, match="memory://nowhere is no store, or not a whole one"):
         load_prepared("memory://nowhere")
-    with pytest.raises(DataError, match="carrier-pigeon://store cannot be copied"):
+    with pytest.raises(DataError, match="carrier-pigeon://store cannot be read"):
         load_prepared("carrier-pigeon://store")
     folder = tmp_path / "other"
     folder.mkdir()
-    from ecgfm_hf.utils.integrity import write_checksums
-
     (tmp_path / "precious").write_text("x")
     write_checksums(folder, ["../precious"])
     with pytest.raises(DataError, match=r"names \.\./precious, which is no file of a store"):
         load_prepared(f"file://{folder}")
-    assert pq.read_table(next((store / "data").glob("train-*"))).num_rows

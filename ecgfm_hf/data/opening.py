@@ -4,29 +4,23 @@ Open data: stores that `ecgfm prepare` wrote and processed folders of fairseq-si
 Whatever reads recordings by split opens them here.
 """
 
-import atexit
-import functools
 import hashlib
 import logging
 import os
-import shutil
-import stat
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from filelock import FileLock
 
 from ..fairseq.folder_reading import IDX, SEGMENT_FILES, FairseqFolder, is_fairseq_folder
 from ..fairseq.manifests import FairseqFolderError
 from ..records.store_rows import COLUMNS
-from ..utils.files import locked_folder, remove_abandoned
-from ..utils.integrity import CHECKSUMS_FILE, changed_files, read_checksums
+from ..utils.files import private_folder
+from .remote_stores import is_address, local_store
 from .splits import UNSPLIT
 from .store import (
-    DATA_FOLDER,
     REPORT_FILE,
     DataError,
     check_files,
@@ -42,8 +36,6 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
 
 logger = logging.getLogger(__name__)
-
-_TEMPORARY = "ecgfm-"  # begins the names of folders for temporary files
 
 
 def is_processed_folder(path: str | Path) -> bool:
@@ -108,9 +100,9 @@ def load_prepared(
     them, as they are: they were standardised when the folder was made.
 
     Args:
-        store (`str` or `Path`, or a sequence of them): Also an address of fsspec, such as `s3://bucket/store`, which is
-            copied to `TMPDIR` first. Several with different labels give all labels; a label that one does not have is
-            None (unknown) there, never 0.
+        store (`str` or `Path`, or a sequence of them): Also an address of fsspec, such as `s3://bucket/store`, whose
+            Parquet files are fetched one by one, each when its rows are read. Several with different labels give all
+            labels; a label that one does not have is None (unknown) there, never 0.
         split (`str`, *optional*): Defaults to all splits, as a dictionary.
         streaming (`bool`): Read the Parquet files from first to last, without a copy; each is checked for damage
             before its first row. Otherwise all are checked, and 🤗 datasets writes an uncompressed, memory-mapped copy,
@@ -129,16 +121,16 @@ def load_prepared(
     """
     if not isinstance(store, str | os.PathLike):
         return _load_several(list(store), split, streaming, cache_dir, {"root": root, "labels": labels, "pairs": pairs})
-    store = local_store(store)
-    if is_processed_folder(store):
-        return _load_folder(_folder(store, root, labels), split, streaming, pairs)
+    folder = local_store(store)
+    if is_processed_folder(folder):
+        return _load_folder(_folder(folder, root, labels), split, streaming, pairs)
     if root is not None:
         raise DataError(f"root={root} names the segments of a processed folder, but {store} is none: leave it out")
     from datasets.exceptions import DatasetGenerationError
 
     from .store_builder import StoreBuilder
 
-    files = store_files(store)
+    files = store_files(folder)
     if split is not None and split not in files:
         raise DataError(f"{store} has no split {split!r}, only {', '.join(files)}")
     wanted = {name: paths for name, paths in files.items() if split in (None, name)}
@@ -150,17 +142,20 @@ def load_prepared(
         data_files={their_name[name]: [str(path) for path in found] for name, found in wanted.items()},
         cache_dir=str(Path(private_folder() if cache_dir is None else cache_dir) / content[:16]),
     )
+    builder.address = os.fspath(store) if is_address(store) else None
     their_split = None if split is None else their_name[split]
     data: Any  # of four kinds
     if streaming:
-        check_footers(store, paths)
+        check_footers(folder, paths)
         data = builder.as_streaming_dataset(split=their_split)
     else:
-        if not os.path.isdir(builder.cache_dir):
-            check_files(store, paths)  # all before the first is copied
+        if builder.address is None and not os.path.isdir(builder.cache_dir):
+            check_files(folder, paths)  # all before the first is copied
         try:
             builder.download_and_prepare()
         except DatasetGenerationError as error:
+            if isinstance(error.__cause__, DataError):
+                raise error.__cause__ from None
             raise DataError(
                 f"{store} cannot be copied for reading in any order (is the disk full?): {error.__cause__ or error}"
             ) from error
@@ -171,82 +166,6 @@ def load_prepared(
     if split is not None or UNSPLIT not in files:
         return data
     return type(data)({UNSPLIT: data["train"]})
-
-
-def local_store(store: str | Path) -> str | Path:
-    """
-    Return a path of this machine for a store: itself, or where it is copied to from an address of fsspec.
-
-    An address is such as `s3://bucket/store`. The copy goes to [`private_folder`], once for all processes that one
-    launcher started on this machine, and all of it is checked for damage.
-
-    Raises:
-        `DataError`: no store there, or a damaged one; no library for this kind of address; no space for the copy.
-    """
-    return _copied(os.fspath(store)) if "://" in os.fspath(store) else store
-
-
-@functools.cache
-def _copied(address: str) -> Path:
-    import fsspec
-
-    folder = private_folder() / f"store-{hashlib.sha256(address.encode()).hexdigest()[:16]}"
-    try:
-        system, root = fsspec.core.url_to_fs(address)
-        with FileLock(f"{folder}.lock"):
-            if folder.exists():  # another process of this run has copied it
-                return folder
-            scratch = folder.with_suffix(".partial")
-            shutil.rmtree(scratch, ignore_errors=True)
-            (scratch / DATA_FOLDER).mkdir(parents=True)
-            system.get_file(f"{root}/{CHECKSUMS_FILE}", str(scratch / CHECKSUMS_FILE))
-            names = read_checksums(scratch)["files"]
-            if strange := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
-                raise DataError(f"{address}: {CHECKSUMS_FILE} names {strange[0]}, which is no file of a store")
-            for name in names:
-                system.get_file(f"{root}/{name}", str(scratch / name))
-            if changed := changed_files(scratch):
-                raise DataError(f"{address} is damaged: {'; '.join(changed[:3])}. Copy it there again")
-            scratch.rename(folder)
-    except DataError:
-        raise
-    except ImportError as error:
-        raise DataError(f"{address}: {error}") from error
-    except FileNotFoundError as error:
-        raise DataError(f"{address} is no store, or not a whole one: {error} is missing") from None
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{address} cannot be copied to {folder.parent} ({error}): check the address and its access; if the "
-            "disk is full, set TMPDIR to another folder"
-        ) from error
-    return folder
-
-
-@functools.cache
-def private_folder() -> Path:
-    """
-    Return a folder for temporary files that only this user can read, removed when the process ends.
-
-    The processes that one launcher started on this machine share it, so that one of them makes the copy that all read.
-    What killed processes left is removed, too.
-    """
-    rank, root = os.environ.get("LOCAL_RANK"), Path(tempfile.gettempdir())
-    if rank not in (None, "0"):
-        return _shared_folder(root)
-    remove_abandoned(root, _TEMPORARY)
-    made = locked_folder(lambda: tempfile.mkdtemp(prefix=_TEMPORARY) if rank is None else _shared_folder(root))
-    # Files stay readable to processes that have them open. A forked child does not remove the folder.
-    atexit.register(made.__exit__, None, None, None)
-    return made.__enter__()
-
-
-def _shared_folder(root: Path) -> Path:
-    folder = root / f"{_TEMPORARY}{os.getuid()}-{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) != 0o700 or not stat.S_ISDIR(status.st_mode):
-        raise DataError(f"{folder} is not private to this user: remove it, or set TMPDIR to another folder")
-    return folder
 
 
 def _load_several(
@@ -362,7 +281,5 @@ __all__ = [
     "is_processed_folder",
     "label_file",
     "load_prepared",
-    "local_store",
-    "private_folder",
     "split_names",
 ]

@@ -28,12 +28,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..configuration_ecgfm import ECGFMConfig
-from ..data.opening import private_folder
 from ..model_folder import load_feature_extractor
 from ..provenance import hardware, versions, weights_digest
 from ..training.run_folder import changed_settings
 from ..utils.errors import ECGFMError, OutputExistsError, SettingsError
-from ..utils.files import atomic_path, check_output
+from ..utils.files import atomic_path, check_output, private_folder
 from ..utils.integrity import read_with_digest, write_with_digest
 from ..utils.precision import resolve_device
 from ..utils.resumable_parts import PartAccount, ResumableParts, ResumeError, content_digest, try_lock

@@ -1,23 +1,34 @@
 """The one way to write a file or a folder: whole or not at all, and over nothing but what the same command wrote."""
 
+import atexit
 import contextlib
 import errno
+import functools
 import io
 import json
 import os
 import platform
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import OutputExistsError
 
-# Locked in each folder of unfinished files while its process lives. Not all file systems share locks between machines.
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+# Locked in each folder of unfinished files while its process lives. It has the machine's name, as some network file
+# systems have locks that other machines do not see: each machine removes what its own processes left.
 _LOCK_FILE = f".lock-{platform.node()}"
 _UNFINISHED, _REPLACED = ".partial", "replaced"
 _LONGEST_NAME = 40  # characters of a target's name in that of its unfinished files; systems allow 255 bytes
+_TEMPORARY = "ecgfm-"  # begins the names of folders for temporary files
+_LOCK_ATTEMPTS, _LOCK_SECONDS = 10, 10.0
+# Of file systems without locks, such as Lustre mounted without `flock`, or NFS without its lock service.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _WRITING = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EPIPE)
 _searched: set[Path] = set()  # folders in which this process has looked for what killed ones left
 
@@ -130,24 +141,27 @@ def locked_folder(make: Callable[[], str | Path]) -> Iterator[Path]:
     """
     Yield the folder that `make` makes, and remove it at the end. Until then [`remove_abandoned`] leaves it there.
 
-    Raises:
-        `OSError`: the folder cannot be made.
-    """
-    from filelock import FileLock
+    Where the file system has no locks, nothing is taken for abandoned.
 
-    while True:
+    Raises:
+        `OSError`: the folder, or a file in it, cannot be made.
+    """
+    from filelock import Timeout
+
+    for _ in range(_LOCK_ATTEMPTS):
         try:
             made = Path(make())
         except OSError as error:
             if error.filename is not None:  # a name that only this module has
                 error.filename = os.path.dirname(error.filename)
             raise
-        lock = FileLock(made / _LOCK_FILE, thread_local=False)
-        # NotImplementedError: a file system without locks, where nothing is taken for abandoned.
-        with contextlib.suppress(NotImplementedError, FileNotFoundError):
-            lock.acquire()
-        if (made / _LOCK_FILE).exists():  # otherwise it was taken for abandoned before it was locked
+        with contextlib.suppress(FileNotFoundError, Timeout):
+            lock = lock_file(made / _LOCK_FILE, _LOCK_SECONDS)
             break
+        # Most likely it was taken for abandoned before it was locked.
+        shutil.rmtree(made, ignore_errors=True)
+    else:
+        raise OSError(errno.ENOLCK, "lock files cannot be made in this folder", str(made.parent))
     owner = os.getpid()
     try:
         yield made
@@ -159,13 +173,11 @@ def locked_folder(make: Callable[[], str | Path]) -> Iterator[Path]:
 
 def remove_abandoned(folder: Path, prefix: str, suffix: str = "") -> None:
     """Remove what [`locked_folder`] made for processes that were killed, once what they had moved aside is back."""
-    from filelock import FileLock
-
     with contextlib.suppress(PermissionError):  # a folder that may be written but not listed
         for entry in os.scandir(folder):
             if not (entry.name.startswith(prefix) and entry.name.endswith(suffix)):
                 continue
-            with contextlib.suppress(OSError, NotImplementedError):
+            with contextlib.suppress(OSError):
                 left, owner = Path(entry.path), entry.stat(follow_symlinks=False).st_uid
                 if hasattr(os, "getuid") and owner != os.getuid():
                     continue
@@ -173,11 +185,77 @@ def remove_abandoned(folder: Path, prefix: str, suffix: str = "") -> None:
                     if suffix == _UNFINISHED:
                         left.rmdir()  # unless it has files: made by a process that was killed at once
                     continue
-                with FileLock(left / _LOCK_FILE, timeout=0):
+                lock = lock_file(left / _LOCK_FILE, timeout=0)
+                if not lock.is_locked:
+                    return
+                try:
                     for replaced in (left / _REPLACED).glob("*"):
                         if not os.path.lexists(folder / replaced.name):
                             replaced.rename(folder / replaced.name)
                     shutil.rmtree(left, ignore_errors=True)
+                finally:
+                    lock.release()
+
+
+def lock_file(path: str | os.PathLike[str], timeout: float = -1) -> "FileLock":
+    """
+    Lock a file until `release`, or the end of this process; wait for another process that has locked it.
+
+    Args:
+        path: Is made where it does not exist; its folder must.
+        timeout: Seconds to wait; -1 for ever.
+
+    Returns:
+        The lock. Its `is_locked` is False where the file system has no locks.
+
+    Raises:
+        `filelock.Timeout`: another process has locked the file.
+        `FileNotFoundError`: there is no folder, or the file was removed or replaced meanwhile: it locks nothing then.
+        `OSError`: the file cannot be made.
+    """
+    from filelock import FileLock
+
+    file = Path(path)
+    file.touch()
+    before = file.stat()
+    # A file that exists instead of a lock would stop all others for ever where another machine's process was killed.
+    lock = FileLock(path, timeout, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    if not (file.exists() and os.path.samestat(before, file.stat())):
+        lock.release()
+        raise FileNotFoundError(errno.ENOENT, "removed while it was being locked", str(file))
+    return lock
+
+
+@functools.cache
+def private_folder() -> Path:
+    """
+    Return a folder for temporary files that only this user can read, removed when the process ends.
+
+    The processes that one launcher started on this machine share it, so that one of them makes the copy that all read.
+    What killed processes left is removed, too.
+    """
+    rank, root = os.environ.get("LOCAL_RANK"), Path(tempfile.gettempdir())
+    if rank not in (None, "0"):
+        return _shared_folder(root)
+    remove_abandoned(root, _TEMPORARY)
+    made = locked_folder(lambda: tempfile.mkdtemp(prefix=_TEMPORARY) if rank is None else _shared_folder(root))
+    # Files stay readable to processes that have them open. A forked child does not remove the folder.
+    atexit.register(made.__exit__, None, None, None)
+    return made.__enter__()
+
+
+def _shared_folder(root: Path) -> Path:
+    folder = root / f"{_TEMPORARY}{os.getuid()}-{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) != 0o700 or not stat.S_ISDIR(status.st_mode):
+        raise PermissionError(errno.EACCES, "not private to this user: remove it, or set TMPDIR", str(folder))
+    return folder
 
 
 @contextlib.contextmanager
@@ -315,7 +393,9 @@ __all__ = [
     "begins_with",
     "check_output",
     "files_in",
+    "lock_file",
     "locked_folder",
+    "private_folder",
     "remove_abandoned",
     "remove_unfinished",
     "sync",

@@ -34,7 +34,7 @@ from typing import Any, Protocol, TypeVar
 from filelock import FileLock, Timeout
 
 from .errors import ECGFMError
-from .files import atomic_path
+from .files import atomic_path, lock_file
 from .integrity import read_with_digest, write_with_digest
 
 T = TypeVar("T")
@@ -365,35 +365,37 @@ def exit_with_parent(parent: int) -> None:
 @contextmanager
 def exclusive(work: Path) -> Iterator[None]:
     """
-    Let one process at a time work in a folder; others wait.
+    Let one process at a time work in a folder; others wait. Where the file system has no locks, none waits.
 
     Raises:
         `FileNotFoundError`: the folder is gone, as when the process that was waited for has finished.
     """
-    path = work / "lock"
     while True:
-        path.touch()
-        before = path.stat()
-        with FileLock(path):
-            # A file that was removed or replaced while this process waited locks nothing.
-            try:
-                is_current = os.path.samestat(before, path.stat())
-            except FileNotFoundError:
-                is_current = False
-            if is_current:
-                yield
-                return
+        try:
+            lock = _lock(work / "lock")
+        except FileNotFoundError:
+            if not work.is_dir():
+                raise
+            continue
+        try:
+            yield
+            return
+        finally:
+            lock.release()
 
 
 def try_lock(path: Path) -> FileLock | None:
     """Lock a file until `release`, or the end of this process. None where another process has locked it."""
-    lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        return _lock(path, timeout=0)
     except Timeout:
         return None
-    except NotImplementedError:  # a file system without locks
-        pass
+
+
+def _lock(path: Path, timeout: float = -1) -> FileLock:
+    lock = lock_file(path, timeout)
+    if not lock.is_locked:
+        logger.warning("%s is on a file system without locks: start no second run with this output", path.parent)
     return lock
 
 

@@ -14,10 +14,9 @@ import pyarrow as pa
 from filelock import FileLock
 
 from ...records import ECGReadError, ECGRecord, read_ecg
-from ...utils.files import write_text
+from ...utils.files import private_folder, write_text
 from ...utils.integrity import file_checksum
 from ..exclusion import Excluded
-from ..opening import private_folder
 from ..store import DataError
 
 _SIGNALS = (".mat", ".dat")
