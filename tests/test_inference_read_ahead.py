@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from ecgfm_hf.data.store import DataError, write_store_checksums
 from ecgfm_hf.inference import find_recordings
 from ecgfm_hf.inference.read_ahead import read_in_order
 from ecgfm_hf.inference.recording_sources import DatasetSource
+from ecgfm_hf.utils import integrity
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +150,19 @@ def test_a_store_whose_file_has_gone_stops_the_run(store, tmp_path):
     shutil.rmtree(tmp_path / "store")
     with pytest.raises(FileNotFoundError, match="all-00000-of-00001"):
         list(read_in_order(source))
+
+
+def test_workers_hash_a_file_of_a_store_once(store, tmp_path, monkeypatch):
+    def hash_slowly(path, *arguments):
+        with open(tmp_path / "hashed", "a") as file:
+            file.write(f"{os.path.basename(path)}\n")
+        time.sleep(0.2)
+        return checksum(path, *arguments)
+
+    source = find_recordings([str(store)], ECGFMFeatureExtractor(short_recordings="pad"))
+    monkeypatch.setattr(source, "groups", lambda indices: [[index] for index in indices])
+    checksum = integrity.file_checksum
+    monkeypatch.setattr(integrity, "file_checksum", hash_slowly)
+    integrity._checksum_of.cache_clear()
+    assert len(list(read_in_order(source, num_workers=3, start_method="fork"))) == len(source)
+    assert (tmp_path / "hashed").read_text().splitlines() == [path.name for path in source.files]

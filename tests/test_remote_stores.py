@@ -2,11 +2,13 @@
 
 import multiprocessing
 import os
+import re
 import shutil
 import tempfile
 import threading
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -14,14 +16,16 @@ import fsspec
 import pytest
 from datasets.distributed import split_dataset_by_node
 from finetune_cases import TINY_MODEL, make_store
+from fsspec.implementations.local import LocalFileSystem
 from killed_runs import damage_file
 from tiny_pretraining import MODEL
 
 from ecgfm_hf.data import DataError, load_prepared, store_assembly
 from ecgfm_hf.data.opening import data_digest, split_names
 from ecgfm_hf.data.remote_stores import _fetched, _stand_in
-from ecgfm_hf.training import Finetuner, FinetuneSettings, Pretrainer, PretrainSettings
-from ecgfm_hf.utils.files import private_folder
+from ecgfm_hf.training import Finetuner, FinetuneSettings, Pretrainer, PretrainSettings, SettingsError
+from ecgfm_hf.utils.errors import OutputExistsError
+from ecgfm_hf.utils.files import check_output, private_folder
 from ecgfm_hf.utils.integrity import write_checksums
 
 FILES_OF_TRAIN = ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
@@ -180,6 +184,46 @@ def test_an_address_that_refuses_is_an_error_that_names_it(store, monkeypatch):
         monkeypatch.setattr(Handler, "do_GET", lambda self: self.send_error(403))
         with pytest.raises(DataError, match=f"{address} cannot be read .*403.*check the address and its access"):
             load_prepared(address)
+
+
+def test_a_password_in_an_address_is_in_no_message_and_no_file(store, tmp_path):
+    class Vault(LocalFileSystem):
+        protocol = "vault"
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return re.sub(r"^vault://[^/]*", "", str(path)).split("?")[0]
+
+    fsspec.register_implementation("vault", Vault, clobber=True)
+    for address in (
+        "vault://me:hunter2@host/nowhere?token=hunter2",
+        "pigeon://me:hunter2@host/store",
+        "ftp://me:hunter2@127.0.0.1:1/store",
+    ):
+        with pytest.raises(DataError) as error:
+            load_prepared(address)
+        assert "hunter2" not in str(error.value)
+        assert "://***@" in str(error.value)
+        assert error.value.__cause__ is None  # of a traceback that is logged
+    data = f"vault://me:hunter2@host{store}"
+    settings = FinetuneSettings(
+        data=data, output_dir=str(tmp_path / "run"), model=TINY_MODEL, max_steps=1, use_cpu=True
+    )
+    Finetuner(settings).run()
+    Finetuner(settings).run()  # of the same data
+    for path in (tmp_path / "run").rglob("*"):
+        assert path.is_dir() or b"hunter2" not in path.read_bytes()
+    with pytest.raises(SettingsError, match=r"vault://\*\*\*@host.* has no split elsewhere"):
+        Finetuner(replace(settings, output_dir=str(tmp_path / "other"), train_split="elsewhere")).run()
+
+
+def test_a_run_is_not_written_into_the_store_that_it_reads(store):
+    before = sorted(store.rglob("*"))
+    with pytest.raises(OutputExistsError, match="is a part of an input"):
+        check_output(next((store / "data").iterdir()), [f"file://{store}"])
+    with pytest.raises(OutputExistsError, match="is an input"):
+        Finetuner(FinetuneSettings(data=f"file://{store}", output_dir=str(store), model=TINY_MODEL))
+    assert sorted(store.rglob("*")) == before
 
 
 def test_what_is_no_store_at_an_address_is_an_error(tmp_path):

@@ -18,6 +18,7 @@ from ..fairseq.folder_reading import IDX, SEGMENT_FILES, FairseqFolder, is_fairs
 from ..fairseq.manifests import FairseqFolderError
 from ..records.store_rows import COLUMNS
 from ..utils.files import private_folder
+from ..utils.text import without_secrets
 from .remote_stores import is_address, local_store
 from .splits import UNSPLIT
 from .store import (
@@ -181,7 +182,7 @@ def _load_several(
         return load_prepared(stores[0], split, streaming=streaming, cache_dir=cache_dir, **of_folders)
     splits = dict.fromkeys(name for store in stores for name in split_names(store) if split in (None, name))
     if not splits:
-        raise DataError(f"no store has a split {split!r}: {', '.join(map(str, stores))}")
+        raise DataError(f"no store has a split {split!r}: {', '.join(without_secrets(str(store)) for store in stores)}")
     joined = {}
     for name in splits:
         parts = [

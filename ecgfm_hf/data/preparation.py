@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 from ..records.record import ECGRecord
 from ..records.store_rows import row_from_record
-from ..utils.files import atomic_path
+from ..utils.files import atomic_path, private_folder
+from ..utils.integrity import share_checksums
 from ..utils.resumable_parts import (
     Distribute,
     Executor,
@@ -44,7 +45,7 @@ from ..utils.resumable_parts import (
 )
 from .exclusion import Excluded, exclude, filter_recordings
 from .report import StoreOrigin, define_labels_of, store_report
-from .sources.base import Source, SourceIndex, share_file_digests
+from .sources.base import Source, SourceIndex
 from .splits import SplitSettings, match_published_splits
 from .store import (
     CARD_FILE,
@@ -164,7 +165,7 @@ def prepare(
         return None if shard else finished
     try:
         if num_proc > 1:
-            share_file_digests()
+            share_checksums(private_folder())
         executor: Executor = LocalExecutor(writer, num_proc)
         if distribute is not None:
             executor = distribute(partial(LocalExecutor, writer, 1), [source.root] if hasattr(source, "root") else [])

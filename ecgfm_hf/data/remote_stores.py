@@ -27,6 +27,7 @@ from filelock import FileLock
 
 from ..utils.files import private_folder
 from ..utils.integrity import CHECKSUMS_FILE, changed_files, file_checksum, read_checksums
+from ..utils.text import without_secrets
 from .store import DATA_FOLDER, DataError, check_files
 
 # Of the end of a Parquet file: enough for the footer of a store with some labels.
@@ -93,7 +94,7 @@ def _fetch_small_files(system: Any, root: str, folder: Path, address: str) -> No
     footers: dict[str, str] = checksums.get("footers", {})
     for name in (*checksums["files"], *footers):
         if Path(name).parent.as_posix() not in (".", DATA_FOLDER) or Path(name).name in ("", ".."):
-            raise DataError(f"{address}: {CHECKSUMS_FILE} names {name}, which is no file of a store")
+            raise DataError(f"{without_secrets(address)}: {CHECKSUMS_FILE} names {name}, which is no file of a store")
     small = [name for name in checksums["files"] if name not in footers]
     for name in small:
         system.get_file(f"{root}/{name}", str(folder / name))
@@ -143,19 +144,21 @@ def _errors_of(address: str) -> Iterator[None]:
         yield
     except DataError:
         raise
+    # Not `from error`, which may have a password.
     except ImportError as error:
-        raise DataError(f"{address}: {error}") from error
+        raise DataError(without_secrets(f"{address}: {error}")) from None
     except FileNotFoundError as error:
-        raise DataError(f"{address} is no store, or not a whole one: {error} is missing") from None
+        raise DataError(without_secrets(f"{address} is no store, or not a whole one: {error} is missing")) from None
     except Exception as error:  # each kind of address has a library with errors of its own
+        problem = without_secrets(f"{address} cannot be read ({str(error) or type(error).__name__})")
         raise DataError(
-            f"{address} cannot be read ({str(error) or type(error).__name__}): check the address and its access; if "
-            "the disk of this machine is full, set TMPDIR to another folder"
-        ) from error
+            f"{problem}: check the address and its access; if the disk of this machine is full, set TMPDIR to another "
+            "folder"
+        ) from None
 
 
 def _damaged(address: str, problem: str) -> DataError:
-    return DataError(f"{address} is damaged: {problem}. Copy it there again")
+    return DataError(f"{without_secrets(address)} is damaged: {problem}. Copy it there again")
 
 
 __all__ = ["is_address", "local_store", "open_store_file"]

@@ -33,7 +33,14 @@ from ..records.store_rows import (
     row_from_record,
 )
 from ..utils.errors import ECGFMError
-from ..utils.integrity import CHECKSUMS_FILE, changed_files, file_checksum, read_checksums, write_checksums
+from ..utils.integrity import (
+    CHECKSUMS_FILE,
+    changed_files,
+    checksum_once,
+    file_checksum,
+    read_checksums,
+    write_checksums,
+)
 from .splits import UNSPLIT
 
 if TYPE_CHECKING:
@@ -46,8 +53,6 @@ WORK_FOLDER = ".ecgfm-work"
 # Rows are written in groups of about this size, which bounds the memory of writers and readers.
 _GROUP_ROWS, _GROUP_BYTES = 64, 1 << 25
 _ALGORITHM = "xxh3_128"
-# The states of files when their digests were compared.
-_checked: dict[Path, tuple[int, ...]] = {}
 
 
 class DataError(ECGFMError, ValueError):
@@ -198,12 +203,6 @@ def check_footers(store: str | Path, files: Sequence[Path]) -> None:
             raise _damaged(store, f"the footer of {name} has changed")
 
 
-def _state_of(path: Path) -> tuple[int, ...]:
-    """Return what differs, on one machine, once a file was written, also where its time was set back."""
-    status = path.stat()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
 def content_digest(files: Sequence[Path]) -> str:
     """Return a digest of stores' Parquet files as they were written, from their `checksums.json`."""
     digests = {folder: _checksums(folder)["files"] for folder in {path.parent.parent for path in files}}
@@ -229,15 +228,21 @@ def _checksums(store: str | Path) -> dict[str, Any]:
 
 
 def check_files(store: str | Path, files: Sequence[Path]) -> None:
-    """Check Parquet files of a store in whole, each once in a process. `DataError` where one has changed."""
-    states = {path: _state_of(path) for path in files}
-    _check(store, [f"{DATA_FOLDER}/{path.name}" for path, state in states.items() if _checked.get(path) != state])
-    _checked.update(states)
+    """
+    Check Parquet files of a store in whole, each once in a run.
+
+    Raises:
+        `DataError`: one has changed.
+        `FileNotFoundError`: one has gone.
+    """
+    for path in files:
+        path.stat()
+    _check(store, [f"{DATA_FOLDER}/{path.name}" for path in files])
 
 
 def _check(store: str | Path, names: Sequence[str]) -> None:
     _checksums(store)  # its errors
-    if changed := changed_files(store, names):
+    if changed := changed_files(store, names, checksum_once):
         raise _damaged(store, "; ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else ""))
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from ..utils.errors import ECGFMError
 from ..utils.files import write_text
 from ..utils.resumable_parts import Executor, MakeExecutor, PartAccount, Task
+from ..utils.text import without_secrets
 
 # To reach a head's port; for all nodes to answer; for a folder's new file to appear on another node (NFS caches).
 _CONNECT_SECONDS, _ANSWER_SECONDS, _APPEAR_SECONDS = 10.0, 45.0, 10.0
@@ -220,7 +221,9 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
     given = address or os.environ.get("RAY_ADDRESS")
     if given is not None and given not in ("auto", "local"):
         if "://" in given:
-            raise ClusterError(f"address {given}: Ray's client is not supported. {_REMEDY[0].upper()}{_REMEDY[1:]}")
+            raise ClusterError(
+                f"address {without_secrets(given)}: Ray's client is not supported. {_REMEDY[0].upper()}{_REMEDY[1:]}"
+            )
         if not _answers(given):
             raise ClusterError(
                 f"nothing answers at {given}: check the address of the cluster's head (HOST:PORT). If "

@@ -9,13 +9,15 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from ..data.sources.base import share_file_digests
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
 from ..records.record import ECGRecord
+from ..utils.files import private_folder
+from ..utils.integrity import share_checksums
 from ..utils.resumable_parts import exit_with_parent
 
 
@@ -123,8 +125,6 @@ def read_in_order(
             `if __name__ == "__main__"`, and nothing is imported again.
     """
     groups = deque(source.groups(range(len(source)) if indices is None else indices))
-    if num_workers > 0:
-        share_file_digests()
     if num_workers == 0:
         for group in groups:
             yield from source.read(group)
@@ -146,7 +146,8 @@ def read_in_order(
 def _read_ahead(
     source: RecordingSource, groups: Iterable[list[int]], num_workers: int, context: BaseContext
 ) -> Iterator[list[ReadRecording]]:
-    with ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(os.getpid(), source)) as pool:
+    arguments = os.getpid(), source, private_folder()
+    with ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=arguments) as pool:
         ahead: deque = deque()
         try:
             for group in list(groups):
@@ -163,7 +164,8 @@ def _read_ahead(
 
 def _read_in_own_process(source: RecordingSource, index: int, context: BaseContext) -> ReadRecording:
     try:
-        with ProcessPoolExecutor(1, context, initializer=_start_worker, initargs=(os.getpid(), source)) as pool:
+        arguments = os.getpid(), source, private_folder()
+        with ProcessPoolExecutor(1, context, initializer=_start_worker, initargs=arguments) as pool:
             return pool.submit(_read_group, [index]).result()[0]
     except BrokenProcessPool:
         return source.failed(index, "the process that read it died")
@@ -172,9 +174,10 @@ def _read_in_own_process(source: RecordingSource, index: int, context: BaseConte
 _worker_source: RecordingSource | None = None  # set in worker processes
 
 
-def _start_worker(parent: int, source: RecordingSource) -> None:
+def _start_worker(parent: int, source: RecordingSource, folder: Path) -> None:
     global _worker_source
     _worker_source = source
+    share_checksums(folder)
     # Ctrl-C reaches all processes; the parent decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -18,6 +18,7 @@ from ..data.opening import data_digest, label_file, load_prepared, split_names
 from ..data.splits import draw_patients
 from ..data.store import DataError
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
+from ..utils.text import without_secrets
 from .augmentations import build_augmentations
 from .settings import FinetuneSettings, SettingsError, derived_seed
 
@@ -228,7 +229,8 @@ def _open_splits(settings: FinetuneSettings) -> "dict[str, HFDataset]":
         wanted = {"train": settings.train_split} | ({"valid": settings.valid_split} if settings.valid_split else {})
         if absent := [name for name in wanted.values() if name not in available]:
             raise SettingsError(
-                f"data: {store} has no split {', '.join(absent)}, only {', '.join(available)}: make splits with "
+                f"data: {without_secrets(str(store))} has no split {', '.join(absent)}, only "
+                f"{', '.join(available)}: make splits with "
                 "`ecgfm split`; or, without validation, set train_split=NAME valid_split=null"
             )
         if settings.test_split in available:

@@ -16,6 +16,7 @@ from ..data.model_inputs import ModelInputs, as_model_inputs
 from ..data.opening import data_digest, is_processed_folder, load_prepared, split_names
 from ..data.store import DataError
 from ..feature_extraction_ecgfm import ECGFMFeatureExtractor
+from ..utils.text import without_secrets
 from .data_summary import summarize_split
 from .settings import PretrainSettings, SettingsError, derived_seed
 
@@ -99,7 +100,7 @@ def open_pairs(
     if not folders:
         raise SettingsError("data is an empty list, expected a store or several")
     processed = [folder for folder in folders if is_processed_folder(folder)]
-    named = ", ".join(map(str, folders))
+    named = without_secrets(", ".join(map(str, folders)))
     signal_transform, transform = None, None
     if settings.augmentations:
         from .augmentations import build_augmentations
@@ -120,7 +121,8 @@ def open_pairs(
             splits = split_names(store)
             if absent := [s for s in (settings.train_split, settings.valid_split) if s and s not in splits]:
                 raise SettingsError(
-                    f"{store} has no split {', '.join(absent)}, only {', '.join(splits)}: make splits with "
+                    f"{without_secrets(str(store))} has no split {', '.join(absent)}, only "
+                    f"{', '.join(splits)}: make splits with "
                     "`ecgfm split`; or, without validation, set train_split=NAME valid_split=null"
                 )
 

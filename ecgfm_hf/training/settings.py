@@ -18,6 +18,7 @@ from typing import Any
 from ..configuration_ecgfm import LABEL_AGGREGATIONS, LABEL_FIELDS, POOLINGS, PROBLEM_TYPES, ECGFMConfig
 from ..fairseq.label_sets import LABEL_SETS
 from ..utils.errors import SettingsError, suggestion
+from ..utils.text import without_secrets
 
 # The published pretraining: 64 pairs x 2 segments x 4 GPUs x 2 accumulation steps.
 PUBLISHED_EFFECTIVE_BATCH = 1024
@@ -277,8 +278,13 @@ class RunSettings:
         return "bfloat16" if self.bf16 else "float16" if self.fp16 else "float32"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return names and values, as a recipe has them."""
-        return dataclasses.asdict(self)
+        """Return names and values, as a recipe has them; addresses of data without passwords."""
+        values = dataclasses.asdict(self)
+        if isinstance(data := values.get("data"), str):
+            values["data"] = without_secrets(data)
+        elif data is not None:
+            values["data"] = [without_secrets(str(one)) for one in data]
+        return values
 
     def check_processes(self, found: int, script: str) -> None:
         """Raise [`SettingsError`] where there are not as many processes as `processes` or the launcher asks for."""

@@ -137,6 +137,9 @@ class ECGTrainer(Trainer):
             compute_metrics=self._metrics,
             **kwargs,
         )
+        if not hasattr(Trainer, "loss_is_scaled_for_ga"):
+            # An older transformers, which would divide the loss by the number of micro-batches again.
+            self.model_accepts_loss_kwargs = True
         self.add_callback(_StopAtNonFiniteGradients())
         self.add_callback(_FindBestCheckpoint(self.checkpoints))
         batches = -(-len(train_dataset) // (settings.per_device_train_batch_size * self.accelerator.num_processes))

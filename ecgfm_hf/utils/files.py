@@ -63,7 +63,9 @@ def check_output(
     if is_folder:
         remove_abandoned(target, ".", _UNFINISHED)
     real = os.path.realpath(target)
-    found = [(given, os.path.realpath(given)) for given in inputs if given is not None and os.path.exists(given)]
+    # An input may be a store at an address of fsspec.
+    paths = [os.fspath(given).removeprefix("file://") for given in inputs if given is not None]
+    found = [(given, os.path.realpath(given)) for given in paths if os.path.exists(given)]
     for given, _ in found:
         if os.path.samefile(target, given):
             raise OutputExistsError(f"{target} is an input ({given}), which is never overwritten: give another path")

@@ -12,17 +12,19 @@ notices every accident. Neither protects against someone who writes new digests 
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 import xxhash
+from filelock import FileLock
 
-from .files import write_json
+from .files import write_json, write_text
 
 CHECKSUMS_FILE = "checksums.json"
 _FORMAT = 1
@@ -54,6 +56,42 @@ def file_checksum(path: str | os.PathLike[str], algorithm: str = "sha256", start
         while count := file.readinto(block):
             digest.update(block[:count])
     return digest.hexdigest()
+
+
+_shared: Path | None = None  # a folder for digests
+
+
+def share_checksums(folder: Path) -> None:
+    """Have this process, and those forked from it, share digests in a folder of theirs: see [`checksum_once`]."""
+    global _shared
+    _shared = folder
+
+
+def checksum_once(path: str | os.PathLike[str], algorithm: str = "sha256") -> str:
+    """
+    Return the digest of a file, computed again only once the file has been written.
+
+    That is seen by its inode, size and times; one machine cannot set back all of them. Processes that share digests
+    wait for the one that computes a file's.
+    """
+    status = os.stat(path)
+    state = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return _checksum_of(os.fspath(path), algorithm, state)
+
+
+@functools.cache
+def _checksum_of(path: str, algorithm: str, state: tuple[int, ...]) -> str:
+    if _shared is None or not _shared.is_dir():
+        return file_checksum(path, algorithm)
+    key = repr((path, algorithm, state)).encode("utf-8", "backslashreplace")
+    known = _shared / hashlib.sha256(key).hexdigest()
+    try:
+        with FileLock(f"{known}.lock"):
+            if not known.is_file():
+                write_text(known, file_checksum(path, algorithm))
+            return known.read_text()
+    except OSError:  # the folder was removed, or its disk is full
+        return file_checksum(path, algorithm)
 
 
 def write_checksums(
@@ -129,13 +167,18 @@ def read_checksums(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def changed_files(folder: str | os.PathLike[str], names: Iterable[str] | None = None) -> list[str]:
+def changed_files(
+    folder: str | os.PathLike[str],
+    names: Iterable[str] | None = None,
+    checksum: Callable[[Path, str], str] = file_checksum,
+) -> list[str]:
     """
     Return, of the files with digests, those that are missing or changed, with what was found.
 
     Args:
         folder: With a `checksums.json`.
         names: Check these files only; one without a digest counts as changed.
+        checksum: Such as [`checksum_once`].
 
     Raises:
         `FileNotFoundError`, `ValueError`: as [`read_checksums`].
@@ -148,7 +191,7 @@ def changed_files(folder: str | os.PathLike[str], names: Iterable[str] | None = 
         if name not in expected:
             return f"{name} has no digest"
         try:
-            found = file_checksum(Path(folder) / name, content["algorithm"])
+            found = checksum(Path(folder) / name, content["algorithm"])
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError as error:
@@ -180,10 +223,12 @@ __all__ = [
     "CHECKSUMS_FILE",
     "add_checksum",
     "changed_files",
+    "checksum_once",
     "file_checksum",
     "find_checksums",
     "read_checksums",
     "read_with_digest",
+    "share_checksums",
     "update_checksums",
     "write_checksums",
     "write_with_digest",

@@ -10,6 +10,8 @@ from .errors import SettingsError
 
 # What makes a spreadsheet run a cell as a formula, if it stands first: also in full width, and after line ends.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+# An address: user and password, host and path, query.
+_ADDRESS = re.compile(r"""://([^\s/'"]*@)?([^\s?'"]*)(\?[^\s'"]*)?""")
 _TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 _MARKS = "\u200e\u200f\u061c\u2028\u2029"  # marks of direction, and separators that end a line
 
@@ -50,6 +52,11 @@ def printable(text: str) -> str:
     return "".join(c.encode("unicode_escape").decode("ascii") if is_control(c) else c for c in text)
 
 
+def without_secrets(text: str) -> str:
+    """Return text with `***` for users, passwords and queries in addresses: `ftp://***@host/path?***`."""
+    return _ADDRESS.sub(lambda m: f"://{'***@' if m[1] else ''}{m[2]}{'?***' if m[3] else ''}", text)
+
+
 def to_cell(text: str) -> str:
     """
     Return text as a cell of a CSV: an apostrophe goes before what a spreadsheet would run as a formula.
@@ -84,4 +91,14 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isprintable()
 
 
-__all__ = ["as_names", "from_cell", "is_control", "names", "printable", "read_cells", "to_cell", "to_cells"]
+__all__ = [
+    "as_names",
+    "from_cell",
+    "is_control",
+    "names",
+    "printable",
+    "read_cells",
+    "to_cell",
+    "to_cells",
+    "without_secrets",
+]

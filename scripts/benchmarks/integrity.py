@@ -46,6 +46,7 @@ def _cases(
     from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForMultiLabelClassification, ECGFMModel, model_folder
     from ecgfm_hf.data import PrepareSettings, load_prepared, prepare
     from ecgfm_hf.data import store as stores
+    from ecgfm_hf.utils import integrity
 
     from .made import MadeRecordings
 
@@ -56,11 +57,11 @@ def _cases(
     prepare(MadeRecordings(recordings), folder / "store", PrepareSettings())
 
     def open_store() -> None:
-        stores._checked.clear()  # a process checks each file once
+        integrity._checksum_of.cache_clear()  # a process checks each file once
         load_prepared(folder / "store", "all", cache_dir=tempfile.mkdtemp(dir=folder))
 
     def stream() -> int:
-        stores._checked.clear()
+        integrity._checksum_of.cache_clear()
         return sum(len(row["signal"]) for row in load_prepared(folder / "store", "all", streaming=True))
 
     def unchecked_store() -> AbstractContextManager:

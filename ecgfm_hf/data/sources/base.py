@@ -1,21 +1,17 @@
 """A dataset on disk as a source: a table of its recordings, and a way to read each of them."""
 
-import hashlib
 import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from filelock import FileLock
 
 from ...records import ECGReadError, ECGRecord, read_ecg
-from ...utils.files import private_folder, write_text
-from ...utils.integrity import file_checksum
+from ...utils.integrity import checksum_once, file_checksum
 from ..exclusion import Excluded
 from ..store import DataError
 
@@ -177,34 +173,10 @@ def _file_stamp(file: str, root: _Root | None) -> str:
         about = f"{os.path.basename(file)} {status.st_size}"
         if not stat.S_ISREG(status.st_mode) or not (root is None or file in root):
             return f"{about} {status.st_mtime_ns}"
-        if status.st_size < _LARGE_BYTES:
-            return f"{about} {file_checksum(file, 'xxh3_128')}"
-        return f"{about} {_large_file_checksum(file, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)}"
+        checksum = file_checksum if status.st_size < _LARGE_BYTES else checksum_once
+        return f"{about} {checksum(file, 'xxh3_128')}"
     except (OSError, ValueError):  # no such file, not a possible name, or one that may not be read
         return ""
-
-
-def share_file_digests() -> None:
-    """Have this launcher's processes, and those forked from now on, share the digests of large files."""
-    global _shared_digests
-    _shared_digests = private_folder()
-
-
-_shared_digests: Path | None = None
-
-
-@lru_cache(maxsize=64)
-def _large_file_checksum(file: str, *state: int) -> str:
-    if _shared_digests is None or not _shared_digests.is_dir():
-        return file_checksum(file, "xxh3_128")
-    path = _shared_digests / hashlib.sha256(repr((file, state)).encode("utf-8", "backslashreplace")).hexdigest()
-    try:
-        with FileLock(f"{path}.lock"):
-            if not path.is_file():
-                write_text(path, file_checksum(file, "xxh3_128"))
-            return path.read_text()
-    except OSError:  # the folder was removed, or its disk is full
-        return file_checksum(file, "xxh3_128")
 
 
 def inside(root: Path, path: str) -> str:
