@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from inference_cases import LABELS, as_pipeline_input, recordings, write_model, write_store
 
+from ecgfm_hf import distributed
 from ecgfm_hf.cli.main import main as ecgfm
 from ecgfm_hf.cli.options import DEFAULT_CLUSTER, with_default_cluster
 from ecgfm_hf.data.store import store_files
@@ -81,6 +82,27 @@ def test_without_ray_the_error_says_what_to_install(store, model_dir, tmp_path, 
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(ImportError, match=r"pip install 'ecgfm-hf\[ray\]'"):
         RayExecutor(lambda watched: None)
+
+
+def test_a_run_that_is_refused_before_its_first_part_does_not_stand_in_the_way(
+    store, model_dir, tmp_path, capsys, monkeypatch
+):
+    class Refusing:
+        def __init__(self, make, inputs, **settings):
+            pass
+
+        def run(self, tasks, advance):
+            raise distributed.ClusterError("no such cluster")
+            yield
+
+    monkeypatch.setattr(distributed, "RayExecutor", Refusing)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    output = tmp_path / "out.parquet"
+    assert command("embed", store, model_dir, output, "--ray") == 1
+    assert "no such cluster" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert command("embed", store, model_dir, output, "--layer", "1") == 1  # recordings 3 and 6 are too short
+    assert output.exists()
 
 
 @pytest.mark.parametrize(

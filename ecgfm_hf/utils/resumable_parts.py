@@ -233,8 +233,14 @@ class ResumableParts:
         with tqdm(
             total=total, initial=total - remaining, unit=unit, desc=description, disable=not progress
         ) as progress_bar:
-            for _ in executor.run(missing, progress_bar.update):
-                pass
+            try:
+                for _ in executor.run(missing, progress_bar.update):
+                    pass
+            except ECGFMError:
+                # Refused, such as for a cluster that cannot be used: it need not be resumed.
+                if count == 1 and not any(self.folder.iterdir()):
+                    self.remove()
+                raise
 
     def account(self, task: Task) -> PartAccount | None:
         """Return the account of a finished part. None where it is not finished or, with a warning, damaged."""
