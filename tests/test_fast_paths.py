@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -261,11 +262,14 @@ def test_compiling_without_a_compiler_is_an_error_at_once(model_dir, store, monk
 
 
 @needs_onnx
-def test_the_onnx_folder_scores_recordings_without_torch(model_dir, tmp_path, capsys):
-    import onnxruntime
-
+def test_the_onnx_folder_scores_recordings_without_torch(model_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "")  # to be restored
+    del os.environ["ORT_DISABLE_TELEMETRY"]
     out = tmp_path / "onnx"
     assert ecgfm(["export-onnx", str(model_dir), str(out)]) == 0
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+    import onnxruntime
+
     printed = capsys.readouterr()
     assert "difference, logits" in printed.out
     assert printed.err == ""

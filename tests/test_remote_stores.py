@@ -20,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from killed_runs import damage_file
 from tiny_pretraining import MODEL
 
+from ecgfm_hf.cli.main import main
 from ecgfm_hf.data import DataError, load_prepared, store_assembly
 from ecgfm_hf.data.opening import data_digest, split_names
 from ecgfm_hf.data.remote_stores import _fetched, _stand_in
@@ -215,6 +216,14 @@ def test_a_password_in_an_address_is_in_no_message_and_no_file(store, tmp_path):
         assert path.is_dir() or b"hunter2" not in path.read_bytes()
     with pytest.raises(SettingsError, match=r"vault://\*\*\*@host.* has no split elsewhere"):
         Finetuner(replace(settings, output_dir=str(tmp_path / "other"), train_split="elsewhere")).run()
+
+
+def test_a_command_prints_no_password_of_an_address(capsys):
+    for address in ("ftp://me:hunter2@host/store", "ftp:/me:hunter2@host/store?token=hunter2"):
+        assert main(["inspect", address]) != 0
+        shown = "".join(capsys.readouterr())
+        assert ":/***@host/store" in shown.replace("://", ":/")
+        assert "hunter2" not in shown
 
 
 def test_a_run_is_not_written_into_the_store_that_it_reads(store):

@@ -19,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from .. import __version__
 from ..utils.errors import ECGFMError
-from ..utils.text import as_names, printable
+from ..utils.text import as_names, printable, without_secrets
 from .options import (
     CommandFailed,
     QuietOption,
@@ -266,7 +266,7 @@ def _lost_process(error: Exception) -> bool:
 
 def _failed_unexpectedly() -> int:
     """Print the traceback of the error that is being handled, and how to report it; return the exit status."""
-    print(printable(traceback.format_exc()), end="", file=sys.stderr)
+    print(printable(without_secrets(traceback.format_exc())), end="", file=sys.stderr)
     return _failed(
         "unexpected error: this is a defect of ecgfm-hf. Please send its maintainers the traceback above, the "
         "command, and what `ecgfm --version` prints. Remove names, ids and paths of patients first",
@@ -277,5 +277,5 @@ def _failed_unexpectedly() -> int:
 def _failed(message: object, status: int) -> int:
     """Print why a command failed, once among several processes; return its exit status."""
     if os.environ.get("RANK", "0") == "0":
-        print(printable(f"ecgfm: {message}"), file=sys.stderr)
+        print(printable(without_secrets(f"ecgfm: {message}")), file=sys.stderr)
     return status

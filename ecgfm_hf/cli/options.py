@@ -20,7 +20,7 @@ import typer
 
 from ..utils.errors import ECGFMError, SettingsError
 from ..utils.precision import Precision
-from ..utils.text import names, printable
+from ..utils.text import names, printable, without_secrets
 from .outputs import Reads
 
 if TYPE_CHECKING:
@@ -398,7 +398,10 @@ def show_progress() -> bool:
 
 
 class _EscapedStream:
-    """A stream that shows control characters of names, labels and reports as escapes: they act on a terminal."""
+    """
+    A stream that shows control characters of names, labels and reports as escapes, since they act on a terminal, and
+    addresses without passwords.
+    """
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -408,7 +411,7 @@ class _EscapedStream:
         if text and not text.strip("\n\x1b[A"):
             return self._stream.write(text)
         start = "\r" if text.startswith("\r") else ""
-        self._stream.write(start + printable(text[len(start) :]))
+        self._stream.write(start + printable(without_secrets(text[len(start) :])))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:

@@ -74,6 +74,8 @@ def export_onnx(
         [`ModelFolderError`]: as in [`load_model`].
     """
     check_libraries()
+    # Once it is imported, onnxruntime keeps an id of the machine and reports its use to its makers.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     folder = Path(output_dir)
 
     def check_empty() -> None:

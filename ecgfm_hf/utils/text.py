@@ -11,7 +11,8 @@ from .errors import SettingsError
 # What makes a spreadsheet run a cell as a formula, if it stands first: also in full width, and after line ends.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 # An address: user and password, host and path, query.
-_ADDRESS = re.compile(r"""://([^\s/'"]*@)?([^\s?'"]*)(\?[^\s'"]*)?""")
+# With one slash it is an address that was taken for a path.
+_ADDRESS = re.compile(r"""(?<=\w)(:/{1,2})([^\s/'"]*@)?([^\s?'"]*)(\?[^\s'"]*)?""")
 _TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 _MARKS = "\u200e\u200f\u061c\u2028\u2029"  # marks of direction, and separators that end a line
 
@@ -54,7 +55,7 @@ def printable(text: str) -> str:
 
 def without_secrets(text: str) -> str:
     """Return text with `***` for users, passwords and queries in addresses: `ftp://***@host/path?***`."""
-    return _ADDRESS.sub(lambda m: f"://{'***@' if m[1] else ''}{m[2]}{'?***' if m[3] else ''}", text)
+    return _ADDRESS.sub(lambda m: f"{m[1]}{'***@' if m[2] else ''}{m[3]}{'?***' if m[4] else ''}", text)
 
 
 def to_cell(text: str) -> str:
