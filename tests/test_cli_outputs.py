@@ -311,6 +311,21 @@ def test_a_failed_write_leaves_the_old_files(tmp_path):
     os.close(reader)
 
 
+def test_a_new_folder_appears_with_all_of_its_files(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, files_in(tmp_path / "new" / "folder") as scratch:
+        patch.setattr(Path, "replace", lambda *_: pytest.fail("a kill could come before the next file"))
+        for name in "ab":
+            (scratch / name).write_text(name)
+        assert not (tmp_path / "new" / "folder").exists()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "folder", "new"]
+    # Another process was faster.
+    with files_in(tmp_path / "other") as scratch:
+        (scratch / "mine").write_text("mine")
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "theirs").write_text("theirs")
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["mine", "theirs"]
+
+
 def test_what_a_killed_process_was_writing_is_private_and_the_next_removes_it(tmp_path):
     def write():
         with (
@@ -323,6 +338,7 @@ def test_what_a_killed_process_was_writing_is_private_and_the_next_removes_it(tm
             os.kill(os.getpid(), signal.SIGKILL)
 
     (tmp_path / "a").write_text("old")
+    (tmp_path / "files").mkdir()
     assert killed_runs.wait(killed_runs.start(write, tmp_path)) == -signal.SIGKILL
     left = list(tmp_path.rglob(".*.partial"))
     assert [path.stat().st_mode & 0o777 for path in left] == [0o700] * 3

@@ -342,14 +342,17 @@ def files_in(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """
     Yield a new folder to write files to; on success sync and move each into `folder`, whose other files stay.
 
-    An error before that leaves `folder` as it was. Missing parents are made.
+    An error before that leaves `folder` as it was, and a missing one appears with all of its files at once. Missing
+    parents are made.
 
     Raises:
         `OSError`: a file cannot be written.
     """
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    with _naming(folder), unfinished_folder(target, "files") as work:
+    target = Path(os.path.realpath(folder))
+    is_new = not target.is_dir()
+    home = target.parent if is_new else target
+    home.mkdir(parents=True, exist_ok=True)
+    with _naming(folder), unfinished_folder(home, target.name if is_new else "files") as work:
         scratch = work / "new"
         scratch.mkdir()
         yield scratch
@@ -359,11 +362,15 @@ def files_in(folder: str | os.PathLike[str]) -> Iterator[Path]:
         )
         for path in files:
             sync(path)
+        if is_new:
+            with contextlib.suppress(OSError):  # another process has written to it meanwhile
+                scratch.rename(target)
+                files = []
         for path in files:
             goal = target / path.relative_to(scratch)
             goal.parent.mkdir(parents=True, exist_ok=True)
             path.replace(goal)
-    sync(target)
+        sync(home)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
