@@ -1,7 +1,7 @@
 """
 Beyond one machine: runs whose parts a Ray cluster writes, and classes for pipelines of `ray.data`.
 
-Needs `ecgfm-hf[ray]`. Nothing is imported until it is asked for.
+Needs `ecgfm-hf[ray]`. A module is imported when one of its names is first used.
 """
 
 import lazy_loader

@@ -24,8 +24,8 @@ from ..utils.text import without_secrets
 
 # To reach a head's port; for all nodes to answer; for a folder's new file to appear on another node (NFS caches).
 _CONNECT_SECONDS, _ANSWER_SECONDS, _APPEAR_SECONDS = 10.0, 45.0, 10.0
-# Between two looks at whether the cluster lives, and how long it may not answer.
-_LOOK_SECONDS, _SILENT_SECONDS = 5.0, 30.0
+# Between two checks that the cluster answers, and how long it may not.
+_POLL_SECONDS, _SILENT_SECONDS = 5.0, 30.0
 # How often a part, or a worker before its first part, may lose its process.
 _ATTEMPTS = 5
 _REMEDY = "start it with `ray start --head`, and run this command on one of its nodes"
@@ -140,7 +140,7 @@ class RayExecutor:
             start_worker()
         try:
             while waiting or any(task is not None for _, task in jobs.values()):
-                done, _ = ray.wait(list(jobs), timeout=_LOOK_SECONDS)
+                done, _ = ray.wait(list(jobs), timeout=_POLL_SECONDS)
                 if done or _answers(ray.get_runtime_context().gcs_address):
                     answered = time.monotonic()
                 elif time.monotonic() - answered > _SILENT_SECONDS:
@@ -203,7 +203,7 @@ def _node_id() -> str:
 
 
 def import_ray() -> Any:
-    """Return Ray, typed as it is where it is not installed. `ImportError` says what to install."""
+    """Return Ray. `ImportError`, which names what to install, where it is missing."""
     try:
         importlib.import_module("ray.util.scheduling_strategies")
         return importlib.import_module("ray")
@@ -213,7 +213,7 @@ def import_ray() -> Any:
 
 @contextlib.contextmanager
 def _connected(ray: Any, address: str | None) -> Iterator[None]:
-    """Connect to a cluster, unless this process is; afterwards leave it, and end a local one."""
+    """Connect to a cluster, unless this process is connected; at the end disconnect, and end a local cluster."""
     if ray.is_initialized():
         yield
         return
@@ -270,7 +270,7 @@ def _answers(address: str) -> bool:
 
 
 def _node_check(marker: Path, token: str, inputs: Sequence[str]) -> Callable[[], str]:
-    """Return a function that returns what a node lacks, or nothing. Ray pickles it whole, without this package."""
+    """Return a function that returns what is wrong with a node, or "". Ray pickles it whole, without this package."""
     from .. import __version__ as version
 
     folder, cwd, seconds = str(marker), os.getcwd(), _APPEAR_SECONDS
