@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -324,6 +325,21 @@ def test_a_new_folder_appears_with_all_of_its_files(tmp_path, monkeypatch):
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "theirs").write_text("theirs")
     assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["mine", "theirs"]
+
+
+def test_what_could_not_be_removed_keeps_its_lock_for_the_next_process(tmp_path, monkeypatch):
+    with locked_folder(lambda: tempfile.mkdtemp(prefix="ecgfm-", dir=tmp_path)) as made:
+        for name in ("copy", "other"):
+            (made / name).mkdir()
+            (made / name / "rows").write_text("a patient's data")
+        (made / "file").write_text("a patient's data")
+        keep = shutil.rmtree
+        # As of a process that still writes there, or a kill.
+        monkeypatch.setattr(shutil, "rmtree", lambda path, **_: keep(path) if str(path).endswith("other") else None)
+    monkeypatch.undo()
+    assert sorted(path.name for path in made.iterdir() if not path.name.startswith(".lock")) == ["copy"]
+    remove_abandoned(tmp_path, "ecgfm-")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_killed_process_was_writing_is_private_and_the_next_removes_it(tmp_path):

@@ -169,8 +169,20 @@ def locked_folder(make: Callable[[], str | Path]) -> Iterator[Path]:
         yield made
     finally:
         if os.getpid() == owner:  # and not a process that was forked meanwhile
-            shutil.rmtree(made, ignore_errors=True)
+            _remove_locked(made)
             lock.release()
+
+
+def _remove_locked(folder: Path) -> None:
+    """Remove a folder, its lock last: what stays, as after a kill, is found by [`remove_abandoned`]."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            elif entry.name != _LOCK_FILE:
+                os.unlink(entry.path)
+        if os.listdir(folder) == [_LOCK_FILE]:
+            shutil.rmtree(folder)
 
 
 def remove_abandoned(folder: Path, prefix: str, suffix: str = "") -> None:
@@ -194,7 +206,7 @@ def remove_abandoned(folder: Path, prefix: str, suffix: str = "") -> None:
                     for replaced in (left / _REPLACED).glob("*"):
                         if not os.path.lexists(folder / replaced.name):
                             replaced.rename(folder / replaced.name)
-                    shutil.rmtree(left, ignore_errors=True)
+                    _remove_locked(left)
                 finally:
                     lock.release()
 
