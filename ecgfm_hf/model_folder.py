@@ -441,7 +441,7 @@ def _checked_class(model_class: type[ModelT]) -> type[ModelT]:
                 raise ModelFolderError(
                     f"{stored.name}: its config describes no model that can be built: {error}"
                 ) from error
-            stored.check(self.state_dict())
+            stored.check(self.state_dict(keep_vars=True))  # not detached: only shapes count
 
     Checked.__name__ = model_class.__name__  # for messages and what goes by a class's name
     return Checked

@@ -1,6 +1,7 @@
 """What checks cost: loading models and reading a store, with checks and without, in turns in one process."""
 
 import argparse
+import gc
 import json
 import statistics
 import tempfile
@@ -92,9 +93,14 @@ def _compare(work: Callable[[], object], unchecked: Callable[[], AbstractContext
     """Medians of processor time, which other work on the machine disturbs less than the clock's."""
 
     def seconds() -> float:
+        gc.collect()  # it takes longer than loading a model, and would come at any time
+        gc.disable()
         start = time.process_time()
-        work()
-        return time.process_time() - start
+        made = work()
+        taken = time.process_time() - start
+        del made
+        gc.enable()
+        return taken
 
     def unchecked_seconds() -> float:
         with unchecked():
