@@ -35,7 +35,12 @@ def stand_in_cards():
 
 @contextlib.contextmanager
 def mock_hub(**settings):
-    """A mock Hub, and huggingface_hub turned to it; the tests' own offline mode is off meanwhile."""
+    """
+    A mock Hub, and huggingface_hub turned to it; the tests' own offline mode is off meanwhile.
+
+    A test that sets huggingface_hub otherwise uses `hub.patch`: the fixture `monkeypatch` would end later, and then set
+    what it found here.
+    """
     with MockHub(**settings).running() as hub, pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
         template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
@@ -45,4 +50,5 @@ def mock_hub(**settings):
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         patch.setenv("HF_TOKEN", TOKEN)
+        hub.patch = patch
         yield hub

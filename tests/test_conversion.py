@@ -1104,12 +1104,12 @@ def hub(monkeypatch, tmp_path):
         yield hub
 
 
-def test_a_checkpoint_on_the_hub_is_downloaded_once_and_recognised(hub, tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_on_the_hub_is_downloaded_once_and_recognised(hub, tmp_path, capsys):
     address = "hf://wanglab/ecg-fm/mimic_iv_ecg_physionet_pretrained.pt"
     assert main(["convert", address, str(tmp_path / "out")]) == 0
     assert "mimic_iv_ecg_physionet_pretrained, by its name and number of labels" in capsys.readouterr().out
     assert (tmp_path / "out" / "model.safetensors").is_file()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub.patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert convert_with(address, tmp_path / "again").published == "mimic_iv_ecg_physionet_pretrained"
 
 
@@ -1126,11 +1126,11 @@ def test_what_the_hub_does_not_have_is_named(hub):
 
 
 @pytest.mark.parametrize("offline", [False, True])
-def test_without_a_network_a_download_fails_in_three_seconds(hub, monkeypatch, offline):
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+def test_without_a_network_a_download_fails_in_three_seconds(hub, offline):
+    hub.patch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    hub.patch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    hub.patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     began = time.monotonic()
     reason = "HF_HUB_OFFLINE is set" if offline else "the Hub cannot be reached"
     with pytest.raises(DownloadError, match=f"cannot be downloaded .{reason}.*cache does not have it"):
