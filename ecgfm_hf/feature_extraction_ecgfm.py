@@ -737,8 +737,9 @@ class ECGFMFeatureExtractor(FeatureExtractionMixin):
         if sampling_rate != self.sampling_rate or plan.missing or self.standardize != "recording":
             return None
         start, stop = segments.start * self.segment_samples, segments.stop * self.segment_samples
-        mean, std = mean[plan.rows], std[plan.rows]
-        if np.isnan(std).any():
+        if not plan.as_is:
+            mean, std = mean[plan.rows], std[plan.rows]
+        if math.isnan(std @ std):
             return None
         signal = read(start, stop) if plan.as_is else read(start, stop)[plan.rows]
         signal -= mean[:, None]

@@ -158,7 +158,12 @@ def _as_list(column: pa.ChunkedArray) -> list:
         return column.to_pylist()
     lists = column.combine_chunks()
     ends = lists.offsets.to_numpy() - lists.offsets[0].as_py()
-    values = lists.flatten().to_numpy(zero_copy_only=False)  # NaN for null
+    flat = lists.flatten()
+    if pa.types.is_string(flat.type) and not flat.null_count:  # names, of which there are few
+        flat = flat.dictionary_encode()
+        values = flat.dictionary.to_numpy(zero_copy_only=False)[flat.indices.to_numpy()]
+    else:
+        values = flat.to_numpy(zero_copy_only=False)  # NaN for null
     return [values[start:end] for start, end in itertools.pairwise(ends.tolist())]
 
 
@@ -259,7 +264,8 @@ class _Reader:
         is_short = row["num_samples"] < extractor.segment_samples
         if self._signal_transform is not None or mean is None or std is None or is_short:
             return None
-        samples, gain, baseline = samples_from_row(row), np.array(row["gain"]), np.array(row["baseline"])
+        samples, gain, baseline = samples_from_row(row), np.asarray(row["gain"]), np.asarray(row["baseline"])
+        mean, std = np.asarray(mean, float), np.asarray(std, float)
 
         def read(start: int, stop: int) -> np.ndarray:
             return in_millivolts(samples[:, start:stop], gain, baseline, row["units"], row["missing_value"])
@@ -271,7 +277,7 @@ class _Reader:
         for run in [indices] if is_one_run else [[index] for index in indices]:
             wanted = range(width * min(run), width * (max(run) + 1))
             segments = extractor.segments_by_statistics(
-                read, wanted, row["sampling_rate"], row["lead_names"], np.array(mean, float), np.array(std, float)
+                read, wanted, row["sampling_rate"], row["lead_names"], mean, std
             )
             if segments is None:
                 return None

@@ -207,7 +207,7 @@ def in_millivolts(
 ) -> np.ndarray:
     """Return stored samples (leads, samples) as a new float64 array in mV, NaN where a sample is missing."""
     # Baseline first, in stored units, and one division: the same order as wfdb's, to the last bit.
-    if baseline.any():
+    if np.count_nonzero(baseline):
         signal = samples - baseline[:, None]
         signal /= gain[:, None]
     else:  # the same numbers in one pass

@@ -5,6 +5,7 @@ Recordings as rows of a table: the columns of a store, a row from a recording, a
 labels describes the recording.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -204,11 +205,19 @@ def record_from_row(row: Mapping[str, Any]) -> ECGRecord:
 def samples_from_row(row: Mapping[str, Any]) -> np.ndarray:
     """Return the stored samples (leads, samples) of a row. `ECGReadError` where its values contradict each other."""
     leads = len(row["lead_names"])
-    samples = np.frombuffer(row["signal"], dtype=np.dtype(row["dtype"]).newbyteorder("<"))
+    own, stored = _dtypes(row["dtype"])
+    samples = np.frombuffer(row["signal"], stored)
     if leads == 0 or samples.size % leads or samples.size != leads * row["num_samples"]:
         name = row["path"] or row["recording_id"]
         raise ECGReadError(f"{name}: {samples.size} samples for {leads} leads of {row['num_samples']} samples")
-    return samples.reshape(leads, -1).astype(row["dtype"], copy=False)
+    samples = samples.reshape(leads, -1)
+    return samples if own == stored else samples.astype(own)
+
+
+@functools.cache
+def _dtypes(name: str) -> tuple[np.dtype, np.dtype]:
+    """Return the type of a row's samples on this machine and in the row."""
+    return np.dtype(name), np.dtype(name).newbyteorder("<")
 
 
 __all__ = [
