@@ -212,7 +212,9 @@ def test_a_password_in_an_address_is_in_no_message_and_no_file(store, tmp_path):
     )
     Finetuner(settings).run()
     Finetuner(settings).run()  # of the same data
-    for path in (tmp_path / "run").rglob("*"):
+    report = [str(tmp_path / "run"), f"{data}?token=hunter2", "--output", str(tmp_path / "report")]
+    assert main(["evaluate", *report, "--split", "train", "--allow-seen", "--resamples", "100"]) == 0
+    for path in (*(tmp_path / "run").rglob("*"), *(tmp_path / "report").iterdir()):
         assert path.is_dir() or b"hunter2" not in path.read_bytes()
     with pytest.raises(SettingsError, match=r"vault://\*\*\*@host.* has no split elsewhere"):
         Finetuner(replace(settings, output_dir=str(tmp_path / "other"), train_split="elsewhere")).run()

@@ -10,6 +10,7 @@ import typer
 
 from ..evaluation import METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from ..utils.files import files_in
+from ..utils.text import without_secrets
 from .options import (
     BatchSizeOption,
     CommandFailed,
@@ -144,7 +145,7 @@ def evaluate(
     results = evaluate_predictions(
         first.predictions,
         model=first.name,
-        dataset=None if dataset is None or first.stored else Path(dataset).resolve().name,
+        dataset=None if dataset is None or first.stored else Path(without_secrets(dataset)).resolve().name,
         split=None if first.stored else split,
         thresholds=first.thresholds,
         thresholds_from=first.thresholds_from,

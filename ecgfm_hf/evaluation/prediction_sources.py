@@ -13,6 +13,7 @@ from ..configuration_ecgfm import ECGFMConfig
 from ..inference.predictions import Predictions, select_labels
 from ..utils.errors import ECGFMError
 from ..utils.logs import only_errors
+from ..utils.text import without_secrets
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -246,8 +247,8 @@ class _Truth:
                 hint = "; class_column=NAME is the column that has the class"
             found = ", ".join(label_columns(dataset.column_names, dataset.features)) or "none"
             raise EvaluateError(
-                f"{self.store} has no label {', '.join(missing)} (found: {found}); labels of model and data are "
-                f"matched by name{hint}"
+                f"{without_secrets(self.store)} has no label {', '.join(missing)} (found: {found}); labels of "
+                f"model and data are matched by name{hint}"
             )
         classes = None if self.class_column is None else names
         wanted = TargetColumns(problem_type, columns, classes, table)
