@@ -29,7 +29,7 @@ from .files import write_json, write_text
 CHECKSUMS_FILE = "checksums.json"
 _FORMAT = 1
 _KEYS = {"format", "algorithm", "files", "footers", "is_checkpoint", "digest"}
-_THREADS = 4
+_THREADS = min(4, os.cpu_count() or 1)  # more would wait for one another
 # Read into one buffer that fits in the processor's cache: twice as fast as new blocks of 1 MB.
 _BLOCK_BYTES = 1 << 18
 
