@@ -23,11 +23,12 @@ from tiny_pretraining import MODEL
 from ecgfm_hf.cli.main import main
 from ecgfm_hf.data import DataError, load_prepared, store_assembly
 from ecgfm_hf.data.opening import data_digest, split_names
-from ecgfm_hf.data.remote_stores import _fetched, _stand_in
+from ecgfm_hf.data.remote_stores import _fetched, _local_folder
 from ecgfm_hf.training import Finetuner, FinetuneSettings, Pretrainer, PretrainSettings, SettingsError
 from ecgfm_hf.utils.errors import OutputExistsError
 from ecgfm_hf.utils.files import check_output, private_folder
 from ecgfm_hf.utils.integrity import write_checksums
+from ecgfm_hf.utils.text import without_secrets
 
 FILES_OF_TRAIN = ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
 
@@ -43,7 +44,7 @@ def store(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _nothing_fetched():
     yield
-    _stand_in.cache_clear()
+    _local_folder.cache_clear()
     _fetched.cache_clear()
 
 
@@ -57,7 +58,7 @@ def memory(store):
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves a folder, also the end of a file, and counts the files that it sends in whole."""
+    """Serves a folder, also a part of a file, and counts the files that it sends in whole."""
 
     def do_GET(self):
         end = self.headers.get("Range")
@@ -66,7 +67,8 @@ class Handler(SimpleHTTPRequestHandler):
             super().do_GET()
             return
         with open(self.translate_path(self.path), "rb") as file:
-            content = file.read()[int(end.removeprefix("bytes=")) :]
+            first, last = end.removeprefix("bytes=").split("-")
+            content = file.read()[int(first) : int(last) + 1]
         self.send_response(206)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -187,7 +189,7 @@ def test_an_address_that_refuses_is_an_error_that_names_it(store, monkeypatch):
             load_prepared(address)
 
 
-def test_a_password_in_an_address_is_in_no_message_and_no_file(store, tmp_path):
+def test_a_password_in_an_address_is_in_no_message_and_no_file(store, tmp_path, caplog):
     class Vault(LocalFileSystem):
         protocol = "vault"
 
@@ -211,11 +213,15 @@ def test_a_password_in_an_address_is_in_no_message_and_no_file(store, tmp_path):
         data=data, output_dir=str(tmp_path / "run"), model=TINY_MODEL, max_steps=1, use_cpu=True
     )
     Finetuner(settings).run()
-    Finetuner(settings).run()  # of the same data
+    with caplog.at_level("WARNING"):
+        Finetuner(settings).run()  # of the same data
+    assert "does not record" in caplog.text
     report = [str(tmp_path / "run"), f"{data}?token=hunter2", "--output", str(tmp_path / "report")]
     assert main(["evaluate", *report, "--split", "train", "--allow-seen", "--resamples", "100"]) == 0
     for path in (*(tmp_path / "run").rglob("*"), *(tmp_path / "report").iterdir()):
         assert path.is_dir() or b"hunter2" not in path.read_bytes()
+    with pytest.raises(DataError, match=r"vault://\*\*\*@host.* has no split 'elsewhere'"):
+        load_prepared(data, "elsewhere")
     with pytest.raises(SettingsError, match=r"vault://\*\*\*@host.* has no split elsewhere"):
         Finetuner(replace(settings, output_dir=str(tmp_path / "other"), train_split="elsewhere")).run()
 
@@ -237,6 +243,48 @@ def test_a_run_is_not_written_into_the_store_that_it_reads(store):
     assert sorted(store.rglob("*")) == before
 
 
+def test_a_file_system_without_negative_positions_is_read(store):
+    class Positive(LocalFileSystem):  # as FTP
+        protocol = "positive"
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return str(path).removeprefix("positive://")
+
+        def cat_file(self, path, start=None, end=None, **kwargs):
+            if start < 0:
+                raise FileNotFoundError(path)
+            return super().cat_file(path, start, end, **kwargs)
+
+    fsspec.register_implementation("positive", Positive, clobber=True)
+    assert len(load_prepared(f"positive://{store}", "test")) == len(load_prepared(store, "test"))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("ftp://me:pass@host/a/b: no", "ftp://***@host/a/b: no"),
+        ("https://token@host/x?key=1&b=2", "https://***@host/x?***"),
+        ("zip://store::https://me:pass@h/x.zip", "zip://store::https://***@h/x.zip"),
+        ("s3://a,ftp://me:pass@h/b", "s3://a,ftp://***@h/b"),
+        ("(see https://h:80/p?x=1). Is it s3://b/c?", "(see https://h:80/p?***). Is it s3://b/c?"),
+        ("ftp:/me:pass@host/store", "ftp:/***@host/store"),
+        ("server:/snap@x/y", "server:/snap@x/y"),
+        ("abfs://train@acct.dfs.core.windows.net/s", "abfs://train@acct.dfs.core.windows.net/s"),
+        ("github://org:repo@main/x", "github://org:repo@main/x"),
+        ("file:///a@b/c 12:30 C:/x@y/z a@b", "file:///a@b/c 12:30 C:/x@y/z a@b"),
+    ],
+)
+def test_secrets_of_addresses_are_replaced_and_nothing_else(text, shown):
+    assert without_secrets(text) == shown
+    assert without_secrets(shown) == shown
+
+
+def test_secrets_of_an_address_are_replaced_in_a_message_of_a_library():
+    message = without_secrets("no url: /x?token=abcd (user me, hunter2)", "https://me:hunter2@h/x?token=abcd")
+    assert message == "no url: /x?*** (user me, ***)"
+
+
 def test_what_is_no_store_at_an_address_is_an_error(tmp_path):
     with pytest.raises(DataError, match="memory://nowhere is no store, or not a whole one"):
         load_prepared("memory://nowhere")
@@ -247,4 +295,11 @@ def test_what_is_no_store_at_an_address_is_an_error(tmp_path):
     (tmp_path / "precious").write_text("x")
     write_checksums(folder, ["../precious"])
     with pytest.raises(DataError, match=r"names \.\./precious, which is no file of a store"):
+        load_prepared(f"file://{folder}")
+    (folder / "model.safetensors").write_text("x")
+    write_checksums(folder, ["model.safetensors"])
+    with pytest.raises(DataError, match=r"other is no store: checksums\.json names no Parquet files"):
+        load_prepared(f"file://{folder}")
+    (folder / "checksums.json").write_text("{}")
+    with pytest.raises(DataError, match=r"other is damaged: checksums\.json"):
         load_prepared(f"file://{folder}")

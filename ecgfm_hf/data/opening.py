@@ -122,18 +122,18 @@ def load_prepared(
     """
     if not isinstance(store, str | os.PathLike):
         return _load_several(list(store), split, streaming, cache_dir, {"root": root, "labels": labels, "pairs": pairs})
-    folder = local_store(store)
+    folder, shown = local_store(store), without_secrets(os.fspath(store))
     if is_processed_folder(folder):
         return _load_folder(_folder(folder, root, labels), split, streaming, pairs)
     if root is not None:
-        raise DataError(f"root={root} names the segments of a processed folder, but {store} is none: leave it out")
+        raise DataError(f"root={root} names the segments of a processed folder, but {shown} is none: leave it out")
     from datasets.exceptions import DatasetGenerationError
 
     from .store_builder import StoreBuilder
 
     files = store_files(folder)
     if split is not None and split not in files:
-        raise DataError(f"{store} has no split {split!r}, only {', '.join(files)}")
+        raise DataError(f"{shown} has no split {split!r}, only {', '.join(files)}")
     wanted = {name: paths for name, paths in files.items() if split in (None, name)}
     paths = [path for found in wanted.values() for path in found]
     content = content_digest(paths)
@@ -158,7 +158,7 @@ def load_prepared(
             if isinstance(error.__cause__, DataError):
                 raise error.__cause__ from None
             raise DataError(
-                f"{store} cannot be copied for reading in any order (is the disk full?): {error.__cause__ or error}"
+                f"{shown} cannot be copied for reading in any order (is the disk full?): {error.__cause__ or error}"
             ) from error
         data = builder.as_dataset(split=their_split)
         # 🤗 datasets goes by files' names and times, which a changed file may share with the one before.

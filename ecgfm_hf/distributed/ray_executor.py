@@ -233,7 +233,7 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
         _init(ray, given)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
         where = "this machine" if given in (None, "auto") else given
-        # Ray sends its token to no address that a user names, unless told to.
+        # Without the variable, Ray sends its token to no address that a user names.
         token = "" if "RAY_AUTH_MODE" in os.environ else "set RAY_AUTH_MODE=token if it has token authentication; or "
         raise ClusterError(f"cannot connect to a Ray cluster at {where} ({error}): {token}{_REMEDY}") from None
     try:

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import xxhash
-from filelock import FileLock
 
-from .files import write_json, write_text
+from .files import lock_file, write_json, write_text
 
 CHECKSUMS_FILE = "checksums.json"
 _FORMAT = 1
@@ -86,10 +85,13 @@ def _checksum_of(path: str, algorithm: str, state: tuple[int, ...]) -> str:
     key = repr((path, algorithm, state)).encode("utf-8", "backslashreplace")
     known = _shared / hashlib.sha256(key).hexdigest()
     try:
-        with FileLock(f"{known}.lock"):
+        lock = lock_file(f"{known}.lock")
+        try:
             if not known.is_file():
                 write_text(known, file_checksum(path, algorithm))
             return known.read_text()
+        finally:
+            lock.release()
     except OSError:  # the folder was removed, or its disk is full
         return file_checksum(path, algorithm)
 

@@ -10,9 +10,15 @@ from .errors import SettingsError
 
 # What makes a spreadsheet run a cell as a formula, if it stands first: also in full width, and after line ends.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-# An address: user and password, host and path, query.
-# With one slash it is an address that was taken for a path.
-_ADDRESS = re.compile(r"""(?<=\w)(:/{1,2})([^\s/'"]*@)?([^\s?'"]*)(\?[^\s'"]*)?""")
+# An address: scheme, user and password, host and path, query. It has one slash after it was taken for a path; a name
+# before "@" then counts only if a password follows it.
+_SCHEME = r"[A-Za-z][\w+.-]{0,20}"
+_ADDRESS = re.compile(
+    rf"""\b({_SCHEME})(://?)((?<=//)[^\s/'"]*@|[^\s/'":]*:[^\s/'"]*@)?((?:(?!{_SCHEME}:/)[^\s?'"])*)(\?[^\s'")]+)?"""
+)
+# Of these, the part before "@" is a container or a repository.
+_NO_USERS = ("abfs", "abfss", "wasb", "wasbs", "adl", "github")
+_SHORTEST_SECRET = 4  # characters that are replaced wherever they are
 _TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 _MARKS = "\u200e\u200f\u061c\u2028\u2029"  # marks of direction, and separators that end a line
 
@@ -53,9 +59,26 @@ def printable(text: str) -> str:
     return "".join(c.encode("unicode_escape").decode("ascii") if is_control(c) else c for c in text)
 
 
-def without_secrets(text: str) -> str:
-    """Return text with `***` for users, passwords and queries in addresses: `ftp://***@host/path?***`."""
-    return _ADDRESS.sub(lambda m: f"{m[1]}{'***@' if m[2] else ''}{m[3]}{'?***' if m[4] else ''}", text)
+def without_secrets(text: str, address: str = "") -> str:
+    """
+    Return text with `***` for users, passwords and queries in addresses: `ftp://***@host/path?***`.
+
+    Args:
+        text: Such as a message.
+        address: Its password and query are replaced wherever they stand in the text, as in messages of libraries.
+    """
+    for found in _ADDRESS.finditer(address):
+        user = "" if found[1] in _NO_USERS else (found[3] or "").rstrip("@")
+        for secret in (user.partition(":")[2], (found[5] or "").lstrip("?")):
+            if len(secret) >= _SHORTEST_SECRET:
+                text = text.replace(secret, "***")
+    return _ADDRESS.sub(_redacted, text)
+
+
+def _redacted(address: re.Match[str]) -> str:
+    scheme, slashes, user, rest, query = address.groups()
+    shown = user or "" if scheme in _NO_USERS or not user else "***@"
+    return f"{scheme}{slashes}{shown}{rest}{'?***' if query else ''}"
 
 
 def to_cell(text: str) -> str:
