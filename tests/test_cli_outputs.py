@@ -342,6 +342,43 @@ def test_what_could_not_be_removed_keeps_its_lock_for_the_next_process(tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_another_process_removes_keeps_nothing_else_from_being_removed(tmp_path, monkeypatch):
+    keep = os.unlink
+
+    def unlink(path, **kwargs):
+        keep(path, **kwargs)
+        if str(path).endswith("theirs"):
+            raise FileNotFoundError(path)
+
+    with locked_folder(lambda: tempfile.mkdtemp(prefix="ecgfm-", dir=tmp_path)) as made:
+        for name in ("a", "theirs", "z"):
+            (made / name).write_text("a patient's data")
+        monkeypatch.setattr(os, "unlink", unlink)
+    assert not made.exists()
+
+
+def test_a_shared_folder_that_another_process_has_locked_is_used_and_left_to_it(tmp_path):
+    def make():
+        (tmp_path / "shared").mkdir(exist_ok=True)
+        return tmp_path / "shared"
+
+    with locked_folder(make, shared=True) as first:
+        (first / "copy").write_text("x")
+        with locked_folder(make, shared=True) as second:
+            assert second == first
+        assert (first / "copy").exists()
+    assert not first.exists()
+
+
+def test_a_link_named_like_an_abandoned_folder_is_not_followed(tmp_path):
+    with tempfile.TemporaryDirectory() as elsewhere:
+        write_text(Path(elsewhere) / "precious", "x")
+        (Path(elsewhere) / f".lock-{platform.node()}").touch()
+        (tmp_path / "ecgfm-link").symlink_to(elsewhere)
+        remove_abandoned(tmp_path, "ecgfm-")
+        assert (Path(elsewhere) / "precious").exists()
+
+
 def test_what_a_killed_process_was_writing_is_private_and_the_next_removes_it(tmp_path):
     def write():
         with (

@@ -162,7 +162,7 @@ class Study:
             has_begun = self._check_same_settings()
             try:
                 plan = self._plan(self.path / STORE_FOLDER)
-            except ECGFMError:
+            except (ECGFMError, OSError):
                 if not has_begun:
                     self._clean_up_refused()
                 raise

@@ -139,11 +139,12 @@ def remove_unfinished(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked_folder(make: Callable[[], str | Path]) -> Iterator[Path]:
+def locked_folder(make: Callable[[], str | Path], *, shared: bool = False) -> Iterator[Path]:
     """
     Yield the folder that `make` makes, and remove it at the end. Until then [`remove_abandoned`] leaves it there.
 
-    Where the file system has no locks, nothing is taken for abandoned.
+    Where the file system has no locks, nothing is taken for abandoned. A `shared` folder that another process has
+    locked is yielded, too, and left to that process.
 
     Raises:
         `OSError`: the folder, or a file in it, cannot be made.
@@ -157,11 +158,15 @@ def locked_folder(make: Callable[[], str | Path]) -> Iterator[Path]:
             if error.filename is not None:  # a name that only this module has
                 error.filename = os.path.dirname(error.filename)
             raise
-        with contextlib.suppress(FileNotFoundError, Timeout):
-            lock = lock_file(made / _LOCK_FILE, _LOCK_SECONDS)
+        try:
+            lock = lock_file(made / _LOCK_FILE, 0 if shared else _LOCK_SECONDS)
             break
-        # Most likely it was taken for abandoned before it was locked.
-        shutil.rmtree(made, ignore_errors=True)
+        except FileNotFoundError:
+            continue  # most likely it was taken for abandoned before it was locked
+        except Timeout:
+            if shared:
+                yield made
+                return
     else:
         raise OSError(errno.ENOLCK, "lock files cannot be made in this folder", str(made.parent))
     owner = os.getpid()
@@ -177,10 +182,11 @@ def _remove_locked(folder: Path) -> None:
     """Remove a folder, its lock last: what stays, as after a kill, is found by [`remove_abandoned`]."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            elif entry.name != _LOCK_FILE:
-                os.unlink(entry.path)
+            with contextlib.suppress(OSError):  # another process may remove a file of its own
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                elif entry.name != _LOCK_FILE:
+                    os.unlink(entry.path)
         if os.listdir(folder) == [_LOCK_FILE]:
             shutil.rmtree(folder)
 
@@ -189,7 +195,7 @@ def remove_abandoned(folder: Path, prefix: str, suffix: str = "") -> None:
     """Remove what [`locked_folder`] made for processes that were killed, once what they had moved aside is back."""
     with contextlib.suppress(PermissionError):  # a folder that may be written but not listed
         for entry in os.scandir(folder):
-            if not (entry.name.startswith(prefix) and entry.name.endswith(suffix)):
+            if not (entry.name.startswith(prefix) and entry.name.endswith(suffix)) or entry.is_symlink():
                 continue
             with contextlib.suppress(OSError):
                 left, owner = Path(entry.path), entry.stat(follow_symlinks=False).st_uid
@@ -257,7 +263,10 @@ def private_folder() -> Path:
     if rank not in (None, "0"):
         return _shared_folder(root)
     remove_abandoned(root, _TEMPORARY)
-    made = locked_folder(lambda: tempfile.mkdtemp(prefix=_TEMPORARY) if rank is None else _shared_folder(root))
+    if rank is None:
+        made = locked_folder(lambda: tempfile.mkdtemp(prefix=_TEMPORARY))
+    else:
+        made = locked_folder(lambda: _shared_folder(root), shared=True)
     # Files stay readable to processes that have them open. A forked child does not remove the folder.
     atexit.register(made.__exit__, None, None, None)
     return made.__enter__()
@@ -375,6 +384,7 @@ def files_in(folder: str | os.PathLike[str]) -> Iterator[Path]:
         for path in files:
             sync(path)
         if is_new:
+            sync(scratch)
             with contextlib.suppress(OSError):  # another process has written to it meanwhile
                 scratch.rename(target)
                 files = []
@@ -382,6 +392,7 @@ def files_in(folder: str | os.PathLike[str]) -> Iterator[Path]:
             goal = target / path.relative_to(scratch)
             goal.parent.mkdir(parents=True, exist_ok=True)
             path.replace(goal)
+        sync(target)
         sync(home)
 
 

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
@@ -238,8 +238,9 @@ class ResumableParts:
                     pass
             except ECGFMError:
                 # Refused, such as for a cluster that cannot be used: it need not be resumed.
-                if count == 1 and not any(self.folder.iterdir()):
-                    self.remove()
+                with suppress(FileNotFoundError):
+                    if count == 1 and not any(self.folder.iterdir()):
+                        self.remove()
                 raise
 
     def account(self, task: Task) -> PartAccount | None:
