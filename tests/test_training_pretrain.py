@@ -369,14 +369,19 @@ def test_the_last_and_the_best_checkpoints_are_kept(settings, tmp_path, caplog):
     assert load_training_state(result.best, model).settings["gradient_accumulation_steps"] == 2
     file = tmp_path / "out" / "settings.yaml"
     file.write_text(file.read_text().replace("gradient_accumulation_steps: 2", "gradient_accumulation_steps: 3"))
-    with pytest.raises(CheckpointError, match=r"settings\.yaml or .*run\.json is damaged"):
+    with pytest.raises(CheckpointError, match=r"settings\.yaml or .*run\.json cannot be read \(it has changed"):
+        load_training_state(result.best, model)
+    (result.best.parent / "run.json").unlink()
+    with pytest.raises(CheckpointError, match=r"run\.json cannot be read .*restore it from a copy"):
         load_training_state(result.best, model)
     # What decides which one is the best.
     state = result.best / "trainer_state.json"
     state.write_text(state.read_text().replace("3.0", "7.0"))
     assert trainer.folder.checkpoints.best() is None
+    (result.best.parent / ".writing-step-00000008").mkdir()
     trainer.folder.checkpoints.prune(None)
     assert [path.name for path in trainer.folder.checkpoints.all()] == names
+    assert not list(result.best.parent.glob(".writing-*"))
     assert f"{state} is damaged, so the best checkpoint is unknown" in caplog.text
 
 

@@ -236,7 +236,7 @@ def load_training_state(model_dir: Path, model: ECGFMPreTrainedModel) -> Trainin
 def _settings_of_run(checkpoints: Path) -> dict[str, Any]:
     """Return settings of the run that wrote these checkpoints; none where they were moved out of its folder."""
     file, run = checkpoints.parent / SETTINGS_FILE, checkpoints / RUN_FILE
-    if not file.is_file() or not run.is_file():
+    if not file.is_file():
         return {}
     names = ("learning_rate", "lr_scheduler_type", "warmup_steps", "gradient_accumulation_steps")
     try:
@@ -245,7 +245,7 @@ def _settings_of_run(checkpoints: Path) -> dict[str, Any]:
         stated = yaml.safe_load(file.read_text(encoding="utf-8"))
         return {name: stated[name] for name in names}
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{file} or {run} is damaged ({error}): resume the run, which writes both") from None
+        raise CheckpointError(f"{file} or {run} cannot be read ({error}): restore it from a copy") from None
 
 
 def fairseq_training_state(

@@ -142,7 +142,12 @@ class Checkpoints:
         best, least = None, float("inf")
         for checkpoint in self.all():
             if _changes(checkpoint, [STATE_FILE]):
-                logger.warning("%s is damaged, so the best checkpoint is unknown", checkpoint / STATE_FILE)
+                if os.environ.get("RANK", "0") == "0":
+                    logger.warning(
+                        "%s is damaged, so the best checkpoint is unknown, and none is removed: restore the file from "
+                        "a copy, or remove that checkpoint",
+                        checkpoint / STATE_FILE,
+                    )
                 return None
             state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
             loss = float("inf") if state["best_loss"] is None else float(state["best_loss"])
@@ -152,16 +157,15 @@ class Checkpoints:
 
     def prune(self, best: Path | None) -> None:
         """
-        Remove the oldest checkpoints beyond the limit, but not the best one, and what a kill left half written. Nothing
-        where a damaged checkpoint may be the best one.
+        Remove the oldest checkpoints beyond the limit, but not the best one, and what a kill left half written. No
+        checkpoint is removed where a damaged one may be the best.
         """
         found = self.all()
-        if not self._finetunes and any(_changes(checkpoint, [STATE_FILE]) for checkpoint in found):
-            return  # the best one is unknown
+        is_unknown = not self._finetunes and any(_changes(checkpoint, [STATE_FILE]) for checkpoint in found)
         # As transformers counts: the best one is among those kept, and the last is always kept.
         others = [path for path in found if path != best]
         room = len(others) if self._limit is None else max(0, self._limit - (best is not None))
-        kept = {*others[max(0, len(others) - room) :], best, *found[-1:]}
+        kept = set(found) if is_unknown else {*others[max(0, len(others) - room) :], best, *found[-1:]}
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             if path.is_dir() and path not in kept and (path.name.startswith(_UNFINISHED) or path in found):
                 shutil.rmtree(path, ignore_errors=True)
@@ -350,6 +354,13 @@ class RunFolder:
         if not self._finetunes and settings.lr_scheduler_type.startswith("constant"):
             free |= set() if 0 < settings.warmup_steps < 1 else {"num_train_epochs", "max_steps"}
         self._refuse(changed_settings(before, now, free))
+        if self.is_finished and "***" in str(now.get("data")):
+            logger.warning(
+                "data=%s has a user, password or query that %s does not record. If they name other data than before, "
+                "give another output_dir",
+                now["data"],
+                SETTINGS_FILE,
+            )
 
     def check_same_data(self, digest: str, items: int, processes: int) -> None:
         """
