@@ -287,14 +287,17 @@ def _measure_memory(folder: Path, what: str, recordings: int) -> dict:
 
     ceiling = Ceiling().measure()
     store = folder / f"store-{recordings}"
-    if what != "prepare":
-        inputs = _model_inputs_of_train(store, streaming=what == "stream")
-    else:
+    settings = PrepareSettings(split=SplitSettings("grouped"))
+    if what == "prepare":
         source = MadeRecordings(recordings)
+    else:
+        if not store.is_dir():  # with --cases
+            prepare(MadeRecordings(recordings), store, settings)
+        inputs = _model_inputs_of_train(store, streaming=what == "stream")
     start = time.perf_counter()
     with _PrivateMemory() as memory:
         if what == "prepare":
-            count = prepare(source, store, PrepareSettings(split=SplitSettings("grouped")))["recordings"]["kept"]
+            count = prepare(source, store, settings)["recordings"]["kept"]
         elif what == "stream":
             count = len({item["recording_id"] for item in inputs})
         else:
