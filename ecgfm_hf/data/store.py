@@ -38,6 +38,7 @@ from ..utils.integrity import (
     changed_files,
     checksum_once,
     file_checksum,
+    file_state,
     read_checksums,
     write_checksums,
 )
@@ -53,6 +54,8 @@ WORK_FOLDER = ".ecgfm-work"
 # Rows are written in groups of about this size, which bounds the memory of writers and readers.
 _GROUP_ROWS, _GROUP_BYTES = 64, 1 << 25
 _ALGORITHM = "xxh3_128"
+# The states of files when their digests were compared.
+_checked: set[tuple[int, ...]] = set()
 
 
 class DataError(ECGFMError, ValueError):
@@ -235,9 +238,10 @@ def check_files(store: str | Path, files: Sequence[Path]) -> None:
         `DataError`: one has changed.
         `FileNotFoundError`: one has gone.
     """
-    for path in files:
-        path.stat()
-    _check(store, [f"{DATA_FOLDER}/{path.name}" for path in files])
+    states = {path: file_state(path) for path in files}
+    if unchecked := [path for path, state in states.items() if state not in _checked]:
+        _check(store, [f"{DATA_FOLDER}/{path.name}" for path in unchecked])
+        _checked.update(states.values())
 
 
 def _check(store: str | Path, names: Sequence[str]) -> None:

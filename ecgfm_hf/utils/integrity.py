@@ -66,16 +66,19 @@ def share_checksums(folder: Path) -> None:
     _shared = folder
 
 
+def file_state(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """Return a file's inode, size and times: on one machine, not all of them can be set back after it is written."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 def checksum_once(path: str | os.PathLike[str], algorithm: str = "sha256") -> str:
     """
-    Return the digest of a file, computed again only once the file has been written.
+    Return the digest of a file, computed again only once its [`file_state`] has changed.
 
-    That is seen by its inode, size and times; one machine cannot set back all of them. Processes that share digests
-    wait for the one that computes a file's.
+    Processes that share digests wait for the one that computes a file's.
     """
-    status = os.stat(path)
-    state = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-    return _checksum_of(os.fspath(path), algorithm, state)
+    return _checksum_of(os.fspath(path), algorithm, file_state(path))
 
 
 @functools.cache
@@ -227,6 +230,7 @@ __all__ = [
     "changed_files",
     "checksum_once",
     "file_checksum",
+    "file_state",
     "find_checksums",
     "read_checksums",
     "read_with_digest",

@@ -57,12 +57,16 @@ def _cases(
     model_folder.save_model_folder(ECGFMForMultiLabelClassification(config), extractor, classifier)
     prepare(MadeRecordings(recordings), folder / "store", PrepareSettings())
 
+    def forget() -> None:  # a process checks each file once
+        integrity._checksum_of.cache_clear()
+        stores._checked.clear()
+
     def open_store() -> None:
-        integrity._checksum_of.cache_clear()  # a process checks each file once
+        forget()
         load_prepared(folder / "store", "all", cache_dir=tempfile.mkdtemp(dir=folder))
 
     def stream() -> int:
-        integrity._checksum_of.cache_clear()
+        forget()
         return sum(len(row["signal"]) for row in load_prepared(folder / "store", "all", streaming=True))
 
     def unchecked_store() -> AbstractContextManager:
