@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from ..utils.files import lock_file, private_folder
 from ..utils.integrity import CHECKSUMS_FILE, changed_files, file_checksum, read_checksums
 from ..utils.text import without_secrets
-from .store import DATA_FOLDER, DataError, check_files
+from .store import DATA_FOLDER, DataError, map_checked
 
 # Of the end of a Parquet file: enough for the footer of a store with some labels.
 _END_BYTES = 1 << 16
@@ -62,11 +62,8 @@ def open_store_file(path: Path, address: str | None = None) -> pq.ParquetFile:
     Raises:
         `DataError`: the file has changed, or cannot be fetched.
     """
-    # Fetching ahead would fill the memory with the whole file.
-    if address is not None:
-        return pq.ParquetFile(_fetched(path, address), pre_buffer=False)
-    check_files(path.parent.parent, [path])
-    return pq.ParquetFile(path, memory_map=True, pre_buffer=False)
+    file = map_checked(path) if address is None else _fetched(path, address)
+    return pq.ParquetFile(file, pre_buffer=False)  # fetching ahead would fill the memory with the whole file
 
 
 @functools.cache

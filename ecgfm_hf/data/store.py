@@ -12,11 +12,12 @@ times faster than nested lists. Nothing is preprocessed, so another setting of t
 preparation, and the two neighbouring segments for CMSC are two slices of one row.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from ..records.store_rows import (
 from ..utils.errors import ECGFMError
 from ..utils.integrity import (
     CHECKSUMS_FILE,
+    bytes_checksum,
     changed_files,
     checksum_once,
     file_checksum,
@@ -222,8 +224,14 @@ def _footer_checksum(path: Path) -> str:
 
 
 def _checksums(store: str | Path) -> dict[str, Any]:
-    try:
+    with _errors_of_checksums(store):
         return read_checksums(store)
+
+
+@contextlib.contextmanager
+def _errors_of_checksums(store: str | Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise DataError(f"{store} has no {CHECKSUMS_FILE}, so damage cannot be noticed: prepare it again") from None
     except ValueError as error:
@@ -244,9 +252,31 @@ def check_files(store: str | Path, files: Sequence[Path]) -> None:
         _checked.update(states.values())
 
 
+def map_checked(path: Path) -> pa.MemoryMappedFile:
+    """
+    Map a Parquet file of a store into memory, and check it in whole, once in a process.
+
+    The digest is computed of the map: its pages are then there when Arrow reads them, without a copy.
+
+    Raises:
+        `DataError`: it has changed.
+        `FileNotFoundError`: it has gone.
+    """
+    store, name = path.parent.parent, f"{DATA_FOLDER}/{path.name}"
+    state, file = file_state(path), pa.memory_map(os.fspath(path))
+    if state not in _checked:
+        checksums = _checksums(store)
+        if checksums["files"].get(name) != bytes_checksum(memoryview(file.read_buffer()), checksums["algorithm"]):
+            raise _damaged(store, f"{name} has changed")
+        file.seek(0)
+        _checked.add(state)
+    return file
+
+
 def _check(store: str | Path, names: Sequence[str]) -> None:
-    _checksums(store)  # its errors
-    if changed := changed_files(store, names, checksum_once):
+    with _errors_of_checksums(store):
+        changed = changed_files(store, names, checksum_once)
+    if changed:
         raise _damaged(store, "; ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else ""))
 
 
@@ -290,6 +320,7 @@ __all__ = [
     "content_digest",
     "default_labels",
     "label_columns",
+    "map_checked",
     "quality_facts",
     "read_report",
     "record_from_row",

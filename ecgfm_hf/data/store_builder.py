@@ -1,8 +1,8 @@
 """
 The builder of 🤗 datasets that reads a store's Parquet files, each checked before its first row.
 
-A file comes from the disk once: the system still has in memory what the digest was computed of, and Arrow reads the
-pages there, without a copy. That saves more time than the digest takes.
+A file comes from the disk once: Arrow reads the memory that the digest was computed of, without a copy. That saves more
+time than the digest takes.
 """
 
 from collections.abc import Iterator, Sequence

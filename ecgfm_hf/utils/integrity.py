@@ -57,6 +57,13 @@ def file_checksum(path: str | os.PathLike[str], algorithm: str = "sha256", start
     return digest.hexdigest()
 
 
+def bytes_checksum(content: memoryview, algorithm: str = "sha256") -> str:
+    """Return the digest of bytes, such as a file's in memory, in hexadecimal digits."""
+    digest = _new_hash(algorithm)
+    digest.update(content)
+    return digest.hexdigest()
+
+
 _shared: Path | None = None  # a folder for digests
 
 
@@ -227,6 +234,7 @@ def update_checksums(folder: str | os.PathLike[str]) -> None:
 __all__ = [
     "CHECKSUMS_FILE",
     "add_checksum",
+    "bytes_checksum",
     "changed_files",
     "checksum_once",
     "file_checksum",

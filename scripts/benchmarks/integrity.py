@@ -44,8 +44,10 @@ def _cases(
     folder: Path, config, recordings: int
 ) -> list[tuple[str, Callable[[], object], Callable[[], AbstractContextManager]]]:
     """Of each case: its name, the work, and how to leave its checks out."""
+    import pyarrow as pa
+
     from ecgfm_hf import ECGFMFeatureExtractor, ECGFMForMultiLabelClassification, ECGFMModel, model_folder
-    from ecgfm_hf.data import PrepareSettings, load_prepared, prepare
+    from ecgfm_hf.data import PrepareSettings, load_prepared, prepare, remote_stores
     from ecgfm_hf.data import store as stores
     from ecgfm_hf.utils import integrity
 
@@ -70,7 +72,10 @@ def _cases(
         return sum(len(row["signal"]) for row in load_prepared(folder / "store", "all", streaming=True))
 
     def unchecked_store() -> AbstractContextManager:
-        return patch.object(stores, "changed_files", lambda *_: [])
+        stack = ExitStack()
+        stack.enter_context(patch.object(stores, "changed_files", lambda *_: []))
+        stack.enter_context(patch.object(remote_stores, "map_checked", lambda path: pa.memory_map(str(path))))
+        return stack
 
     def unchecked_model() -> AbstractContextManager:
         return patch.object(model_folder, "_checked", lambda _, model_class, *__: (model_class,))
