@@ -1,5 +1,6 @@
 """Preprocessing: what the original computes, what every policy does, what is refused, what is warned of."""
 
+import contextlib
 import json
 import os
 import typing
@@ -794,3 +795,15 @@ class TestWhatTheModelTakes:
         expected = run(extract, make_ecg()).input_values
         np.testing.assert_array_equal(run(extract, signal).input_values, expected)
         np.testing.assert_array_equal(run(extract, [signal]).input_values, expected)
+
+
+def test_numpy_s_buffers_are_the_caller_s_again_after_a_call():
+    extractor = ECGFMFeatureExtractor()
+    before = np.setbufsize(4096)
+    try:
+        for leads in (LEADS, LEADS[:1]):
+            with contextlib.suppress(ValueError):
+                extractor(np.random.default_rng(0).normal(size=(12, 5000)), sampling_rate=500, lead_names=leads)
+            assert np.getbufsize() == 4096
+    finally:
+        np.setbufsize(before)

@@ -19,6 +19,7 @@ from ..feature_extraction_ecgfm import (
     SMALLEST_RANGE,
     clipped_leads,
     contradicting_leads,
+    small_buffers,
     standardise,
 )
 from .record import ECGReadError, ECGRecord
@@ -81,6 +82,7 @@ def label_columns(columns: Sequence[str], features: Mapping[str, Any] | None = N
     return tuple(found)
 
 
+@small_buffers()
 def quality_facts(record: ECGRecord) -> dict[str, list]:
     """
     What is wrong with each lead, in the recording's order of leads.
