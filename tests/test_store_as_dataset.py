@@ -13,6 +13,7 @@ from hub_cases import make_classifier, mock_hub
 from ecgfm_hf import ECGClassificationPipeline, ECGFMFeatureExtractor
 from ecgfm_hf.data import DataError, as_model_inputs, load_arrays, load_prepared, record_from_row
 from ecgfm_hf.data.store import default_labels
+from ecgfm_hf.data.store_builder import _one_ahead
 from ecgfm_hf.inference import embed
 
 LABELS = ("AF", "PVC")
@@ -128,3 +129,22 @@ def test_a_store_is_pushed_to_the_hub_and_loaded_with_its_labels(store, rows, tm
     assert default_labels(loaded["train"]) == LABELS
     assert loaded["train"]["AF"] == rows["AF"]
     assert json.dumps(loaded["valid"][0]["lead_names"]) == json.dumps(rows[0]["lead_names"])
+
+
+def test_a_stream_reads_one_row_group_ahead_and_no_further():
+    made = []
+
+    def groups():
+        for number in range(5):
+            made.append(number)
+            yield number
+        raise DataError("damaged")
+
+    def use(number):
+        assert len(made) <= number + 2
+        return number
+
+    used = map(use, _one_ahead(groups()))
+    assert [next(used) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(DataError, match="damaged"):
+        next(used)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _REFUSAL_COLUMNS = ("num_samples", "sampling_rate", "lead_names", "nan_samples", "constant")
-_STREAM_BATCH = 32
+_STREAM_BATCH = 16
 
 SignalTransform = Callable[[np.ndarray, ECGRecord], np.ndarray]
 Transform = Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]

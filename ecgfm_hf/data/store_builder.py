@@ -6,13 +6,17 @@ time than the digest takes.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 from datasets.builder import Key
 from datasets.packaged_modules.parquet.parquet import Parquet
 
 from .remote_stores import open_store_file
+
+T = TypeVar("T")
 
 
 class StoreBuilder(Parquet):
@@ -31,10 +35,26 @@ class StoreBuilder(Parquet):
     def _generate_tables(
         self, files: Sequence[str], row_groups_list: Sequence[Sequence[int] | None]
     ) -> Iterator[tuple[Key, pa.Table]]:
+        schema = self.info.features.arrow_schema  # made anew at each look, which takes milliseconds
+        for key, table in _one_ahead(self._row_groups(files, row_groups_list)):
+            yield key, table if table.schema == schema else self._cast_table(table)
+
+    def _row_groups(
+        self, files: Sequence[str], row_groups_list: Sequence[Sequence[int] | None]
+    ) -> Iterator[tuple[Key, pa.Table]]:
         for number, (name, groups) in enumerate(zip(files, row_groups_list, strict=True)):
             with open_store_file(Path(name), self.address) as file:
                 for index in range(file.num_row_groups) if groups is None else groups:
-                    yield Key(number, index), self._cast_table(file.read_row_group(index, use_threads=False))
+                    yield Key(number, index), file.read_row_group(index, use_threads=False)
+
+
+def _one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield items, each made by a thread while the one before is used."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, items, None)
+            yield item
 
 
 __all__ = ["StoreBuilder"]

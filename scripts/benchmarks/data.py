@@ -116,7 +116,7 @@ def _write(folder: Path, recordings: int) -> dict:
     from ecgfm_hf.synthetic import SyntheticCohort
 
     written = SyntheticCohort(max(20, recordings // 2), seed=1).write_wfdb(folder / "wfdb")
-    _prepare(folder, "store", split=False)
+    _prepare(folder, "store", split=True)  # as training reads it: files of up to 4,096 recordings
     (folder / "original").mkdir()
     inputs = _model_inputs(folder / "store", streaming=False)
     for item in range(min(len(inputs), 2 * MOST_ORIGINAL)):
@@ -144,7 +144,7 @@ def _model_inputs(
     from ecgfm_hf import ECGFMFeatureExtractor
     from ecgfm_hf.data import as_model_inputs, load_prepared
 
-    dataset = load_prepared(store, "all", streaming=streaming, cache_dir=cache_dir)
+    dataset = load_prepared(store, "train", streaming=streaming, cache_dir=cache_dir)
     return as_model_inputs(dataset, ECGFMFeatureExtractor(), pairs=pairs, transform=transform)
 
 
@@ -175,7 +175,7 @@ def _measure_disk(folder: Path) -> dict:
     from ecgfm_hf.data import load_prepared, read_report
 
     recordings = read_report(folder / "store")["recordings"]["kept"]
-    load_prepared(folder / "store", "all", cache_dir=folder / "cache")
+    load_prepared(folder / "store", cache_dir=folder / "cache")
     store, cache = (_bytes_in(folder / name) / recordings for name in ("store", "cache"))
     return {
         "store_bytes": round(store),
@@ -193,6 +193,8 @@ def _bytes_in(folder: Path) -> int:
 def _measure_reading(folder: Path, how: str, keep: bool, runs: int) -> dict:
     """
     Our way and the original's in turns, each to batches of float32 tensors of which half of the leads are zero.
+
+    A second thread decompresses what is streamed or copied; all else is done by one.
 
     `first-epoch`: single segments in random order, from opening the store, with the check of its files and its copy.
     """
