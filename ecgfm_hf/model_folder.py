@@ -194,7 +194,7 @@ def load_pipeline(
     precision: str = "float32",
     compile: bool = False,
     dtype: str | torch.dtype | None = None,
-    batch_size: int = 8,
+    batch_size: int = 16,
     attn_implementation: str | None = None,
     revision: str | None = None,
     subfolder: str = "",

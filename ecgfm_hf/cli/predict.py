@@ -119,7 +119,7 @@ class RecordingOptions(ReadingOptions):
             rich_help_panel=_MORE,
         ),
     ] = None
-    batch_size: BatchSizeOption = 8
+    batch_size: BatchSizeOption = 16
     workers: Annotated[
         int,
         typer.Option("--workers", min=0, metavar="N", help="Processes that read ahead.", rich_help_panel=_RUN),
