@@ -404,6 +404,17 @@ def test_what_a_killed_process_was_writing_is_private_and_the_next_removes_it(tm
     assert (tmp_path / "a").read_text() == "new"
 
 
+def test_a_folder_is_on_the_disk_in_whole_before_it_has_its_name(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("ecgfm_hf.utils.files.sync", lambda path: synced.append((Path(path).name, target.exists())))
+    target = tmp_path / "model"
+    with atomic_folder(target, lambda: None) as folder:
+        (folder / "data").mkdir()
+        (folder / "data" / "weights").write_text("new")
+    assert sorted(synced[:3]) == [("data", False), ("new", False), ("weights", False)]
+    assert synced[3:] == [(tmp_path.name, True)]
+
+
 def test_a_folder_that_a_kill_left_aside_comes_back(tmp_path):
     def write():
         rename = Path.rename

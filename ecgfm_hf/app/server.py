@@ -65,7 +65,7 @@ class AppSettings:
 
 
 @contextlib.contextmanager
-def private_folder() -> Iterator[Path]:
+def uploads_folder() -> Iterator[Path]:
     """
     Yield a folder that only this user can read, where Gradio keeps uploads, and remove it afterwards.
 
@@ -108,7 +108,7 @@ def build_app(
     Args:
         pipeline: From `load_pipeline`.
         reader: Reads files.
-        folder: From [`private_folder`].
+        folder: From [`uploads_folder`].
         settings: [`AppSettings`].
 
     Raises:
@@ -220,4 +220,4 @@ def serve(app: RequestGuard, found: socket.socket, folder: Path) -> None:
         found.close()
 
 
-__all__ = ["LOOPBACK", "AppSettings", "build_app", "listen", "private_folder", "serve", "web_server"]
+__all__ = ["LOOPBACK", "AppSettings", "build_app", "listen", "serve", "uploads_folder", "web_server"]

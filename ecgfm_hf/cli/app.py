@@ -58,7 +58,7 @@ def app(
         raise CommandFailed(f"the page needs {', '.join(missing)}: pip install 'ecgfm-hf[app]'")
     address, *names = host or ["127.0.0.1"]
     from ..app.reader_process import SessionReaders
-    from ..app.server import LOOPBACK, AppSettings, build_app, listen, private_folder, serve
+    from ..app.server import LOOPBACK, AppSettings, build_app, listen, serve, uploads_folder
     from ..model_folder import load_pipeline
     from ..utils.logs import only_errors
     from ..utils.precision import keep_freed_memory
@@ -71,7 +71,7 @@ def app(
         raise CommandFailed(f"cannot listen at {address}, port {port}: {error.strerror or error}{hint}") from error
     reader = SessionReaders()
     try:
-        with found, only_errors("ecgfm_hf"), quiet_libraries(), sigterm_as_interrupt(), private_folder() as folder:
+        with found, only_errors("ecgfm_hf"), quiet_libraries(), sigterm_as_interrupt(), uploads_folder() as folder:
             reader.start()
             with loading(model):
                 pipeline = load_pipeline(model, device=device, precision=precision)

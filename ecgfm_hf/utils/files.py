@@ -322,7 +322,7 @@ def atomic_path(path: str | os.PathLike[str], *, private: bool = False, overwrit
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike[str], check: Callable[[], None], *, keep: bool = True) -> Iterator[Path]:
     """
-    Yield a new folder beside `path` to write to; on success rename it to `path`, on any error remove it.
+    Yield a new folder beside `path` to write to; on success sync it and rename it to `path`, on any error remove it.
 
     Args:
         path: The folder to write or replace. Missing parents are made. A symbolic link is followed.
@@ -341,6 +341,8 @@ def atomic_folder(path: str | os.PathLike[str], check: Callable[[], None], *, ke
         new.mkdir()  # with the user's own permissions; those of `work` are private
         yield new
         if keep:
+            for part in (*new.rglob("*"), new):
+                sync(part)
             check()
             if target.is_dir() and any(target.iterdir()):
                 old.parent.mkdir()
