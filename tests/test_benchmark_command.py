@@ -8,22 +8,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def _results(tmp_path, *arguments):
+    command = [sys.executable, "scripts/benchmark.py", *arguments, "--json", "--folder", str(tmp_path)]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not any(tmp_path.iterdir())
+    return [json.loads(line) for line in output.splitlines()]
+
+
 def test_the_cost_of_checks_is_printed_as_ratios_of_one_run(tmp_path):
-    command = [
-        sys.executable,
-        "scripts/benchmark.py",
-        "integrity",
-        "--tiny",
-        "--recordings",
-        "8",
-        "--runs",
-        "1",
-        "--json",
-    ]
-    output = subprocess.run(
-        [*command, "--folder", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    results = [json.loads(line) for line in output.splitlines()]
+    results = _results(tmp_path, "integrity", "--tiny", "--recordings", "8", "--runs", "1")
     assert [result["name"] for result in results] == [
         "integrity/load/base",
         "integrity/load/classifier with thresholds",
@@ -31,4 +24,12 @@ def test_the_cost_of_checks_is_printed_as_ratios_of_one_run(tmp_path):
         "integrity/stream store",
     ]
     assert all(result["ratio"] > 0 for result in results)
-    assert not any(tmp_path.iterdir())
+
+
+def test_the_memory_of_reading_is_printed_for_two_sizes(tmp_path):
+    results = _results(tmp_path, "data", "--recordings", "300", "--cases", "memory/read")
+    assert [(result["name"], result["recordings"]) for result in results] == [
+        ("data/memory/read", 30),
+        ("data/memory/read", 300),
+    ]
+    assert all(result["peak_private_gb"] >= result["before_gb"] > 0 for result in results)
