@@ -1,6 +1,7 @@
 """A store is an ordinary dataset of 🤗 datasets: what users do with one works, and labels stay labels."""
 
 import json
+import os
 from datetime import datetime
 
 import datasets
@@ -13,7 +14,7 @@ from hub_cases import make_classifier, mock_hub
 from ecgfm_hf import ECGClassificationPipeline, ECGFMFeatureExtractor
 from ecgfm_hf.data import DataError, as_model_inputs, load_arrays, load_prepared, record_from_row
 from ecgfm_hf.data.store import default_labels
-from ecgfm_hf.data.store_builder import _one_ahead
+from ecgfm_hf.data.store_builder import _row_groups
 from ecgfm_hf.inference import embed
 
 LABELS = ("AF", "PVC")
@@ -131,20 +132,34 @@ def test_a_store_is_pushed_to_the_hub_and_loaded_with_its_labels(store, rows, tm
     assert json.dumps(loaded["valid"][0]["lead_names"]) == json.dumps(rows[0]["lead_names"])
 
 
+class _File:
+    """Stands for a Parquet file."""
+
+    def __init__(self):
+        self.read = []
+
+    def read_row_group(self, index, use_threads):
+        self.read.append(index)
+        if index == 3:
+            raise OSError("the disk failed")
+        return f"rows {index}"
+
+
 def test_a_stream_reads_one_row_group_ahead_and_no_further():
-    made = []
+    file = _File()
+    groups = _row_groups(file, range(5))
+    for index in range(3):
+        assert next(groups) == (index, f"rows {index}")
+        assert len(file.read) <= index + 2
+    with pytest.raises(OSError, match="the disk failed"):
+        next(groups)
 
-    def groups():
-        for number in range(5):
-            made.append(number)
-            yield number
-        raise DataError("damaged")
 
-    def use(number):
-        assert len(made) <= number + 2
-        return number
-
-    used = map(use, _one_ahead(groups()))
-    assert [next(used) for _ in range(5)] == [0, 1, 2, 3, 4]
-    with pytest.raises(DataError, match="damaged"):
-        next(used)
+def test_a_process_forked_while_a_stream_is_read_goes_on_with_it(store):
+    stream = iter(load_prepared(store, "train", streaming=True))
+    ids = [next(stream)["recording_id"]]
+    child = os.fork()
+    if child == 0:
+        os._exit(sum(1 for _ in stream))
+    ids += [row["recording_id"] for row in stream]
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == len(ids) - 1 > 0

@@ -259,11 +259,13 @@ def map_checked(path: Path) -> pa.MemoryMappedFile:
     The digest is computed of the map: its pages are then there when Arrow reads them, without a copy.
 
     Raises:
-        `DataError`: it has changed.
-        `FileNotFoundError`: it has gone.
+        `DataError`: it has changed or gone.
     """
     store, name = path.parent.parent, f"{DATA_FOLDER}/{path.name}"
-    state, file = file_state(path), pa.memory_map(os.fspath(path))
+    try:
+        state, file = file_state(path), pa.memory_map(os.fspath(path))
+    except OSError as error:
+        raise _damaged(store, f"{name} cannot be read ({error.strerror or error})") from None
     if state not in _checked:
         checksums = _checksums(store)
         if checksums["files"].get(name) != bytes_checksum(memoryview(file.read_buffer()), checksums["algorithm"]):

@@ -5,18 +5,18 @@ A file comes from the disk once: Arrow reads the memory that the digest was comp
 time than the digest takes.
 """
 
+import contextlib
+import functools
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets.builder import Key
 from datasets.packaged_modules.parquet.parquet import Parquet
 
 from .remote_stores import open_store_file
-
-T = TypeVar("T")
 
 
 class StoreBuilder(Parquet):
@@ -36,25 +36,40 @@ class StoreBuilder(Parquet):
         self, files: Sequence[str], row_groups_list: Sequence[Sequence[int] | None]
     ) -> Iterator[tuple[Key, pa.Table]]:
         schema = self.info.features.arrow_schema  # made anew at each look, which takes milliseconds
-        for key, table in _one_ahead(self._row_groups(files, row_groups_list)):
-            yield key, table if table.schema == schema else self._cast_table(table)
-
-    def _row_groups(
-        self, files: Sequence[str], row_groups_list: Sequence[Sequence[int] | None]
-    ) -> Iterator[tuple[Key, pa.Table]]:
         for number, (name, groups) in enumerate(zip(files, row_groups_list, strict=True)):
             with open_store_file(Path(name), self.address) as file:
-                for index in range(file.num_row_groups) if groups is None else groups:
-                    yield Key(number, index), file.read_row_group(index, use_threads=False)
+                for index, table in _row_groups(file, range(file.num_row_groups) if groups is None else groups):
+                    yield Key(number, index), table if table.schema == schema else self._cast_table(table)
 
 
-def _one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield items, each made by a thread while the one before is used."""
-    with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(next, items, None)
-        while (item := following.result()) is not None:
-            following = thread.submit(next, items, None)
-            yield item
+def _row_groups(file: pq.ParquetFile, indices: Sequence[int]) -> Iterator[tuple[int, pa.Table]]:
+    """Yield row groups, each read by a thread while the one before is used."""
+    ahead: _Reading | None = None
+    try:
+        for number, index in enumerate(indices):
+            table = (ahead or _Reading(file, index)).table()
+            ahead = _Reading(file, indices[number + 1]) if number + 1 < len(indices) else None
+            yield index, table
+    finally:
+        if ahead is not None:
+            ahead.join()
+
+
+class _Reading(threading.Thread):
+    def __init__(self, file: pq.ParquetFile, index: int):
+        super().__init__(daemon=True)
+        self._read = functools.partial(file.read_row_group, index, use_threads=False)
+        self._table: pa.Table | None = None
+        self.start()
+
+    def run(self) -> None:
+        with contextlib.suppress(Exception):
+            self._table = self._read()
+
+    def table(self) -> pa.Table:
+        self.join()
+        # There is none if reading failed, or if this process was forked meanwhile, without its threads.
+        return self._read() if self._table is None else self._table
 
 
 __all__ = ["StoreBuilder"]
