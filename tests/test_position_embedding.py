@@ -80,3 +80,15 @@ def test_gradients_are_the_convolutions():
     assert torch.allclose(without, with_gradient, atol=1e-5)
     with_gradient.sum().backward()
     assert frames.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("width", [16, 32, 56, 64])
+def test_few_channels_a_group_are_right_in_bfloat16_too(width, autocast):
+    """torch's own convolution returns other numbers on processors with AMX."""
+    module, frames = position_embedding(width=width).bfloat16(), torch.randn(2, 40, width).bfloat16()
+    expected = copy.deepcopy(module).float()(frames.float())  # with a gradient, so no spectra
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = (module.float() if autocast else module)(frames.float() if autocast else frames)
+    assert found.requires_grad
+    assert (found - expected).abs().max() < 0.03 * expected.abs().max()
