@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrize
 
 from ecgfm_hf import ECGFMConfig
 from ecgfm_hf.modeling_ecgfm import ECGFMPositionalConvEmbedding
@@ -59,11 +60,16 @@ def _loaded(module):
     module.load_state_dict(position_embedding(seed=1).state_dict())
 
 
+def _a_view_of_a_flat_tensor(module):
+    weight = parametrize.remove_parametrizations(module.conv, "weight").weight
+    weight.data = torch.cat([torch.zeros(1), 2 * weight.data.flatten()])[1:].view(weight.shape)
+
+
 def _cast(module):
     module.bfloat16().float()
 
 
-@pytest.mark.parametrize("change", [_in_place, _behind_autograd, _loaded, _cast])
+@pytest.mark.parametrize("change", [_in_place, _behind_autograd, _loaded, _a_view_of_a_flat_tensor, _cast])
 def test_changed_weights_are_never_answered_for_by_an_old_spectrum(change):
     module, frames = position_embedding(), torch.randn(2, 30, 32)
     assert difference(module, frames) < 1e-5  # the spectrum is kept now
