@@ -429,10 +429,10 @@ class ECGFMPositionalConv(nn.Conv1d):
 def _have_same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     """Compare two tensors of one type as whole numbers of 64 bits, which torch does two to four times as fast."""
     wide = [
-        tensor.view(torch.int64)
+        tensor.detach().view(-1).view(torch.int64)
         for tensor in (first, second)
         if tensor.is_contiguous()
-        and all(count * tensor.element_size() % 8 == 0 for count in (tensor.shape[-1], tensor.storage_offset()))
+        and all(count * tensor.element_size() % 8 == 0 for count in (tensor.numel(), tensor.storage_offset()))
     ]
     return torch.equal(*wide) if len(wide) == 2 else torch.equal(first, second)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from datetime import datetime
 
 import datasets
@@ -16,6 +17,7 @@ from ecgfm_hf.data import DataError, as_model_inputs, load_arrays, load_prepared
 from ecgfm_hf.data.store import default_labels
 from ecgfm_hf.data.store_builder import _row_groups
 from ecgfm_hf.inference import embed
+from ecgfm_hf.utils import integrity
 
 LABELS = ("AF", "PVC")
 
@@ -163,3 +165,29 @@ def test_a_process_forked_while_a_stream_is_read_goes_on_with_it(store):
         os._exit(sum(1 for _ in stream))
     ids += [row["recording_id"] for row in stream]
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == len(ids) - 1 > 0
+
+
+@pytest.mark.parametrize("advice", [integrity._POPULATE_READ, 9999])
+@pytest.mark.parametrize("damage", ["a flipped bit", "an empty file", "a folder", "no file", "cut while it is hashed"])
+def test_a_damaged_file_ends_a_stream_before_its_first_row(store, tmp_path, monkeypatch, damage, advice):
+    monkeypatch.setattr(integrity, "_POPULATE_READ", advice)  # the second is none that a system knows
+    copy = shutil.copytree(store, tmp_path / "store")
+    (file,) = (copy / "data").glob("train-*")
+    stream = load_prepared(copy, "train", streaming=True)
+    content = bytearray(file.read_bytes())
+    if damage == "a flipped bit":
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    elif damage == "an empty file":
+        file.write_bytes(b"")
+    elif damage == "cut while it is hashed":
+        hashed = integrity.mapped_checksum
+        monkeypatch.setattr(
+            "ecgfm_hf.data.store.mapped_checksum", lambda *given: os.truncate(file, 1000) or hashed(*given)
+        )
+    else:
+        file.unlink()
+        if damage == "a folder":
+            file.mkdir()
+    with pytest.raises(DataError, match=rf"{file.name} (has changed|cannot be read)"):
+        next(iter(stream))

@@ -16,6 +16,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,11 +37,11 @@ from ..records.store_rows import (
 from ..utils.errors import ECGFMError
 from ..utils.integrity import (
     CHECKSUMS_FILE,
-    bytes_checksum,
     changed_files,
     checksum_once,
     file_checksum,
     file_state,
+    mapped_checksum,
     read_checksums,
     write_checksums,
 )
@@ -252,27 +253,28 @@ def check_files(store: str | Path, files: Sequence[Path]) -> None:
         _checked.update(states.values())
 
 
-def map_checked(path: Path) -> pa.MemoryMappedFile:
+def map_checked(path: Path) -> pa.NativeFile:
     """
     Map a Parquet file of a store into memory, and check it in whole, once in a process.
 
     The digest is computed of the map: its pages are then there when Arrow reads them, without a copy.
 
     Raises:
-        `DataError`: it has changed or gone.
+        `DataError`: it has changed, or cannot be read.
     """
     store, name = path.parent.parent, f"{DATA_FOLDER}/{path.name}"
+    checksums = _checksums(store)
     try:
-        state, file = file_state(path), pa.memory_map(os.fspath(path))
-    except OSError as error:
-        raise _damaged(store, f"{name} cannot be read ({error.strerror or error})") from None
-    if state not in _checked:
-        checksums = _checksums(store)
-        if checksums["files"].get(name) != bytes_checksum(memoryview(file.read_buffer()), checksums["algorithm"]):
-            raise _damaged(store, f"{name} has changed")
-        file.seek(0)
-        _checked.add(state)
-    return file
+        state = file_state(path)
+        with open(path, "rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        found = None if state in _checked else mapped_checksum(path, content, checksums["algorithm"])
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+        raise _damaged(store, f"{name} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if found is not None and found != checksums["files"].get(name):
+        raise _damaged(store, f"{name} has changed")
+    _checked.add(state)
+    return pa.BufferReader(pa.py_buffer(content))
 
 
 def _check(store: str | Path, names: Sequence[str]) -> None:

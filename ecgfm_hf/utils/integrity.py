@@ -15,6 +15,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -31,10 +32,12 @@ _KEYS = {"format", "algorithm", "files", "footers", "is_checkpoint", "digest"}
 _THREADS = min(4, os.cpu_count() or 1)  # more would wait for one another
 # Read into one buffer that fits in the processor's cache: twice as fast as new blocks of 1 MB.
 _BLOCK_BYTES = 1 << 18
+# Linux 5.14's MADV_POPULATE_READ, which Python has no name for: read all pages, and report one that cannot be read.
+_POPULATE_READ = 22
 
 
 class _Hash(Protocol):
-    def update(self, data: bytes | memoryview, /) -> object: ...
+    def update(self, data: bytes | memoryview | mmap.mmap, /) -> object: ...
     def hexdigest(self) -> str: ...
 
 
@@ -57,8 +60,17 @@ def file_checksum(path: str | os.PathLike[str], algorithm: str = "sha256", start
     return digest.hexdigest()
 
 
-def bytes_checksum(content: memoryview, algorithm: str = "sha256") -> str:
-    """Return the digest of bytes, such as a file's in memory, in hexadecimal digits."""
+def mapped_checksum(path: str | os.PathLike[str], content: mmap.mmap, algorithm: str = "sha256") -> str:
+    """
+    Return the digest of a file by its memory map, whose pages are there afterwards, in hexadecimal digits.
+
+    Raises:
+        `OSError`: it cannot be read. Reading the map alone would end the process by a signal.
+    """
+    try:
+        content.madvise(_POPULATE_READ)
+    except (AttributeError, OSError):  # another system, an older Linux, or a page that cannot be read
+        return file_checksum(path, algorithm)
     digest = _new_hash(algorithm)
     digest.update(content)
     return digest.hexdigest()
@@ -234,12 +246,12 @@ def update_checksums(folder: str | os.PathLike[str]) -> None:
 __all__ = [
     "CHECKSUMS_FILE",
     "add_checksum",
-    "bytes_checksum",
     "changed_files",
     "checksum_once",
     "file_checksum",
     "file_state",
     "find_checksums",
+    "mapped_checksum",
     "read_checksums",
     "read_with_digest",
     "share_checksums",
