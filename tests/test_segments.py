@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pyarrow as pa
 import pytest
+from datasets import Value
 
 from ecgfm_hf import ECGFMFeatureExtractor
 from ecgfm_hf.data import (
@@ -22,6 +23,7 @@ from ecgfm_hf.data.store_assembly import split_store
 from ecgfm_hf.feature_extraction_ecgfm import STANDARD_LEADS
 from ecgfm_hf.records.store_rows import COLUMNS
 
+LABELS = ("AF", "LBBB")
 SECONDS = {"a": 10, "b": 5, "c": 3, "d": 27, "e": 10}
 
 
@@ -197,10 +199,27 @@ def test_selected_and_shuffled_datasets_are_read_as_they_are(recordings, store):
     assert list(dict.fromkeys(item["recording_id"] for item in named)) == [
         name for name in data["recording_id"] if SECONDS[name] >= 5
     ]
+    labels = {row["recording_id"]: [np.nan if row[name] is None else row[name] for name in LABELS] for row in data}
     for item in named:
         np.testing.assert_allclose(
             item["input_values"], expected(recordings, item["recording_id"])[item["segment"]], atol=1e-6
         )
+        np.testing.assert_array_equal(item["labels"], labels[item["recording_id"]])
+
+
+@pytest.mark.parametrize("kind", ["bool", "float32", "int8"])
+def test_labels_of_any_kind_of_number_keep_their_unknown_ones(store, kind):
+    data = load_prepared(store, "all").cast_column("AF", Value(kind))
+    stream = load_prepared(store, "all", streaming=True).cast_column("AF", Value(kind))
+    for items in (as_model_inputs(source, ECGFMFeatureExtractor(), labels=["AF"]) for source in (data, stream)):
+        found = {item["recording_id"]: item["labels"] for item in items}
+        np.testing.assert_array_equal([found[name] for name in "abde"], [[1], [0], [np.nan], [0]])
+
+
+def test_changing_an_item_changes_no_label_of_the_next_epoch(store):
+    inputs = as_model_inputs(load_prepared(store, "all"), ECGFMFeatureExtractor())
+    inputs[0]["labels"][:] = 7
+    np.testing.assert_array_equal(inputs[0]["labels"], [1, 0])
 
 
 def test_reading_without_inspection_changes_warnings_only(recordings):

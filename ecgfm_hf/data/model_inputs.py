@@ -92,9 +92,9 @@ class ModelInputs:
     """
     Items by index, for torch's `DataLoader` (with [`collate_items`]) and the `Trainer`; [`as_model_inputs`] makes it.
 
-    Items of one recording follow one another. A batch reads each of its recordings once. By the statistics of the
-    store, an item needs no other samples than its own. Where these are missing, `shuffle_recordings` reads faster: it
-    keeps the items of a recording together.
+    Items of one recording follow one another. A batch reads each of its recordings once; labels are read at the start
+    and take 4 bytes each. By the statistics of the store, an item needs no other samples than its own. Where these are
+    missing, `shuffle_recordings` reads faster: it keeps the items of a recording together.
 
     Attributes:
         label_names (`tuple[str, ...]`)
@@ -108,8 +108,9 @@ class ModelInputs:
         counts, self.skipped = _item_counts(dataset, reader)
         self.recordings = np.repeat(np.arange(len(counts)), counts)
         self._first_item = np.concatenate([[0], np.cumsum(counts)])
-        columns = [*SIGNAL_COLUMNS, *reader.label_names, *_optional_columns(dataset)]
-        self._rows = dataset.select_columns(columns).with_format("arrow")
+        # A batch of rows takes time for each of its columns, and there may be more labels than other columns.
+        self._labels = _read_labels(dataset, reader.label_names)
+        self._rows = dataset.select_columns([*SIGNAL_COLUMNS, *_optional_columns(dataset)]).with_format("arrow")
         _warn_skipped(self.skipped, len(counts))
 
     def __len__(self) -> int:
@@ -129,8 +130,10 @@ class ModelInputs:
         for number, recording in enumerate(rows.tolist()):
             wanted.setdefault(recording, []).append(number)
         answers: list[dict[str, Any]] = [{}] * len(items)
-        for row, numbers in zip(_as_rows(self._rows[list(wanted)]), wanted.values(), strict=True):
-            made = self._reader.items(row, indices[numbers].tolist())
+        recordings = list(wanted)
+        found = zip(_as_rows(self._rows[recordings]), self._labels[recordings], wanted.values(), strict=True)
+        for row, labels, numbers in found:
+            made = self._reader.items(row, labels, indices[numbers].tolist())
             for number, item in zip(numbers, made, strict=True):
                 answers[number] = item
         return answers
@@ -215,13 +218,14 @@ class _Reader:
         segments = self.feature_extractor.num_segments(num_samples, sampling_rate)
         return segments // 2 if self.pairs else segments
 
-    def items(self, row: Mapping[str, Any], indices: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """Return the items of a row: all, or those with these indices."""
+    def items(
+        self, row: Mapping[str, Any], labels: np.ndarray, indices: Sequence[int] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the items of a row with these labels (L,): all, or those with these indices."""
         width = 2 if self.pairs else 1
         known = {"recording_id": row["recording_id"], "patient_id": row["patient_id"]}
         if self.label_names:
-            labels = [row[name] for name in self.label_names]
-            known["labels"] = np.array([np.nan if value is None else value for value in labels], dtype=np.float32)
+            known["labels"] = labels
         items = []
         for values, segment in self._values(row, width, indices):
             item = {"input_values": values, "segment": segment, **known}
@@ -291,8 +295,10 @@ class _Reader:
         def expand(batch: Mapping[str, list]) -> dict[str, list]:
             names = ["input_values", "segment", "recording_id", "patient_id", *(["labels"] if self.label_names else [])]
             out: dict[str, list] = {name: [] for name in names}
-            for number in range(len(batch["recording_id"])):
-                row = {name: column[number] for name, column in batch.items()}
+            labels = _label_values([batch[name] for name in self.label_names], len(batch["recording_id"]))
+            columns = {name: column for name, column in batch.items() if name not in self.label_names}
+            for number in range(len(labels)):
+                row = {name: column[number] for name, column in columns.items()}
                 known = [row[name] for name in _REFUSAL_COLUMNS]
                 reason = None if row.get(SEGMENT_FILES) else self.feature_extractor.refusal(*known)
                 if reason is not None:
@@ -300,7 +306,7 @@ class _Reader:
                         reported.add(reason)
                         logger.warning("recordings are skipped while streaming: %s", reason)
                     continue
-                for item in self.items(row):
+                for item in self.items(row, labels[number]):
                     for name, column in out.items():
                         column.append(item[name])
             return out
@@ -315,6 +321,20 @@ class _Reader:
 def _optional_columns(dataset: "Dataset | IterableDataset") -> tuple[str, ...]:
     """Return the columns that not every dataset has: statistics, and of recordings that are segments in files."""
     return tuple(name for name in (*STATISTICS_COLUMNS, SEGMENT_FILES, IDX) if name in (dataset.column_names or ()))
+
+
+def _read_labels(dataset: "Dataset", names: Sequence[str]) -> np.ndarray:
+    """Return the labels of all rows (rows, L) float32, NaN where unknown."""
+    labels = np.empty((len(dataset), len(names)), dtype=np.float32)
+    start = 0
+    for table in dataset.select_columns(list(names)).with_format("arrow").iter(batch_size=10_000) if names else ():
+        labels[start : start + len(table)] = _label_values([table[name].to_numpy() for name in names], len(table))
+        start += len(table)
+    return labels
+
+
+def _label_values(columns: Sequence[Sequence[float | None] | np.ndarray], rows: int) -> np.ndarray:
+    return np.array(columns, dtype=np.float32).reshape(len(columns), rows).T  # None becomes NaN
 
 
 def _item_counts(dataset: "Dataset", reader: _Reader) -> tuple[np.ndarray, dict[str, int]]:
