@@ -127,17 +127,35 @@ def test_streaming_gives_the_same_items(store, pairs):
         np.testing.assert_array_equal(item.get("labels", 0), whole[number].get("labels", 0))
 
 
-def test_both_kinds_feed_a_data_loader_with_workers(store):
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_both_kinds_feed_a_data_loader_with_workers(store, streaming, start):
     from torch.utils.data import DataLoader
 
-    for streaming in (False, True):
-        inputs = as_model_inputs(load_prepared(store, "all", streaming=streaming), ECGFMFeatureExtractor())
+    inputs = as_model_inputs(load_prepared(store, "all", streaming=streaming), ECGFMFeatureExtractor())
+    loader = DataLoader(inputs, 4, num_workers=1, collate_fn=collate_items, multiprocessing_context=start)
+    assert sum(len(batch["input_values"]) for batch in loader) == 10
 
-        def collate(items):
-            return np.stack([item["input_values"] for item in items])
 
-        loader = DataLoader(inputs, batch_size=4, num_workers=1, collate_fn=collate)
-        assert sum(len(batch) for batch in loader) == 10
+@pytest.mark.parametrize("shuffled", ["recordings", "segments"])
+def test_a_shuffled_stream_has_all_items_and_waits_for_nothing(recordings, store, monkeypatch, shuffled):
+    def wait(seconds):
+        raise AssertionError(f"waited for {seconds} s")
+
+    monkeypatch.setattr("datasets.iterable_dataset.time.sleep", wait)
+    stream = load_prepared(store, "all", streaming=True).reshard()
+    if shuffled == "recordings":
+        items = list(as_model_inputs(stream.shuffle(seed=1), ECGFMFeatureExtractor()))
+    else:
+        items = list(as_model_inputs(stream, ECGFMFeatureExtractor()).shuffle(seed=1))
+    names = [(item["recording_id"], item["segment"]) for item in items]
+    assert names != sorted(names)
+    assert sorted(names) == [
+        (name, n) for name, count in (("a", 2), ("b", 1), ("d", 5), ("e", 2)) for n in range(count)
+    ]
+    for item in items:
+        reference = expected(recordings, item["recording_id"])[item["segment"]]
+        np.testing.assert_allclose(item["input_values"], reference, atol=1e-6)
 
 
 def test_what_cannot_be_used_is_reported_before_training_not_during_it(recordings, tmp_path, caplog):

@@ -213,6 +213,7 @@ class _Reader:
     ):
         self.feature_extractor, self.label_names, self.pairs = feature_extractor, label_names, pairs
         self._signal_transform, self._transform = signal_transform, transform
+        self._reported: set[str] = set()  # reasons for which streams skip recordings
 
     def num_items(self, num_samples: int, sampling_rate: float) -> int:
         segments = self.feature_extractor.num_segments(num_samples, sampling_rate)
@@ -290,32 +291,31 @@ class _Reader:
         return found
 
     def stream(self, dataset: "IterableDataset") -> "IterableDataset":
-        reported: set[str] = set()
-
-        def expand(batch: Mapping[str, list]) -> dict[str, list]:
-            names = ["input_values", "segment", "recording_id", "patient_id", *(["labels"] if self.label_names else [])]
-            out: dict[str, list] = {name: [] for name in names}
-            labels = _label_values([batch[name] for name in self.label_names], len(batch["recording_id"]))
-            columns = {name: column for name, column in batch.items() if name not in self.label_names}
-            for number in range(len(labels)):
-                row = {name: column[number] for name, column in columns.items()}
-                known = [row[name] for name in _REFUSAL_COLUMNS]
-                reason = None if row.get(SEGMENT_FILES) else self.feature_extractor.refusal(*known)
-                if reason is not None:
-                    if reason not in reported:
-                        reported.add(reason)
-                        logger.warning("recordings are skipped while streaming: %s", reason)
-                    continue
-                for item in self.items(row, labels[number]):
-                    for name, column in out.items():
-                        column.append(item[name])
-            return out
-
         dataset = dataset.with_format(None)
         own = (*SIGNAL_COLUMNS, *_REFUSAL_COLUMNS, *self.label_names, *_optional_columns(dataset))
         columns = list(dict.fromkeys(own))
         selected = dataset.select_columns(columns)
-        return selected.map(expand, batched=True, batch_size=_STREAM_BATCH, remove_columns=columns)
+        return selected.map(self._expand, batched=True, batch_size=_STREAM_BATCH, remove_columns=columns)
+
+    def _expand(self, batch: Mapping[str, list]) -> dict[str, list]:
+        """Return the items of a batch of rows, as columns."""
+        names = ["input_values", "segment", "recording_id", "patient_id", *(["labels"] if self.label_names else [])]
+        out: dict[str, list] = {name: [] for name in names}
+        labels = _label_values([batch[name] for name in self.label_names], len(batch["recording_id"]))
+        columns = {name: column for name, column in batch.items() if name not in self.label_names}
+        for number in range(len(labels)):
+            row = {name: column[number] for name, column in columns.items()}
+            known = [row[name] for name in _REFUSAL_COLUMNS]
+            reason = None if row.get(SEGMENT_FILES) else self.feature_extractor.refusal(*known)
+            if reason is not None:
+                if reason not in self._reported:
+                    self._reported.add(reason)
+                    logger.warning("recordings are skipped while streaming: %s", reason)
+                continue
+            for item in self.items(row, labels[number]):
+                for name, column in out.items():
+                    column.append(item[name])
+        return out
 
 
 def _optional_columns(dataset: "Dataset | IterableDataset") -> tuple[str, ...]:

@@ -31,6 +31,8 @@ class StoreBuilder(Parquet):
     """
 
     address: str | None = None
+    # Its parent's wait of 5 s at the end of a shuffled stream is for threads of Arrow; here none reads.
+    SLEEP_ON_THREADS_SHUTDOWNS = False
 
     def _generate_tables(
         self, files: Sequence[str], row_groups_list: Sequence[Sequence[int] | None]
