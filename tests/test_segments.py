@@ -1,6 +1,7 @@
 """What a model takes from a store: the same segments as inference has, in any order, and streamed."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -382,3 +383,13 @@ def test_stores_without_statistics_are_read_split_and_joined(tmp_path, monkeypat
 def test_a_recording_beside_one_without_samples_keeps_its_own():
     table = pa.table({"recording_id": ["a", "b"], "signal": pa.array([b"\x01\x02", None], pa.binary())})
     assert [row["signal"] for row in _as_rows(table)] == [b"\x01\x02", None]
+
+
+@pytest.mark.slow
+def test_the_script_on_orders_of_streams_trains_in_each(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "scripts"))
+    import stream_order
+
+    train, test = stream_order.cohort(tmp_path, patients=60)
+    for order in stream_order.ORDERS:
+        assert 0 < stream_order.trained(train, test, order, seed=0, epochs=1, least_cases=1) < 1

@@ -21,7 +21,8 @@ from .made import MadeRecordings
 ORIGINAL_BYTES = 3 * 12 * 5000 * 8
 MOST_WRITTEN, MOST_ORIGINAL = 2000, 250  # recordings as WFDB files, and as fairseq-signals' segments
 BATCH = 64
-READS = ("pairs", "recordings", "segments", "first-epoch", "stream")
+READS = ("pairs", "recordings", "segments", "first-epoch", "stream", "shuffled-stream")
+BUFFER = 500  # recordings that a shuffled stream holds
 GOALS = {
     "data/prepare": "465 recordings/s a core",
     "data/disk": "0.1 of the original's",
@@ -137,6 +138,7 @@ def _model_inputs(
     store: Path,
     streaming: bool,
     *,
+    shuffled: bool = False,
     transform: Callable | None = None,
     pairs: bool = False,
     cache_dir: str | None = None,
@@ -145,6 +147,8 @@ def _model_inputs(
     from ecgfm_hf.data import as_model_inputs, load_prepared
 
     dataset = load_prepared(store, "train", streaming=streaming, cache_dir=cache_dir)
+    if shuffled:
+        dataset = dataset.reshard().shuffle(seed=0, buffer_size=BUFFER)
     return as_model_inputs(dataset, ECGFMFeatureExtractor(), pairs=pairs, transform=transform)
 
 
@@ -194,7 +198,8 @@ def _measure_reading(folder: Path, how: str, keep: bool, runs: int) -> dict:
     """
     Our way and the original's in turns, each to batches of float32 tensors of which half of the leads are zero.
 
-    A second thread decompresses what is streamed or copied; all else is done by one.
+    A second thread decompresses what is streamed or copied; all else is done by one. A shuffled stream takes ten row
+    groups at a time in random order, each read by a thread, and holds `BUFFER` recordings.
 
     `first-epoch`: single segments in random order, from opening the store, with the check of its files and its copy.
     """
@@ -211,11 +216,16 @@ def _measure_reading(folder: Path, how: str, keep: bool, runs: int) -> dict:
 
     def opened(cache_dir: str | None = None):
         return _model_inputs(
-            folder / "store", how == "stream", transform=mask, pairs=how == "pairs", cache_dir=cache_dir
+            folder / "store",
+            "stream" in how,
+            shuffled=how == "shuffled-stream",
+            transform=mask,
+            pairs=how == "pairs",
+            cache_dir=cache_dir,
         )
 
     def items(inputs) -> Iterator[list[np.ndarray]]:
-        if how == "stream":
+        if "stream" in how:
             values = []
             for item in inputs:
                 values.append(item["input_values"])
