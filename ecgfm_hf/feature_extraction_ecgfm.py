@@ -37,8 +37,8 @@ OTHER_LEADS = (
 _CANONICAL_NAMES = {name.upper(): name for name in (*STANDARD_LEADS, *OTHER_LEADS)}
 # I, II and III in Spanish, Portuguese and French, where D is for "derivation".
 _CANONICAL_NAMES |= {"DI": "I", "DII": "II", "DIII": "III", "D1": "I", "D2": "II", "D3": "III"}
-# Prefixes of lead names in files.
-_PREFIX = re.compile(r"(?:MDC_ECG_LEAD_|(?:ECG|EKG|LEAD)[\s_:.-]*)+(?=[A-Z-])", re.IGNORECASE)
+# Prefixes of lead names in files. A hyphen before the name and after a space is a minus: "Lead -aVR" is aVR inverted.
+_PREFIX = re.compile(r"(?:MDC_ECG_LEAD_|(?:ECG|EKG|LEAD)(?:-\s*|[\s_:.]*(?:-\s+)?))+(?=[A-Z-])", re.IGNORECASE)
 _MILLIVOLTS = {"v": 1e3, "mv": 1.0, "uv": 1e-3, "µv": 1e-3, "nv": 1e-6}
 _MILLIVOLTS |= {"volt": 1e3, "millivolt": 1.0, "microvolt": 1e-3, "nanovolt": 1e-6}
 

@@ -582,12 +582,16 @@ class TestNamesAndUnits:
         [
             *(("avr", "aVR"), (" AVF ", "aVF"), ("v1", "V1"), ("ii", "II"), ("Lead III", "III"), ("V 6", "V6")),
             *(("MDC_ECG_LEAD_aVL", "aVL"), ("v4r", "V4R"), ("mlii", "MLII"), ("vx", "VX")),
+            *(("Lead-II", "II"), ("ECG - V1", "V1"), ("LEAD-aVR", "aVR"), ("ECG: aVR", "aVR")),
+            *((name, "-aVR") for name in ("-aVR", "Lead -aVR", "ECG -AVR", "ECG_-aVR", "MDC_ECG_LEAD_-aVR")),
         ],
     )
     def test_lead_names(self, name, expected):
         assert canonical_lead_name(name) == expected
 
-    @pytest.mark.parametrize("name", ["", "V", "V0", "V10", "IV", "ch1", "1", "ECG", "lead", None, 1, ["I"]])
+    @pytest.mark.parametrize(
+        "name", ["", "V", "Lead -II", "ECG_-V1", "V0", "V10", "IV", "ch1", "1", "ECG", "lead", None, 1, ["I"]]
+    )
     def test_unknown_lead_names(self, name):
         with pytest.raises(ValueError, match="unknown lead name"):
             canonical_lead_name(name)
