@@ -47,6 +47,41 @@ def test_device_files_give_back_what_was_written(tmp_path, kind):
     refused(record.path, "units=", units="mV")
 
 
+@pytest.mark.parametrize("labels", ["I II III AVR AVL AVF", "i ii iii avr avl avf", "D1 D2 D3 LEAD_aVR aVL ECG-aVF"])
+def test_limb_leads_are_unpacked_however_they_are_spelled(tmp_path, labels):
+    labels = f"{labels} {' '.join(LEADS[6:])}"
+    record = read_ecg(put(tmp_path / "a.xml", device_files.sierra(X, xli=True, leadlabels=labels)))
+    assert record.lead_names == LEADS
+    assert np.array_equal(record.samples, X)
+
+
+def test_compressed_leads_that_are_not_the_limb_leads_first_are_refused(tmp_path):
+    for labels in (LEADS[6:] + LEADS[:6], ("I", "III", "II", *LEADS[3:])):
+        content = device_files.sierra(X, xli=True, leadlabels=" ".join(labels))
+        refused(put(tmp_path / "a.xml", content), "expected I, II, III, aVR, aVL, aVF first")
+    refused(put(tmp_path / "b.xml", device_files.sierra(X, xli=True, numberofleads=3)), "of the leads I, II, III,")
+
+
+@pytest.mark.parametrize("kind", ["muse", "aecg", "mortara"])
+@pytest.mark.parametrize("end", [b"", b" "])
+def test_a_wrong_declaration_of_utf_16_does_not_matter(tmp_path, kind, end):
+    write, leads, *_ = DEVICES[kind]
+    content = re.sub(
+        rb"^\s*<\?xml[^>]*\?>", b'<?xml version="1.0" encoding="utf-16"?>', write(X[: len(leads)]), count=1
+    )
+    if b"utf-16" not in content:
+        content = b'<?xml version="1.0" encoding="utf-16"?>' + content
+    assert np.array_equal(read_ecg(put(tmp_path / "a.xml", content + end)).samples, X[: len(leads)])
+
+
+@pytest.mark.parametrize(("units", "age"), [("", 67.0), (' units="Years"', 67.0), (' units="MONTHS"', None)])
+def test_an_age_in_another_unit_than_years_is_unknown_in_cardiosoft(tmp_path, units, age):
+    content = device_files.cardiosoft(X).replace(
+        b"<StripData>", f"<PatientInfo><Age{units}>67</Age></PatientInfo><StripData>".encode()
+    )
+    assert read_ecg(put(tmp_path / "a.xml", content)).age == age
+
+
 def test_calibrations_and_rates_of_device_files_are_exact(tmp_path):
     path = tmp_path / "a"
     put(path, device_files.edf(X, unit="mV", physical=(-5, 11.384), digital=(0, 16384), rate=500, seconds=0.5))

@@ -186,6 +186,22 @@ def test_names_that_contradict_or_miss_are_refused(small, tmp_path):
     refused(small, tmp_path, "lead I occurs twice")
 
 
+@pytest.mark.parametrize("scheme", ["2:", "5.6.3-9-"])
+def test_other_leads_are_never_taken_for_standard_ones(small, tmp_path, scheme):
+    _, lead = group_and_lead(small)
+    source = lead.ChannelSourceSequence[0]
+    for number, meaning, name in (
+        *((24, "Lead I (Frank)", "Lead I (Frank)"), (65, "Lead -aVR", "-aVR"), (10, "Lead V2R", "V2R")),
+        *((2, "Lead II (Goldberger)", "II"), (0, "Lead II", "II"), (31, "Derived Lead I", "Derived Lead I")),
+    ):
+        source.CodeValue, source.CodeMeaning = f"{scheme}{number}", meaning
+        assert read_ecg(saved(small, tmp_path)).lead_names[1] == name
+    source.CodeValue, source.CodeMeaning = f"{scheme}65", "Lead aVR"
+    refused(small, tmp_path, "lead -aVR and lead aVR at once")
+    source.CodeValue, source.CodeMeaning = f"{scheme}24", "Lead II"
+    refused(small, tmp_path, "lead II and lead number 24 of EN 1064 at once")
+
+
 def with_group(dataset, **changes):
     group = deepcopy(dataset.WaveformSequence[0])
     for keyword, value in changes.items():

@@ -54,15 +54,29 @@ def read_text_table(
         if not header:
             raise ECGReadError(f"{path}: the first line is empty, expected the names of the leads", "lead names")
         values = array("d")
+        if len(header) > 2 and header in ([str(start + i) for i in range(len(header))] for start in (0, 1)):
+            raise ECGReadError(
+                f"{path}: the first line counts the columns ({', '.join(header[:3])}, ...), as pandas does where they "
+                "have no names; expected names of leads or samples: write the leads' names there, or no first line",
+                "lead names",
+            )
         if all(map(_is_number, header)):  # no names, but the first samples
             first, header = header, _names_of_columns(path, len(header), lead_names)
             columns = list(range(len(header)))
             values.extend(_numbers(path, 1, header, first, columns))
         else:
             columns = _columns(path, header, lead_names)
+        is_after_gap = False
+        gaps: list[int] = []
+        others = 0
         for row in rows:
             if row:
                 values.extend(_numbers(path, rows.line_num, header, row, columns))
+                gaps += [rows.line_num - 1] if is_after_gap else []
+                others += not is_after_gap
+            is_after_gap = not row
+        if gaps and others > 1:  # an empty line between any two is an old fault of writers on Windows
+            raise ECGReadError(f"{path}: line {gaps[0]} is empty, and samples follow: expected one recording in a file")
         _refuse_cut(path, text)
     except UnicodeDecodeError as error:
         raise ECGReadError(f"{path}: not text in UTF-8 ({error})") from error
@@ -221,6 +235,8 @@ def read_watch_export(path: str) -> Channels:
     given = {
         name.strip(): value.strip().strip('"') for name, _, value in (line.partition(",") for line in lines[:start])
     }
+    if any(map(_is_number, given)):
+        raise ECGReadError(f"{path}: found lines of two numbers, expected one sample a line, with a decimal point")
     rate = re.match(r"(\d+(?:\.\d+)?) *(?:hertz|Hz)", given.get("Sample Rate", ""), re.IGNORECASE | re.ASCII)
     if rate is None:
         raise ECGReadError(f"{path}: found the Sample Rate {given.get('Sample Rate', '')[:30]!r}, expected one in Hz")

@@ -6,19 +6,24 @@ file, the guard of `xml_formats` has checked its size, nesting and numbers. Of w
 age and sex are used: names, identifiers, birth dates and free text never reach the record.
 """
 
+import contextlib
 import re
+import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
 import numpy as np
 
+from ..utils.files import private_folder
 from .channels import Channels, Fault
-from .record import ECGReadError
+from .record import ECGReadError, read_bytes, regular_file_size
 from .xml_formats import number_in, parse_xml
 
 _OLDEST = 150
+# In bytes of one each; in UTF-16 there are zeros between them.
+_UTF_16 = re.compile(rb"(?:\xef\xbb\xbf)?\s*<\?xml[^>]*?encoding\s*=\s*[\"']utf-16[^>]*\?>", re.IGNORECASE)
 
 # Warnings about something else than the rhythm leads. Each begins with words that no file decides on, so that a name, a
 # label or a code in a message cannot be taken for one of them.
@@ -88,10 +93,11 @@ def _parse(path: str, name: str, parser: str, checksums: str = "verify") -> Any:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            found = FileParser.detect_format(path)
-            if found is None or found["parser"] != parser:
-                raise ECGReadError(f"{path}: found {found and found['name']} by ecgdatakit, expected {name}")
-            parsed = found["parser_class"]().parse(path)
+            with _as_declared(path) as readable:
+                found = FileParser.detect_format(readable)
+                if found is None or found["parser"] != parser:
+                    raise ECGReadError(f"{path}: found {found and found['name']} by ecgdatakit, expected {name}")
+                parsed = found["parser_class"]().parse(readable)
         except ECGReadError:
             raise
         except Exception as error:  # a parser meets damage with errors of every type
@@ -102,6 +108,24 @@ def _parse(path: str, name: str, parser: str, checksums: str = "verify") -> Any:
         if not _HARMLESS.match(str(warning.message)):
             raise ECGReadError(f"{path}: cannot read all of {name} ({_shortened(warning.message)})")
     return parsed
+
+
+@contextlib.contextmanager
+def _as_declared(path: str) -> Iterator[str]:
+    """
+    Give a file that ecgdatakit can read: itself, or a copy for a moment, without a declaration of UTF-16 that is wrong.
+
+    .NET declares UTF-16 in text that is then saved as UTF-8.
+    """
+    content = read_bytes(path, regular_file_size(path))
+    declared = _UTF_16.match(content)
+    if declared is None:
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(dir=private_folder(), suffix=".xml") as copy:
+        copy.write(content[declared.end() :])
+        copy.flush()
+        yield copy.name
 
 
 def _shortened(message: object) -> str:  # an exception or a warning

@@ -17,6 +17,7 @@ import numpy as np
 from ..feature_extraction_ecgfm import STANDARD_LEADS, canonical_lead_name
 from .channels import Channels, Fault
 from .record import ECGReadError, read_whole_file
+from .scp import LEADS
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -40,11 +41,12 @@ _SAMPLE_TYPES = {
     ("SL", 32): ("i4", np.int32),
 }
 
-# ISO/IEEE 11073-10101 (MDC) and SCP-ECG (EN 1064) number the leads alike: "2:61" and "5.6.3-9-61" are lead III.
-_LEAD_NUMBERS = dict(zip((1, 2, 61, 62, 63, 64, 3, 4, 5, 6, 7, 8), STANDARD_LEADS, strict=True))
 _SHORTEST_PADDING = 10  # samples; fewer equal samples at an end occur in sound recordings
 _MISSING = -(2**31)
+# ISO/IEEE 11073-10101 (MDC) and SCP-ECG (EN 1064) number the leads alike: "2:61" and "5.6.3-9-61" are lead III.
 _LEAD_CODE = re.compile(r"(?:2:|5\.6\.3-9-)(\d{1,3})", re.ASCII)
+# What may stand behind the name of a standard lead. "Lead I (Frank)" is another lead than I.
+_EPONYM = re.compile(r"\s*\((?:Einthoven|Goldberger|Wilson)\)\s*$", re.IGNORECASE)
 
 
 def read_dicom(path: str) -> Channels:
@@ -193,16 +195,19 @@ def _lead_name(path: str, number: int, channel: "Dataset") -> str:
     """Return the lead on which a channel's code, meaning and label agree, or its own words if none is a known lead."""
     source = (channel.get("ChannelSourceSequence") or [{}])[0]
     code, meaning = str(source.get("CodeValue") or ""), str(source.get("CodeMeaning") or "")
-    words = [text for text in (meaning.split("(")[0].strip(), str(channel.get("ChannelLabel") or ""), code) if text]
+    words = [text for text in (_EPONYM.sub("", meaning).strip(), str(channel.get("ChannelLabel") or ""), code) if text]
     known = {}
     coded = _LEAD_CODE.fullmatch(code)
-    if coded and int(coded[1]) in _LEAD_NUMBERS:
-        known[_LEAD_NUMBERS[int(coded[1])]] = code
+    number_of_lead = int(coded[1]) if coded else 0  # which is an unspecified lead
+    if number_of_lead in LEADS:
+        known[LEADS[number_of_lead]] = code
     for text in words:
         try:
             known[canonical_lead_name(text)] = text
         except ValueError:
             continue
+    if number_of_lead and number_of_lead not in LEADS and known.keys() & set(STANDARD_LEADS):
+        known[f"number {number_of_lead} of EN 1064"] = code
     if len(known) > 1:
         raise ECGReadError(
             f"{path}: channel {number} is lead {' and lead '.join(known)} at once, by {words}", "lead names"

@@ -24,9 +24,9 @@ _MOST_LEADS, _MOST_SAMPLES = 64, 1 << 21
 _DEFAULT_TABLE = 19999
 
 # Lead codes of EN 1064 with a name that this package has.
-_LEADS = dict(zip((1, 2, 61, 62, 63, 64, 3, 4, 5, 6, 7, 8), STANDARD_LEADS, strict=True))
-_LEADS |= {9: "V7", 10: "V2R", 11: "V3R", 12: "V4R", 13: "V5R", 14: "V6R", 15: "V7R", 16: "X", 17: "Y", 18: "Z"}
-_LEADS |= {66: "V8", 67: "V9", 68: "V8R", 69: "V9R"}
+LEADS = dict(zip((1, 2, 61, 62, 63, 64, 3, 4, 5, 6, 7, 8), STANDARD_LEADS, strict=True))
+LEADS |= {9: "V7", 10: "V2R", 11: "V3R", 12: "V4R", 13: "V5R", 14: "V6R", 15: "V7R", 16: "X", 17: "Y", 18: "Z"}
+LEADS |= {65: "-aVR", 66: "V8", 67: "V9", 68: "V8R", 69: "V9R"}
 _AGE_YEARS = {1: 1.0, 2: 1 / 12, 3: 7 / 365.25, 4: 1 / 365.25, 5: 1 / 8766}
 _OLDEST = 150
 
@@ -107,7 +107,7 @@ class _Reader:
         age, sex, time = self._patient()
         return Channels(
             path=self.path,
-            names=[_LEADS.get(lead.code, f"SCP lead {lead.code}") for lead in leads],
+            names=[LEADS.get(lead.code, f"SCP lead {lead.code}") for lead in leads],
             samples=[_narrow(row) for row in rhythm.rows],
             gain=[1000 / nanovolts] * len(leads),
             baseline=[0.0] * len(leads),
@@ -339,4 +339,4 @@ def _narrow(row: np.ndarray) -> np.ndarray:
     return row.astype(np.int16 if fits else np.int32)
 
 
-__all__ = ["read_scp"]
+__all__ = ["LEADS", "read_scp"]

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..feature_extraction_ecgfm import STANDARD_LEADS
 from .channels import Channels
-from .record import ECGReadError, read_whole_file
+from .record import ECGReadError, read_whole_file, standard_or_own_name
 
 LARGEST_XML = 1 << 25  # bytes
 MOST_LEADS = 64
@@ -254,7 +254,17 @@ def _sierra_samples(
 
 
 def _xli_leads(path: str, content: bytes, names: Sequence[str], length: int) -> np.ndarray:
-    """Return the leads of Philips's XLI compression: a chunk a lead, of second differences in LZW codes."""
+    """
+    Return the leads of Philips's XLI compression: a chunk a lead, of second differences in LZW codes.
+
+    The third to sixth lead are what the first two do not explain of them, so they must be the limb leads.
+    """
+    limbs = STANDARD_LEADS[:6]
+    if tuple(map(standard_or_own_name, names[:6])) != limbs:
+        raise ECGReadError(
+            f"{path}: found XLI compression of the leads {', '.join(names[:6])}, expected {', '.join(limbs)} first",
+            "lead names",
+        )
     rows: list[np.ndarray] = []
     for chunk, first in _xli_chunks(content):
         name = names[len(rows)]
@@ -272,12 +282,11 @@ def _xli_leads(path: str, content: bytes, names: Sequence[str], length: int) -> 
             break
     else:
         raise ECGReadError(f"{path}: found {len(rows)} compressed leads, expected {len(names)}")
-    if tuple(names[:6]) == STANDARD_LEADS[:6]:  # four limb leads are what I and II do not explain of them
-        one, two = rows[0], rows[1]
-        rows[2] = two - one - rows[2]
-        rows[3] = -rows[3] - (one + two) // 2
-        rows[4] = (one - rows[2]) // 2 - rows[4]
-        rows[5] = (two + rows[2]) // 2 - rows[5]
+    one, two = rows[0], rows[1]
+    rows[2] = two - one - rows[2]
+    rows[3] = -rows[3] - (one + two) // 2
+    rows[4] = (one - rows[2]) // 2 - rows[4]
+    rows[5] = (two + rows[2]) // 2 - rows[5]
     for name, row in zip(names, rows, strict=True):
         if not -(2**15) <= row.min() <= row.max() < 2**15:
             raise ECGReadError(f"{path}: lead {name}: compressed samples of more than 16 bits, a damaged file")
@@ -339,7 +348,7 @@ def read_cardiosoft(path: str) -> Channels:
     if declared and number_in(path, "NumberOfLeads", declared) != len(leads):
         raise ECGReadError(f"{path}: found {len(leads)} leads, expected {declared} by NumberOfLeads")
     step = number_in(path, "Resolution", _text(resolution))
-    observed = root.find("ObservationDateTime")
+    observed, age = root.find("ObservationDateTime"), root.find("PatientInfo/Age")
     parts = [_text(observed, name).zfill(2) for name in ("Year", "Month", "Day", "Hour", "Minute", "Second")]
     return _text_channels(
         path,
@@ -349,7 +358,7 @@ def read_cardiosoft(path: str) -> Channels:
         step,
         "uV",
         number_in(path, "SampleRate", _text(rate)),
-        age=_age(_text(root, "PatientInfo/Age")),
+        age=None if age is None or age.get("units", "years").lower() not in ("years", "year") else _age(_text(age)),
         sex=_sex(_text(root, "PatientInfo/Gender")),
         time=_time(" ".join(parts), "%Y %m %d %H %M %S"),
     )
