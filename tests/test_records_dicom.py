@@ -192,7 +192,8 @@ def test_other_leads_are_never_taken_for_standard_ones(small, tmp_path, scheme):
     source = lead.ChannelSourceSequence[0]
     for number, meaning, name in (
         *((24, "Lead I (Frank)", "Lead I (Frank)"), (65, "Lead -aVR", "-aVR"), (10, "Lead V2R", "V2R")),
-        *((2, "Lead II (Goldberger)", "II"), (0, "Lead II", "II"), (31, "Derived Lead I", "Derived Lead I")),
+        *((2, "Lead II (Goldberger)", "II"), (0, "Lead II", "II"), (32, "Lead II", "II")),
+        (31, "Derived Lead I", "Derived Lead I"),
     ):
         source.CodeValue, source.CodeMeaning = f"{scheme}{number}", meaning
         assert read_ecg(saved(small, tmp_path)).lead_names[1] == name

@@ -45,6 +45,8 @@ _SHORTEST_PADDING = 10  # samples; fewer equal samples at an end occur in sound 
 _MISSING = -(2**31)
 # ISO/IEEE 11073-10101 (MDC) and SCP-ECG (EN 1064) number the leads alike: "2:61" and "5.6.3-9-61" are lead III.
 _LEAD_CODE = re.compile(r"(?:2:|5\.6\.3-9-)(\d{1,3})", re.ASCII)
+# Of no lead in particular, or of a standard lead that was computed from others: the channel's words decide.
+_OPEN_LEAD_NUMBERS = {0, *range(31, 39), *range(111, 115)}
 # What may stand behind the name of a standard lead. "Lead I (Frank)" is another lead than I.
 _EPONYM = re.compile(r"\s*\((?:Einthoven|Goldberger|Wilson)\)\s*$", re.IGNORECASE)
 
@@ -198,16 +200,16 @@ def _lead_name(path: str, number: int, channel: "Dataset") -> str:
     words = [text for text in (_EPONYM.sub("", meaning).strip(), str(channel.get("ChannelLabel") or ""), code) if text]
     known = {}
     coded = _LEAD_CODE.fullmatch(code)
-    number_of_lead = int(coded[1]) if coded else 0  # which is an unspecified lead
-    if number_of_lead in LEADS:
-        known[LEADS[number_of_lead]] = code
+    lead_number = int(coded[1]) if coded else 0
+    if lead_number in LEADS:
+        known[LEADS[lead_number]] = code
     for text in words:
         try:
             known[canonical_lead_name(text)] = text
         except ValueError:
             continue
-    if number_of_lead and number_of_lead not in LEADS and known.keys() & set(STANDARD_LEADS):
-        known[f"number {number_of_lead} of EN 1064"] = code
+    if lead_number not in {*LEADS, *_OPEN_LEAD_NUMBERS} and known.keys() & set(STANDARD_LEADS):
+        known[f"number {lead_number} of EN 1064"] = code
     if len(known) > 1:
         raise ECGReadError(
             f"{path}: channel {number} is lead {' and lead '.join(known)} at once, by {words}", "lead names"
