@@ -82,6 +82,16 @@ def test_an_age_in_another_unit_than_years_is_unknown_in_cardiosoft(tmp_path, un
     assert read_ecg(put(tmp_path / "a.xml", content)).age == age
 
 
+@pytest.mark.parametrize(
+    ("age", "unit", "years"),
+    [("30", "YEARS", 30), ("58", "MONTHS", 58 / 12), ("5", "WEEKS", 35 / 365.25), ("3", "days", 3 / 365.25)],
+)
+def test_ages_of_infants_are_fractions_of_a_year_in_muse(tmp_path, age, unit, years):
+    content = device_files.muse(X[:8]).replace(b"<PatientAge>67<", f"<PatientAge>{age}<".encode())
+    content = content.replace(b"<AgeUnits>YEARS<", f"<AgeUnits>{unit}<".encode())
+    assert read_ecg(put(tmp_path / "a.xml", content)).age == pytest.approx(years, abs=1e-12)
+
+
 def test_calibrations_and_rates_of_device_files_are_exact(tmp_path):
     path = tmp_path / "a"
     put(path, device_files.edf(X, unit="mV", physical=(-5, 11.384), digital=(0, 16384), rate=500, seconds=0.5))

@@ -11,6 +11,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 from xml.etree.ElementTree import Element
 
@@ -22,6 +23,7 @@ from .record import ECGReadError, read_bytes, regular_file_size
 from .xml_formats import number_in, parse_xml
 
 _OLDEST = 150
+_AGES_PER_YEAR = {"MONTHS": 12, "WEEKS": 365.25 / 7, "DAYS": 365.25, "HOURS": 8766}
 # In bytes of one each; in UTF-16 there are zeros between them.
 _UTF_16 = re.compile(rb"(?:\xef\xbb\xbf)?\s*<\?xml[^>]*?encoding\s*=\s*[\"']utf-16[^>]*\?>", re.IGNORECASE)
 
@@ -40,8 +42,14 @@ _HARMLESS = re.compile(
 
 def read_muse(path: str, checksums: str = "verify") -> Channels:
     """Read the leads of a GE MUSE XML file as they are stored; none is computed from others."""
-    _check_muse_rates(path, parse_xml(path))
-    return _channels(path, _parse(path, "MUSE XML", "GEMuseXMLParser", checksums), _stated_rate)
+    root = parse_xml(path)
+    _check_muse_rates(path, root)
+    channels = _channels(path, _parse(path, "MUSE XML", "GEMuseXMLParser", checksums), _stated_rate)
+    number, unit = (root.findtext(f"PatientDemographics/{name}", "").strip() for name in ("PatientAge", "AgeUnits"))
+    per_year = _AGES_PER_YEAR.get(unit.upper())
+    if channels.age is not None and per_year is not None and re.fullmatch(r"\d{1,6}", number, re.ASCII):
+        return replace(channels, age=int(number) / per_year)  # ecgdatakit gives whole years
+    return channels
 
 
 def read_aecg(path: str) -> Channels:
