@@ -419,3 +419,9 @@ def test_samples_that_were_never_written_are_refused(tmp_path):
         file["exam_id"] = np.arange(1, 4)
         file.create_dataset("tracings", (3, 4096, 12), "f4")
     refused(path, "/tracings was never written", exam_id=1)
+
+
+def test_a_watch_export_with_decimal_commas_is_refused_also_where_its_last_line_is_cut(tmp_path):
+    head = b"Sample Rate,512 hertz\nLead,Lead I\nUnit,\xc2\xb5V\n\n"
+    assert read_ecg(put(tmp_path / "a.csv", head + b"-1.5\n2.5\n")).samples.tolist() == [[-1.5, 2.5]]
+    refused(put(tmp_path / "b.csv", head + b"-1,5\n2,5\n-7"), "found lines of two numbers")

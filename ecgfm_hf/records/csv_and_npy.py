@@ -66,17 +66,19 @@ def read_text_table(
             values.extend(_numbers(path, 1, header, first, columns))
         else:
             columns = _columns(path, header, lead_names)
-        is_after_gap = False
-        gaps: list[int] = []
-        others = 0
+        first_gap, adjacent, is_after_gap = 0, 0, False
         for row in rows:
             if row:
                 values.extend(_numbers(path, rows.line_num, header, row, columns))
-                gaps += [rows.line_num - 1] if is_after_gap else []
-                others += not is_after_gap
+                if is_after_gap:
+                    first_gap = first_gap or rows.line_num - 1
+                else:
+                    adjacent += 1
             is_after_gap = not row
-        if gaps and others > 1:  # an empty line between any two is an old fault of writers on Windows
-            raise ECGReadError(f"{path}: line {gaps[0]} is empty, and samples follow: expected one recording in a file")
+        if first_gap and adjacent > 1:  # writers on Windows may put an empty line behind every line
+            raise ECGReadError(
+                f"{path}: line {first_gap} is empty, and samples follow: expected one recording in a file"
+            )
         _refuse_cut(path, text)
     except UnicodeDecodeError as error:
         raise ECGReadError(f"{path}: not text in UTF-8 ({error})") from error

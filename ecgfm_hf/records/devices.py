@@ -19,8 +19,8 @@ import numpy as np
 
 from ..utils.files import private_folder
 from .channels import Channels, Fault
-from .record import ECGReadError, read_bytes, regular_file_size
-from .xml_formats import number_in, parse_xml
+from .record import ECGReadError, read_whole_file
+from .xml_formats import LARGEST_XML, number_in, parse_xml
 
 _OLDEST = 150
 _AGES_PER_YEAR = {"MONTHS": 12, "WEEKS": 365.25 / 7, "DAYS": 365.25, "HOURS": 8766}
@@ -125,7 +125,7 @@ def _as_declared(path: str) -> Iterator[str]:
 
     .NET declares UTF-16 in text that is then saved as UTF-8.
     """
-    content = read_bytes(path, regular_file_size(path))
+    content = read_whole_file(path, LARGEST_XML, "XML")
     declared = _UTF_16.match(content)
     if declared is None:
         yield path
